@@ -1,0 +1,39 @@
+# Set-up happens here and nowhere else. PYTHON=python3.12 make run picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup run test lint clean
+
+help:
+	@echo "make run    set up .venv and embed the demo proteins (results/demo)"
+	@echo "make test   set up .venv and run the tests"
+	@echo "make lint   ruff, snakefmt, snakemake --lint"
+	@echo "make setup  set up .venv only"
+	@echo "make clean  remove .venv; results stay"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "seqpack needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(READY)
+	snakemake --cores all
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,51 @@
+"""What every command-line program does alike: log first, one clear error, an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from seqpack.errors import SeqpackError
+
+log = logging.getLogger("seqpack")
+
+
+def start_log() -> None:
+    """Send log lines to standard error; a workflow redirects that to the rule's log file."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def run(work: Callable[[], object]) -> int:
+    """Do the work and return the program's exit code.
+
+    A SeqpackError or an error of the operating system (disk full, no permission) is told in one line;
+    anything else is a defect of seqpack and keeps its traceback.
+    """
+    try:
+        work()
+    except SeqpackError as error:
+        log.error("%s", error)
+        return 1
+    except OSError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer not below `minimum`."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < minimum:
+            raise ArgumentTypeError(f"{value} is below {minimum}")
+        return value
+
+    return integer

@@ -1,0 +1,95 @@
+"""Which device and which precision a worker uses. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+from typing import TYPE_CHECKING
+
+from seqpack.errors import SeqpackError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs this process may use, as indices or UUIDs; empty if there are none.
+
+    CUDA_VISIBLE_DEVICES decides if it is set; else nvidia-smi is asked, so that torch need not be
+    imported. CUDA ignores the list from its first invalid entry on; "-1" is the usual way to say none.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        names = [name.strip() for name in listed.split(",")]
+        valid = []
+        for name in names:
+            if not name or name.startswith("-"):
+                break
+            valid.append(name)
+        return valid
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
+    return [str(number) for number, line in enumerate(line for line in lines if line.startswith("GPU "))]
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raises:
+        SeqpackError: cuda was asked for and torch sees no CUDA device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise SeqpackError(
+            f"device is cuda, but torch {torch.__version__} (built with {built}) sees no CUDA device "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); use device=auto or cpu"
+        )
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Turn `auto` into bfloat16 where the device computes it natively, else float32.
+
+    On a CPU without bfloat16 instructions bfloat16 is slower than float32 (docs/performance.md), so it
+    is chosen only where the processor has AVX512-BF16 or AMX. On CUDA it needs compute capability 8.0.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Return the device's name, and for a GPU its UUID, for the status JSON."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {"device": properties.name, "device_uuid": str(properties.uuid)}
+    return {"device": str(torch.cpu.get_capabilities().get("cpu_name", "CPU")), "device_uuid": ""}
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most memory used so far, in bytes: of the process, and on the GPU."""
+    import torch
+
+    peak = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peak["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak

@@ -1,0 +1,92 @@
+"""Reading embeddings.h5 in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seqpack.errors import SeqpackError
+from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT_VERSION = 1
+
+
+def open_embeddings(path: str | Path) -> Embeddings:
+    """Open an `embeddings.h5`; the vectors stay on disk and are read as they are asked for.
+
+    Raises:
+        SeqpackError: absent, truncated, or not written by seqpack's merge.
+    """
+    return Embeddings(Path(path))
+
+
+class Embeddings:
+    """The embeddings of a FASTA file, in its order.
+
+    `e[3]` and `e[-1]` are vectors, float32 (hidden_dim,); `e[10:20]` and `e[[1, 5]]` are arrays,
+    float32 (n, hidden_dim). `e["id"]` is the vector of that record; if several records bear the id,
+    an array (n, hidden_dim) of all of them, in the order of the FASTA.
+
+    Attributes:
+        ids: the records' ids, a list of str (a copy of the file's; made when first asked for).
+        lengths: int32 (n,), residues in each record's sequence, before any truncation.
+        array: float32 (n, hidden_dim), a read-only memory map of all embeddings.
+        attrs: the file's attributes as a dict: model, fingerprint, policies, source.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open_hdf5(path, "embeddings file") as file:
+            self.attrs: dict[str, Any] = read_attributes(file)
+            version = self.attrs.get("embeddings_format")
+            if version != FORMAT_VERSION:
+                found = "is not a seqpack embeddings file" if version is None else f"has format {version}"
+                raise SeqpackError(f"{path}: {found}; this version reads format {FORMAT_VERSION}")
+            self.array: np.ndarray = map_dataset(path, file["embeddings"])
+            self.lengths: np.ndarray = file["lengths"][:]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        with open_hdf5(self.path, "embeddings file") as file:
+            return file["sequence_ids"].asstr()[:].tolist()
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, id_ in enumerate(self.ids):
+            rows.setdefault(id_, []).append(row)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (np.array(row) for row in self.array)
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._rows
+
+    def __getitem__(self, key: str | int | slice | list[int] | np.ndarray) -> np.ndarray:
+        if isinstance(key, str):
+            if key not in self._rows:
+                raise KeyError(f"no record has the id {key!r} in {self.path}")
+            rows = self._rows[key]
+            return np.array(self.array[rows[0] if len(rows) == 1 else rows])
+        return np.array(self.array[key])
+
+    def __repr__(self) -> str:
+        warning = f", {self.attrs['warning']}" if self.attrs.get("warning") else ""
+        return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}{warning}>"
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return all embeddings as a DataFrame: one row a record, the ids as its index. Loads everything."""
+        import pandas
+
+        return pandas.DataFrame(np.array(self.array), index=pandas.Index(self.ids, name="id"))

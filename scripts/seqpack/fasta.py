@@ -1,0 +1,190 @@
+"""Reading FASTA: plain, gzip, bgzip or zstd, in blocks of whole records."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from seqpack.errors import SeqpackError
+
+BLOCK_BYTES = 8 << 20
+READ_BYTES = 1 << 20
+
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x89HDF": "HDF5"}
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class FastaRecord:
+    """One record as it stands in the file: `id` ends at the first white space of the header."""
+
+    number: int  # 1 for the first record of the file
+    id: str
+    description: str
+    body: bytes  # the lines under the header, line ends included
+
+
+class FastaFile:
+    """A FASTA file to be read once, which knows its size and digest when it has been read.
+
+    Attributes after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.size = 0
+        self.sha256 = ""
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[list[FastaRecord]]:
+        """Yield lists of consecutive records, about `block_bytes` of text each.
+
+        Memory is bounded by the block and the longest record.
+
+        Raises:
+            SeqpackError: unreadable, empty, truncated, compressed by an unknown program, or not FASTA.
+        """
+        pending = bytearray()
+        next_number = 1
+        looked_to = 0  # a record longer than a block is searched once, not once a chunk
+        for chunk in self._text(min(READ_BYTES, block_bytes)):
+            pending += chunk
+            if next_number == 1:
+                _drop_before_first_record(self.path, pending)
+            if len(pending) < block_bytes:
+                continue
+            cut = pending.rfind(b"\n>", looked_to)
+            if cut < 0:
+                looked_to = len(pending) - 1
+                continue
+            records = self._split(bytes(pending[:cut]), next_number)
+            del pending[: cut + 1]
+            next_number += len(records)
+            looked_to = 0
+            yield records
+        if not pending:
+            raise SeqpackError(f"{self.path}: the file is empty; expected FASTA records")
+        yield self._split(bytes(pending), next_number)
+
+    def _split(self, text: bytes, first_number: int) -> list[FastaRecord]:
+        records = []
+        for number, part in enumerate(text[1:].split(b"\n>"), start=first_number):
+            header, _, body = part.partition(b"\n")
+            id_, description = self._split_header(header, number)
+            records.append(FastaRecord(number, id_, description, body))
+        return records
+
+    def _split_header(self, header: bytes, number: int) -> tuple[str, str]:
+        header = header.rstrip(b"\r")
+        if b"\0" in header:
+            raise SeqpackError(
+                f"{self.path}: record {number}: the header holds a NUL byte; this is binary data, not FASTA"
+            )
+        if b"\r" in header:
+            raise SeqpackError(
+                f"{self.path}: record {number}: lines end in a lone carriage return (old Mac text); "
+                "convert the file, e.g. tr '\\r' '\\n' < old.fasta > new.fasta"
+            )
+        # bytes.split knows ASCII white space only, so an id may hold any other character.
+        words = header.split(None, 1)
+        id_ = _decode(words[0]) if words else ""
+        description = _decode(words[1].rstrip()) if len(words) > 1 else ""
+        return id_, description
+
+    def _text(self, read_bytes: int) -> Iterator[bytes]:
+        """Yield the decompressed bytes, hashing the stored ones on the way."""
+        try:
+            with self.path.open("rb") as raw:
+                source = _HashingReader(raw)
+                file = io.BufferedReader(source, READ_BYTES)
+                magic = file.peek(8)[:8]
+                if magic.startswith(GZIP_MAGIC):
+                    yield from _read_gzip(file, read_bytes)
+                elif magic.startswith(ZSTD_MAGIC):
+                    yield from _read_zstd(file)
+                else:
+                    for other, name in OTHER_MAGICS.items():
+                        if magic.startswith(other):
+                            raise SeqpackError(
+                                f"{self.path}: this is {name} data; give plain, gzip, bgzip or zstd FASTA"
+                            )
+                    while chunk := file.read(read_bytes):
+                        yield chunk
+                self.size, self.sha256 = source.size, source.digest.hexdigest()
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+            raise SeqpackError(
+                f"{self.path}: the compressed data are truncated or damaged ({error}); copy or download the file again"
+            ) from error
+        except OSError as error:
+            raise SeqpackError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
+
+class _HashingReader(io.RawIOBase):
+    """Pass bytes through, keeping their count and SHA-256."""
+
+    def __init__(self, raw: io.BufferedReader):
+        self.raw = raw
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        count = self.raw.readinto(buffer)
+        self.size += count
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+
+def _read_gzip(file: io.BufferedReader, read_bytes: int) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as stream:  # bgzip is gzip in many members, which GzipFile joins
+        while chunk := stream.read(read_bytes):
+            yield chunk
+
+
+def _read_zstd(file: io.BufferedReader) -> Iterator[bytes]:
+    # zstandard's stream_reader ends a truncated frame silently; a decompression object tells.
+    frame = None
+    while data := file.read(READ_BYTES // 8):
+        while data:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(data)
+            data = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("the last zstd frame has no end")
+
+
+def _decode(header: bytes) -> str:
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError:
+        return header.decode("latin-1")  # every byte is legal there, so no header is ever refused
+
+
+def _drop_before_first_record(path: Path, pending: bytearray) -> None:
+    """Drop a byte order mark and blank lines, so that `pending` is empty or begins with '>'."""
+    if pending.startswith(b">"):
+        return
+    text = bytes(pending).removeprefix(UTF8_BOM).lstrip()
+    if not text or text.startswith(b">"):
+        pending[:] = text
+        return
+    first_line = text[:20].split(b"\n")[0].rstrip()
+    if not first_line.isascii() or not first_line.decode("ascii").isprintable():
+        reason = "this is binary data"
+    elif first_line.startswith(b"@"):
+        reason = "it begins with '@', as FASTQ does; convert it to FASTA"
+    else:
+        reason = f"the first line begins with {first_line.decode('ascii')!r}, not with '>'"
+    raise SeqpackError(f"{path}: not a FASTA file: {reason}")

@@ -1,0 +1,46 @@
+"""HDF5 datasets as memory maps, and errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from seqpack.errors import SeqpackError
+
+STRINGS = h5py.string_dtype("utf-8")
+
+
+def open_hdf5(path: Path, what: str) -> h5py.File:
+    """Open an HDF5 file for reading.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message ("index", "shard", ...).
+
+    Raises:
+        SeqpackError: absent, not HDF5, or truncated.
+    """
+    if not path.is_file():
+        raise SeqpackError(f"{path}: no such {what}")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise SeqpackError(f"{path}: not a readable HDF5 {what}, or truncated: {error}") from error
+
+
+def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Return a read-only memory map of a contiguous dataset (an empty array if it has no elements)."""
+    offset = dataset.id.get_offset()
+    if dataset.size == 0:
+        return np.empty(dataset.shape, dataset.dtype)
+    if offset is None:
+        raise SeqpackError(f"{path}: dataset {dataset.name} is not contiguous; was the file rewritten by another tool?")
+    return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """Return the file's attributes as plain Python values."""
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}

@@ -1,0 +1,298 @@
+"""Building the index: one streaming pass over the FASTA, then a sort.
+
+The pass spills tokens, ids and descriptions to unnamed temporary files and keeps about 40 bytes a
+record in memory; duplicates and order are then found by sorting those small columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+
+import seqpack
+from seqpack.errors import SeqpackError
+from seqpack.fasta import FastaFile, FastaRecord
+from seqpack.files import whole_or_absent
+from seqpack.index import FORMAT_VERSION, Fate
+from seqpack.letters import LetterCounts, ProteinLetters
+from seqpack.plan import choose_pack_tokens, plan_packs
+
+DIGEST_BYTES = 16
+COPY_BYTES = 16 << 20
+LONG_SEQUENCES = ("truncate", "reject")
+MAX_MAX_LENGTH = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LengthPolicy:
+    """What is done with sequences longer than `max_length` residues: truncate or reject."""
+
+    long_sequences: str = "truncate"
+    max_length: int = 1022
+
+    def __post_init__(self) -> None:
+        if self.long_sequences not in LONG_SEQUENCES:
+            raise SeqpackError(f"long_sequences must be one of {', '.join(LONG_SEQUENCES)}, not {self.long_sequences}")
+        if not 1 <= self.max_length <= MAX_MAX_LENGTH:
+            raise SeqpackError(f"max_length must be 1 to {MAX_MAX_LENGTH} residues, not {self.max_length}")
+
+
+@dataclass
+class _Spill:
+    """A growing column of variable-length values: bytes on disk, their lengths in memory."""
+
+    file: IO[bytes]
+    lengths: list[np.ndarray] = field(default_factory=list)
+
+    def append(self, values: list[bytes]) -> None:
+        self.file.write(b"".join(values))
+        self.lengths.append(np.fromiter(map(len, values), np.int64, len(values)))
+
+    def offsets(self) -> np.ndarray:
+        """Return int64 (n + 1,)."""
+        return _offsets(np.concatenate(self.lengths))
+
+    def mapped(self) -> np.ndarray:
+        """Return all bytes (uint8) as a memory map."""
+        self.file.flush()
+        size = self.file.tell()
+        return np.memmap(self.file, np.uint8, mode="r", shape=(size,)) if size else np.empty(0, np.uint8)
+
+
+@dataclass
+class _Records:
+    """What the pass has kept of the records, in input order."""
+
+    ids: _Spill
+    descriptions: _Spill
+    tokens: _Spill
+    lengths: list[np.ndarray] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+
+def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> None:
+    """Write `index.h5` (see `seqpack.index`) from a FASTA file.
+
+    Args:
+        fasta: plain, gzip, bgzip or zstd.
+        output: the index; appears only when it is whole.
+        model: the model's name, recorded for the later stages.
+        policy: what is done with long sequences.
+
+    Raises:
+        SeqpackError: input that can't be used; names the file, the record number and the id.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    source = FastaFile(fasta)
+    letters = ProteinLetters()
+    with (
+        tempfile.TemporaryFile(dir=output.parent) as ids,
+        tempfile.TemporaryFile(dir=output.parent) as descriptions,
+        tempfile.TemporaryFile(dir=output.parent) as tokens,
+    ):
+        records = _Records(_Spill(ids), _Spill(descriptions), _Spill(tokens))
+        for block in source.blocks():
+            _take(records, block, letters, policy, fasta)
+        with whole_or_absent(output) as temporary:
+            with h5py.File(temporary, "w") as file:
+                _write(file, records, source, letters, policy, model)
+
+
+def _take(
+    records: _Records, block: list[FastaRecord], letters: ProteinLetters, policy: LengthPolicy, fasta: Path
+) -> None:
+    cls, eos = bytes([letters.tokenizer.cls]), bytes([letters.tokenizer.eos])
+    kept = policy.max_length
+    tokens, lengths = [], []
+    for record in block:
+        try:
+            residues = letters.tokens(record.body)
+        except SeqpackError as error:
+            raise SeqpackError(f"{fasta}: record {record.number} ({record.id!r}): {error}") from None
+        records.digests.append(hashlib.blake2b(residues, digest_size=DIGEST_BYTES).digest())
+        lengths.append(len(residues))
+        tokens.append(cls + residues[:kept] + eos)
+    records.tokens.append(tokens)
+    records.lengths.append(np.array(lengths, np.int32))
+    records.ids.append([record.id.encode() for record in block])
+    records.descriptions.append([record.description.encode() for record in block])
+
+
+def _write(
+    file: h5py.File, records: _Records, source: FastaFile, letters: ProteinLetters, policy: LengthPolicy, model: str
+) -> None:
+    lengths = np.concatenate(records.lengths)
+    digests = np.frombuffer(b"".join(records.digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    records.digests.clear()
+    too_long = lengths > policy.max_length
+    rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
+    if rejected.all():
+        raise SeqpackError(
+            f"{source.path}: all {len(lengths)} records are longer than max_length={policy.max_length} and rejected; "
+            "nothing is left to embed"
+        )
+    record_offsets = records.tokens.offsets()
+    first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
+
+    fates = np.full(len(lengths), Fate.DUPLICATE, np.uint8)
+    fates[first_records] = np.where(too_long[first_records], Fate.TRUNCATED, Fate.EMBEDDED)
+    fates[rejected] = Fate.REJECTED
+
+    token_offsets = _offsets(np.diff(record_offsets)[first_records])
+    pack_tokens = choose_pack_tokens(int(token_offsets[-1]))
+    pack_offsets = plan_packs(token_offsets, pack_tokens)
+
+    file["record_id_offsets"] = records.ids.offsets()
+    file["record_description_offsets"] = records.descriptions.offsets()
+    file["record_lengths"] = lengths
+    file["record_fates"] = fates
+    file["record_rows"] = rows
+    file["token_offsets"] = token_offsets
+    file["sequence_digests"] = digests[first_records]
+    file["sequence_records"] = first_records
+    file["pack_offsets"] = pack_offsets
+    _copy(file, "record_ids", records.ids.mapped())
+    _copy(file, "record_descriptions", records.descriptions.mapped())
+    checksums = _write_tokens(file, records.tokens.mapped(), record_offsets, first_records, token_offsets, pack_offsets)
+    file["pack_checksums"] = checksums
+
+    counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
+    policies = {
+        "tokenizer": letters.tokenizer.name,
+        "letter_policy": letters.policy,
+        "long_sequences": policy.long_sequences,
+        "max_length": policy.max_length,
+        "pack_tokens": pack_tokens,
+    }
+    totals = {
+        "num_records": len(lengths),
+        "num_sequences": len(first_records),
+        "num_tokens": int(token_offsets[-1]),
+        "num_residues": int(token_offsets[-1]) - 2 * len(first_records),
+        "num_packs": len(pack_offsets) - 1,
+    }
+    file.attrs.update(
+        {
+            "index_format": FORMAT_VERSION,
+            "seqpack_version": seqpack.__version__,
+            "model": model,
+            "source_path": str(source.path),
+            "source_size": source.size,
+            "source_sha256": source.sha256,
+            **policies,
+            "letter_counts": json.dumps(asdict(letters.counts)),
+            "fate_counts": json.dumps(counts),
+            **totals,
+            "index_digest": _digest(file, policies),
+        }
+    )
+    _report(source, totals, counts, letters.counts, policy)
+
+
+def unique_sequences(
+    digests: np.ndarray, num_tokens: np.ndarray, rejected: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the unique sequences among the records and put them in order.
+
+    Args:
+        digests: uint8 (num_records, 16), of the cleaned sequences.
+        num_tokens: int64 (num_records,), tokens kept of each.
+        rejected: bool (num_records,), records that get no row.
+
+    Returns:
+        first_records: int64 (num_sequences,), the first record of each unique sequence, by
+            descending number of tokens, ties by first appearance.
+        rows: int64 (num_records,), each record's position in `first_records`; -1 if rejected.
+    """
+    candidates = np.flatnonzero(~rejected)
+    high, low = np.ascontiguousarray(digests[candidates]).view(">u8").T
+    by_digest = np.lexsort((low, high))  # stable: equal digests stay in input order
+    high, low, sorted_records = high[by_digest], low[by_digest], candidates[by_digest]
+    is_first = np.ones(len(candidates), bool)
+    is_first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    firsts = sorted_records[is_first]
+    order = np.lexsort((firsts, -num_tokens[firsts]))
+    row_of_group = np.empty(len(firsts), np.int64)
+    row_of_group[order] = np.arange(len(firsts))
+    rows = np.full(len(rejected), -1, np.int64)
+    rows[sorted_records] = row_of_group[np.cumsum(is_first) - 1]
+    return firsts[order].astype(np.int64), rows
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _copy(file: h5py.File, name: str, values: np.ndarray) -> None:
+    dataset = file.create_dataset(name, values.shape, values.dtype)
+    for start in range(0, len(values), COPY_BYTES):
+        dataset[start : start + COPY_BYTES] = values[start : start + COPY_BYTES]
+
+
+def _write_tokens(
+    file: h5py.File,
+    spilled: np.ndarray,
+    record_offsets: np.ndarray,
+    first_records: np.ndarray,
+    token_offsets: np.ndarray,
+    pack_offsets: np.ndarray,
+) -> np.ndarray:
+    """Gather the unique sequences' tokens in order, pack by pack; return the packs' checksums."""
+    dataset = file.create_dataset("tokens", (int(token_offsets[-1]),), np.uint8)
+    view = memoryview(spilled)
+    starts, ends = record_offsets[first_records], record_offsets[first_records + 1]
+    checksums = np.empty(len(pack_offsets) - 1, np.uint32)
+    for pack, (first, last) in enumerate(zip(pack_offsets[:-1], pack_offsets[1:], strict=True)):
+        spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
+        tokens = b"".join([view[start:end] for start, end in spans])
+        checksums[pack] = zlib.crc32(tokens)
+        dataset[token_offsets[first] : token_offsets[last]] = np.frombuffer(tokens, np.uint8)
+    return checksums
+
+
+def _digest(file: h5py.File, policies: dict[str, object]) -> str:
+    """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed."""
+    digest = hashlib.sha256(json.dumps({"index_format": FORMAT_VERSION, **policies}, sort_keys=True).encode())
+    for name in sorted(file):
+        if name != "tokens":  # sequence_digests and pack_checksums stand for them
+            digest.update(name.encode())
+            for values in _blocks(file[name]):
+                digest.update(values)
+    return digest.hexdigest()
+
+
+def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    for start in range(0, len(dataset), COPY_BYTES):
+        yield np.ascontiguousarray(dataset[start : start + COPY_BYTES])
+
+
+def _report(
+    source: FastaFile, totals: dict[str, int], fates: dict[str, int], letters: LetterCounts, policy: LengthPolicy
+) -> None:
+    log.info(
+        "%s: %d records, %d unique sequences, %d tokens in %d packs",
+        *(source.path, totals["num_records"], totals["num_sequences"], totals["num_tokens"], totals["num_packs"]),
+    )
+    log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))
+    for change, count in asdict(letters).items():
+        if count:
+            log.warning("letters: %s: %d", change, count)
+    for fate in ("truncated", "rejected"):
+        if fates[fate]:
+            log.warning(
+                "%d records are longer than max_length=%d residues and were %s", fates[fate], policy.max_length, fate
+            )

@@ -1,0 +1,189 @@
+"""The merge: verified shards to one file in the order of the FASTA, a table of fates, a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+import seqpack
+from seqpack.embeddings import FORMAT_VERSION
+from seqpack.files import sha256_of_file, whole_or_absent
+from seqpack.hdf5 import STRINGS
+from seqpack.index import Index, open_index
+from seqpack.records import write_records
+from seqpack.verify import VerifiedShard, verify_shards
+
+BLOCK_BYTES = 64 << 20
+ID_BLOCK = 65536
+PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
+
+# What embeddings.h5 repeats of the index's attributes.
+INDEX_ATTRIBUTES = (
+    "source_path",
+    "source_size",
+    "source_sha256",
+    "tokenizer",
+    "letter_policy",
+    "letter_counts",
+    "long_sequences",
+    "max_length",
+    "fate_counts",
+    "num_records",
+    "num_sequences",
+)
+
+log = logging.getLogger(__name__)
+
+
+def merge_shards(
+    index_path: Path,
+    shard_paths: list[Path],
+    status_paths: list[Path],
+    output: Path,
+    records: Path,
+    manifest: Path,
+) -> None:
+    """Verify the shards and write the three results; a failed check writes nothing.
+
+    Args:
+        index_path: the index the shards were made from.
+        shard_paths, status_paths: one of each per rank, in the same order.
+        output: embeddings.h5 to write.
+        records: records.tsv.gz to write.
+        manifest: manifest.json to write.
+
+    Raises:
+        SeqpackError: a check failed; names the shard and what is wrong.
+    """
+    index = open_index(index_path)
+    start = time.perf_counter()
+    shards = verify_shards(index, shard_paths, status_paths)
+    verified = time.perf_counter()
+    kept = np.flatnonzero(index.record_rows >= 0)
+    # The outermost file gets its name last: if embeddings.h5 is there, so are the others.
+    with whole_or_absent(output) as new_output, whole_or_absent(manifest) as new_manifest, whole_or_absent(records) as new_records:
+        digest = _write_embeddings(new_output, index, shards, kept)
+        write_records(new_records, index)
+        content = _manifest(index, shards)
+        content["outputs"] = {
+            output.name: {"rows": len(kept), "hidden_dim": _hidden_dim(shards), "embeddings_sha256": digest},
+            records.name: {"rows": index.num_records, "sha256": sha256_of_file(new_records)},
+        }
+        content["seconds"] = {
+            "verify": round(verified - start, 3),
+            "write": round(time.perf_counter() - verified, 3),
+        }
+        new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), _hidden_dim(shards), len(shards))
+    if shards[0].status.warning:
+        log.warning(shards[0].status.warning)
+
+
+def _write_embeddings(path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> str:
+    """Write embeddings.h5; return the SHA-256 of the embeddings' bytes."""
+    digest = hashlib.sha256()
+    with h5py.File(path, "w") as file:
+        file.attrs.update(_attributes(index, shards))
+        file["lengths"] = index.record_lengths[kept]
+        ids = file.create_dataset("sequence_ids", (len(kept),), STRINGS)
+        for start in range(0, len(kept), ID_BLOCK):
+            block = kept[start : start + ID_BLOCK].tolist()
+            ids[start : start + len(block)] = [index.record_id(record) for record in block]
+        embeddings = file.create_dataset("embeddings", (len(kept), _hidden_dim(shards)), np.float32)
+        start = 0
+        for block in _gather(index, shards, kept):
+            embeddings[start : start + len(block)] = block
+            digest.update(block)
+            start += len(block)
+    return digest.hexdigest()
+
+
+def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the embeddings of the kept records, in order, in blocks of bounded size."""
+    shard_of_row = np.empty(index.num_sequences, np.int32)
+    place_of_row = np.empty(index.num_sequences, np.int64)
+    for number, verified in enumerate(shards):
+        rows = verified.shard.index_rows
+        shard_of_row[rows] = number
+        place_of_row[rows] = np.arange(len(rows))
+    hidden_dim = _hidden_dim(shards)
+    block_rows = max(BLOCK_BYTES // (4 * hidden_dim), 1)
+    for start in range(0, len(kept), block_rows):
+        rows = index.record_rows[kept[start : start + block_rows]]
+        block = np.empty((len(rows), hidden_dim), np.float32)
+        numbers = shard_of_row[rows]
+        for number in np.unique(numbers):
+            wanted = numbers == number
+            block[wanted] = shards[number].shard.embeddings[place_of_row[rows[wanted]]]
+        yield block
+
+
+def _hidden_dim(shards: list[VerifiedShard]) -> int:
+    return shards[0].shard.embeddings.shape[1]
+
+
+def _attributes(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
+    """Return the attributes of embeddings.h5: no time and no host, so that equal results are equal files."""
+    status = shards[0].status
+    return {
+        "embeddings_format": FORMAT_VERSION,
+        "seqpack_version": seqpack.__version__,
+        **status.fingerprint,
+        "trained_weights": not status.warning,
+        "warning": status.warning,
+        **{name: index.attributes[name] for name in INDEX_ATTRIBUTES},
+    }
+
+
+def _manifest(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
+    attributes = index.attributes
+    status = shards[0].status
+    return {
+        "seqpack_version": seqpack.__version__,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "warning": status.warning,
+        "fasta": {
+            "path": attributes["source_path"],
+            "bytes": attributes["source_size"],
+            "sha256": attributes["source_sha256"],
+        },
+        "fingerprint": status.fingerprint,
+        "counts": {
+            **{name: attributes[name] for name in ("num_records", "num_sequences", "num_tokens", "num_packs")},
+            "fates": json.loads(attributes["fate_counts"]),
+            "letters": json.loads(attributes["letter_counts"]),
+        },
+        "shards": [
+            {
+                "rank": verified.status.rank,
+                "path": str(verified.shard.path),
+                "sha256": verified.status.shard_sha256,
+                "num_sequences": verified.status.num_sequences,
+                "attempt": verified.status.attempt,
+                "started": verified.status.started,
+                "ended": verified.status.ended,
+                "run": verified.status.run,
+                "seconds": verified.status.seconds,
+            }
+            for verified in shards
+        ],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

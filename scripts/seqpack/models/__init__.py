@@ -1,0 +1,1 @@
+"""The models: a registry of names, one readable file per architecture, and their weights."""

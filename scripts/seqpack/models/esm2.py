@@ -1,0 +1,158 @@
+"""ESM-2, as a plain forward over packs.
+
+The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
+run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
+query, key and value, and no language-model head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from seqpack.attention import attend
+from seqpack.models.registry import Architecture
+from seqpack.packs import Pack
+
+LAYER_NORM_EPS = 1e-5
+ROPE_BASE = 10000.0
+# ESM-2 was trained with 15 % of tokens selected, 80 % of these masked to zero; without masks the
+# reference scales the embeddings by what was left on average.
+TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
+
+
+class ESM2(torch.nn.Module):
+    """The encoder of ESM-2.
+
+    Matrix products run in `dtype`; the residual stream, layer norms and rotary tables stay in float32
+    (float64 if that is the dtype).
+
+    Args:
+        architecture: the model's shape.
+        weights: tensors by canonical name, as `parameter_shapes` lists them.
+        dtype: torch.float32, torch.bfloat16 or torch.float64.
+        max_tokens: tokens in the longest sequence that will be given, cls and eos included.
+    """
+
+    def __init__(
+        self, architecture: Architecture, weights: dict[str, torch.Tensor], dtype: torch.dtype, max_tokens: int
+    ):
+        super().__init__()
+        self.architecture = architecture
+        self.dtype = dtype
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        self.embed = _parameter(weights["embed.weight"], exact)
+        self.layers = torch.nn.ModuleList(
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact) for layer in range(architecture.num_layers)
+        )
+        self.final_norm = Norm(weights, "final_norm.", exact)
+        cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.inference_mode()
+    def forward(self, pack: Pack) -> torch.Tensor:
+        """Return the hidden states after the last layer and its layer norm, (num_tokens, hidden_dim).
+
+        float32, or float64 for a float64 model.
+        """
+        x = F.embedding(pack.tokens, self.embed)
+        if self.architecture.token_dropout:
+            x = x * TOKEN_DROPOUT_SCALE
+        cos, sin = self.cos[pack.positions], self.sin[pack.positions]
+        for layer in self.layers:
+            x = layer(x, cos, sin, pack)
+        return self.final_norm(x)
+
+
+class Layer(torch.nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: dict[str, torch.Tensor],
+        prefix: str,
+        dtype: torch.dtype,
+        exact: torch.dtype,
+    ):
+        super().__init__()
+        self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
+        self.dtype = dtype
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact)
+        self.qkv = Linear(weights, prefix + "qkv.", dtype)
+        self.out = Linear(weights, prefix + "out.", dtype)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact)
+        self.fc1 = Linear(weights, prefix + "fc1.", dtype)
+        self.fc2 = Linear(weights, prefix + "fc2.", dtype)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+        qkv = self.qkv(self.attention_norm(x).to(self.dtype)).view(-1, 3, self.num_heads, self.head_dim)
+        q, k = rotate(qkv[:, :2], cos, sin).unbind(1)
+        x = x + self.out(attend(q, k, qkv[:, 2], pack))
+        h = self.fc1(self.ffn_norm(x).to(self.dtype))
+        return x + self.fc2(F.gelu(h))  # the exact (erf) GELU
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype):
+        super().__init__()
+        self.weight = _parameter(weights[prefix + "weight"], dtype)
+        self.bias = _parameter(weights[prefix + "bias"], dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm(torch.nn.Module):
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype):
+        super().__init__()
+        self.weight = _parameter(weights[prefix + "weight"], dtype)
+        self.bias = _parameter(weights[prefix + "bias"], dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+
+
+def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines (num_positions, head_dim) of the rotary position embedding.
+
+    The inverse frequencies are made in float32 on the CPU whatever the dtype, as fair-esm's are:
+    in bfloat16 the angles would be off by 0.27 rad at position 160, and frequencies computed by
+    another device or in float64 differ enough to be seen in the output.
+    """
+    inverse_frequencies = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim))
+    positions = torch.arange(num_positions, device="cpu").to(dtype)
+    angles = torch.outer(positions, inverse_frequencies.to(dtype)).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
+
+    Args:
+        qk: (num_tokens, 2, num_heads, head_dim).
+        cos, sin: (num_tokens, head_dim), float32 or float64; the product is rounded to the dtype of `qk` once.
+    """
+    first, second = qk.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its canonical name."""
+    d, ffn = architecture.hidden_dim, architecture.ffn_dim
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (architecture.vocabulary, d)}
+    for layer in range(architecture.num_layers):
+        prefix = f"layers.{layer}."
+        for name, (rows, columns) in {"qkv": (3 * d, d), "out": (d, d), "fc1": (ffn, d), "fc2": (d, ffn)}.items():
+            shapes[f"{prefix}{name}.weight"] = (rows, columns)
+            shapes[f"{prefix}{name}.bias"] = (rows,)
+        for name in ("attention_norm", "ffn_norm"):
+            shapes[f"{prefix}{name}.weight"] = shapes[f"{prefix}{name}.bias"] = (d,)
+    shapes["final_norm.weight"] = shapes["final_norm.bias"] = (d,)
+    return shapes
+
+
+def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)

@@ -1,0 +1,242 @@
+"""Weights of ESM-2 from a fair-esm checkpoint, a Hugging Face folder, or a seed.
+
+All three give the same canonical tensors (`seqpack.models.esm2.parameter_shapes`) and a digest of
+their values, so that a model is recognized whatever file it came from. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import pickle
+import re
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from seqpack.errors import SeqpackError
+from seqpack.models.esm2 import LAYER_NORM_EPS, parameter_shapes
+from seqpack.models.registry import Architecture, ModelSource
+
+UNTRAINED_SEED = 20230316
+SHOWN_KEYS = 8
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's tensors.
+
+    Attributes:
+        architecture: the model's shape.
+        tensors: by canonical name, in the dtype of the file.
+        digest: SHA-256 (hexadecimal) of the values as float32, with their names and the architecture.
+        trained: False for seeded random weights, whose embeddings mean nothing.
+    """
+
+    architecture: Architecture
+    tensors: dict[str, torch.Tensor]
+    digest: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a file format names the canonical parameters (without .weight and .bias)."""
+
+    prefix: str  # regular expression, stripped from the beginning of every key
+    embed: str
+    final_norm: str
+    layer: str
+    parts: Mapping[str, tuple[str, ...]]  # several names are concatenated by rows
+    ignored: str  # regular expression of keys that the encoder does not use
+
+
+FAIR_ESM = Naming(
+    prefix=r"^encoder\.(sentence_encoder\.)?",
+    embed="embed_tokens",
+    final_norm="emb_layer_norm_after",
+    layer="layers.{}.",
+    parts={
+        "attention_norm": ("self_attn_layer_norm",),
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "out": ("self_attn.out_proj",),
+        "ffn_norm": ("final_layer_norm",),
+        "fc1": ("fc1",),
+        "fc2": ("fc2",),
+    },
+    ignored=r"^(lm_head|contact_head)\.|\.rot_emb\.inv_freq$",
+)
+
+HUGGING_FACE = Naming(
+    prefix=r"^esm\.",
+    embed="embeddings.word_embeddings",
+    final_norm="encoder.emb_layer_norm_after",
+    layer="encoder.layer.{}.",
+    parts={
+        "attention_norm": ("attention.LayerNorm",),
+        "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "out": ("attention.output.dense",),
+        "ffn_norm": ("LayerNorm",),
+        "fc1": ("intermediate.dense",),
+        "fc2": ("output.dense",),
+    },
+    ignored=r"^(lm_head|contact_head|pooler)\.|^embeddings\.position_(ids|embeddings\.weight)$|rotary_embeddings\.inv_freq$",
+)
+
+
+def load_weights(source: ModelSource) -> Weights:
+    """Load a model's weights.
+
+    Raises:
+        SeqpackError: the file is absent, damaged, not ESM-2, or lacks or has unknown tensors.
+    """
+    if source.kind == "untrained":
+        assert source.architecture is not None
+        architecture, tensors = source.architecture, untrained_tensors(source.architecture)
+    elif source.kind == "folder":
+        assert source.path is not None
+        architecture, tensors = _load_folder(source.path)
+    else:
+        assert source.path is not None
+        architecture, tensors = _load_checkpoint(source.path)
+    if source.architecture is not None and architecture != source.architecture:
+        raise SeqpackError(f"{source.path}: holds {architecture}, but {source.name} is {source.architecture}")
+    return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
+
+
+def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Return seeded random weights, the same bits on every machine.
+
+    Uniform values scaled so that activations and attention scores have a spread of about one. Every
+    tensor has a generator of its own, so that the values of a layer do not depend on the others.
+    """
+    tensors = {}
+    for name, shape in parameter_shapes(architecture).items():
+        generator = np.random.Generator(np.random.PCG64([UNTRAINED_SEED, zlib.crc32(name.encode())]))
+        values = generator.random(shape, dtype=np.float32) * 2 - 1
+        if len(shape) == 2:
+            fan_in = 1 if name.startswith("embed.") else shape[1]
+            values *= np.float32(math.sqrt(3 / fan_in))
+        else:
+            values *= np.float32(0.1)
+            if "norm" in name and name.endswith(".weight"):
+                values += 1
+        tensors[name] = torch.from_numpy(values)
+    return tensors
+
+
+def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise SeqpackError(f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        cfg = content["cfg"]["model"]
+        architecture = Architecture(
+            num_layers=int(cfg.encoder_layers),
+            hidden_dim=int(cfg.encoder_embed_dim),
+            num_heads=int(cfg.encoder_attention_heads),
+            token_dropout=bool(cfg.token_dropout),
+        )
+        state = content["model"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {reason}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SeqpackError(
+            f"{path}: not a fair-esm ESM-2 checkpoint: it has no cfg.model with its shape ({error})"
+        ) from error
+    return architecture, canonical_tensors(state, architecture, FAIR_ESM, path)
+
+
+def _load_folder(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
+    config_path = path / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    for key, value in {
+        "position_embedding_type": "rotary",
+        "emb_layer_norm_before": False,
+        "hidden_act": "gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+    }.items():
+        if config.get(key, value) not in (value, None):
+            raise SeqpackError(f"{config_path}: {key} is {config[key]!r}; ESM-2 has {value!r}")
+    try:
+        architecture = Architecture(
+            num_layers=config["num_hidden_layers"],
+            hidden_dim=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
+            token_dropout=config.get("token_dropout", False),
+        )
+    except KeyError as error:
+        raise SeqpackError(f"{config_path}: lacks {error}") from error
+    if config.get("intermediate_size", architecture.ffn_dim) != architecture.ffn_dim:
+        raise SeqpackError(f"{config_path}: intermediate_size is not 4 x hidden_size, as in ESM-2")
+
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        file = path / name
+        if not file.is_file():
+            raise SeqpackError(f"{file}: no such file; seqpack reads safetensors, not pickled weights")
+        try:
+            state.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise SeqpackError(f"{file}: damaged or not safetensors: {error}") from error
+    return architecture, canonical_tensors(state, architecture, HUGGING_FACE, path)
+
+
+def canonical_tensors(
+    state: Mapping[str, torch.Tensor], architecture: Architecture, naming: Naming, path: Path
+) -> dict[str, torch.Tensor]:
+    """Rename and join a file's tensors.
+
+    Raises:
+        SeqpackError: lists missing and unknown keys, and tensors of a wrong shape.
+    """
+    state = {re.sub(naming.prefix, "", key): tensor for key, tensor in state.items()}
+    sources = {"embed.weight": [f"{naming.embed}.weight"]}
+    for kind in ("weight", "bias"):
+        sources[f"final_norm.{kind}"] = [f"{naming.final_norm}.{kind}"]
+        for layer in range(architecture.num_layers):
+            for part, names in naming.parts.items():
+                prefix = naming.layer.format(layer)
+                sources[f"layers.{layer}.{part}.{kind}"] = [f"{prefix}{name}.{kind}" for name in names]
+    wanted = {name for names in sources.values() for name in names}
+    missing = sorted(wanted - state.keys())
+    unknown = sorted(key for key in state.keys() - wanted if not re.search(naming.ignored, key))
+    if missing or unknown:
+        raise SeqpackError(f"{path}: not the tensors of ESM-2: missing {_some(missing)}; unknown {_some(unknown)}")
+    tensors = {name: torch.cat([state[key] for key in keys]) for name, keys in sources.items()}
+    shapes = parameter_shapes(architecture)
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise SeqpackError(f"{path}: {sources[name][0]} has shape {tuple(tensor.shape)}, not {shapes[name]}")
+    return tensors
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS]) or "none"
+    return shown + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
+
+
+def _digest(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> str:
+    def digest_one(name: str) -> bytes:
+        values = tensors[name].to(torch.float32).contiguous().numpy()
+        return hashlib.sha256(f"{name}{values.shape}".encode() + hashlib.sha256(values).digest()).digest()
+
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter's lock
+        digests = list(pool.map(digest_one, sorted(tensors)))
+    return hashlib.sha256(json.dumps(asdict(architecture)).encode() + b"".join(digests)).hexdigest()

@@ -1,0 +1,115 @@
+"""The shard: one rank's embeddings, with their ids and index rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from seqpack.errors import SeqpackError
+from seqpack.files import whole_or_absent
+from seqpack.fingerprint import Fingerprint
+from seqpack.hdf5 import STRINGS, map_dataset, open_hdf5, read_attributes
+from seqpack.index import Index
+
+ID_BLOCK = 65536
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard. Arrays are memory maps.
+
+    Attributes:
+        embeddings: float32 (num_sequences, hidden_dim), as stored.
+        index_rows: int64 (num_sequences,), each row's unique sequence in the index.
+    """
+
+    path: Path
+    rank: int
+    world_size: int
+    fingerprint: Fingerprint
+    embeddings: np.ndarray
+    index_rows: np.ndarray
+
+
+class ShardWriter:
+    """Rows of a shard, in order, written as they come."""
+
+    def __init__(self, file: h5py.File, num_sequences: int, hidden_dim: int):
+        self._dataset = file.create_dataset("embeddings", (num_sequences, hidden_dim), np.float32)
+        self._written = 0
+
+    def append(self, embeddings: np.ndarray) -> None:
+        """Write the next rows: float32 (n, hidden_dim)."""
+        self._dataset[self._written : self._written + len(embeddings)] = embeddings
+        self._written += len(embeddings)
+
+    @property
+    def complete(self) -> bool:
+        return self._written == len(self._dataset)
+
+
+@contextmanager
+def new_shard(
+    path: Path, index: Index, rows: np.ndarray, hidden_dim: int, attributes: dict[str, Any]
+) -> Iterator[ShardWriter]:
+    """Open a writer; the shard appears at `path` when the block has ended and every row was written.
+
+    Args:
+        path: the shard's final name.
+        index: for the ids.
+        rows: int64, the index rows of the shard, in order; may be empty.
+        hidden_dim: numbers in an embedding.
+        attributes: rank, world_size, the fingerprint and whatever else describes the shard.
+    """
+    with whole_or_absent(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs.update(attributes)
+            file["index_rows"] = rows
+            ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
+            for start in range(0, len(rows), ID_BLOCK):
+                block = rows[start : start + ID_BLOCK].tolist()
+                ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
+            writer = ShardWriter(file, len(rows), hidden_dim)
+            yield writer
+            if not writer.complete:
+                raise AssertionError(f"{path}: not every row of the shard was written")
+
+
+def open_shard(path: Path) -> Shard:
+    """Open a shard.
+
+    Raises:
+        SeqpackError: absent, truncated, or not a shard.
+    """
+    with open_hdf5(path, "shard") as file:
+        attributes = read_attributes(file)
+        missing = [name for name in ("embeddings", "index_rows", "sequence_ids") if name not in file]
+        missing += [name for name in ("rank", "world_size") if name not in attributes]
+        if missing:
+            raise SeqpackError(f"{path}: not a seqpack shard: lacks {', '.join(missing)}")
+        try:
+            fingerprint = Fingerprint.from_attributes(attributes)
+        except SeqpackError as error:
+            raise SeqpackError(f"{path}: {error}") from None
+        return Shard(
+            path,
+            attributes["rank"],
+            attributes["world_size"],
+            fingerprint,
+            map_dataset(path, file["embeddings"]),
+            map_dataset(path, file["index_rows"]),
+        )
+
+
+def shard_ids(path: Path) -> Iterator[list[str]]:
+    """Yield the shard's sequence ids in order, in blocks."""
+    with open_hdf5(path, "shard") as file:
+        ids = file["sequence_ids"]
+        for start in range(0, len(ids), ID_BLOCK):
+            yield ids.asstr()[start : start + ID_BLOCK].tolist()

@@ -1,0 +1,140 @@
+"""The checks before a merge: every shard present, whole, of one computation, nothing missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from seqpack.errors import SeqpackError
+from seqpack.files import sha256_of_file
+from seqpack.fingerprint import Fingerprint
+from seqpack.index import Index
+from seqpack.plan import rows_of_rank
+from seqpack.shard import Shard, open_shard, shard_ids
+from seqpack.status import COMPLETE, ShardStatus, read_status
+
+CHECK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class VerifiedShard:
+    """A shard that has passed every check, and its status."""
+
+    shard: Shard
+    status: ShardStatus
+
+
+def status_path_of(shard: Path) -> Path:
+    """Return where a shard's status JSON lies unless said otherwise: beside it."""
+    return shard.with_suffix(".status.json")
+
+
+def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path]) -> list[VerifiedShard]:
+    """Check a set of shards against the index; return them in the order of their ranks.
+
+    Args:
+        index: what the shards should be of.
+        shard_paths, status_paths: one of each per rank, in the same order.
+
+    Raises:
+        SeqpackError: names every shard that fails a check, and why.
+    """
+    if len(status_paths) != len(shard_paths):
+        raise SeqpackError(f"{len(shard_paths)} shards but {len(status_paths)} status JSONs were given")
+    world_size = len(shard_paths)
+    verified: dict[int, VerifiedShard] = {}
+    problems = []
+    for shard_path, status_path in zip(shard_paths, status_paths, strict=True):
+        try:
+            found = _verify_one(index, shard_path, status_path, world_size)
+            if found.shard.rank in verified:
+                other = verified[found.shard.rank].shard.path
+                raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
+            verified[found.shard.rank] = found
+        except SeqpackError as error:
+            problems.append(str(error))
+    if problems:
+        raise SeqpackError(f"{len(problems)} of {world_size} shards can't be merged:\n  " + "\n  ".join(problems))
+    shards = [verified[rank] for rank in range(world_size)]
+    _verify_together(index, shards)
+    return shards
+
+
+def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:
+    status = read_status(status_path)
+    if status.status != COMPLETE:
+        error = status.error or {}
+        reason = f": {error.get('type')}: {error.get('message')}" if error else "; its worker ended without a word"
+        raise SeqpackError(f"{path}: {status_path} says the shard is {status.status}{reason}")
+    if status.world_size != world_size:
+        raise SeqpackError(f"{path}: it is one of {status.world_size} shards, but {world_size} were given")
+    if not path.is_file():
+        raise SeqpackError(f"{path}: no such shard, though {status_path} says it is complete")
+    if (size := path.stat().st_size) != status.shard_bytes:
+        raise SeqpackError(f"{path}: has {size} bytes, but its status JSON says {status.shard_bytes}: truncated or changed")
+    if sha256_of_file(path) != status.shard_sha256:
+        raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
+    shard = open_shard(path)
+    if (shard.rank, shard.world_size) != (status.rank, status.world_size):
+        raise SeqpackError(
+            f"{path}: the file is rank {shard.rank} of {shard.world_size}, "
+            f"its status JSON rank {status.rank} of {status.world_size}"
+        )
+    if difference := shard.fingerprint.difference(_status_fingerprint(status, status_path)):
+        raise SeqpackError(f"{path}: the file and its status JSON differ: {difference}")
+    if shard.fingerprint.index_digest != index.digest:
+        raise SeqpackError(f"{path}: made from another index than {index.path}; embed the shard again")
+    _verify_rows(index, shard, status)
+    return VerifiedShard(shard, status)
+
+
+def _status_fingerprint(status: ShardStatus, path: Path) -> Fingerprint:
+    try:
+        return Fingerprint.from_attributes(status.fingerprint)
+    except SeqpackError as error:
+        raise SeqpackError(f"{path}: {error}") from None
+
+
+def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
+    path, embeddings = shard.path, shard.embeddings
+    if embeddings.ndim != 2 or embeddings.dtype != np.float32:
+        raise SeqpackError(f"{path}: embeddings are {embeddings.dtype} {embeddings.shape}, not float32 (n, hidden_dim)")
+    expected = rows_of_rank(index.pack_offsets, shard.rank, shard.world_size)
+    if not np.array_equal(shard.index_rows, expected):
+        raise SeqpackError(f"{path}: its sequences are not those of rank {shard.rank} of {shard.world_size}")
+    if not len(embeddings) == len(expected) == status.num_sequences:
+        raise SeqpackError(
+            f"{path}: {len(embeddings)} embeddings and {status.num_sequences} in its status JSON; "
+            f"the index says {len(expected)}"
+        )
+    for row, id_ in zip(expected.tolist(), chain.from_iterable(shard_ids(path)), strict=True):
+        if id_ != index.sequence_id(row):
+            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {index.sequence_id(row)!r}")
+    block = max(CHECK_BYTES // (4 * max(embeddings.shape[1], 1)), 1)
+    for start in range(0, len(embeddings), block):
+        finite = np.isfinite(embeddings[start : start + block]).all(axis=1)
+        if not finite.all():
+            row = int(expected[start + int(np.flatnonzero(~finite)[0])])
+            raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
+
+
+def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
+    first = shards[0].shard
+    for other in (verified.shard for verified in shards[1:]):
+        if difference := other.fingerprint.difference(first.fingerprint):
+            raise SeqpackError(f"{other.path} and {first.path} are not of one computation: {difference}")
+        if other.embeddings.shape[1] != first.embeddings.shape[1]:
+            raise SeqpackError(
+                f"{other.path}: embeddings have {other.embeddings.shape[1]} dimensions, "
+                f"those of {first.path} {first.embeddings.shape[1]}"
+            )
+    # Said by the shards' own rows, not by the plan they were checked against.
+    times = np.bincount(
+        np.concatenate([verified.shard.index_rows for verified in shards]), minlength=index.num_sequences
+    )
+    if len(times) != index.num_sequences or (times != 1).any():
+        wrong = int(np.flatnonzero(times[: index.num_sequences] != 1)[0])
+        raise SeqpackError(f"sequence {index.sequence_id(wrong)!r} stands {times[wrong]} times in the shards, not once")

@@ -1,0 +1,191 @@
+"""The worker: one rank's packs, from the index to a finished shard and its status JSON."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from seqpack.errors import SeqpackError
+from seqpack.files import sha256_of_file
+from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, write_status
+
+log = logging.getLogger(__name__)
+
+UNTRAINED_WARNING = "UNTRAINED WEIGHTS: these embeddings are random projections and have no biological meaning"
+PROGRESS_SECONDS = 30.0
+
+
+class Interrupted(SystemExit):
+    """A signal asked the worker to stop; the exit code is 128 + its number, as shells count."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(128 + signal_number)
+        self.signal_name = signal.Signals(signal_number).name
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal_name}"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker is asked to do.
+
+    Attributes:
+        index: path of `index.h5`.
+        rank, world_size: this shard among how many; 0 <= rank < world_size.
+        shard, status: paths to write.
+        device: auto, cpu or cuda.
+        precision: auto, float32 or bfloat16.
+        weights: the weights' file or folder, if not where the model's name says.
+        threads: CPU threads for the matrix products; 0 leaves it to torch.
+        attempt: 1 for the first; recorded only.
+    """
+
+    index: Path
+    rank: int
+    world_size: int
+    shard: Path
+    status: Path
+    device: str = "auto"
+    precision: str = "auto"
+    weights: Path | None = None
+    threads: int = 0
+    attempt: int = 1
+
+
+def embed_shard(task: ShardTask) -> ShardStatus:
+    """Compute a shard; the status JSON says `complete` or `failed` before this returns or raises.
+
+    Raises:
+        SeqpackError: input that can't be used.
+        Interrupted: SIGTERM or SIGINT came.
+    """
+    if not 0 <= task.rank < task.world_size:
+        raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
+    status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
+    write_status(task.status, status)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
+    try:
+        _compute(task, status)
+        status.status = COMPLETE
+    except BaseException as error:
+        status.status = FAILED
+        status.error = {"type": type(error).__name__, "message": str(error)}
+        raise
+    finally:
+        status.ended = _now()
+        write_status(task.status, status)
+    return status
+
+
+def _compute(task: ShardTask, status: ShardStatus) -> None:
+    with _stage(status, "import"):
+        import torch
+
+        from seqpack import attention, devices, pooling
+        from seqpack.fingerprint import Fingerprint
+        from seqpack.index import open_index
+        from seqpack.models.esm2 import ESM2
+        from seqpack.models.registry import find_model
+        from seqpack.models.weights import load_weights
+        from seqpack.plan import packs_of_rank, rows_of_rank
+        from seqpack.runner import embed_packs
+        from seqpack.shard import new_shard
+
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    index = open_index(task.index)
+    device = devices.choose_device(task.device)
+    precision = devices.choose_precision(task.precision, device)
+    packs = packs_of_rank(index.num_packs, task.rank, task.world_size)
+    rows = rows_of_rank(index.pack_offsets, task.rank, task.world_size)
+    lengths = index.token_offsets[rows + 1] - index.token_offsets[rows]
+    num_tokens = int(lengths.sum())
+    capacity = len(packs) * int(index.attributes["pack_tokens"])
+    status.num_sequences = len(rows)
+    status.run = {
+        **devices.describe_device(device),
+        "attention": attention.KERNEL,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "num_packs": len(packs),
+        "num_tokens": num_tokens,
+        "num_residues": num_tokens - 2 * len(rows),
+        "pack_fill": round(num_tokens / capacity, 4) if capacity else 0.0,
+    }
+    log.info("rank %d of %d: %d sequences, %d tokens", task.rank, task.world_size, len(rows), num_tokens)
+    log.info("device %s (%s), precision %s", device, status.run["device"], precision)
+
+    with _stage(status, "load"):
+        source = find_model(index.attributes["model"], task.weights)
+        weights = load_weights(source)
+        model = ESM2(weights.architecture, weights.tensors, getattr(torch, precision), index.max_tokens).to(device)
+    if not weights.trained:
+        status.warning = UNTRAINED_WARNING
+        log.warning(UNTRAINED_WARNING)
+    fingerprint = Fingerprint(
+        index_digest=index.digest,
+        model=source.name,
+        model_digest=weights.digest,
+        layer=weights.architecture.num_layers,
+        pooling=pooling.MEAN_OVER_RESIDUES,
+        precision=precision,
+    )
+    status.fingerprint = fingerprint.attributes()
+    attributes = {
+        **fingerprint.attributes(),
+        "rank": task.rank,
+        "world_size": task.world_size,
+        "trained_weights": weights.trained,
+        "warning": status.warning,
+    }
+    write_status(task.status, status)
+
+    with new_shard(task.shard, index, rows, weights.architecture.hidden_dim, attributes) as writer:
+        with _stage(status, "compute"):
+            progress = _Progress(len(packs))
+            for embeddings in embed_packs(model, index, packs, device):
+                writer.append(embeddings)
+                progress.done_one()
+    with _stage(status, "verify"):
+        status.shard_sha256 = sha256_of_file(task.shard)
+        status.shard_bytes = task.shard.stat().st_size
+    compute = status.seconds["compute"]
+    status.run["tokens_per_second"] = round(num_tokens / compute, 1) if compute else 0.0
+    status.run.update(devices.peak_memory(device))
+    log.info("complete: %d sequences, %.0f tokens/s", len(rows), status.run["tokens_per_second"])
+
+
+class _Progress:
+    """A log line now and then."""
+
+    def __init__(self, total: int):
+        self.total, self.done, self.said = total, 0, time.monotonic()
+
+    def done_one(self) -> None:
+        self.done += 1
+        if time.monotonic() - self.said >= PROGRESS_SECONDS:
+            self.said = time.monotonic()
+            log.info("%d of %d packs", self.done, self.total)
+
+
+@contextmanager
+def _stage(status: ShardStatus, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    status.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
