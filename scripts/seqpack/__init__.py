@@ -1,7 +1,20 @@
 """seqpack: FASTA files to biological language-model embeddings, packed, sharded and verified."""
 
-from seqpack.embeddings import Embeddings, open_embeddings
+from typing import TYPE_CHECKING, Any
+
 from seqpack.errors import SeqpackError
+
+if TYPE_CHECKING:
+    from seqpack.embeddings import Embeddings, open_embeddings
 
 __version__ = "0.1.0"
 __all__ = ["Embeddings", "SeqpackError", "__version__", "open_embeddings"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import the reader when it is asked for, so that light modules load without NumPy and h5py."""
+    if name in ("Embeddings", "open_embeddings"):
+        from seqpack import embeddings
+
+        return getattr(embeddings, name)
+    raise AttributeError(f"module 'seqpack' has no attribute {name!r}")

@@ -41,7 +41,7 @@ class Embeddings:
         attrs: the file's attributes as a dict: model, fingerprint, policies, source.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         with open_hdf5(path, "embeddings file") as file:
             self.attrs: dict[str, Any] = read_attributes(file)

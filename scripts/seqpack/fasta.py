@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from seqpack.errors import SeqpackError
 
 BLOCK_BYTES = 8 << 20
@@ -39,7 +37,7 @@ class FastaFile:
     Attributes after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.sha256 = ""
@@ -119,7 +117,7 @@ class FastaFile:
                     while chunk := file.read(read_bytes):
                         yield chunk
                 self.size, self.sha256 = source.size, source.digest.hexdigest()
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SeqpackError(
                 f"{self.path}: the compressed data are truncated or damaged ({error}); copy or download the file again"
             ) from error
@@ -130,7 +128,7 @@ class FastaFile:
 class _HashingReader(io.RawIOBase):
     """Pass bytes through, keeping their count and SHA-256."""
 
-    def __init__(self, raw: io.BufferedReader):
+    def __init__(self, raw: io.BufferedReader) -> None:
         self.raw = raw
         self.size = 0
         self.digest = hashlib.sha256()
@@ -138,7 +136,7 @@ class _HashingReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: bytearray | memoryview) -> int:
         count = self.raw.readinto(buffer)
         self.size += count
         self.digest.update(memoryview(buffer)[:count])
@@ -152,12 +150,17 @@ def _read_gzip(file: io.BufferedReader, read_bytes: int) -> Iterator[bytes]:
 
 
 def _read_zstd(file: io.BufferedReader) -> Iterator[bytes]:
+    import zstandard  # only here: a workflow looks at FASTA files without the worker's packages
+
     # zstandard's stream_reader ends a truncated frame silently; a decompression object tells.
     frame = None
     while data := file.read(READ_BYTES // 8):
         while data:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(data)
+            try:
+                yield frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
             data = frame.unused_data if frame.eof else b""
             if frame.eof:
                 frame = None

@@ -7,6 +7,7 @@ record in memory; duplicates and order are then found by sorting those small col
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import tempfile
@@ -105,9 +106,8 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
         records = _Records(_Spill(ids), _Spill(descriptions), _Spill(tokens))
         for block in source.blocks():
             _take(records, block, letters, policy, fasta)
-        with whole_or_absent(output) as temporary:
-            with h5py.File(temporary, "w") as file:
-                _write(file, records, source, letters, policy, model)
+        with whole_or_absent(output) as temporary, h5py.File(temporary, "w") as file:
+            _write(file, records, source, letters, policy, model)
 
 
 def _take(
@@ -256,7 +256,7 @@ def _write_tokens(
     view = memoryview(spilled)
     starts, ends = record_offsets[first_records], record_offsets[first_records + 1]
     checksums = np.empty(len(pack_offsets) - 1, np.uint32)
-    for pack, (first, last) in enumerate(zip(pack_offsets[:-1], pack_offsets[1:], strict=True)):
+    for pack, (first, last) in enumerate(itertools.pairwise(pack_offsets)):
         spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
         tokens = b"".join([view[start:end] for start, end in spans])
         checksums[pack] = zlib.crc32(tokens)

@@ -72,7 +72,11 @@ def merge_shards(
     verified = time.perf_counter()
     kept = np.flatnonzero(index.record_rows >= 0)
     # The outermost file gets its name last: if embeddings.h5 is there, so are the others.
-    with whole_or_absent(output) as new_output, whole_or_absent(manifest) as new_manifest, whole_or_absent(records) as new_records:
+    with (
+        whole_or_absent(output) as new_output,
+        whole_or_absent(manifest) as new_manifest,
+        whole_or_absent(records) as new_records,
+    ):
         digest = _write_embeddings(new_output, index, shards, kept)
         write_records(new_records, index)
         content = _manifest(index, shards)

@@ -40,7 +40,7 @@ class Shard:
 class ShardWriter:
     """Rows of a shard, in order, written as they come."""
 
-    def __init__(self, file: h5py.File, num_sequences: int, hidden_dim: int):
+    def __init__(self, file: h5py.File, num_sequences: int, hidden_dim: int) -> None:
         self._dataset = file.create_dataset("embeddings", (num_sequences, hidden_dim), np.float32)
         self._written = 0
 
@@ -67,18 +67,17 @@ def new_shard(
         hidden_dim: numbers in an embedding.
         attributes: rank, world_size, the fingerprint and whatever else describes the shard.
     """
-    with whole_or_absent(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update(attributes)
-            file["index_rows"] = rows
-            ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
-            for start in range(0, len(rows), ID_BLOCK):
-                block = rows[start : start + ID_BLOCK].tolist()
-                ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
-            writer = ShardWriter(file, len(rows), hidden_dim)
-            yield writer
-            if not writer.complete:
-                raise AssertionError(f"{path}: not every row of the shard was written")
+    with whole_or_absent(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(attributes)
+        file["index_rows"] = rows
+        ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
+        for start in range(0, len(rows), ID_BLOCK):
+            block = rows[start : start + ID_BLOCK].tolist()
+            ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
+        writer = ShardWriter(file, len(rows), hidden_dim)
+        yield writer
+        if not writer.complete:
+            raise AssertionError(f"{path}: not every row of the shard was written")
 
 
 def open_shard(path: Path) -> Shard:

@@ -26,7 +26,7 @@ class ShardStatus:
         num_sequences: rows in the shard.
         error: {type, message} when failed.
         fingerprint: `Fingerprint.attributes()`, once known.
-        run: device, device_uuid, attention, precision, threads, num_tokens, num_residues, num_packs,
+        run: device, device_uuid, attention, precision, threads, torch, num_tokens, num_residues, num_packs,
             tokens_per_second (over the compute stage), pack_fill, peak_host_bytes, peak_device_bytes.
         seconds: wall time by stage.
         shard_sha256, shard_bytes: of the finished file.

@@ -74,7 +74,9 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
     if not path.is_file():
         raise SeqpackError(f"{path}: no such shard, though {status_path} says it is complete")
     if (size := path.stat().st_size) != status.shard_bytes:
-        raise SeqpackError(f"{path}: has {size} bytes, but its status JSON says {status.shard_bytes}: truncated or changed")
+        raise SeqpackError(
+            f"{path}: has {size} bytes, but its status JSON says {status.shard_bytes}: truncated or changed"
+        )
     if sha256_of_file(path) != status.shard_sha256:
         raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
     shard = open_shard(path)

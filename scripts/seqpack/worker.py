@@ -24,7 +24,7 @@ PROGRESS_SECONDS = 30.0
 class Interrupted(SystemExit):
     """A signal asked the worker to stop; the exit code is 128 + its number, as shells count."""
 
-    def __init__(self, signal_number: int):
+    def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
         self.signal_name = signal.Signals(signal_number).name
 
@@ -115,6 +115,7 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
         "attention": attention.KERNEL,
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "num_packs": len(packs),
         "num_tokens": num_tokens,
         "num_residues": num_tokens - 2 * len(rows),
@@ -148,12 +149,14 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
     }
     write_status(task.status, status)
 
-    with new_shard(task.shard, index, rows, weights.architecture.hidden_dim, attributes) as writer:
-        with _stage(status, "compute"):
-            progress = _Progress(len(packs))
-            for embeddings in embed_packs(model, index, packs, device):
-                writer.append(embeddings)
-                progress.done_one()
+    progress = _Progress(len(packs))
+    with (
+        _stage(status, "compute"),
+        new_shard(task.shard, index, rows, weights.architecture.hidden_dim, attributes) as writer,
+    ):
+        for embeddings in embed_packs(model, index, packs, device):
+            writer.append(embeddings)
+            progress.done_one()
     with _stage(status, "verify"):
         status.shard_sha256 = sha256_of_file(task.shard)
         status.shard_bytes = task.shard.stat().st_size
@@ -166,7 +169,7 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
 class _Progress:
     """A log line now and then."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int) -> None:
         self.total, self.done, self.said = total, 0, time.monotonic()
 
     def done_one(self) -> None:

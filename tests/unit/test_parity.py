@@ -9,8 +9,8 @@ import esm
 import numpy as np
 import pytest
 import torch
-from reference import fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
 
+from reference import fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
 from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, find_model
@@ -70,7 +70,8 @@ def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> N
 
     hidden, mean, _ = worst_errors(reference, checkpoint, sequences, torch.float32)
     print(f"{name} float32: hidden {hidden:.2e}, mean {mean:.2e}")
-    assert hidden < 5e-5 and mean < 5e-5
+    assert hidden < 5e-5
+    assert mean < 5e-5
 
     _, _, cosine = worst_errors(reference, checkpoint, sequences, torch.bfloat16)
     print(f"{name} bfloat16: worst cosine {cosine:.7f}")
@@ -78,4 +79,5 @@ def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> N
 
     hidden, mean, _ = worst_errors(reference.double(), checkpoint, sequences, torch.float64)
     print(f"{name} float64: hidden {hidden:.2e}, mean {mean:.2e}")
-    assert hidden < 1e-6 and mean < 1e-6
+    assert hidden < 1e-6
+    assert mean < 1e-6

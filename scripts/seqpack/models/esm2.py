@@ -36,7 +36,7 @@ class ESM2(torch.nn.Module):
 
     def __init__(
         self, architecture: Architecture, weights: dict[str, torch.Tensor], dtype: torch.dtype, max_tokens: int
-    ):
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.dtype = dtype
@@ -75,7 +75,7 @@ class Layer(torch.nn.Module):
         prefix: str,
         dtype: torch.dtype,
         exact: torch.dtype,
-    ):
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.dtype = dtype
@@ -95,7 +95,7 @@ class Layer(torch.nn.Module):
 
 
 class Linear(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype):
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = _parameter(weights[prefix + "weight"], dtype)
         self.bias = _parameter(weights[prefix + "bias"], dtype)
@@ -105,7 +105,7 @@ class Linear(torch.nn.Module):
 
 
 class Norm(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype):
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = _parameter(weights[prefix + "weight"], dtype)
         self.bias = _parameter(weights[prefix + "bias"], dtype)

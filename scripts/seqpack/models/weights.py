@@ -136,7 +136,9 @@ def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
 
 def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
     if not path.is_file():
-        raise SeqpackError(f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py")
+        raise SeqpackError(
+            f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,0 +1,43 @@
+# FASTA files to language-model embeddings.
+#
+#   config/datasets.tsv ─► index.h5 ─► shard_{rank}-of-{W}.h5 ─► embeddings.h5
+#
+# Settings: config/config.yaml, explained in config/README.md. Results: results/{dataset}/{model}/.
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# A copy of the settings in the working directory counts before the workflow's own.
+configfile: "config/config.yaml" if exists("config/config.yaml") else workflow.source_path("config/config.yaml")
+
+
+include: "rules/common.smk"
+include: "rules/fetch.smk"
+include: "rules/index.smk"
+include: "rules/embed.smk"
+include: "rules/merge.smk"
+
+
+localrules:
+    all,
+    fetch_models,
+    fetch_weights,
+
+
+rule all:
+    default_target: True
+    input:
+        EMBEDDINGS,
+        SHARDS,
+
+
+# Fetch the weights alone, e.g. where only the login node reaches the internet.
+rule fetch_models:
+    input:
+        WEIGHTS,
+
+
+onsuccess:
+    print(results_message())

@@ -1,0 +1,148 @@
+# Configuration, checked, and the functions that the rules take their inputs from.
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from snakemake.utils import validate
+
+REPOSITORY = Path(workflow.basedir)
+SCHEMA = REPOSITORY / "config/schemas/config.schema.yaml"
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+# Rules call `python`: let it be the interpreter that runs Snakemake, whether or not its environment
+# is activated. A rule's conda environment still comes first.
+os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
+
+from seqpack.datasets import dataset_of_file, read_datasets
+from seqpack.devices import visible_gpus
+from seqpack.errors import SeqpackError
+from seqpack.models.registry import MODELS
+
+
+def check_config():
+    """Set defaults; stop with one line a wrong key. The schema documents every key."""
+    validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text()))
+    errors = [
+        f"seqpack: config {'.'.join(map(str, error.path)) or 'keys'}: {error.message}; "
+        f"{error.schema.get('description', 'see config/README.md')}"
+        for error in validator.iter_errors(config)
+    ]
+    if errors:
+        sys.exit("\n".join(errors))
+    validate(config, str(SCHEMA))
+
+
+def read_all_datasets():
+    """The datasets by name and model slug: config's `fasta`, or else the rows of the table."""
+    folders = list(dict.fromkeys([Path().resolve(), REPOSITORY]))
+    try:
+        if config["fasta"]:
+            datasets = [dataset_of_file(config["fasta"], config["model"], folders)]
+        else:
+            table = Path(config["datasets"])
+            if not table.exists() and (REPOSITORY / table).exists():
+                table = REPOSITORY / table
+            datasets = read_datasets(table, config["model"], folders)
+    except SeqpackError as error:
+        sys.exit(f"seqpack: {error}")
+    return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
+
+
+check_config()
+DATASETS = read_all_datasets()
+GPUS = [] if config["device"] == "cpu" else visible_gpus()
+USE_GPU = config["device"] == "cuda" or bool(GPUS)
+WORLD_SIZE = max(len(GPUS), 1) if config["shards"] == "auto" else config["shards"]
+EMBEDDINGS = [f"results/{name}/{slug}/embeddings.h5" for name, slug in DATASETS]
+SHARDS = [
+    f"results/{name}/{slug}/shards/shard_{rank}-of-{WORLD_SIZE}.h5"
+    for name, slug in DATASETS
+    for rank in range(WORLD_SIZE)
+]
+WEIGHTS = sorted({str(d.model.path) for d in DATASETS.values() if d.model.kind == "released"})
+
+
+wildcard_constraints:
+    dataset=r"[^/]+",
+    model=r"[^/]+",
+    rank=r"\d+",
+    world_size=r"\d+",
+
+
+def dataset_of(wildcards):
+    return DATASETS[wildcards.dataset, wildcards.model]
+
+
+def fasta_of(wildcards):
+    return str(dataset_of(wildcards).fasta)
+
+
+def model_of(wildcards):
+    return dataset_of(wildcards).model.name
+
+
+def weights_of(wildcards):
+    """The files of the model's weights; none for untrained ones."""
+    model = dataset_of(wildcards).model
+    if model.kind == "folder":
+        return [
+            str(model.path / "config.json"),
+            *map(str, sorted(model.path.glob("*.safetensors"))),
+        ]
+    return [str(model.path)] if model.path else []
+
+
+def shards_of(wildcards):
+    return expand(
+        "results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5",
+        rank=range(WORLD_SIZE),
+        world_size=WORLD_SIZE,
+        **wildcards,
+    )
+
+
+def statuses_of(wildcards):
+    return [shard.removesuffix(".h5") + ".status.json" for shard in shards_of(wildcards)]
+
+
+def unrecorded(value):
+    """A param that Snakemake uses but does not record: it records no function of `threads`.
+
+    So that results are not computed again when the repository moves or another device is chosen.
+    """
+    return lambda wildcards, threads: value
+
+
+def script(name):
+    """The path of a program in scripts/, quoted for the shell."""
+    return unrecorded(shlex.quote(str(REPOSITORY / "scripts" / name)))
+
+
+def results_message():
+    """Where the results are and how to read them, for those that exist."""
+    done = [
+        (dataset, path)
+        for dataset, path in zip(DATASETS.values(), EMBEDDINGS)
+        if Path(path).exists()
+    ]
+    lines = []
+    for dataset, path in done:
+        lines.append(f"\n{dataset.name}: {path}")
+        lines.append(f"    what became of each record: {Path(path).with_name('records.tsv.gz')}")
+        lines.append(f"    how it was made:            {Path(path).with_name('manifest.json')}")
+    if done:
+        lines.append("\nIn Python:")
+        lines.append(f"    import seqpack; e = seqpack.open_embeddings({str(done[0][1])!r})")
+        lines.append("    e.ids, e[0], e[e.ids[0]], e.to_pandas()")
+    for dataset, _ in done:
+        if dataset.model.kind == "untrained":
+            lines.append(
+                f"\nUNTRAINED WEIGHTS: the embeddings of {dataset.name} are random projections without any "
+                "biological meaning.\nFor real ones give a trained model, e.g. "
+                f"snakemake --cores all --config fasta={dataset.fasta} model=esm2_t33_650M_UR50D"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+# The shards: one worker a rank.
+#   input:  results/{dataset}/{model}/index.h5 and the model's weights
+#   output: results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5
+#   log:    the status JSON beside it. Snakemake deletes the outputs of a failed job but keeps its
+#           logs, so the evidence survives, and merge_shards still depends on it.
+
+
+rule embed_shard:
+    input:
+        index="results/{dataset}/{model}/index.h5",
+        weights=weights_of,
+    output:
+        shard="results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5",
+    log:
+        status="results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.status.json",
+        text="logs/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.log",
+    benchmark:
+        "benchmarks/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.benchmark.tsv"
+    conda:
+        "../envs/seqpack.yaml"
+    # A GPU's worker needs one core; without GPUs the shards take turns with all cores.
+    threads: 1 if USE_GPU else workflow.cores or 1
+    resources:
+        gpu=int(USE_GPU),
+        attempt=lambda wildcards, attempt: attempt,
+    params:
+        script=script("embed_shard.py"),
+        device=unrecorded(config["device"]),
+        precision=config["precision"],
+    shell:
+        "python {params.script} --index {input.index:q}"
+        " --rank {wildcards.rank} --world-size {wildcards.world_size}"
+        " --device {params.device} --precision {params.precision} --threads {threads}"
+        " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -1,0 +1,25 @@
+# The index: every record accounted for, unique sequences tokenized and sorted, packs planned.
+#   input:  the FASTA file of the dataset
+#   output: results/{dataset}/{model}/index.h5
+
+
+rule build_index:
+    input:
+        fasta=fasta_of,
+    output:
+        index="results/{dataset}/{model}/index.h5",
+    log:
+        "logs/{dataset}/{model}/build_index.log",
+    benchmark:
+        "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
+    conda:
+        "../envs/seqpack.yaml"
+    params:
+        script=script("build_index.py"),
+        model=model_of,
+        max_length=config["max_length"],
+        long_sequences=config["long_sequences"],
+    shell:
+        "python {params.script} --fasta {input.fasta:q} --model {params.model:q}"
+        " --max-length {params.max_length} --long-sequences {params.long_sequences}"
+        " --output {output.index:q} 2> {log:q}"

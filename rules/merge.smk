@@ -1,0 +1,26 @@
+# The merge: every shard verified, then one file in the order of the FASTA.
+#   input:  results/{dataset}/{model}/index.h5, the shards and their status JSONs
+#   output: results/{dataset}/{model}/embeddings.h5, records.tsv.gz, manifest.json
+
+
+rule merge_shards:
+    input:
+        index="results/{dataset}/{model}/index.h5",
+        shards=shards_of,
+        statuses=statuses_of,
+    output:
+        embeddings="results/{dataset}/{model}/embeddings.h5",
+        records="results/{dataset}/{model}/records.tsv.gz",
+        manifest="results/{dataset}/{model}/manifest.json",
+    log:
+        "logs/{dataset}/{model}/merge_shards.log",
+    benchmark:
+        "benchmarks/{dataset}/{model}/merge_shards.benchmark.tsv"
+    conda:
+        "../envs/seqpack.yaml"
+    params:
+        script=script("merge_shards.py"),
+    shell:
+        "python {params.script} --index {input.index:q} --shards {input.shards:q}"
+        " --statuses {input.statuses:q} --output {output.embeddings:q}"
+        " --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"

@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Fetch a released model's weights: resumed where a download broke, checked, then renamed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from seqpack import command
+from seqpack.models.registry import MODELS
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="SEQPACK_WEIGHTS_URL names a mirror: a folder that holds NAME.pt files."
+    )
+    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="which model")
+    parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
+    return parser.parse_args()
+
+
+def main() -> int:
+    command.start_log()
+    arguments = parse_arguments()
+
+    def work() -> None:
+        from seqpack.download import fetch_weights
+
+        fetch_weights(arguments.model, arguments.output)
+
+    return command.run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

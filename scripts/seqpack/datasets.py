@@ -1,0 +1,104 @@
+"""The datasets to embed: from the table, or from one FASTA file. Light: standard library only."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqpack.errors import SeqpackError
+from seqpack.fasta import FastaFile
+from seqpack.models.registry import ModelSource, find_model
+
+COLUMNS = ("dataset", "fasta", "model")
+FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fas", ".pep")
+PROBE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A FASTA file to embed with a model.
+
+    Attributes:
+        name: names its folder of results.
+        fasta: the file; relative paths have been resolved.
+        model: what to embed it with.
+    """
+
+    name: str
+    fasta: Path
+    model: ModelSource
+
+
+def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
+    """Read the tab-separated table of datasets.
+
+    Args:
+        table: with the header dataset, fasta, model; empty lines and lines that begin with # are left out.
+        default_model: of rows whose model is empty.
+        folders: where relative FASTA paths are looked for, in this order.
+
+    Raises:
+        SeqpackError: names the table, the line and what is wrong with it.
+    """
+    if not table.is_file():
+        raise SeqpackError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
+    try:
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeqpackError(f"{table}: cannot be read as text: {error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line[0] != "#"]
+    if not numbered or tuple(numbered[0][1].rstrip("\t").split("\t")) != COLUMNS:
+        raise SeqpackError(f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}")
+    datasets: list[Dataset] = []
+    for (number, _), row in zip(numbered[1:], csv.reader((line for _, line in numbered[1:]), "excel-tab"), strict=True):
+        cells = [cell.strip() for cell in row]
+        if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
+            raise SeqpackError(f"{table}: line {number}: expected a dataset, a fasta and a model, separated by tabs")
+        name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
+        try:
+            if safe_name(name) != name:
+                raise SeqpackError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
+            dataset = Dataset(name, find_fasta(fasta, folders), find_model(model or default_model))
+            for other in datasets:
+                if (other.name, other.model.slug) == (name, dataset.model.slug):
+                    raise SeqpackError(f"dataset {name} with model {dataset.model.slug} stands twice")
+        except SeqpackError as error:
+            raise SeqpackError(f"{table}: line {number}: {error}") from None
+        datasets.append(dataset)
+    if not datasets:
+        raise SeqpackError(f"{table}: the table has no datasets")
+    return datasets
+
+
+def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
+    """Return a dataset named after its FASTA file."""
+    path = find_fasta(fasta, folders)
+    name = path.name
+    while Path(name).suffix.lower() in FASTA_SUFFIXES:
+        name = Path(name).stem
+    return Dataset(safe_name(name), path, find_model(model))
+
+
+def safe_name(name: str) -> str:
+    """Return a name fit for a folder: odd characters become '_', none at the beginning is '.' or '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".-") or "dataset"
+
+
+def find_fasta(fasta: str, folders: list[Path]) -> Path:
+    """Return the first of folder/fasta that exists, once a look at its beginning has found FASTA.
+
+    Raises:
+        SeqpackError: it is nowhere, can't be read, or does not begin like FASTA.
+    """
+    for folder in folders:
+        path = folder / Path(fasta).expanduser()
+        if path.exists():
+            if path.is_dir():
+                raise SeqpackError(f"{path}: is a folder, not a FASTA file")
+            next(FastaFile(path).blocks(PROBE_BYTES))
+            return path
+    raise SeqpackError(
+        f"{fasta}: no such FASTA file (looked in {', '.join(str(folder.resolve()) for folder in folders)})"
+    )

@@ -1,0 +1,142 @@
+"""Fetching weights: resumed where a download broke, checked before they get their name."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+from seqpack.errors import SeqpackError
+from seqpack.files import fsync
+from seqpack.models.registry import MODELS, ModelSource
+
+WEIGHTS_URL = "https://dl.fbaipublicfiles.com/fair-esm/models"
+URL_VARIABLE = "SEQPACK_WEIGHTS_URL"  # a mirror, for sites without internet
+TIMEOUT_SECONDS = 60
+TRIES = 5
+READ_BYTES = 1 << 20
+PROGRESS_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def fetch_weights(name: str, output: Path) -> None:
+    """Fetch a released model's fair-esm checkpoint, unless it is there already.
+
+    What has been received is kept as OUTPUT.part, and the next call goes on from there. The file is
+    checked (length, the archive's CRCs, that it loads as the named model) before it is renamed.
+
+    Args:
+        name: a name of the registry.
+        output: the .pt file to write.
+
+    Raises:
+        SeqpackError: unknown name, no network, not on the server, or not what was expected.
+    """
+    if name not in MODELS:
+        raise SeqpackError(f"model {name!r} is not one that can be fetched; there are {', '.join(MODELS)}")
+    url = f"{os.environ.get(URL_VARIABLE, WEIGHTS_URL).rstrip('/')}/{name}.pt"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    with _only_one(output.with_name(f".{output.name}.lock")):
+        if output.exists():
+            log.info("%s is there already", output)
+            return
+        log.info("fetching %s", url)
+        _download(url, part, output)
+        try:
+            _check(name, part)
+        except SeqpackError:
+            part.unlink()  # going on from a bad file would only make a longer bad one
+            raise
+        fsync(part)
+        part.replace(output)
+        fsync(output.parent)
+    log.info("%s: %d bytes, checked", output, output.stat().st_size)
+
+
+def _download(url: str, part: Path, output: Path) -> None:
+    """Receive until the length that the server has announced, over several connections if need be."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            if _receive(url, part):
+                return
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise SeqpackError(f"{url}: the server answers {error.code} {error.reason}") from error
+            reason = f"the server answers {error.code} {error.reason}"
+        except (urllib.error.URLError, HTTPException, OSError) as error:
+            reason = str(getattr(error, "reason", error))
+            if not part.exists():
+                break  # nothing was ever received: no network, most likely
+        log.warning("attempt %d of %d: %s; %d bytes so far", attempt, TRIES, reason, _size(part))
+        time.sleep(min(2**attempt, 30) * 0.1)
+    raise SeqpackError(
+        f"cannot fetch {url}: {reason}. Run `snakemake fetch_models` where there is internet, "
+        f"or put the file at {output}, or set {URL_VARIABLE} to a mirror"
+    )
+
+
+def _receive(url: str, part: Path) -> bool:
+    """Append to `part` what the server still has; return whether that is all."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the range is empty: all was received, or too much
+            total = error.headers.get("Content-Range", "").rpartition("/")[2]
+            if total == str(have):
+                return True
+            part.unlink()
+            return False
+        raise
+    with response:
+        if have and response.status != 206:
+            have = 0  # the server does not resume
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        said = time.monotonic()
+        with part.open("ab" if have else "wb") as file:
+            while chunk := response.read(READ_BYTES):
+                file.write(chunk)
+                have += len(chunk)
+                if time.monotonic() - said > PROGRESS_SECONDS:
+                    said = time.monotonic()
+                    log.info("%d of %s bytes", have, total if total is not None else "unknown")
+    return total is None or have == total
+
+
+def _check(name: str, part: Path) -> None:
+    if zipfile.is_zipfile(part):
+        with zipfile.ZipFile(part) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise SeqpackError(f"{part}: damaged on the way ({damaged} fails its CRC); it was removed, fetch it again")
+    from seqpack.models.weights import load_weights
+
+    try:
+        load_weights(ModelSource(name, "released", MODELS[name], part))
+    except SeqpackError as error:
+        raise SeqpackError(f"what was fetched is not {name} and was removed: {error}") from error
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Wait until no other process fetches the same file."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
