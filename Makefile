@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(READY)
-	snakemake --cores all
+	snakemake --cores all --config shards=2
 
 test: $(READY)
 	python -m pytest

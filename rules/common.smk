@@ -38,7 +38,7 @@ def check_config():
 
 def read_all_datasets():
     """The datasets by name and model slug: config's `fasta`, or else the rows of the table."""
-    folders = list(dict.fromkeys([Path().resolve(), REPOSITORY]))
+    folders = [Path(), REPOSITORY]
     try:
         if config["fasta"]:
             datasets = [dataset_of_file(config["fasta"], config["model"], folders)]

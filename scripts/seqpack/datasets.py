@@ -99,6 +99,5 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
                 raise SeqpackError(f"{path}: is a folder, not a FASTA file")
             next(FastaFile(path).blocks(PROBE_BYTES))
             return path
-    raise SeqpackError(
-        f"{fasta}: no such FASTA file (looked in {', '.join(str(folder.resolve()) for folder in folders)})"
-    )
+    looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+    raise SeqpackError(f"{fasta}: no such FASTA file (looked in {looked})")
