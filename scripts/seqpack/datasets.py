@@ -52,7 +52,11 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     if not numbered or tuple(numbered[0][1].rstrip("\t").split("\t")) != COLUMNS:
         raise SeqpackError(f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}")
     datasets: list[Dataset] = []
-    for (number, _), row in zip(numbered[1:], csv.reader((line for _, line in numbered[1:]), "excel-tab"), strict=True):
+    for number, line in numbered[1:]:
+        try:
+            (row,) = csv.reader([line], "excel-tab", strict=True)
+        except csv.Error as error:
+            raise SeqpackError(f"{table}: line {number}: {error}") from error
         cells = [cell.strip() for cell in row]
         if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
             raise SeqpackError(f"{table}: line {number}: expected a dataset, a fasta and a model, separated by tabs")
@@ -93,8 +97,12 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
         SeqpackError: it is nowhere, can't be read, or does not begin like FASTA.
     """
     for folder in folders:
-        path = folder / Path(fasta).expanduser()
-        if path.exists():
+        try:
+            path = folder / Path(fasta).expanduser()
+            exists = path.exists()
+        except (RuntimeError, OSError) as error:  # ~nobody, a name too long, a folder that is closed to us
+            raise SeqpackError(f"{fasta}: {error}") from error
+        if exists:
             if path.is_dir():
                 raise SeqpackError(f"{path}: is a folder, not a FASTA file")
             next(FastaFile(path).blocks(PROBE_BYTES))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import struct
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -74,12 +76,13 @@ def _download(url: str, part: Path, output: Path) -> None:
             if error.code < 500:
                 raise SeqpackError(f"{url}: the server answers {error.code} {error.reason}") from error
             reason = f"the server answers {error.code} {error.reason}"
-        except (urllib.error.URLError, HTTPException, OSError) as error:
+        except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:  # ValueError: no URL at all
             reason = str(getattr(error, "reason", error))
             if not part.exists():
                 break  # nothing was ever received: no network, most likely
         log.warning("attempt %d of %d: %s; %d bytes so far", attempt, TRIES, reason, _size(part))
-        time.sleep(min(2**attempt, 30) * 0.1)
+        if attempt < TRIES:
+            time.sleep(min(2**attempt, 30) * 0.1)
     raise SeqpackError(
         f"cannot fetch {url}: {reason}. Run `snakemake fetch_models` where there is internet, "
         f"or put the file at {output}, or set {URL_VARIABLE} to a mirror"
@@ -118,10 +121,14 @@ def _receive(url: str, part: Path) -> bool:
 
 def _check(name: str, part: Path) -> None:
     if zipfile.is_zipfile(part):
-        with zipfile.ZipFile(part) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise SeqpackError(f"{part}: damaged on the way ({damaged} fails its CRC); it was removed, fetch it again")
+        try:
+            with zipfile.ZipFile(part) as archive:
+                member = archive.testzip()
+            damage = f"{member} fails its CRC" if member else ""
+        except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
+            damage = str(error)  # the archive's directory itself
+        if damage:
+            raise SeqpackError(f"{part}: damaged on the way ({damage}); it was removed, fetch it again")
     from seqpack.models.weights import load_weights
 
     try:

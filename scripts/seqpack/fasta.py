@@ -16,7 +16,7 @@ BLOCK_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 
 GZIP_MAGIC = b"\x1f\x8b"
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")  # a frame; the skippable frame that pzstd puts first
 OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x89HDF": "HDF5"}
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -68,7 +68,7 @@ class FastaFile:
             next_number += len(records)
             looked_to = 0
             yield records
-        if not pending:
+        if not pending.startswith(b">"):
             raise SeqpackError(f"{self.path}: the file is empty; expected FASTA records")
         yield self._split(bytes(pending), next_number)
 
@@ -106,7 +106,7 @@ class FastaFile:
                 magic = file.peek(8)[:8]
                 if magic.startswith(GZIP_MAGIC):
                     yield from _read_gzip(file, read_bytes)
-                elif magic.startswith(ZSTD_MAGIC):
+                elif magic.startswith(ZSTD_MAGICS):
                     yield from _read_zstd(file)
                 else:
                     for other, name in OTHER_MAGICS.items():
@@ -176,10 +176,13 @@ def _decode(header: bytes) -> str:
 
 
 def _drop_before_first_record(path: Path, pending: bytearray) -> None:
-    """Drop a byte order mark and blank lines, so that `pending` is empty or begins with '>'."""
+    """Drop a byte order mark and blank lines, so that `pending` begins with '>', once there is text."""
     if pending.startswith(b">"):
         return
-    text = bytes(pending).removeprefix(UTF8_BOM).lstrip()
+    text = bytes(pending)
+    if UTF8_BOM.startswith(text):
+        return  # the rest of the mark may stand in the next chunk
+    text = text.removeprefix(UTF8_BOM).lstrip()
     if not text or text.startswith(b">"):
         pending[:] = text
         return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,45 @@ def open_hdf5(path: Path, what: str) -> h5py.File:
         return h5py.File(path, "r")
     except OSError as error:
         raise SeqpackError(f"{path}: not a readable HDF5 {what}, or truncated: {error}") from error
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends."""
+    with _PatientFile(path) as raw:
+        try:
+            with h5py.File(raw, "w") as file:
+                yield file
+        finally:
+            if raw.error is not None:
+                raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
+
+
+class _PatientFile(io.FileIO):
+    """A file that keeps its first write error instead of raising it.
+
+    HDF5 doesn't survive a failed write: closing the file fails as well, and the interpreter crashes at exit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data)
+        while len(rest) and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
 
 
 def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:

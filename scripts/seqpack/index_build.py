@@ -23,7 +23,8 @@ import numpy as np
 import seqpack
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile, FastaRecord
-from seqpack.files import whole_or_absent
+from seqpack.files import name_errors, whole_or_absent
+from seqpack.hdf5 import new_hdf5
 from seqpack.index import FORMAT_VERSION, Fate
 from seqpack.letters import LetterCounts, ProteinLetters
 from seqpack.plan import choose_pack_tokens, plan_packs
@@ -99,6 +100,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
     source = FastaFile(fasta)
     letters = ProteinLetters()
     with (
+        name_errors(output.parent),
         tempfile.TemporaryFile(dir=output.parent) as ids,
         tempfile.TemporaryFile(dir=output.parent) as descriptions,
         tempfile.TemporaryFile(dir=output.parent) as tokens,
@@ -106,7 +108,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
         records = _Records(_Spill(ids), _Spill(descriptions), _Spill(tokens))
         for block in source.blocks():
             _take(records, block, letters, policy, fasta)
-        with whole_or_absent(output) as temporary, h5py.File(temporary, "w") as file:
+        with whole_or_absent(output) as temporary, new_hdf5(temporary) as file:
             _write(file, records, source, letters, policy, model)
 
 

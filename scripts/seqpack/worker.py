@@ -70,8 +70,7 @@ def embed_shard(task: ShardTask) -> ShardStatus:
         raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
     status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
     write_status(task.status, status)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _compute(task, status)
         status.status = COMPLETE
@@ -82,6 +81,8 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     finally:
         status.ended = _now()
         write_status(task.status, status)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return status
 
 

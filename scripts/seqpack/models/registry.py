@@ -64,6 +64,8 @@ class ModelSource:
     def slug(self) -> str:
         """A folder name for results: the model's name without its folders and odd characters."""
         name = self.path.stem if self.kind == "checkpoint" and self.path else Path(self.name).name
+        if name in ("", ".."):  # a folder given as . or as ../..
+            name = Path(self.name).resolve().name
         return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -150,8 +151,16 @@ def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]
             token_dropout=bool(cfg.token_dropout),
         )
         state = content["model"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise SeqpackError(f"{path}: not a fair-esm checkpoint: its model holds more than tensors")
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
+        reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
+        raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {reason}; it was not executed") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
+        if isinstance(error, RuntimeError) and not zipfile.is_zipfile(path):
+            reason = "it is truncated, or not a file of torch.save"
         raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {reason}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise SeqpackError(
@@ -173,19 +182,24 @@ def _load_folder(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
             raise SeqpackError(f"{config_path}: {key} is {config[key]!r}; ESM-2 has {value!r}")
     try:
         architecture = Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_dim=config["hidden_size"],
-            num_heads=config["num_attention_heads"],
-            token_dropout=config.get("token_dropout", False),
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_dim=int(config["hidden_size"]),
+            num_heads=int(config["num_attention_heads"]),
+            token_dropout=bool(config.get("token_dropout", False)),
         )
     except KeyError as error:
         raise SeqpackError(f"{config_path}: lacks {error}") from error
+    except (TypeError, ValueError) as error:
+        raise SeqpackError(f"{config_path}: not the shape of a model: {error}") from error
     if config.get("intermediate_size", architecture.ffn_dim) != architecture.ffn_dim:
         raise SeqpackError(f"{config_path}: intermediate_size is not 4 x hidden_size, as in ESM-2")
 
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SeqpackError(f"{index}: damaged, or not an index of safetensors: {error!r}") from error
     else:
         names = ["model.safetensors"]
     state: dict[str, torch.Tensor] = {}
@@ -197,6 +211,11 @@ def _load_folder(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
             state.update(load_file(file))
         except (SafetensorError, OSError) as error:
             raise SeqpackError(f"{file}: damaged or not safetensors: {error}") from error
+    # transformers 5 saves the layer norms under their TensorFlow names.
+    state = {
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for key, tensor in state.items()
+    }
     return architecture, canonical_tensors(state, architecture, HUGGING_FACE, path)
 
 
@@ -221,12 +240,12 @@ def canonical_tensors(
     unknown = sorted(key for key in state.keys() - wanted if not re.search(naming.ignored, key))
     if missing or unknown:
         raise SeqpackError(f"{path}: not the tensors of ESM-2: missing {_some(missing)}; unknown {_some(unknown)}")
-    tensors = {name: torch.cat([state[key] for key in keys]) for name, keys in sources.items()}
-    shapes = parameter_shapes(architecture)
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise SeqpackError(f"{path}: {sources[name][0]} has shape {tuple(tensor.shape)}, not {shapes[name]}")
-    return tensors
+    for name, (rows, *columns) in parameter_shapes(architecture).items():
+        for key in sources[name]:
+            shape = (rows // len(sources[name]), *columns)
+            if tuple(state[key].shape) != shape:
+                raise SeqpackError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
+    return {name: torch.cat([state[key] for key in keys]) for name, keys in sources.items()}
 
 
 def _some(keys: list[str]) -> str:

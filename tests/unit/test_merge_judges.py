@@ -1,0 +1,192 @@
+"""The merge refuses every set of shards that is not whole, names the culprit, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+
+from pipeline import Run, run_script
+from reference import random_sequences
+from seqpack.errors import SeqpackError
+from seqpack.files import sha256_of_file
+from seqpack.index_build import LengthPolicy
+
+WORLD_SIZE = 3
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three sound shards, not yet merged, and a FASTA beside them."""
+    folder = tmp_path_factory.mktemp("embedded")
+    # Long enough for three packs, so that no shard is empty.
+    sequences = random_sequences([900, 500, 500, 400, 300, 40, 40, 7])
+    fasta = folder / "some.faa"
+    fasta.write_text("".join(f">id{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    return Run(folder, WORLD_SIZE).build(fasta).embed()
+
+
+@pytest.fixture
+def run(embedded: Run, tmp_path: Path) -> Run:
+    shutil.copytree(embedded.folder, tmp_path / "run")
+    return Run(tmp_path / "run", WORLD_SIZE)
+
+
+def edit_status(run: Run, shard: int, **changes: object) -> None:
+    content = json.loads(run.statuses[shard].read_text())
+    run.statuses[shard].write_text(json.dumps({**content, **changes}))
+
+
+def edit_shard(run: Run, rank: int, change: Callable[[h5py.File], None]) -> None:
+    """Change a shard's content and let its status JSON vouch for the changed file."""
+    with h5py.File(run.shards[rank], "r+") as file:
+        change(file)
+    shard = run.shards[rank]
+    edit_status(run, rank, shard_sha256=sha256_of_file(shard), shard_bytes=shard.stat().st_size)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def set_value(name: str, row: int, value: object) -> Callable[[h5py.File], None]:
+    return lambda file: file[name].__setitem__(row, value)
+
+
+def drop_a_row(file: h5py.File) -> None:
+    for name in ("embeddings", "index_rows", "sequence_ids"):
+        values = file[name][:-1]
+        dtype = file[name].dtype
+        del file[name]
+        file.create_dataset(name, data=values, dtype=dtype)
+
+
+def as_float64(file: h5py.File) -> None:
+    values = file["embeddings"][:].astype("f8")
+    del file["embeddings"]
+    file["embeddings"] = values
+
+
+def of_other_index(run: Run) -> None:
+    other = Run(run.folder / "other", WORLD_SIZE)
+    other.build(run.folder / "some.faa", policy=LengthPolicy("truncate", 800)).embed()
+    for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
+        shutil.copy(pair[0][1], pair[1][1])
+
+
+def of_other_precision(run: Run) -> None:
+    other = Run(run.folder / "other", WORLD_SIZE).build(run.folder / "some.faa").embed("bfloat16")
+    for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
+        shutil.copy(pair[0][1], pair[1][1])
+
+
+def of_other_world_size(run: Run) -> None:
+    other = Run(run.folder / "other", 2).build(run.folder / "some.faa").embed()
+    for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
+        shutil.copy(pair[0][1], pair[1][1])
+
+
+def copy_of_rank_0(run: Run) -> None:
+    shutil.copy(run.shards[0], run.shards[1])
+    shutil.copy(run.statuses[0], run.statuses[1])
+
+
+DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
+    "no status": (lambda run: run.statuses[1].unlink(), "no such status JSON"),
+    "status is not JSON": (lambda run: run.statuses[1].write_text("{"), "not a seqpack status JSON"),
+    "status is a list": (lambda run: run.statuses[1].write_text("[1]"), "not a seqpack status JSON"),
+    "status lacks a field": (lambda run: run.statuses[1].write_text('{"rank": 1}'), "not a seqpack status JSON"),
+    "status running": (lambda run: edit_status(run, 1, status="running"), "running"),
+    "status failed": (
+        lambda run: edit_status(run, 1, status="failed", error={"type": "OutOfMemory", "message": "too big"}),
+        "OutOfMemory: too big",
+    ),
+    "status of another rank": (lambda run: edit_status(run, 1, rank=2), "rank 1 of 3"),
+    "status of another world size": (lambda run: edit_status(run, 1, world_size=4), "one of 4 shards"),
+    "no shard": (lambda run: run.shards[1].unlink(), "no such shard"),
+    "empty shard file": (lambda run: run.shards[1].write_bytes(b""), "0 bytes"),
+    "truncated shard": (lambda run: run.shards[1].write_bytes(run.shards[1].read_bytes()[:-9]), "truncated"),
+    "flipped bit": (lambda run: flip_a_bit(run.shards[1]), "SHA-256"),
+    "shard copied over another": (copy_of_rank_0, "rank 0 is also in"),
+    "of another index": (of_other_index, "another index"),
+    "of another precision": (of_other_precision, "precision is bfloat16, not float32"),
+    "of another world size": (of_other_world_size, "one of 2 shards"),
+    "NaN": (lambda run: edit_shard(run, 1, set_value("embeddings", (0, 3), float("nan"))), "is not finite"),
+    "infinity": (lambda run: edit_shard(run, 1, set_value("embeddings", (1, 0), float("inf"))), "is not finite"),
+    "a row gone": (lambda run: edit_shard(run, 1, drop_a_row), "not those of rank 1"),
+    "another row number": (lambda run: edit_shard(run, 1, set_value("index_rows", 0, 0)), "not those of rank 1"),
+    "another id": (lambda run: edit_shard(run, 1, set_value("sequence_ids", 0, "other")), "the id 'other'"),
+    "float64": (lambda run: edit_shard(run, 1, as_float64), "float64"),
+    "no ids": (lambda run: edit_shard(run, 1, lambda file: file.__delitem__("sequence_ids")), "lacks sequence_ids"),
+    "no fingerprint": (lambda run: edit_shard(run, 1, lambda file: file.attrs.__delitem__("layer")), "lacks 'layer'"),
+    "changed fingerprint": (
+        lambda run: edit_shard(run, 1, lambda file: file.attrs.__setitem__("precision", "float16")),
+        "does not match its fields",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named_and_nothing_is_written(run: Run, name: str) -> None:
+    damage, message = DAMAGE[name]
+    damage(run)
+    before = sorted(run.folder.iterdir())
+    with pytest.raises(SeqpackError) as error:
+        run.merge()
+    print(error.value)
+    assert message in str(error.value)
+    assert "shard_1-of-3" in str(error.value)
+    assert "shard_2-of-3" not in str(error.value)
+    assert sorted(run.folder.iterdir()) == before
+
+
+def test_sound_shards_merge_in_any_order(run: Run) -> None:
+    done = run_script(
+        "merge_shards.py", "--index", run.index, "--shards", *run.shards[::-1], "--output", run.embeddings
+    )
+    assert done.returncode == 0, done.stderr
+    in_order = Run(run.folder, WORLD_SIZE).merge().embeddings.read_bytes()
+    assert run.embeddings.read_bytes() == in_order
+
+
+def test_too_few_and_too_many_shards_are_refused(run: Run) -> None:
+    for shards in (run.shards[:2], [*run.shards, run.shards[0]]):
+        done = run_script("merge_shards.py", "--index", run.index, "--shards", *shards, "--output", run.embeddings)
+        assert done.returncode == 1
+        assert f"one of 3 shards, but {len(shards)} were given" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not run.embeddings.exists()
+
+
+def test_all_bad_shards_are_named_at_once(run: Run) -> None:
+    flip_a_bit(run.shards[0])
+    run.statuses[2].unlink()
+    with pytest.raises(SeqpackError, match=r"2 of 3 shards can't be merged"):
+        run.merge()
+
+
+def test_an_earlier_result_survives_a_refused_merge(run: Run) -> None:
+    before = run.merge().embeddings.read_bytes()
+    flip_a_bit(run.shards[0])
+    with pytest.raises(SeqpackError):
+        run.merge()
+    assert run.embeddings.read_bytes() == before
+
+
+def test_a_damaged_index_is_refused(run: Run) -> None:
+    run.index.write_bytes(run.index.read_bytes()[:-100])
+    with pytest.raises(SeqpackError, match=r"index\.h5"):
+        run.merge()
+
+
+def test_equal_runs_give_equal_files(embedded: Run, tmp_path: Path) -> None:
+    fasta = embedded.folder / "some.faa"
+    runs = [Run(tmp_path / name, WORLD_SIZE).build(fasta).embed().merge() for name in ("first", "second")]
+    for name in ("embeddings.h5", "records.tsv.gz"):
+        assert (runs[0].folder / name).read_bytes() == (runs[1].folder / name).read_bytes()

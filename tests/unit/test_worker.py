@@ -1,0 +1,139 @@
+"""The worker as a program: status before exit, clear errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import DEMO, SCRIPTS, Run, run_script
+from reference import random_sequences
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("indexed"), 2).build(DEMO)
+
+
+def embed(run: Run, *more: object, rank: int = 0, world_size: int = 2) -> subprocess.CompletedProcess[str]:
+    return run_script(
+        "embed_shard.py",
+        *("--index", run.index, "--rank", rank, "--world-size", world_size),
+        *("--output", run.folder / "s.h5", "--status", run.folder / "s.json", *more),
+    )
+
+
+def read_status(run: Run) -> dict:
+    return json.loads((run.folder / "s.json").read_text())
+
+
+def test_a_complete_shard_tells_all(indexed: Run) -> None:
+    done = embed(indexed, "--attempt", 2)
+    assert done.returncode == 0, done.stderr
+    assert "UNTRAINED WEIGHTS" in done.stderr
+    status = read_status(indexed)
+    assert status["status"] == "complete"
+    assert status["error"] is None
+    assert status["attempt"] == 2
+    assert status["shard_bytes"] == (indexed.folder / "s.h5").stat().st_size
+    assert status["started"] <= status["ended"]
+    assert {"import", "load", "compute", "verify"} == status["seconds"].keys()
+    run = status["run"]
+    assert run["num_tokens"] == run["num_residues"] + 2 * status["num_sequences"]
+    assert 0 < run["pack_fill"] <= 1
+    assert run["tokens_per_second"] > 0
+    assert run["peak_host_bytes"] > 50e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "cuda"), "sees no CUDA device"),
+        (("--index", "nowhere.h5"), "nowhere.h5: no such index"),
+        (("--index", str(DEMO)), "not a readable HDF5 index"),
+    ],
+)
+def test_a_failed_worker_has_said_so_in_its_status(
+    indexed: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str], message: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (indexed.folder / "s.h5").unlink(missing_ok=True)
+    done = embed(indexed, *arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+    status = read_status(indexed)
+    assert status["status"] == "failed"
+    assert status["error"]["type"] == "SeqpackError"
+    assert message in status["error"]["message"]
+    assert not (indexed.folder / "s.h5").exists()
+    assert not list(indexed.folder.glob(".*"))
+
+
+def test_a_rank_beyond_the_world_is_refused(indexed: Run) -> None:
+    done = embed(indexed, rank=2)
+    assert done.returncode == 1
+    assert "rank must be 0 to world size - 1" in done.stderr
+
+
+def test_a_damaged_index_is_noticed_by_the_packs_checksum(indexed: Run, tmp_path: Path) -> None:
+    data = bytearray(indexed.index.read_bytes())
+    position = data.find(bytes([0, 20, 14, 11]))  # cls M P T: the first tokens of a protein
+    assert position > 0
+    data[position + 2] ^= 1
+    (tmp_path / "index.h5").write_bytes(data)
+    statuses = []
+    for rank in range(2):
+        embed(Run(tmp_path, 2), rank=rank)
+        statuses.append(read_status(Run(tmp_path, 2)))
+    assert [status["status"] for status in statuses].count("failed") == 1
+    assert any("are damaged; build the index again" in str(status["error"]) for status in statuses)
+
+
+def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
+    import torch
+
+    from reference import fair_esm_model, save_checkpoint
+    from seqpack.models.registry import MODELS
+
+    model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
+    with torch.no_grad():
+        model.embed_tokens.weight[23] = float("nan")  # C
+    checkpoint = save_checkpoint(model, tmp_path / "nan.pt")
+    fasta = tmp_path / "two.faa"
+    fasta.write_text(">without\nMKVLAA\n>with\nMKCL\n")
+    run = Run(tmp_path, 1).build(fasta, str(checkpoint))
+    done = embed(run, rank=0, world_size=1)
+    assert done.returncode == 1
+    assert "'with' (record 2) is not finite" in done.stderr
+    assert not (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_answered_with_a_status(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    fasta = tmp_path / "many.faa"
+    fasta.write_text("".join(f">{n}\n{s}\n" for n, s in enumerate(random_sequences([1000] * 400))))
+    run = Run(tmp_path, 1).build(fasta)
+    status = tmp_path / "s.json"
+    command = [sys.executable, str(SCRIPTS / "embed_shard.py"), "--index", str(run.index), "--rank", "0"]
+    command += ["--world-size", "1", "--output", str(tmp_path / "s.h5"), "--status", str(status)]
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while not (status.exists() and json.loads(status.read_text())["fingerprint"]):
+            assert worker.poll() is None
+            time.sleep(0.05)
+        os.kill(worker.pid, number)
+        assert worker.wait(timeout=60) == code
+    finally:
+        worker.kill()
+    content = read_status(run)
+    assert content["status"] == "failed"
+    assert content["error"] == {"type": "Interrupted", "message": f"stopped by {number.name}"}
+    assert not (tmp_path / "s.h5").exists()
+    assert not list(tmp_path.glob(".*.tmp"))

@@ -1,0 +1,209 @@
+"""Snakemake itself runs the workflow: the demo, re-runs, own data, failures, wrong input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipeline import DEMO, MODEL, REPOSITORY, Run
+
+from seqpack import open_embeddings
+
+BIN = Path(sys.executable).parent
+SLUG = "untrained-esm2_t6_8M_UR50D"
+
+
+def snakemake(
+    folder: Path, *arguments: str, config: dict[str, object] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the workflow in a folder of its own; both output streams end up in `stdout`."""
+    settings = [f"{key}={value}" for key, value in (config or {}).items()]
+    command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
+    command += ["--cores", "2", *arguments, *(["--config", *settings] if settings else [])]
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+    )
+
+
+def rules_run(output: str) -> list[str]:
+    return sorted(re.findall(r"^(?:local)?rule (\w+):$", output, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo in two shards, in a folder with a space in its name, and what Snakemake said."""
+    folder = tmp_path_factory.mktemp("work") / "a folder"
+    folder.mkdir()
+    done = snakemake(folder, "--printshellcmds", config={"shards": 2, "precision": "float32"})
+    assert done.returncode == 0, done.stdout
+    return folder, done.stdout
+
+
+def test_the_demo_makes_verified_results(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, output = demo
+    assert rules_run(output) == ["all", "build_index", "embed_shard", "embed_shard", "merge_shards"]
+    results = folder / "results/demo" / SLUG
+    assert {path.name for path in results.iterdir()} == {
+        *("index.h5", "shards", "embeddings.h5", "records.tsv.gz", "manifest.json")
+    }
+    embeddings = open_embeddings(results / "embeddings.h5")
+    assert len(embeddings) == 85
+    assert embeddings.ids[0] == "gi|7525080|ref|NP_051037.1|"
+    # The same bits as without Snakemake and in one shard.
+    alone = Run(tmp_path, 1).build(DEMO).embed("float32").merge()
+    assert (open_embeddings(alone.embeddings)[:] == embeddings[:]).all()
+    with gzip.open(results / "records.tsv.gz", "rt") as table:
+        assert len(table.readlines()) == 86
+
+
+def test_the_demo_says_where_results_are_and_that_they_mean_nothing(demo: tuple[Path, str]) -> None:
+    folder, output = demo
+    assert f"results/demo/{SLUG}/embeddings.h5" in output
+    assert "seqpack.open_embeddings(" in output
+    assert "UNTRAINED WEIGHTS" in output
+    log = folder / "logs/demo" / SLUG / "embed_shard_0-of-2.log"
+    assert "UNTRAINED WEIGHTS" in log.read_text()
+    assert "UNTRAINED" in open_embeddings(folder / "results/demo" / SLUG / "embeddings.h5").attrs["warning"]
+
+
+def test_a_second_run_does_nothing(demo: tuple[Path, str]) -> None:
+    done = snakemake(demo[0], config={"shards": 2, "precision": "float32"})
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+    # Another device is no reason to compute everything again.
+    done = snakemake(demo[0], config={"shards": 2, "precision": "float32", "device": "cpu"})
+    assert "Nothing to be done" in done.stdout
+
+
+def test_a_deleted_shard_is_repeated_alone(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    results = folder / "results/demo" / SLUG
+    before = open_embeddings(results / "embeddings.h5")[:]
+    (results / "shards/shard_1-of-2.h5").unlink()
+    done = snakemake(folder, config={"shards": 2, "precision": "float32"})
+    assert done.returncode == 0, done.stdout
+    assert rules_run(done.stdout) == ["all", "embed_shard", "merge_shards"]
+    assert "rank=1" in done.stdout
+    assert (open_embeddings(results / "embeddings.h5")[:] == before).all()
+
+
+def test_the_printed_commands_can_be_pasted(demo: tuple[Path, str]) -> None:
+    folder, output = demo
+    results = folder / "results/demo" / SLUG
+    before = open_embeddings(results / "embeddings.h5")[:]
+    commands = re.findall(r"^ *(?:Shell command: )?(python .*\.py.*)$", output, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert shlex.split(command)[0] == "python"
+        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+        subprocess.run(["bash", "-c", command], cwd=folder, env=environment, check=True)
+    assert (open_embeddings(results / "embeddings.h5")[:] == before).all()
+
+
+def test_own_fasta_with_an_odd_name(tmp_path: Path) -> None:
+    fasta = tmp_path / "my proteins (v1).faa.gz"
+    fasta.write_bytes(gzip.compress(b">x/1 first\nMKVLAA*\n>x/1\nMKJ\n>y\nmkvlaa\n"))
+    work = tmp_path / "work"
+    work.mkdir()
+    done = snakemake(work, config={"fasta": fasta, "model": MODEL, "shards": 3})
+    assert done.returncode == 0, done.stdout
+    embeddings = open_embeddings(work / "results/my_proteins_v1_" / SLUG / "embeddings.h5")
+    assert embeddings.ids == ["x/1", "x/1", "y"]
+    assert (embeddings[0] == embeddings[2]).all()
+    assert json.loads(embeddings.attrs["letter_counts"]) == {
+        **{"lower_case": 6, "trailing_stop": 1, "inner_stop_to_x": 0, "j_to_x": 1}
+    }
+
+
+def test_a_table_of_several_datasets_and_a_config_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "one.faa").write_text(">a\nMKV\n")
+    (tmp_path / "two.faa").write_text(">b\n" + "MKVL" * 9 + "\n>c\nMM\n")
+    (tmp_path / "table.tsv").write_text(f"dataset\tfasta\tmodel\none\tone.faa\t{MODEL}\ntwo\ttwo.faa\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text(
+        f"datasets: table.tsv\nmodel: {MODEL}\nmax_length: 30\nlong_sequences: reject\n"
+    )
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert open_embeddings(tmp_path / "results/one" / SLUG / "embeddings.h5").ids == ["a"]
+    assert open_embeddings(tmp_path / "results/two" / SLUG / "embeddings.h5").ids == ["c"]
+    with gzip.open(tmp_path / "results/two" / SLUG / "records.tsv.gz", "rt") as table:
+        assert "\trejected\t\t\tlonger than max_length=30\t" in table.read()
+
+
+def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
+    (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    done = snakemake(tmp_path, config={"fasta": "p.faa", "model": "broken.pt", "shards": 2})
+    assert done.returncode != 0
+    for rank in range(2):
+        status = json.loads((tmp_path / f"results/p/broken/shards/shard_{rank}-of-2.status.json").read_text())
+        assert status["status"] == "failed"
+        assert status["attempt"] == 3  # the profile's two retries
+        assert "cannot be loaded as a fair-esm checkpoint" in status["error"]["message"]
+    assert not list((tmp_path / "results/p/broken/shards").glob("*.h5"))
+    assert not (tmp_path / "results/p/broken/embeddings.h5").exists()
+    assert "cannot be loaded as a fair-esm checkpoint" in done.stdout
+    assert "shard_0-of-2.status.json" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">good\nMKV\n>bad one\nMK-V\n")
+    done = snakemake(tmp_path, "--retries", "0", config={"fasta": "p.faa", "model": MODEL})
+    assert done.returncode != 0
+    assert "p.faa: record 2 ('bad'): '-' at residue 3" in done.stdout
+    assert "alignment" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not list((tmp_path / "results").rglob("*.h5"))
+
+
+WRONG = {
+    "no such file": ({"fasta": "none.faa"}, "none.faa: no such FASTA file"),
+    "a folder": ({"fasta": "."}, "is a folder"),
+    "empty file": ({"fasta": "empty.faa"}, "the file is empty"),
+    "not FASTA": ({"fasta": "text.txt"}, "not a FASTA file"),
+    "unknown model": ({"fasta": "good.faa", "model": "esm2_t33_650M"}, "did you mean esm2_t33_650M_UR50D?"),
+    "no such checkpoint": ({"fasta": "good.faa", "model": "no/such.pt"}, "model no/such.pt"),
+    "unknown key": ({"modle": "x"}, "config keys: Additional properties are not allowed ('modle' was unexpected)"),
+    "unknown device": ({"device": "gpu"}, "config device: 'gpu' is not one of ['auto', 'cpu', 'cuda']"),
+    "no shards": ({"shards": 0}, "config shards: 0"),
+    "length in words": ({"max_length": "long"}, "config max_length: 'long' is not of type 'integer'"),
+    "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
+    "bad table": ({"datasets": "bad.tsv"}, "bad.tsv: line 3: nothing.faa: no such FASTA file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / "good.faa").write_text(">a\nMKV\n")
+    (tmp_path / "empty.faa").write_text("")
+    (tmp_path / "text.txt").write_text("Dear all,\n")
+    (tmp_path / "bad.tsv").write_text(f"dataset\tfasta\tmodel\na\tgood.faa\t{MODEL}\nb\tnothing.faa\t{MODEL}\n")
+    config, message = WRONG[name]
+    done = snakemake(tmp_path, config=config)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert 'File "' not in done.stdout
+    assert rules_run(done.stdout) == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:
+    """`python` in a rule is the interpreter that runs Snakemake."""
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    done = snakemake(tmp_path, config={"fasta": "p.faa", "model": MODEL}, PATH="/usr/bin:/bin")
+    assert done.returncode == 0, done.stdout
