@@ -111,7 +111,10 @@ def _receive(url: str, part: Path) -> bool:
         said = time.monotonic()
         with part.open("ab" if have else "wb") as file:
             while chunk := response.read(READ_BYTES):
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                except OSError as error:  # not the network's fault: most likely the disk is full
+                    raise SeqpackError(f"{part}: cannot be written: {error.strerror}") from error
                 have += len(chunk)
                 if time.monotonic() - said > PROGRESS_SECONDS:
                     said = time.monotonic()

@@ -264,6 +264,14 @@ def test_a_server_in_trouble_is_asked_again(mirror: Mirror, output: Path) -> Non
     assert_fetched(output, mirror.content)
 
 
+def test_a_full_disk_is_not_taken_for_a_bad_network(mirror: Mirror, output: Path) -> None:
+    output.parent.mkdir(parents=True)
+    part_of(output).symlink_to("/dev/full")
+    message = failure(mirror.url, output)
+    assert f"{part_of(output)}: cannot be written: No space left on device" in message
+    assert len(mirror.asked) == 1
+
+
 @pytest.mark.parametrize("where", ["tensor", "pickle", "directory"])
 def test_a_damaged_file_is_thrown_away(mirror: Mirror, output: Path, where: str) -> None:
     good = mirror.content

@@ -47,7 +47,6 @@ def bgzip(text: bytes, size: int) -> bytes:
     for start in range(0, len(text), size):
         writer.write(text[start : start + size])
         writer.flush()  # ends the bgzip block
-    writer.flush()
     stored.write(bgzf._bgzf_eof)
     return stored.getvalue()
 
@@ -102,20 +101,31 @@ def read_bytes(folder: Path, stored: bytes, **options: int) -> list[Record]:
     return read(path, **options)
 
 
+def read_or_refuse(folder: Path, stored: bytes) -> list[Record] | str:
+    try:
+        return read_bytes(folder, stored)
+    except SeqpackError as error:
+        return str(error)
+
+
 def letters(body: bytes) -> str:
     return b"".join(body.split()).decode("ascii")
 
 
+def long_sequence(number: int) -> bytes:
+    """Return 0 to 900 letters that hardly compress."""
+    length = number * 379 % 901
+    return hashlib.shake_256(b"%d" % number).digest(length).translate(bytes(65 + byte % 26 for byte in range(256)))
+
+
 @pytest.fixture(scope="module")
 def long_text() -> bytes:
-    """About 300 kB: several bgzip blocks and zstd blocks, records of 0 to 900 residues."""
-    residues = hashlib.shake_256(b"residues").digest(200_000).translate(bytes(65 + i % 26 for i in range(256)))
-    lines, start = [], 0
-    for number in range(700):
-        sequence = residues[start : start + number * 379 % 901]
-        start += len(sequence) % 350
+    """700 records, about 300 kB: several bgzip blocks and zstd blocks."""
+    lines = []
+    for number in range(1, 701):
+        sequence = long_sequence(number)
         lines.append(b">record%d of many\n" % number)
-        lines.extend(sequence[at : at + 60] + b"\n" for at in range(0, len(sequence), 60))
+        lines.extend(sequence[start : start + 60] + b"\n" for start in range(0, len(sequence), 60))
     return b"".join(lines)
 
 
@@ -127,10 +137,10 @@ def test_containers_give_the_same_records(container: str, block_bytes: int, tmp_
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_containers_of_a_longer_file(container: str, long_text: bytes, tmp_path: Path):
-    expected = read_bytes(tmp_path, long_text)
-    assert len(expected) == 700
-    assert sum(len(letters(record[3])) for record in expected) == sum(number * 379 % 901 for number in range(700))
-    assert read_bytes(tmp_path, CONTAINERS[container](long_text), block_bytes=5000) == expected
+    found = read_bytes(tmp_path, CONTAINERS[container](long_text), block_bytes=5000)
+    assert [record[:3] for record in found] == [(number, f"record{number}", "of many") for number in range(1, 701)]
+    for number, _, _, body in found:
+        assert letters(body).encode() == long_sequence(number), number
 
 
 def test_every_block_size_gives_the_same_records(tmp_path: Path):
@@ -174,7 +184,10 @@ LAYOUTS = {
     "space after >": (b">  a  b\nMK\n", [("a", "b", "MK")]),
     "tabs in headers": (b">a\tb\tc\nMK\n>\td e\nW\n", [("a", "b\tc", "MK"), ("d", "e", "W")]),
     "trailing spaces in headers": (b">a \nMK\n>c  d e \t\nW\n", [("a", "", "MK"), ("c", "d e", "W")]),
-    "UTF-8 headers": (">\u86cb\u767d\u8d28 na\u00efve \u03b1\u00a0\u03b2\nMK\n".encode(), None),
+    "UTF-8 headers": (
+        ">\u86cb\u767d\u8d28 na\u00efve \u03b1\u00a0\u03b2\nMK\n".encode(),
+        [("\u86cb\u767d\u8d28", "na\u00efve \u03b1\u00a0\u03b2", "MK")],
+    ),
     "latin-1 headers": (b">prot\xe9ine \xb5\xa0m\nMK\n", [("prot\u00e9ine", "\u00b5\u00a0m", "MK")]),
     "long ids": (b">" + b"i" * 300 + b" d\nMK\n", [("i" * 300, "d", "MK")]),
     "empty ids": (b">\nMK\n>  \nW\n>\r\nC\n", [("", "", "MK"), ("", "", "W"), ("", "", "C")]),
@@ -187,7 +200,6 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, tmp_path: Path):
     text, expected = LAYOUTS[layout]
-    expected = expected or [("\u86cb\u767d\u8d28", "na\u00efve \u03b1\u00a0\u03b2", "MK")]
     for block_bytes in (1, 2, 3, 5, 1 << 20):
         found = read_bytes(tmp_path, text, block_bytes=block_bytes)
         assert [(id_, description, letters(body)) for _, id_, description, body in found] == expected
@@ -232,12 +244,12 @@ def test_a_cut_anywhere_is_an_error_or_ends_at_a_member(container: str, tmp_path
         seventh = len(ODD) // 7
         legal = {len(gzip_members(ODD[: count * seventh], seventh)) for count in range(1, 8)}
     for end in range(len(stored)):
-        if end in legal:
-            found = read_bytes(tmp_path, stored[:end])
+        found = read_or_refuse(tmp_path, stored[:end])
+        assert isinstance(found, list) == (end in legal), (end, found)
+        if isinstance(found, list):
             assert found[:-1] == ODD_RECORDS[: len(found) - 1], end
         else:
-            with pytest.raises(SeqpackError, match="input.fasta"):
-                read_bytes(tmp_path, stored[:end])
+            assert "input.fasta" in found
 
 
 @pytest.mark.parametrize("container", ["gzip", "bgzip", "zstd"])
@@ -247,11 +259,9 @@ def test_a_flipped_bit_is_an_error_or_harmless(container: str, tmp_path: Path):
     for position in range(len(stored)):
         for bit in (0, 3, 7):
             stored[position] ^= 1 << bit
-            try:
-                assert read_bytes(tmp_path, bytes(stored)) == ODD_RECORDS, (position, bit)  # e.g. gzip's time stamp
-            except SeqpackError as error:
-                assert "input.fasta" in str(error)
-                noticed += 1
+            found = read_or_refuse(tmp_path, bytes(stored))
+            assert found == ODD_RECORDS or "input.fasta" in found, (position, bit)  # harmless: gzip's time stamp
+            noticed += isinstance(found, str)
             stored[position] ^= 1 << bit
     assert noticed > 2 * len(stored)
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline import DEMO, MODEL, REPOSITORY, Run
 
+from pipeline import DEMO, MODEL, REPOSITORY, Run
 from seqpack import open_embeddings
 
 BIN = Path(sys.executable).parent

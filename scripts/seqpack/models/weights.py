@@ -156,7 +156,7 @@ def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
         reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
-        raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {reason}; it was not executed") from error
+        raise SeqpackError(f"{path}: not loaded as a fair-esm checkpoint: {reason}; it was not executed") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         if isinstance(error, RuntimeError) and not zipfile.is_zipfile(path):

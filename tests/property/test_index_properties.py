@@ -1,0 +1,348 @@
+"""The index of any FASTA: one fate a record, the right tokens in the right order, a sound pack plan."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import re
+import tempfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from seqpack.errors import SeqpackError
+from seqpack.index import Fate, Index, open_index
+from seqpack.index_build import LengthPolicy, build_index
+from seqpack.plan import MAX_PACK_TOKENS, MIN_PACK_TOKENS, choose_pack_tokens, packs_of_rank, plan_packs, rows_of_rank
+
+MODEL = "untrained:esm2_t6_8M_UR50D"
+
+# fair-esm's alphabet, written out here so that a slip in the package's own table shows.
+TOKENS = dict(zip("LAGVSERTIDPKQNFYMHWCXBUZO", range(4, 29), strict=True))
+CLS, EOS = 0, 2
+
+Entry = tuple[str, str]  # header, sequence
+
+
+@dataclass
+class Expected:
+    """What the policy makes of one entry, worked out one letter at a time."""
+
+    id: str
+    description: str
+    cleaned: str
+    kept: str  # what enters the model
+    fate: str
+    first: int  # the first record with this sequence
+
+
+def expectations(entries: list[Entry], policy: LengthPolicy) -> tuple[list[Expected], Counter]:
+    counts: Counter = Counter()
+    firsts: dict[str, int] = {}
+    expected = []
+    for number, (header, sequence) in enumerate(entries):
+        cleaned = ""
+        for position, letter in enumerate(sequence):
+            counts["lower_case"] += "a" <= letter <= "z"
+            if letter == "*" and position == len(sequence) - 1:
+                counts["trailing_stop"] += 1
+            elif letter == "*":
+                counts["inner_stop_to_x"] += 1
+                cleaned += "X"
+            elif letter in "jJ":
+                counts["j_to_x"] += 1
+                cleaned += "X"
+            else:
+                cleaned += letter.upper()
+        too_long = len(cleaned) > policy.max_length
+        if too_long and policy.long_sequences == "reject":
+            fate = "rejected"
+        elif cleaned in firsts:
+            fate = "duplicate"
+        else:
+            fate = "truncated" if too_long else "embedded"
+            firsts[cleaned] = number
+        id_, description = re.fullmatch(r"[ \t\v\f]*([^ \t\v\f]*)(.*)", header, re.DOTALL).groups()
+        kept = "" if fate == "rejected" else cleaned[: policy.max_length]
+        expected.append(
+            Expected(id_, description.strip(" \t\v\f"), cleaned, kept, fate, firsts.get(cleaned, -1)),
+        )
+    return expected, counts
+
+
+def fasta_text(entries: list[Entry], seed: int = 0) -> bytes:
+    """Lay the entries out in lines of random length with either line end and stray blanks."""
+    layout = random.Random(seed)
+    text = b""
+    for header, sequence in entries:
+        newline = layout.choice([b"\n", b"\r\n"])
+        text += b">" + header.encode() + newline
+        while sequence:
+            width = layout.randint(1, 60)
+            text += sequence[:width].encode() + layout.choice([b"", b" ", newline]) + newline
+            sequence = sequence[width:]
+    return text
+
+
+def build(entries: list[Entry], policy: LengthPolicy, name: str = "input.fasta", text: bytes | None = None) -> Index:
+    """Build in a folder of its own; the index stays readable after the folder is gone, being mapped."""
+    with tempfile.TemporaryDirectory() as folder:
+        fasta = Path(folder, name)
+        fasta.write_bytes(fasta_text(entries) if text is None else text)
+        output = Path(folder, "index.h5")
+        build_index(fasta, output, MODEL, policy)
+        return open_index(output)
+
+
+def sequence_tokens(index: Index, row: int) -> list[int]:
+    return index.tokens[index.token_offsets[row] : index.token_offsets[row + 1]].tolist()
+
+
+# Control characters are legal in a header, but for the line ends and NUL.
+HEADERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=20)
+SHORT = st.text("ACJ*", min_size=1, max_size=3)  # few letters, so that equal sequences come up
+LONG = st.text("LAGVSERTIDPKQNFYMHWCXBUZOJ*lagvsertidpkqnfymhwcxbuzoj", min_size=1, max_size=60)
+
+
+@st.composite
+def variants(draw: st.DrawFn, sequence: str) -> str:
+    """The same sequence to the policy, or nearly."""
+    change = draw(st.sampled_from(["same", "lower", "stop", "x", "j", "shorter"]))
+    return {
+        "same": sequence,
+        "lower": sequence.lower(),
+        "stop": sequence + "*",
+        "x": sequence.replace("J", "X"),
+        "j": sequence.replace("X", "J"),
+        "shorter": sequence[:-1] or sequence,
+    }[change]
+
+
+@st.composite
+def entry_lists(draw: st.DrawFn) -> list[Entry]:
+    base = draw(st.lists(SHORT | LONG, min_size=1, max_size=12))
+    chosen = draw(st.lists(st.sampled_from(base).flatmap(variants), min_size=1, max_size=30))
+    sequences = [sequence for sequence in chosen if sequence != "*"] or ["M"]
+    headers = draw(st.lists(HEADERS, min_size=len(sequences), max_size=len(sequences)))
+    return list(zip(headers, sequences, strict=True))
+
+
+POLICIES = st.builds(LengthPolicy, st.sampled_from(["truncate", "reject"]), st.sampled_from([1, 2, 5, 20, 59, 1022]))
+
+MANY = [(f"s{number}", random.Random(number).choice("ACDK") * (number % 61 + 1)) for number in range(300)]
+LONG_ONES = [
+    ("short", "MKV"),
+    ("giant", "MKVLA" * 500),
+    ("long", "AC" * 600),
+    ("giant again", "MKVLA" * 500),
+    ("", "W"),
+]
+
+
+@given(entry_lists(), POLICIES)
+@example(MANY, LengthPolicy("truncate", 50))
+@example(MANY, LengthPolicy("reject", 50))
+@example(LONG_ONES, LengthPolicy("truncate", 2400))  # a sequence longer than a pack
+@settings(max_examples=200, deadline=None)
+def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
+    expected, counts = expectations(entries, policy)
+    if all(record.fate == "rejected" for record in expected):
+        with pytest.raises(SeqpackError, match=rf"all {len(entries)} records are longer"):
+            build(entries, policy)
+        return
+    index = build(entries, policy)
+
+    # Every record has one fate, and the counts add up.
+    assert index.num_records == len(entries)
+    assert [Fate(fate).name.lower() for fate in index.record_fates] == [record.fate for record in expected]
+    fate_counts = json.loads(index.attributes["fate_counts"])
+    assert fate_counts == {fate.name.lower(): [r.fate for r in expected].count(fate.name.lower()) for fate in Fate}
+    assert sum(fate_counts.values()) == len(entries) == index.attributes["num_records"]
+    assert json.loads(index.attributes["letter_counts"]) == {
+        change: counts[change] for change in ("lower_case", "trailing_stop", "inner_stop_to_x", "j_to_x")
+    }
+
+    # Ids and descriptions come back; lengths are those before truncation.
+    assert [index.record_id(number) for number in range(len(entries))] == [record.id for record in expected]
+    found = [index.record_description(number) for number in range(len(entries))]
+    assert found == [record.description for record in expected]
+    assert index.record_lengths.tolist() == [len(record.cleaned) for record in expected]
+
+    # Each record's row leads to the tokens of its sequence.
+    for record, row in zip(expected, index.record_rows.tolist(), strict=True):
+        if record.fate == "rejected":
+            assert row == -1
+        else:
+            assert sequence_tokens(index, row) == [CLS, *(TOKENS[letter] for letter in record.kept), EOS]
+            assert index.sequence_records[row] == record.first
+            assert index.sequence_id(row) == expected[record.first].id
+
+    # Unique sequences stand by descending number of tokens, ties by first appearance.
+    uniques = [(-len(record.kept), number) for number, record in enumerate(expected) if record.first == number]
+    assert index.sequence_records.tolist() == [number for _, number in sorted(uniques)]
+    assert index.num_sequences == len(uniques) == index.attributes["num_sequences"]
+    assert index.max_tokens == 2 - min(uniques)[0]
+    assert index.token_offsets[0] == 0
+    assert index.token_offsets[-1] == len(index.tokens) == index.attributes["num_tokens"]
+    assert index.attributes["num_residues"] == -sum(length for length, _ in uniques)
+
+    # Rows are shared, and digests agree, exactly when the cleaned sequences do.
+    digests = [digest.tobytes() for digest in index.sequence_digests]
+    rows = index.record_rows.tolist()
+    alike = {(r.cleaned, row, digests[row]) for r, row in zip(expected, rows, strict=True) if r.fate != "rejected"}
+    assert len(alike) == index.num_sequences
+    for values in zip(*alike, strict=True):
+        assert len(set(values)) == index.num_sequences
+    for cleaned, _, digest in alike:
+        tokens = bytes(TOKENS[letter] for letter in cleaned)
+        assert digest == hashlib.blake2b(tokens, digest_size=16).digest()
+    for number, fate in enumerate(index.record_fates):
+        if fate == Fate.DUPLICATE:
+            assert index.sequence_records[index.record_rows[number]] < number
+
+    check_plan(index.token_offsets, index.pack_offsets, index.attributes["pack_tokens"])
+    assert index.num_packs == len(index.pack_offsets) - 1 == index.attributes["num_packs"]
+    assert index.attributes["pack_tokens"] == choose_pack_tokens(len(index.tokens))
+    together = []
+    for pack in range(index.num_packs):
+        tokens = index.pack_tokens(pack)  # checks the checksum
+        assert zlib.crc32(tokens.tobytes()) == index.pack_checksums[pack]
+        assert index.pack_lengths(pack).sum() == len(tokens)
+        together.extend(tokens.tolist())
+    assert together == index.tokens.tolist()
+
+
+def check_plan(token_offsets: np.ndarray, pack_offsets: np.ndarray, pack_tokens: int) -> None:
+    """Packs cover all sequences in order; each holds what fits, and as much as fits; ranks divide them."""
+    num_sequences = len(token_offsets) - 1
+    assert pack_offsets[0] == 0
+    assert pack_offsets[-1] == num_sequences
+    assert (np.diff(pack_offsets) > 0).all()
+    offsets = token_offsets.tolist()
+    for first, last in itertools.pairwise(pack_offsets.tolist()):
+        assert last == first + 1 or offsets[last] - offsets[first] <= pack_tokens
+        assert last == num_sequences or offsets[last + 1] - offsets[first] > pack_tokens
+    num_packs = len(pack_offsets) - 1
+    for world_size in (1, 2, 3, 8, num_packs + 1):
+        rows = [rows_of_rank(pack_offsets, rank, world_size) for rank in range(world_size)]
+        assert sorted(np.concatenate(rows).tolist()) == list(range(num_sequences))
+        for rank in range(world_size):
+            packs = packs_of_rank(num_packs, rank, world_size)
+            assert rows[rank].dtype == np.int64
+            assert rows[rank].tolist() == [
+                row for pack in packs for row in range(pack_offsets[pack], pack_offsets[pack + 1])
+            ]
+
+
+@given(st.lists(st.integers(1, 200), max_size=80) | st.lists(st.integers(1, 10**12), max_size=30), st.data())
+@settings(max_examples=300, deadline=None)
+def test_plan_of_any_lengths(lengths: list[int], data: st.DataObject):
+    pack_tokens = data.draw(st.integers(1, 2 * max(lengths, default=1)) | st.just(sum(lengths) or 1))
+    token_offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    check_plan(token_offsets, plan_packs(token_offsets, pack_tokens), pack_tokens)
+
+
+@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45))
+@settings(max_examples=200, deadline=None)
+def test_pack_tokens_grow_with_the_input(one: int, other: int):
+    small, large = choose_pack_tokens(min(one, other)), choose_pack_tokens(max(one, other))
+    assert MIN_PACK_TOKENS <= small <= large <= MAX_PACK_TOKENS
+    for tokens in (small, large):
+        assert tokens & (tokens - 1) == 0
+
+
+@given(entry_lists(), st.integers(1, 1000))
+@settings(max_examples=40, deadline=None)
+def test_digest_depends_on_neither_container_path_nor_layout(entries: list[Entry], seed: int):
+    policy = LengthPolicy("truncate", 30)
+    index = build(entries, policy)
+    text = fasta_text(entries)
+    for other in (
+        build(entries, policy, "other name.fa"),
+        build(entries, policy, text=gzip.compress(text)),
+        build(entries, policy, text=fasta_text(entries, seed)),
+    ):
+        assert other.digest == index.digest
+        assert other.attributes["source_path"] != index.attributes["source_path"]
+
+
+@given(entry_lists(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_digest_changes_with_what_it_stands_for(entries: list[Entry], data: st.DataObject):
+    policy = LengthPolicy("truncate", 30)
+    digest = build(entries, policy).digest
+    number = data.draw(st.integers(0, len(entries) - 1))
+    header, sequence = entries[number]
+
+    position = data.draw(st.integers(0, len(sequence) - 1))
+    letter = data.draw(st.sampled_from("ACW").filter(lambda letter: letter != sequence[position].upper()))
+    edited = sequence[:position] + letter + sequence[position + 1 :]
+    assert build([*entries[:number], (header, edited), *entries[number + 1 :]], policy).digest != digest
+
+    longer = [*entries[:number], (f"x{header}", sequence), *entries[number + 1 :]]  # changes an id or makes one
+    assert build(longer, policy).digest != digest
+
+    described = [*entries[:number], (f"{header} x y", sequence), *entries[number + 1 :]]
+    assert build(described, policy).digest != digest
+
+    assert build([*entries, (header, sequence)], policy).digest != digest
+    assert build(entries, LengthPolicy("truncate", 31)).digest != digest
+
+
+@given(entry_lists(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_digest_changes_with_the_order(entries: list[Entry], data: st.DataObject):
+    policy = LengthPolicy("truncate", 30)
+    shuffled = data.draw(st.permutations(entries))
+    one, other = (
+        [(record.id, record.description, record.cleaned) for record in expectations(each, policy)[0]]
+        for each in (entries, shuffled)
+    )
+    assume(one != other)
+    assert build(entries, policy).digest != build(shuffled, policy).digest
+
+
+def test_digest_changes_with_the_policy_for_long_sequences():
+    entries = [("a", "MKV"), ("b", "MKVLA")]
+    digests = {
+        build(entries, LengthPolicy(long_sequences, max_length)).digest
+        for long_sequences in ("truncate", "reject")
+        for max_length in (3, 4, 5, 1022)
+    }
+    assert len(digests) == 8
+
+
+def test_records_may_agree_in_what_is_kept_and_still_be_two_sequences():
+    index = build([("a", "MKVLA"), ("b", "MKVLW"), ("c", "MKV"), ("d", "mkvla*")], LengthPolicy("truncate", 3))
+    assert index.record_rows.tolist() == [0, 1, 2, 0]
+    assert [Fate(fate) for fate in index.record_fates] == [
+        Fate.TRUNCATED,
+        Fate.TRUNCATED,
+        Fate.EMBEDDED,
+        Fate.DUPLICATE,
+    ]
+
+
+def test_a_damaged_pack_is_noticed():
+    index = build(MANY, LengthPolicy())
+    tokens = np.array(index.tokens)
+    tokens[len(tokens) // 2] ^= 1
+    damaged = Index(**{**vars(index), "tokens": tokens})
+    refused = []
+    for pack in range(damaged.num_packs):
+        try:
+            damaged.pack_tokens(pack)
+        except SeqpackError:
+            refused.append(pack)
+    assert len(refused) == 1
+    first, last = index.pack_offsets[refused[0]], index.pack_offsets[refused[0] + 1]
+    assert index.token_offsets[first] <= len(tokens) // 2 < index.token_offsets[last]

@@ -1,0 +1,68 @@
+"""One set of versions: pyproject, lock and conda environments agree, and the lock is what is installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import REPOSITORY, SCRIPTS
+
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def locked() -> dict[str, str]:
+    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_conda_environments_have_the_locks_versions() -> None:
+    lock = locked()
+    for path in (REPOSITORY / "envs").glob("*.yaml"):
+        for dependency in yaml.safe_load(path.read_text())["dependencies"]:
+            name, wanted = dependency.split("=")
+            if name != "python":
+                assert lock[CONDA_NAMES.get(name, name)] == wanted, f"{path.name}: {dependency}"
+
+
+def test_the_lock_pins_all_that_pyproject_names() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = [*project["dependencies"], *extras["workflow"], *extras["test"]]
+    missing = {re.split(r"[<>=]", name)[0].lower() for name in names} - locked().keys()
+    assert not missing
+
+
+def test_conda_environments_have_all_that_a_worker_needs() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
+    environment = yaml.safe_load((REPOSITORY / "envs/seqpack.yaml").read_text())["dependencies"]
+    names = [dependency.split("=")[0] for dependency in environment]
+    assert needed == {CONDA_NAMES.get(name, name) for name in names} - {"python"}
+
+
+def test_what_is_installed_is_the_lock() -> None:
+    wrong = {name: version(name) for name, wanted in locked().items() if version(name).split("+")[0].lower() != wanted}
+    assert not wrong
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_every_program_explains_every_option(program: str) -> None:
+    help_text = subprocess.run(
+        [sys.executable, str(SCRIPTS / program), "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    source = (SCRIPTS / program).read_text()
+    for option in re.findall(r'"(--[a-z-]+)"', source):
+        # The option, its values perhaps, then words of explanation.
+        assert re.search(rf"^  {option}\b.*?[a-z]{{3}}", help_text, re.MULTILINE | re.DOTALL), option
+
+
+def test_the_package_stands_without_snakemake() -> None:
+    sources = "".join(path.read_text() for path in Path(SCRIPTS / "seqpack").rglob("*.py"))
+    assert not re.search(r"^\s*(from|import) snakemake", sources, re.MULTILINE)

@@ -1,0 +1,87 @@
+"""The README's commands and its Python, run as they stand; `make run` and `make test` are run by .ci/run."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import DEMO, REPOSITORY
+from reference import fair_esm_model, save_checkpoint
+from seqpack.models.registry import MODELS
+
+BIN = Path(sys.executable).parent
+README = (REPOSITORY / "README.md").read_text()
+COVERED_BY_CI = {"make run", "make test"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and line not in COVERED_BY_CI]
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with seeded weights under the released name."""
+    folder = tmp_path_factory.mktemp("mirror")
+    name = "esm2_t6_8M_UR50D"
+    save_checkpoint(fair_esm_model(MODELS[name]), folder / f"{name}.pt")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_ci_runs_the_two_commands() -> None:
+    assert set((REPOSITORY / ".ci/run").read_text().splitlines()) >= COVERED_BY_CI
+    assert {line.split("#")[0].strip() for line in blocks("bash")[0].splitlines()} == COVERED_BY_CI
+
+
+def test_every_command_and_the_python_work(mirror: str, tmp_path: Path) -> None:
+    for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles", "tests/data"):
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    activate = tmp_path / ".venv/bin/activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f'PATH="{BIN}:$PATH"\n')
+    shutil.copy(DEMO, tmp_path / "proteins.faa")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQPACK_WEIGHTS_URL": mirror}
+    assert len(commands()) == 2
+    script = "set -e\n" + "\n".join(commands())
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "resources/models/esm2_t6_8M_UR50D.pt").is_file()
+    assert "UNTRAINED" not in done.stdout + done.stderr
+
+    (python,) = blocks("python")
+    check = python + "\nassert frame.shape == (85, 320)\nassert embeddings[10:20].shape == (10, 320)\n"
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "1", "--retries", "0", "--config", "fasta=p.faa", "model=esm2_t6_8M_UR50D"]
+    # Port 9 (discard) is closed on any machine that could run this.
+    environment = {**os.environ, "SEQPACK_WEIGHTS_URL": "http://127.0.0.1:9"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "cannot fetch http://127.0.0.1:9/esm2_t6_8M_UR50D.pt" in output
+    assert "or put the file at resources/models/esm2_t6_8M_UR50D.pt" in output
+    assert "Traceback" not in output
