@@ -146,7 +146,7 @@ def fetch(url: str, output: Path) -> str:
     return finish(start(url, output))
 
 
-def failure(url: str, output: Path) -> str:
+def failure(url: str, output: Path, warnings: int = 0) -> str:
     """Return the one error line of a program that fails, as it must, without a file."""
     process = start(url, output)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
@@ -154,6 +154,7 @@ def failure(url: str, output: Path) -> str:
     assert "Traceback" not in stderr
     assert not output.exists()
     lines = stderr.splitlines()
+    assert sum(" WARNING " in line for line in lines) == warnings, stderr
     errors = [line for line in lines if " ERROR " in line]
     assert errors == lines[-1:], stderr
     return errors[0]
@@ -199,7 +200,7 @@ def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, output: Path
 
 def test_a_server_that_keeps_breaking_off_leaves_what_came(mirror: Mirror, output: Path) -> None:
     mirror.cuts = TRIES
-    message = failure(mirror.url, output)
+    message = failure(mirror.url, output, warnings=TRIES)
     assert "ended early" in message
     assert len(mirror.asked) == TRIES
     size = part_of(output).stat().st_size

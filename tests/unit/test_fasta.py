@@ -148,6 +148,7 @@ def test_every_block_size_gives_the_same_records(tmp_path: Path):
     path.write_bytes(ODD)
     for block_bytes in range(1, len(ODD) + 3):
         assert read(path, block_bytes=block_bytes) == ODD_RECORDS, block_bytes
+    assert [len(block) for block in FastaFile(path).blocks(block_bytes=1)] == [1] * 6
 
 
 def test_blocks_are_consecutive_and_about_as_long_as_asked(long_text: bytes, tmp_path: Path):
@@ -164,11 +165,22 @@ def test_blocks_are_consecutive_and_about_as_long_as_asked(long_text: bytes, tmp
 @pytest.mark.parametrize("container", ["plain", "gzip", "zstd"])
 def test_a_record_much_longer_than_a_block(container: str, tmp_path: Path):
     giant = b"MKVLA" * 40_000
-    text = b">a\nMK\n>giant x\n" + b"\n".join(giant[at : at + 61] for at in range(0, len(giant), 61)) + b"\n>c\nW\n"
+    text = b">a\nMK\n>giant x\n" + b"\n".join(giant[at : at + 61] for at in range(0, len(giant), 61))
+    text += b"".join(b"\n>after%d\nW" % number for number in range(1000))
     found = read_bytes(tmp_path, CONTAINERS[container](text), block_bytes=100)
-    assert [record[:3] for record in found] == [(1, "a", ""), (2, "giant", "x"), (3, "c", "")]
+    assert [record[:3] for record in found[:3]] == [(1, "a", ""), (2, "giant", "x"), (3, "after0", "")]
     assert letters(found[1][3]).encode() == giant
-    assert letters(found[2][3]) == "W"
+    assert {letters(record[3]) for record in found[2:]} == {"W"}
+    assert [record[0] for record in found] == list(range(1, 1003))
+
+
+def test_blocks_are_short_again_after_a_long_record(tmp_path: Path):
+    path = tmp_path / "giant.fasta"
+    path.write_bytes(b">giant\n" + b"MKVLA" * 40_000 + b"\n>after\nW" * 1000)
+    first, *others = FastaFile(path).blocks(block_bytes=100)
+    assert first[0].id == "giant"
+    assert sum(map(len, others)) > 900
+    assert max(map(len, others)) <= 200 // len(">after\nW\n")
 
 
 LAYOUTS = {

@@ -68,7 +68,7 @@ def hugging_face_model(model: esm.ESM2, cls: type[EsmModel] | type[EsmForMaskedL
         max_position_embeddings=1026,
         layer_norm_eps=1e-5,
         position_embedding_type="rotary",
-        token_dropout=True,
+        token_dropout=model.token_dropout,
         emb_layer_norm_before=False,
     )
     found = cls(config)
@@ -200,13 +200,15 @@ def test_what_else_published_folders_hold(small: Path, small_folder: Path) -> No
     assert_equal(load_weights(find_model(str(small_folder))), load_weights(find_model(str(small))))
 
 
-@pytest.mark.parametrize("cls", [EsmModel, EsmForMaskedLM])
+@pytest.mark.parametrize(("cls", "token_dropout"), [(EsmModel, True), (EsmForMaskedLM, True), (EsmModel, False)])
 def test_the_forward_agrees_with_transformers_and_fair_esm(
-    reference: esm.ESM2, cls: type[EsmModel] | type[EsmForMaskedLM], tmp_path: Path
+    cls: type[EsmModel] | type[EsmForMaskedLM], token_dropout: bool, tmp_path: Path
 ) -> None:
+    reference = fair_esm_model(replace(MODELS[NAME], token_dropout=token_dropout))
     hugging_face_model(reference, cls).save_pretrained(tmp_path, safe_serialization=True)
     weights = load_weights(find_model(str(tmp_path)))
     theirs = EsmModel.from_pretrained(tmp_path).eval()
+    assert weights.architecture.token_dropout == token_dropout
     errors = []
     for sequence in random_sequences([300, 65, 7, 1]):
         found = our_hidden(weights, sequence)

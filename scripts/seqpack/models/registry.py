@@ -84,6 +84,8 @@ def find_model(name: str, weights: Path | None = None) -> ModelSource:
         if architecture is None:
             raise SeqpackError(_unknown(name, [UNTRAINED_PREFIX + known for known in MODELS]))
         return ModelSource(name, "untrained", architecture, None)
+    if not name:
+        raise SeqpackError(_unknown(name, list(MODELS)))  # Path("") would be the current folder
     path = Path(weights or name)
     if name in MODELS:
         if weights is not None and path.is_dir():

@@ -1,0 +1,174 @@
+"""The names a user may give as a model: what they mean, what their results are called, hints for typos."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqpack.errors import SeqpackError
+from seqpack.models.registry import MODELS, WEIGHTS_FOLDER, Architecture, find_model
+
+NAME = "esm2_t6_8M_UR50D"
+
+# Layers, width and heads, as fair-esm 2.0.0 publishes them.
+PUBLISHED = {
+    "esm2_t6_8M_UR50D": (6, 320, 20),
+    "esm2_t12_35M_UR50D": (12, 480, 20),
+    "esm2_t30_150M_UR50D": (30, 640, 20),
+    "esm2_t33_650M_UR50D": (33, 1280, 20),
+    "esm2_t36_3B_UR50D": (36, 2560, 40),
+    "esm2_t48_15B_UR50D": (48, 5120, 40),
+}
+
+
+def refusal(name: str, weights: Path | None = None) -> str:
+    with pytest.raises(SeqpackError) as caught:
+        find_model(name, weights)
+    return str(caught.value)
+
+
+def write_folder(folder: Path, model_type: str = "esm") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+def write_checkpoint(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")  # it is not opened here
+    return path
+
+
+def test_the_published_shapes() -> None:
+    assert {name: (a.num_layers, a.hidden_dim, a.num_heads) for name, a in MODELS.items()} == PUBLISHED
+    for architecture in MODELS.values():
+        assert architecture.vocabulary == 33
+        assert architecture.token_dropout
+        assert architecture.head_dim * architecture.num_heads == architecture.hidden_dim
+        assert architecture.ffn_dim == 4 * architecture.hidden_dim
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_released_model(name: str) -> None:
+    source = find_model(name)
+    assert (source.name, source.kind, source.slug) == (name, "released", name)
+    assert source.path == WEIGHTS_FOLDER / f"{name}.pt"
+    assert source.architecture == MODELS[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_untrained_model(name: str) -> None:
+    source = find_model(f"untrained:{name}")
+    assert (source.kind, source.slug, source.path) == ("untrained", f"untrained-{name}", None)
+    assert source.architecture == MODELS[name]
+
+
+def test_weights_given_for_a_released_model(tmp_path: Path) -> None:
+    """The results keep the model's name, wherever its weights lie."""
+    file = write_checkpoint(tmp_path / "some where" / "else.pt")
+    source = find_model(NAME, file)
+    assert (source.kind, source.path, source.slug) == ("released", file, NAME)
+    assert source.architecture == MODELS[NAME]
+
+    folder = write_folder(tmp_path / "snapshot")
+    source = find_model(NAME, folder)
+    assert (source.kind, source.path, source.slug) == ("folder", folder, NAME)
+    assert source.architecture == MODELS[NAME]
+
+
+def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path / "my.model v2.pt")
+    source = find_model(str(file))
+    assert (source.kind, source.path, source.slug) == ("checkpoint", file, "my.model-v2")
+    assert source.architecture is None
+
+    folder = write_folder(tmp_path / "esm2 (fine-tuned)")
+    source = find_model(f"{folder}/")
+    assert (source.kind, source.path, source.slug) == ("folder", folder, "esm2-fine-tuned-")
+    assert source.architecture is None
+
+
+@pytest.mark.parametrize("below", ["", "x", "x/y"])
+def test_the_slug_of_a_folder_given_by_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "x" / "y").mkdir(parents=True)
+    monkeypatch.chdir(folder / below)
+    dots = "/".join([".."] * len(Path(below).parts)) or "."
+    assert find_model(dots).slug == "mine"
+    assert find_model(f"{dots}/").slug == "mine"
+
+
+def test_a_folder_named_like_a_model_is_not_that_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / NAME)
+    assert find_model(NAME).kind == "released"
+    assert find_model(f"./{NAME}").kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("esm2_t6_8M", "esm2_t6_8M_UR50D"),
+        ("esm2_t33_650M_UR50S", "esm2_t33_650M_UR50D"),
+        ("ESM2_t36_3B_UR50D", "esm2_t36_3B_UR50D"),
+        ("esm2-t12-35M-UR50D", "esm2_t12_35M_UR50D"),
+        ("untrained:esm2_t6_8M", "untrained:esm2_t6_8M_UR50D"),
+        ("facebook/esm2_t30_150M_UR50D", "esm2_t30_150M_UR50D"),
+    ],
+)
+def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
+    message = refusal(typo)
+    assert repr(typo) in message
+    assert f"did you mean {meant}?" in message
+
+
+@pytest.mark.parametrize("name", ["", "resnet50", "untrained:", "untrained:resnet50"])
+def test_an_unknown_name_gets_the_list(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_folder(tmp_path))  # which '' must not mean
+    message = refusal(name)
+    for known in MODELS:
+        assert known in message
+
+
+@pytest.mark.parametrize("name", ["absent.pt", "folder/absent.pt", "/absent/folder", "/absent.pt"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    message = refusal(name)
+    assert f"model {name}: no such" in message
+    assert "did you mean" not in message
+
+
+def test_a_file_that_is_not_pt(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    assert f"model {file}: no such fair-esm .pt file or Hugging Face folder" in refusal(str(file))
+
+
+@pytest.mark.parametrize("name", [None, NAME])
+def test_a_folder_that_is_not_esm(tmp_path: Path, name: str | None) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = write_folder(tmp_path / "other", "bert")
+    for folder, expected in ((empty, "no config.json"), (other, "'bert'")):
+        message = refusal(name, folder) if name else refusal(str(folder))
+        assert str(folder) in message
+        assert expected in message
+
+
+def test_an_architecture_is_compared_by_value() -> None:
+    assert Architecture(6, 320, 20) == MODELS[NAME]
+    assert Architecture(6, 320, 20, token_dropout=False) != MODELS[NAME]
+
+
+def test_the_registry_is_light() -> None:
+    """A workflow reads it hundreds of times, also where the worker's packages are not installed."""
+    scripts = Path(__file__).parents[2] / "scripts"
+    program = (
+        "import sys; import seqpack.models.registry, seqpack.datasets, seqpack.devices, seqpack.download; "
+        "print(*sorted({'torch', 'numpy', 'h5py', 'pandas', 'zstandard'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=scripts, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
