@@ -16,6 +16,9 @@ BLOCK_BYTES = 8 << 20
 READ_BYTES = 1 << 20
 
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_EXTRA = 4  # flag of a member with an extra field, which in bgzip files is named BC
+# bgzip ends with an empty block (SAM specification 4.1.2), so a file cut between blocks can be told.
+BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")  # a frame; the skippable frame that pzstd puts first
 OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x89HDF": "HDF5"}
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -103,9 +106,11 @@ class FastaFile:
             with self.path.open("rb") as raw:
                 source = _HashingReader(raw)
                 file = io.BufferedReader(source, READ_BYTES)
-                magic = file.peek(8)[:8]
+                magic = file.peek(16)[:16]
                 if magic.startswith(GZIP_MAGIC):
                     yield from _read_gzip(file, read_bytes)
+                    if magic[3] & GZIP_EXTRA and magic[12:14] == b"BC" and source.tail != BGZIP_END:
+                        raise EOFError("the end mark of a bgzip file is missing")
                 elif magic.startswith(ZSTD_MAGICS):
                     yield from _read_zstd(file)
                 else:
@@ -126,12 +131,13 @@ class FastaFile:
 
 
 class _HashingReader(io.RawIOBase):
-    """Pass bytes through, keeping their count and SHA-256."""
+    """Pass bytes through, keeping their count, SHA-256 and the last few."""
 
     def __init__(self, raw: io.BufferedReader) -> None:
         self.raw = raw
         self.size = 0
         self.digest = hashlib.sha256()
+        self.tail = b""
 
     def readable(self) -> bool:
         return True
@@ -139,7 +145,9 @@ class _HashingReader(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:
         count = self.raw.readinto(buffer)
         self.size += count
-        self.digest.update(memoryview(buffer)[:count])
+        data = memoryview(buffer)[:count]
+        self.digest.update(data)
+        self.tail = (self.tail + bytes(data[-len(BGZIP_END) :]))[-len(BGZIP_END) :]
         return count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,52 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
         finally:
             if raw.error is not None:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
+
+
+def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: type) -> None:
+    """Create a contiguous dataset whose values a `RowWriter` will write when the file is closed."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
+
+
+class RowWriter:
+    """Write the rows of a reserved dataset in order, past HDF5: an error is raised at the write that fails.
+
+    The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        with h5py.File(path, "r") as file:
+            dataset = file[name]
+            self._shape, self._dtype = dataset.shape, dataset.dtype
+            offset = dataset.id.get_offset() or 0
+        self._written = 0
+        self._path = path
+        self._file = path.open("r+b", buffering=0)
+        size = self._shape[0] * self._shape[1] * self._dtype.itemsize
+        if size:
+            os.posix_fallocate(self._file.fileno(), offset, size)
+        self._file.seek(offset)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows, (n, columns), in the dataset's dtype."""
+        assert rows.dtype == self._dtype
+        assert rows.shape[1:] == self._shape[1:]
+        rest = memoryview(np.ascontiguousarray(rows)).cast("B")
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._written += len(rows)
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
 
 
 class _PatientFile(io.FileIO):

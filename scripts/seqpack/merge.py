@@ -13,13 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 import seqpack
 from seqpack.embeddings import FORMAT_VERSION
 from seqpack.files import sha256_of_file, whole_or_absent
-from seqpack.hdf5 import STRINGS
+from seqpack.hdf5 import STRINGS, RowWriter, new_hdf5, reserve_dataset
 from seqpack.index import Index, open_index
 from seqpack.records import write_records
 from seqpack.verify import VerifiedShard, verify_shards
@@ -97,19 +96,19 @@ def merge_shards(
 def _write_embeddings(path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> str:
     """Write embeddings.h5; return the SHA-256 of the embeddings' bytes."""
     digest = hashlib.sha256()
-    with h5py.File(path, "w") as file:
+    shape = (len(kept), _hidden_dim(shards))
+    with new_hdf5(path) as file:
         file.attrs.update(_attributes(index, shards))
         file["lengths"] = index.record_lengths[kept]
         ids = file.create_dataset("sequence_ids", (len(kept),), STRINGS)
         for start in range(0, len(kept), ID_BLOCK):
             block = kept[start : start + ID_BLOCK].tolist()
             ids[start : start + len(block)] = [index.record_id(record) for record in block]
-        embeddings = file.create_dataset("embeddings", (len(kept), _hidden_dim(shards)), np.float32)
-        start = 0
+        reserve_dataset(file, "embeddings", shape, np.float32)
+    with RowWriter(path, "embeddings") as writer:
         for block in _gather(index, shards, kept):
-            embeddings[start : start + len(block)] = block
+            writer.append(block)
             digest.update(block)
-            start += len(block)
     return digest.hexdigest()
 
 

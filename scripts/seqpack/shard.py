@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
 from seqpack.files import whole_or_absent
 from seqpack.fingerprint import Fingerprint
-from seqpack.hdf5 import STRINGS, map_dataset, open_hdf5, read_attributes
+from seqpack.hdf5 import STRINGS, RowWriter, map_dataset, new_hdf5, open_hdf5, read_attributes, reserve_dataset
 from seqpack.index import Index
 
 ID_BLOCK = 65536
@@ -37,28 +36,11 @@ class Shard:
     index_rows: np.ndarray
 
 
-class ShardWriter:
-    """Rows of a shard, in order, written as they come."""
-
-    def __init__(self, file: h5py.File, num_sequences: int, hidden_dim: int) -> None:
-        self._dataset = file.create_dataset("embeddings", (num_sequences, hidden_dim), np.float32)
-        self._written = 0
-
-    def append(self, embeddings: np.ndarray) -> None:
-        """Write the next rows: float32 (n, hidden_dim)."""
-        self._dataset[self._written : self._written + len(embeddings)] = embeddings
-        self._written += len(embeddings)
-
-    @property
-    def complete(self) -> bool:
-        return self._written == len(self._dataset)
-
-
 @contextmanager
 def new_shard(
     path: Path, index: Index, rows: np.ndarray, hidden_dim: int, attributes: dict[str, Any]
-) -> Iterator[ShardWriter]:
-    """Open a writer; the shard appears at `path` when the block has ended and every row was written.
+) -> Iterator[RowWriter]:
+    """Open a writer of embeddings; the shard appears at `path` when the block has ended with every row written.
 
     Args:
         path: the shard's final name.
@@ -67,17 +49,17 @@ def new_shard(
         hidden_dim: numbers in an embedding.
         attributes: rank, world_size, the fingerprint and whatever else describes the shard.
     """
-    with whole_or_absent(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(attributes)
-        file["index_rows"] = rows
-        ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
-        for start in range(0, len(rows), ID_BLOCK):
-            block = rows[start : start + ID_BLOCK].tolist()
-            ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
-        writer = ShardWriter(file, len(rows), hidden_dim)
-        yield writer
-        if not writer.complete:
-            raise AssertionError(f"{path}: not every row of the shard was written")
+    with whole_or_absent(path) as temporary:
+        with new_hdf5(temporary) as file:
+            file.attrs.update(attributes)
+            file["index_rows"] = rows
+            ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
+            for start in range(0, len(rows), ID_BLOCK):
+                block = rows[start : start + ID_BLOCK].tolist()
+                ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
+            reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
+        with RowWriter(temporary, "embeddings") as writer:
+            yield writer
 
 
 def open_shard(path: Path) -> Shard:

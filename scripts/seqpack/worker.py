@@ -70,6 +70,7 @@ def embed_shard(task: ShardTask) -> ShardStatus:
         raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
     status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
     write_status(task.status, status)
+    _pending.clear()
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _compute(task, status)
@@ -158,6 +159,8 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
         for embeddings in embed_packs(model, index, packs, device):
             writer.append(embeddings)
             progress.done_one()
+            if _pending:
+                raise Interrupted(_pending[0])
     with _stage(status, "verify"):
         status.shard_sha256 = sha256_of_file(task.shard)
         status.shard_bytes = task.shard.stat().st_size
@@ -188,7 +191,12 @@ def _stage(status: ShardStatus, name: str) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    _pending.append(number)
     raise Interrupted(number)
+
+
+# An exception that a signal handler raises inside one of h5py's callbacks is lost, so the loop looks here too.
+_pending: list[int] = []
 
 
 def _now() -> str:
