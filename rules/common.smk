@@ -17,7 +17,7 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 # is activated. A rule's conda environment still comes first.
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
 
-from seqpack.datasets import dataset_of_file, read_datasets
+from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs, started_world_size
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
 from seqpack.models.registry import MODELS
@@ -25,6 +25,11 @@ from seqpack.models.registry import MODELS
 
 def check_config():
     """Set defaults; stop with one line a wrong key. The schema documents every key."""
+    for key, value in config.items():
+        if (
+            isinstance(value, float) and value.is_integer()
+        ):  # 1e3, which JSON Schema takes for an integer
+            config[key] = int(value)
     validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text()))
     errors = [
         f"seqpack: config {'.'.join(map(str, error.path)) or 'keys'}: {error.message}; "
@@ -32,7 +37,8 @@ def check_config():
         for error in validator.iter_errors(config)
     ]
     if errors:
-        sys.exit("\n".join(errors))
+        files = ", ".join(map(str, workflow.configfiles))
+        sys.exit("\n".join([*errors, f"seqpack: settings come from {files} and from --config"]))
     validate(config, str(SCHEMA))
 
 
@@ -47,21 +53,37 @@ def read_all_datasets():
             if not table.exists() and (REPOSITORY / table).exists():
                 table = REPOSITORY / table
             datasets = read_datasets(table, config["model"], folders)
+        for dataset in datasets:
+            for path in (dataset.fasta, dataset.model.path or ""):
+                if "{" in str(path) or "}" in str(path):
+                    raise SeqpackError(
+                        f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
+                    )
+            refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
     except SeqpackError as error:
         sys.exit(f"seqpack: {error}")
     return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
+
+
+def world_size_of(name, slug):
+    """Shards of a dataset: as configured; if auto, as begun before; else one a GPU."""
+    if config["shards"] != "auto":
+        return config["shards"]
+    return started_world_size(Path("results", name, slug), DATASETS[name, slug].fasta) or max(
+        len(GPUS), 1
+    )
 
 
 check_config()
 DATASETS = read_all_datasets()
 GPUS = [] if config["device"] == "cpu" else visible_gpus()
 USE_GPU = config["device"] == "cuda" or bool(GPUS)
-WORLD_SIZE = max(len(GPUS), 1) if config["shards"] == "auto" else config["shards"]
+WORLD_SIZES = {key: world_size_of(*key) for key in DATASETS}
 EMBEDDINGS = [f"results/{name}/{slug}/embeddings.h5" for name, slug in DATASETS]
 SHARDS = [
-    f"results/{name}/{slug}/shards/shard_{rank}-of-{WORLD_SIZE}.h5"
-    for name, slug in DATASETS
-    for rank in range(WORLD_SIZE)
+    f"results/{name}/{slug}/shards/shard_{rank}-of-{world_size}.h5"
+    for (name, slug), world_size in WORLD_SIZES.items()
+    for rank in range(world_size)
 ]
 WEIGHTS = sorted({str(d.model.path) for d in DATASETS.values() if d.model.kind == "released"})
 
@@ -97,12 +119,8 @@ def weights_of(wildcards):
 
 
 def shards_of(wildcards):
-    return expand(
-        "results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5",
-        rank=range(WORLD_SIZE),
-        world_size=WORLD_SIZE,
-        **wildcards,
-    )
+    folder = f"results/{wildcards.dataset}/{wildcards.model}"
+    return [shard for shard in SHARDS if shard.startswith(f"{folder}/")]
 
 
 def statuses_of(wildcards):
@@ -143,6 +161,6 @@ def results_message():
             lines.append(
                 f"\nUNTRAINED WEIGHTS: the embeddings of {dataset.name} are random projections without any "
                 "biological meaning.\nFor real ones give a trained model, e.g. "
-                f"snakemake --cores all --config fasta={dataset.fasta} model=esm2_t33_650M_UR50D"
+                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model=esm2_t33_650M_UR50D"
             )
     return "\n".join(lines)

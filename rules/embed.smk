@@ -25,10 +25,11 @@ rule embed_shard:
         attempt=lambda wildcards, attempt: attempt,
     params:
         script=script("embed_shard.py"),
+        model=model_of,
         device=unrecorded(config["device"]),
         precision=config["precision"],
     shell:
-        "python {params.script} --index {input.index:q}"
+        "python {params.script} --index {input.index:q} --model={params.model:q}"
         " --rank {wildcards.rank} --world-size {wildcards.world_size}"
         " --device {params.device} --precision {params.precision} --threads {threads}"
         " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -20,6 +20,6 @@ rule build_index:
         max_length=config["max_length"],
         long_sequences=config["long_sequences"],
     shell:
-        "python {params.script} --fasta {input.fasta:q} --model {params.model:q}"
+        "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
         " --max-length {params.max_length} --long-sequences {params.long_sequences}"
         " --output {output.index:q} 2> {log:q}"

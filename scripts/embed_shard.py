@@ -12,16 +12,13 @@ from seqpack.devices import DEVICES, PRECISIONS
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", type=Path, required=True, help="index.h5 of build_index.py; names the model")
+    parser.add_argument(
+        "--model", default="", help="as for build_index.py (default: the model the index was built for)"
+    )
     parser.add_argument("--rank", type=command.at_least(0), required=True, help="this shard's number, from 0")
     parser.add_argument("--world-size", type=command.at_least(1), required=True, help="number of shards")
     parser.add_argument("--output", type=Path, required=True, help="the shard to write (HDF5)")
     parser.add_argument("--status", type=Path, required=True, help="the status JSON to write")
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        help="weights of the index's model: a fair-esm .pt file or a Hugging Face folder "
-        "(default: resources/models/NAME.pt)",
-    )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto takes CUDA if there is any")
     parser.add_argument(
         "--precision",
@@ -50,9 +47,9 @@ def main() -> int:
                 world_size=arguments.world_size,
                 shard=arguments.output,
                 status=arguments.status,
+                model=arguments.model,
                 device=arguments.device,
                 precision=arguments.precision,
-                weights=arguments.weights,
                 threads=arguments.threads,
                 attempt=arguments.attempt,
             )

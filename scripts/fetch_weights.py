@@ -13,8 +13,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="SEQPACK_WEIGHTS_URL names a mirror: a folder that holds NAME.pt files."
     )
-    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="which model")
-    parser.add_argument("--output", type=Path, required=True, help="the .pt file to write")
+    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="name of the model to fetch")
+    parser.add_argument("--output", type=Path, required=True, help="the .pt file to write, when it is whole")
     return parser.parse_args()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seqpack.index_build import LengthPolicy, build_index
@@ -50,9 +50,10 @@ class Run:
         build_index(fasta, self.index, model, policy or LengthPolicy())
         return self
 
-    def embed(self, precision: str = "float32") -> Run:
+    def embed(self, precision: str = "float32", threads: int = 0) -> Run:
         for rank, (shard, status) in enumerate(zip(self.shards, self.statuses, strict=True)):
-            embed_shard(ShardTask(self.index, rank, self.world_size, shard, status, "cpu", precision))
+            task = ShardTask(self.index, rank, self.world_size, shard, status, device="cpu", precision=precision)
+            embed_shard(replace(task, threads=threads))
         return self
 
     def merge(self) -> Run:

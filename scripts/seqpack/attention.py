@@ -1,29 +1,64 @@
-"""Attention over a pack, behind one function."""
+"""Attention over a pack, behind one function with interchangeable kernels.
+
+| kernel | where | how |
+|---|---|---|
+| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own, with the rotation fused: `seqpack.kernels.avx512` |
+| sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
+
+`choose_kernel` takes the first that the device, the dtype and the installation allow.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from seqpack.kernels import avx512
 from seqpack.packs import Pack
 
-KERNEL = "sdpa-runs"  # recorded in the status JSON
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pack], torch.Tensor]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Softmax attention of each sequence over itself, with scores scaled by head_dim ** -0.5.
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return the name of the fastest kernel that can be used."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and head_dim in avx512.HEAD_DIMS and avx512.load():
+        return "avx512"
+    return "sdpa"
 
-    Sequences of equal length are one dense batch for PyTorch's scaled_dot_product_attention: exact,
-    without padding, on any device.
+
+def attend(kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Rotate queries and keys, then let each sequence attend over itself, scores scaled by head_dim ** -0.5.
 
     Args:
-        q, k, v: (num_tokens, num_heads, head_dim).
+        kernel: a name from `choose_kernel`.
+        qkv: (num_tokens, 3, num_heads, head_dim).
+        cos, sin: (at least the longest length, head_dim), float32 or float64; see `esm2.rope_tables`.
         pack: where the sequences begin.
 
     Returns:
-        (num_tokens, num_heads * head_dim), in the dtype of `v`.
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
-    num_tokens, num_heads, head_dim = v.shape
+    return KERNELS[kernel](qkv, cos, sin, pack)
+
+
+def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
+
+    Args:
+        qk: (num_tokens, 2, num_heads, head_dim).
+        cos, sin: (num_tokens, head_dim), float32 or float64; the product is rounded to the dtype of `qk` once.
+    """
+    first, second = qk.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
+
+
+def _sdpa(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+    v = qkv[:, 2]
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
     for start, count, length in pack.runs:
         run = slice(start, start + count * length)
@@ -31,3 +66,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> tor
         attended = F.scaled_dot_product_attention(*dense)
         output[run].view(count, length, num_heads, head_dim).copy_(attended.transpose(1, 2))
     return output.view(num_tokens, num_heads * head_dim)
+
+
+def _avx512(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+    return avx512.rope_attention(qkv, cos, sin, pack.lengths)
+
+
+KERNELS: dict[str, Attention] = {"avx512": _avx512, "sdpa": _sdpa}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
 
 
 def safe_name(name: str) -> str:
-    """Return a name fit for a folder: odd characters become '_', none at the beginning is '.' or '-'."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".-") or "dataset"
+    """Return a name fit for a folder: letters of any script, digits, '.', '_', '-'; the rest becomes '_'."""
+    return re.sub(r"[^\w.-]+", "_", name).lstrip(".-") or "dataset"
 
 
 def find_fasta(fasta: str, folders: list[Path]) -> Path:
@@ -109,3 +110,32 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
             return path
     looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise SeqpackError(f"{fasta}: no such FASTA file (looked in {looked})")
+
+
+def started_world_size(results: Path, fasta: Path) -> int:
+    """Return the number of shards in which a dataset's results were begun; 0 if they were not.
+
+    Judged by the shards that are newer than the FASTA. So that a run goes on with the shards it has
+    where another number of GPUs is visible, or none.
+    """
+    made: dict[int, int] = {}
+    for shard in (results / "shards").glob("shard_*-of-*.h5"):
+        match = re.fullmatch(r"shard_\d+-of-(\d+)\.h5", shard.name)
+        if match and shard.stat().st_mtime >= fasta.stat().st_mtime:
+            made[int(match[1])] = made.get(int(match[1]), 0) + 1
+    return max(made, key=lambda world_size: (made[world_size], world_size), default=0)
+
+
+def refuse_other_inputs(results: Path, dataset: Dataset) -> None:
+    """Raise a SeqpackError if a folder holds results of another FASTA or model that still exists."""
+    try:
+        manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
+        fasta, model = manifest["fasta"]["path"], manifest["fingerprint"]["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # none yet, or not ours to judge
+    for before, now in ((fasta, str(dataset.fasta)), (model, dataset.model.name)):
+        if before != now and Path(before).exists() and not (Path(now).exists() and Path(now).samefile(before)):
+            raise SeqpackError(
+                f"{results} holds the results of {before}; to embed {now}, name its dataset otherwise in the table of "
+                "datasets, or move that folder away"
+            )

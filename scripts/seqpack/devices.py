@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seqpack.errors import SeqpackError
@@ -39,6 +41,23 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, line in enumerate(line for line in lines if line.startswith("GPU "))]
 
 
+@functools.cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the processor's name and its features as Linux names them, e.g. avx512_bf16."""
+    name, features = "CPU", frozenset[str]()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return name, features
+    for line in lines:
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key in ("flags", "Features"):
+            return name, frozenset(value.split())
+    return name, features
+
+
 def choose_device(device: str) -> torch.device:
     """Turn `auto`, `cpu` or `cuda` into a device.
 
@@ -61,7 +80,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """Turn `auto` into bfloat16 where the device computes it natively, else float32.
 
     On a CPU without bfloat16 instructions bfloat16 is slower than float32 (docs/performance.md), so it
-    is chosen only where the processor has AVX512-BF16 or AMX. On CUDA it needs compute capability 8.0.
+    is chosen only where the processor has AVX512-BF16, AMX or, on Arm, BF16. On CUDA it needs compute
+    capability 8.0.
     """
     import torch
 
@@ -70,8 +90,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        capabilities = torch.cpu.get_capabilities()
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        native = bool({"avx512_bf16", "amx_bf16", "bf16"} & processor()[1])
     return "bfloat16" if native else "float32"
 
 
@@ -82,7 +101,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {"device": properties.name, "device_uuid": str(properties.uuid)}
-    return {"device": str(torch.cpu.get_capabilities().get("cpu_name", "CPU")), "device_uuid": ""}
+    return {"device": processor()[0], "device_uuid": ""}
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

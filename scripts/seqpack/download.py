@@ -132,10 +132,10 @@ def _check(name: str, part: Path) -> None:
             damage = str(error)  # the archive's directory itself
         if damage:
             raise SeqpackError(f"{part}: damaged on the way ({damage}); it was removed, fetch it again")
-    from seqpack.models.weights import load_weights
+    from seqpack.models.weights import open_weights
 
     try:
-        load_weights(ModelSource(name, "released", MODELS[name], part))
+        open_weights(ModelSource(name, "released", MODELS[name], part))
     except SeqpackError as error:
         raise SeqpackError(f"what was fetched is not {name} and was removed: {error}") from error
 

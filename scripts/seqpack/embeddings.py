@@ -15,7 +15,7 @@ from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 if TYPE_CHECKING:
     import pandas
 
-FORMAT_VERSION = 1
+EMBEDDINGS_FORMAT = 1
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
@@ -46,9 +46,9 @@ class Embeddings:
         with open_hdf5(path, "embeddings file") as file:
             self.attrs: dict[str, Any] = read_attributes(file)
             version = self.attrs.get("embeddings_format")
-            if version != FORMAT_VERSION:
+            if version != EMBEDDINGS_FORMAT:
                 found = "is not a seqpack embeddings file" if version is None else f"has format {version}"
-                raise SeqpackError(f"{path}: {found}; this version reads format {FORMAT_VERSION}")
+                raise SeqpackError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
             self.array: np.ndarray = map_dataset(path, file["embeddings"])
             self.lengths: np.ndarray = file["lengths"][:]
 

@@ -21,6 +21,8 @@ GZIP_EXTRA = 4  # flag of a member with an extra field, which in bgzip files is 
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")  # a frame; the skippable frame that pzstd puts first
 OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x89HDF": "HDF5"}
+ZSTD_READ_BYTES = 4096  # at zstd's highest ratio, 128 kB from 4 bytes, these become 128 MB
+ZSTD_MAX_WINDOW = 1 << 31  # as zstd --long=31 writes
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -162,9 +164,9 @@ def _read_zstd(file: io.BufferedReader) -> Iterator[bytes]:
 
     # zstandard's stream_reader ends a truncated frame silently; a decompression object tells.
     frame = None
-    while data := file.read(READ_BYTES // 8):
+    while data := file.read(ZSTD_READ_BYTES):
         while data:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW).decompressobj()
             try:
                 yield frame.decompress(data)
             except zstandard.ZstdError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from seqpack.errors import SeqpackError
 
 
 @contextmanager
@@ -17,10 +21,14 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
 
     The file's bytes and then the folder entry are forced to disk, so that after a power cut `path`
     holds either all of the new content or what it held before. On any exception the temporary file
-    is removed and `path` is untouched.
+    is removed and `path` is untouched; what a killed process of this machine has left is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
     try:
         with name_errors(path):
             yield temporary
@@ -40,6 +48,12 @@ def name_errors(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def refuse_to_replace(source: Path, output: Path) -> None:
+    """Raise a SeqpackError if writing `output` would replace the input `source`."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise SeqpackError(f"{output}: is the input as well as the output; nothing was written")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

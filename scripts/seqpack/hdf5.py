@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from seqpack.errors import SeqpackError
 
 STRINGS = h5py.string_dtype("utf-8")
+STRING_BLOCK = 65536
 
 
 def open_hdf5(path: Path, what: str) -> h5py.File:
@@ -47,12 +48,21 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
 
 
+def write_strings(file: h5py.File, name: str, rows: np.ndarray, text_of: Callable[[int], str]) -> None:
+    """Write a dataset of strings, `text_of` each row, in blocks of bounded size."""
+    strings = file.create_dataset(name, (len(rows),), STRINGS)
+    for start in range(0, len(rows), STRING_BLOCK):
+        block = rows[start : start + STRING_BLOCK].tolist()
+        strings[start : start + len(block)] = [text_of(row) for row in block]
+
+
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: type) -> None:
     """Create a contiguous dataset whose values a `RowWriter` will write when the file is closed."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # equal content, equal file
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
 
 

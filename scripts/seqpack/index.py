@@ -30,7 +30,7 @@ import numpy as np
 from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 
-FORMAT_VERSION = 1
+INDEX_FORMAT = 1
 
 
 class Fate(IntEnum):
@@ -117,9 +117,9 @@ def open_index(path: Path) -> Index:
     with open_hdf5(path, "index") as file:
         attributes = read_attributes(file)
         version = attributes.get("index_format")
-        if version != FORMAT_VERSION:
+        if version != INDEX_FORMAT:
             found = "is not a seqpack index" if version is None else f"has index format {version}"
-            raise SeqpackError(f"{path}: {found}; this version reads index format {FORMAT_VERSION}")
+            raise SeqpackError(f"{path}: {found}; this version reads index format {INDEX_FORMAT}")
         names = [name for name in Index.__dataclass_fields__ if name not in ("path", "attributes")]
         missing = [name for name in names if name not in file]
         if missing:

@@ -1,6 +1,6 @@
 """Building the index: one streaming pass over the FASTA, then a sort.
 
-The pass spills tokens, ids and descriptions to unnamed temporary files and keeps about 40 bytes a
+The pass spills tokens, ids and descriptions to unnamed temporary files and keeps about 50 bytes a
 record in memory; duplicates and order are then found by sorting those small columns.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import seqpack
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile, FastaRecord
-from seqpack.files import name_errors, whole_or_absent
+from seqpack.files import name_errors, refuse_to_replace, whole_or_absent
 from seqpack.hdf5 import new_hdf5
-from seqpack.index import FORMAT_VERSION, Fate
+from seqpack.index import INDEX_FORMAT, Fate
 from seqpack.letters import LetterCounts, ProteinLetters
 from seqpack.plan import choose_pack_tokens, plan_packs
 
@@ -81,7 +81,7 @@ class _Records:
     descriptions: _Spill
     tokens: _Spill
     lengths: list[np.ndarray] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
 
 
 def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> None:
@@ -96,6 +96,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
     Raises:
         SeqpackError: input that can't be used; names the file, the record number and the id.
     """
+    refuse_to_replace(fasta, output)
     output.parent.mkdir(parents=True, exist_ok=True)
     source = FastaFile(fasta)
     letters = ProteinLetters()
@@ -123,7 +124,7 @@ def _take(
             residues = letters.tokens(record.body)
         except SeqpackError as error:
             raise SeqpackError(f"{fasta}: record {record.number} ({record.id!r}): {error}") from None
-        records.digests.append(hashlib.blake2b(residues, digest_size=DIGEST_BYTES).digest())
+        records.digests.extend(hashlib.blake2b(residues, digest_size=DIGEST_BYTES).digest())
         lengths.append(len(residues))
         tokens.append(cls + residues[:kept] + eos)
     records.tokens.append(tokens)
@@ -136,8 +137,7 @@ def _write(
     file: h5py.File, records: _Records, source: FastaFile, letters: ProteinLetters, policy: LengthPolicy, model: str
 ) -> None:
     lengths = np.concatenate(records.lengths)
-    digests = np.frombuffer(b"".join(records.digests), np.uint8).reshape(-1, DIGEST_BYTES)
-    records.digests.clear()
+    digests = np.frombuffer(records.digests, np.uint8).reshape(-1, DIGEST_BYTES)
     too_long = lengths > policy.max_length
     rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
     if rejected.all():
@@ -187,7 +187,7 @@ def _write(
     }
     file.attrs.update(
         {
-            "index_format": FORMAT_VERSION,
+            "index_format": INDEX_FORMAT,
             "seqpack_version": seqpack.__version__,
             "model": model,
             "source_path": str(source.path),
@@ -268,7 +268,7 @@ def _write_tokens(
 
 def _digest(file: h5py.File, policies: dict[str, object]) -> str:
     """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed."""
-    digest = hashlib.sha256(json.dumps({"index_format": FORMAT_VERSION, **policies}, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps({"index_format": INDEX_FORMAT, **policies}, sort_keys=True).encode())
     for name in sorted(file):
         if name != "tokens":  # sequence_digests and pack_checksums stand for them
             digest.update(name.encode())

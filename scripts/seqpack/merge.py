@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 import seqpack
-from seqpack.embeddings import FORMAT_VERSION
-from seqpack.files import sha256_of_file, whole_or_absent
-from seqpack.hdf5 import STRINGS, RowWriter, new_hdf5, reserve_dataset
+from seqpack.embeddings import EMBEDDINGS_FORMAT
+from seqpack.files import refuse_to_replace, sha256_of_file, whole_or_absent
+from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, write_strings
 from seqpack.index import Index, open_index
 from seqpack.records import write_records
 from seqpack.verify import VerifiedShard, verify_shards
 
 BLOCK_BYTES = 64 << 20
-ID_BLOCK = 65536
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
 
 # What embeddings.h5 repeats of the index's attributes.
@@ -65,6 +64,9 @@ def merge_shards(
     Raises:
         SeqpackError: a check failed; names the shard and what is wrong.
     """
+    for source in (index_path, *shard_paths, *status_paths):
+        for result in (output, records, manifest):
+            refuse_to_replace(source, result)
     index = open_index(index_path)
     start = time.perf_counter()
     shards = verify_shards(index, shard_paths, status_paths)
@@ -89,6 +91,9 @@ def merge_shards(
         }
         new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), _hidden_dim(shards), len(shards))
+    for key in ("device", "attention"):
+        if len(values := _values_of_runs(shards, key)) > 1:
+            log.warning("the shards are of several kinds (%s): another run may differ by rounding", ", ".join(values))
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
 
@@ -100,10 +105,7 @@ def _write_embeddings(path: Path, index: Index, shards: list[VerifiedShard], kep
     with new_hdf5(path) as file:
         file.attrs.update(_attributes(index, shards))
         file["lengths"] = index.record_lengths[kept]
-        ids = file.create_dataset("sequence_ids", (len(kept),), STRINGS)
-        for start in range(0, len(kept), ID_BLOCK):
-            block = kept[start : start + ID_BLOCK].tolist()
-            ids[start : start + len(block)] = [index.record_id(record) for record in block]
+        write_strings(file, "sequence_ids", kept, index.record_id)
         reserve_dataset(file, "embeddings", shape, np.float32)
     with RowWriter(path, "embeddings") as writer:
         for block in _gather(index, shards, kept):
@@ -132,6 +134,10 @@ def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iter
         yield block
 
 
+def _values_of_runs(shards: list[VerifiedShard], key: str) -> list[str]:
+    return sorted({str(verified.status.run.get(key, "")) for verified in shards if verified.status.num_sequences})
+
+
 def _hidden_dim(shards: list[VerifiedShard]) -> int:
     return shards[0].shard.embeddings.shape[1]
 
@@ -140,9 +146,11 @@ def _attributes(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
     """Return the attributes of embeddings.h5: no time and no host, so that equal results are equal files."""
     status = shards[0].status
     return {
-        "embeddings_format": FORMAT_VERSION,
+        "embeddings_format": EMBEDDINGS_FORMAT,
         "seqpack_version": seqpack.__version__,
         **status.fingerprint,
+        "devices": ", ".join(_values_of_runs(shards, "device")),
+        "attention": ", ".join(_values_of_runs(shards, "attention")),
         "trained_weights": not status.warning,
         "warning": status.warning,
         **{name: index.attributes[name] for name in INDEX_ATTRIBUTES},

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
+
+from seqpack.plan import plan_packs
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,15 @@ class Pack:
     def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, device: torch.device) -> Pack:
         """Move a pack's tokens (any integer type) to the device."""
         return cls(torch.from_numpy(tokens.astype(np.int64)).to(device), lengths)
+
+    def split(self, num_tokens: int) -> list[Pack]:
+        """Cut into packs of consecutive sequences, each of at most `num_tokens` tokens or one sequence."""
+        offsets = np.concatenate(([0], np.cumsum(self.lengths)))
+        boundaries = plan_packs(offsets, num_tokens)
+        return [
+            Pack(self.tokens[offsets[first] : offsets[last]], self.lengths[first:last])
+            for first, last in pairwise(boundaries.tolist())
+        ]
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:

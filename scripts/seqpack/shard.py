@@ -13,10 +13,17 @@ import numpy as np
 from seqpack.errors import SeqpackError
 from seqpack.files import whole_or_absent
 from seqpack.fingerprint import Fingerprint
-from seqpack.hdf5 import STRINGS, RowWriter, map_dataset, new_hdf5, open_hdf5, read_attributes, reserve_dataset
+from seqpack.hdf5 import (
+    STRING_BLOCK,
+    RowWriter,
+    map_dataset,
+    new_hdf5,
+    open_hdf5,
+    read_attributes,
+    reserve_dataset,
+    write_strings,
+)
 from seqpack.index import Index
-
-ID_BLOCK = 65536
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,7 @@ def new_shard(
         with new_hdf5(temporary) as file:
             file.attrs.update(attributes)
             file["index_rows"] = rows
-            ids = file.create_dataset("sequence_ids", (len(rows),), STRINGS)
-            for start in range(0, len(rows), ID_BLOCK):
-                block = rows[start : start + ID_BLOCK].tolist()
-                ids[start : start + len(block)] = [index.sequence_id(row) for row in block]
+            write_strings(file, "sequence_ids", rows, index.sequence_id)
             reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
         with RowWriter(temporary, "embeddings") as writer:
             yield writer
@@ -92,5 +96,5 @@ def shard_ids(path: Path) -> Iterator[list[str]]:
     """Yield the shard's sequence ids in order, in blocks."""
     with open_hdf5(path, "shard") as file:
         ids = file["sequence_ids"]
-        for start in range(0, len(ids), ID_BLOCK):
-            yield ids.asstr()[start : start + ID_BLOCK].tolist()
+        for start in range(0, len(ids), STRING_BLOCK):
+            yield ids.asstr()[start : start + STRING_BLOCK].tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +112,10 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             f"{path}: {len(embeddings)} embeddings and {status.num_sequences} in its status JSON; "
             f"the index says {len(expected)}"
         )
-    for row, id_ in zip(expected.tolist(), chain.from_iterable(shard_ids(path)), strict=True):
-        if id_ != index.sequence_id(row):
-            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {index.sequence_id(row)!r}")
+    for row, id_ in zip_longest(expected.tolist(), chain.from_iterable(shard_ids(path))):
+        if row is None or id_ != index.sequence_id(row):
+            wanted = "no more" if row is None else repr(index.sequence_id(row))
+            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {wanted}")
     block = max(CHECK_BYTES // (4 * max(embeddings.shape[1], 1)), 1)
     for start in range(0, len(embeddings), block):
         finite = np.isfinite(embeddings[start : start + block]).all(axis=1)

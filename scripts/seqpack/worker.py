@@ -6,13 +6,15 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from seqpack.errors import SeqpackError
-from seqpack.files import sha256_of_file
+from seqpack.files import refuse_to_replace, sha256_of_file
+from seqpack.lease import leased_gpu
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, write_status
 
 log = logging.getLogger(__name__)
@@ -38,11 +40,11 @@ class ShardTask:
 
     Attributes:
         index: path of `index.h5`.
+        model: a name or path (`seqpack.models.registry`); empty for the one the index was built for.
         rank, world_size: this shard among how many; 0 <= rank < world_size.
         shard, status: paths to write.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
-        weights: the weights' file or folder, if not where the model's name says.
         threads: CPU threads for the matrix products; 0 leaves it to torch.
         attempt: 1 for the first; recorded only.
     """
@@ -52,9 +54,9 @@ class ShardTask:
     world_size: int
     shard: Path
     status: Path
+    model: str = ""
     device: str = "auto"
     precision: str = "auto"
-    weights: Path | None = None
     threads: int = 0
     attempt: int = 1
 
@@ -64,30 +66,63 @@ def embed_shard(task: ShardTask) -> ShardStatus:
 
     Raises:
         SeqpackError: input that can't be used.
-        Interrupted: SIGTERM or SIGINT came.
+        Interrupted: SIGTERM, SIGINT or SIGHUP came.
     """
-    if not 0 <= task.rank < task.world_size:
-        raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
     status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
-    write_status(task.status, status)
-    _pending.clear()
-    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals = _Signals()
     try:
-        _compute(task, status)
+        signals.catch()
+        write_status(task.status, status)
+        with leased_gpu() if task.device != "cpu" else nullcontext():
+            _compute(task, status, signals)
         status.status = COMPLETE
     except BaseException as error:
         status.status = FAILED
         status.error = {"type": type(error).__name__, "message": str(error)}
         raise
     finally:
+        signals.ignore()
         status.ended = _now()
         write_status(task.status, status)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signals.restore()
     return status
 
 
-def _compute(task: ShardTask, status: ShardStatus) -> None:
+class _Signals:
+    """Turns the signals that ask a process to stop into `Interrupted`, while it is wanted."""
+
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def catch(self) -> None:
+        self._previous = {number: signal.signal(number, self._interrupt) for number in self.NUMBERS}
+
+    def ignore(self) -> None:
+        """Let a second signal not disturb the writing of the status."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise again what was received: an exception is lost that arises inside one of h5py's callbacks."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.received = number
+        raise Interrupted(number)
+
+
+def _compute(task: ShardTask, status: ShardStatus, signals: _Signals) -> None:
+    if not 0 <= task.rank < task.world_size:
+        raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
+    refuse_to_replace(task.index, task.shard)
     with _stage(status, "import"):
         import torch
 
@@ -101,8 +136,7 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
         from seqpack.runner import embed_packs
         from seqpack.shard import new_shard
 
-    if task.threads:
-        torch.set_num_threads(task.threads)
+    threads = task.threads or torch.get_num_threads()
     index = open_index(task.index)
     device = devices.choose_device(task.device)
     precision = devices.choose_precision(task.precision, device)
@@ -114,9 +148,8 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
     status.num_sequences = len(rows)
     status.run = {
         **devices.describe_device(device),
-        "attention": attention.KERNEL,
         "precision": precision,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "torch": torch.__version__,
         "num_packs": len(packs),
         "num_tokens": num_tokens,
@@ -127,9 +160,14 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
     log.info("device %s (%s), precision %s", device, status.run["device"], precision)
 
     with _stage(status, "load"):
-        source = find_model(index.attributes["model"], task.weights)
+        source = find_model(task.model or index.attributes["model"])
         weights = load_weights(source)
-        model = ESM2(weights.architecture, weights.tensors, getattr(torch, precision), index.max_tokens).to(device)
+        architecture, dtype = weights.architecture, getattr(torch, precision)
+        kernel = attention.choose_kernel(device, dtype, architecture.head_dim)
+        model = ESM2(architecture, weights.tensors, dtype, index.max_tokens, kernel).to(device)
+        weights.tensors.clear()  # or a reduced-precision run would hold them twice
+    status.run["attention"] = kernel
+    log.info("%s, attention %s", source.name, kernel)
     if not weights.trained:
         status.warning = UNTRAINED_WARNING
         log.warning(UNTRAINED_WARNING)
@@ -137,7 +175,7 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
         index_digest=index.digest,
         model=source.name,
         model_digest=weights.digest,
-        layer=weights.architecture.num_layers,
+        layer=architecture.num_layers,
         pooling=pooling.MEAN_OVER_RESIDUES,
         precision=precision,
     )
@@ -154,13 +192,12 @@ def _compute(task: ShardTask, status: ShardStatus) -> None:
     progress = _Progress(len(packs))
     with (
         _stage(status, "compute"),
-        new_shard(task.shard, index, rows, weights.architecture.hidden_dim, attributes) as writer,
+        new_shard(task.shard, index, rows, architecture.hidden_dim, attributes) as writer,
     ):
-        for embeddings in embed_packs(model, index, packs, device):
+        for embeddings in embed_packs(model, index, packs, device, threads):
             writer.append(embeddings)
             progress.done_one()
-            if _pending:
-                raise Interrupted(_pending[0])
+            signals.check()
     with _stage(status, "verify"):
         status.shard_sha256 = sha256_of_file(task.shard)
         status.shard_bytes = task.shard.stat().st_size
@@ -188,15 +225,6 @@ def _stage(status: ShardStatus, name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     status.seconds[name] = round(time.perf_counter() - start, 3)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    _pending.append(number)
-    raise Interrupted(number)
-
-
-# An exception that a signal handler raises inside one of h5py's callbacks is lost, so the loop looks here too.
-_pending: list[int] = []
 
 
 def _now() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 import seqpack
-from pipeline import Run
+from pipeline import SCRIPTS, Run
 from reference import random_sequences
 from seqpack import SeqpackError, open_embeddings
 
@@ -86,3 +89,5 @@ def test_the_package_says_its_version_and_imports_lightly() -> None:
     assert seqpack.__version__ == "0.1.0"
     with pytest.raises(AttributeError):
         seqpack.nothing  # noqa: B018
+    code = "import sys, seqpack; assert not {'numpy', 'h5py', 'torch', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})

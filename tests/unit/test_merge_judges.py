@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +17,9 @@ from pipeline import Run, run_script
 from reference import random_sequences
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
+from seqpack.index import open_index
 from seqpack.index_build import LengthPolicy
+from seqpack.verify import _verify_together, verify_shards
 
 WORLD_SIZE = 3
 
@@ -73,6 +78,19 @@ def as_float64(file: h5py.File) -> None:
     file["embeddings"] = values
 
 
+def narrower(file: h5py.File) -> None:
+    values = file["embeddings"][:, :-1]
+    del file["embeddings"]
+    file["embeddings"] = values
+
+
+def one_id_less(file: h5py.File) -> None:
+    ids = file["sequence_ids"][:-1]
+    dtype = file["sequence_ids"].dtype
+    del file["sequence_ids"]
+    file.create_dataset("sequence_ids", data=ids, dtype=dtype)
+
+
 def of_other_index(run: Run) -> None:
     other = Run(run.folder / "other", WORLD_SIZE)
     other.build(run.folder / "some.faa", policy=LengthPolicy("truncate", 800)).embed()
@@ -123,6 +141,8 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "another row number": (lambda run: edit_shard(run, 1, set_value("index_rows", 0, 0)), "not those of rank 1"),
     "another id": (lambda run: edit_shard(run, 1, set_value("sequence_ids", 0, "other")), "the id 'other'"),
     "float64": (lambda run: edit_shard(run, 1, as_float64), "float64"),
+    "another dimension": (lambda run: edit_shard(run, 1, narrower), "embeddings have 319 dimensions"),
+    "an id too few": (lambda run: edit_shard(run, 1, one_id_less), "has the id None where the index has"),
     "no ids": (lambda run: edit_shard(run, 1, lambda file: file.__delitem__("sequence_ids")), "lacks sequence_ids"),
     "no fingerprint": (lambda run: edit_shard(run, 1, lambda file: file.attrs.__delitem__("layer")), "lacks 'layer'"),
     "changed fingerprint": (
@@ -169,6 +189,36 @@ def test_all_bad_shards_are_named_at_once(run: Run) -> None:
     run.statuses[2].unlink()
     with pytest.raises(SeqpackError, match=r"2 of 3 shards can't be merged"):
         run.merge()
+
+
+def test_a_sequence_in_two_shards_is_noticed_without_the_plan(run: Run) -> None:
+    index = open_index(run.index)
+    verified = verify_shards(index, run.shards, run.statuses)
+    twice = [verified[0], verified[1], replace(verified[2], shard=verified[1].shard)]
+    with pytest.raises(SeqpackError, match="times in the shards, not once"):
+        _verify_together(index, twice)
+
+
+def test_a_result_never_replaces_an_input(run: Run) -> None:
+    before = run.shards[0].read_bytes()
+    done = run_script("merge_shards.py", "--index", run.index, "--shards", *run.shards, "--output", run.shards[0])
+    assert done.returncode == 1
+    assert "is the input as well as the output" in done.stderr
+    assert run.shards[0].read_bytes() == before
+
+
+def test_a_full_disk_stops_the_merge_with_one_line(run: Run) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    before = sorted(run.folder.iterdir())
+    arguments = ("--index", run.index, "--shards", *run.shards, "--output", run.embeddings)
+    done = run_script("merge_shards.py", *arguments, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "embeddings.h5" in done.stderr
+    assert sorted(run.folder.iterdir()) == before
 
 
 def test_an_earlier_result_survives_a_refused_merge(run: Run) -> None:

@@ -57,10 +57,18 @@ def test_every_program_explains_every_option(program: str) -> None:
     help_text = subprocess.run(
         [sys.executable, str(SCRIPTS / program), "--help"], capture_output=True, text=True, check=True
     ).stdout
-    source = (SCRIPTS / program).read_text()
-    for option in re.findall(r'"(--[a-z-]+)"', source):
-        # The option, its values perhaps, then words of explanation.
-        assert re.search(rf"^  {option}\b.*?[a-z]{{3}}", help_text, re.MULTILINE | re.DOTALL), option
+    options = re.split(r"^  (?=-)", help_text, flags=re.MULTILINE)[1:]
+    assert len(options) >= 3
+    for option in options:
+        explanation = option.partition("  ")[2] or option.partition("\n")[2]
+        assert len(re.findall(r"[a-z]{2,}", explanation)) >= 3, option
+
+
+def test_every_relative_link_of_the_documentation_resolves() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
+    assert len(links) > 3
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_package_stands_without_snakemake() -> None:

@@ -25,15 +25,16 @@ PUBLISHED = {
 }
 
 
-def refusal(name: str, weights: Path | None = None) -> str:
+def refusal(name: str) -> str:
     with pytest.raises(SeqpackError) as caught:
-        find_model(name, weights)
+        find_model(name)
     return str(caught.value)
 
 
 def write_folder(folder: Path, model_type: str = "esm") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "model.safetensors").write_bytes(b"")  # it is not opened here
     return folder
 
 
@@ -65,19 +66,6 @@ def test_an_untrained_model(name: str) -> None:
     source = find_model(f"untrained:{name}")
     assert (source.kind, source.slug, source.path) == ("untrained", f"untrained-{name}", None)
     assert source.architecture == MODELS[name]
-
-
-def test_weights_given_for_a_released_model(tmp_path: Path) -> None:
-    """The results keep the model's name, wherever its weights lie."""
-    file = write_checkpoint(tmp_path / "some where" / "else.pt")
-    source = find_model(NAME, file)
-    assert (source.kind, source.path, source.slug) == ("released", file, NAME)
-    assert source.architecture == MODELS[NAME]
-
-    folder = write_folder(tmp_path / "snapshot")
-    source = find_model(NAME, folder)
-    assert (source.kind, source.path, source.slug) == ("folder", folder, NAME)
-    assert source.architecture == MODELS[NAME]
 
 
 def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
@@ -147,13 +135,12 @@ def test_a_file_that_is_not_pt(tmp_path: Path) -> None:
     assert f"model {file}: no such fair-esm .pt file or Hugging Face folder" in refusal(str(file))
 
 
-@pytest.mark.parametrize("name", [None, NAME])
-def test_a_folder_that_is_not_esm(tmp_path: Path, name: str | None) -> None:
+def test_a_folder_that_is_not_esm(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     other = write_folder(tmp_path / "other", "bert")
     for folder, expected in ((empty, "no config.json"), (other, "'bert'")):
-        message = refusal(name, folder) if name else refusal(str(folder))
+        message = refusal(str(folder))
         assert str(folder) in message
         assert expected in message
 

@@ -77,8 +77,12 @@ def test_shards_without_work_are_complete_and_have_the_right_shape(
         assert shard["sequence_ids"].shape == (0,)
 
 
-def test_the_demo_has_the_same_bits_in_several_packs(tmp_path: Path) -> None:
-    runs = [Run(tmp_path / str(w), w).build(DEMO).embed("bfloat16").merge() for w in (1, 2, 3, 8)]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_demo_has_the_same_bits_with_any_number_of_shards_and_threads(tmp_path: Path, precision: str) -> None:
+    runs = []
+    for world_size, threads in ((1, 1), (1, 2), (1, 5), (2, 1), (3, 2), (8, 1)):
+        run = Run(tmp_path / f"{world_size}-{threads}", world_size)
+        runs.append(run.build(DEMO).embed(precision, threads).merge())
     assert open_index(runs[0].index).num_packs > 8
     assert len({dataset_digest(run.embeddings) for run in runs}) == 1
 

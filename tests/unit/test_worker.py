@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +82,61 @@ def test_a_rank_beyond_the_world_is_refused(indexed: Run) -> None:
     done = embed(indexed, rank=2)
     assert done.returncode == 1
     assert "rank must be 0 to world size - 1" in done.stderr
+    assert read_status(indexed)["status"] == "failed"
+
+
+def test_the_three_programs_alone(tmp_path: Path) -> None:
+    """The command lines that are public interface, as they stand in the issue."""
+    (tmp_path / "f.faa").write_text(">a\nMKV\n>b\nMKL\n")
+    model = "untrained:esm2_t6_8M_UR50D"
+    commands = [
+        f"build_index.py --fasta f.faa --model {model} --output index.h5",
+        f"embed_shard.py --index index.h5 --model {model} --rank 0 --world-size 1 --output s.h5 --status s.status.json",
+        "merge_shards.py --index index.h5 --shards s.h5 --output embeddings.h5",
+    ]
+    for command in commands:
+        done = run_script(*command.split(), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "embeddings.h5").exists()
+
+
+def test_another_model_than_the_indexs(indexed: Run) -> None:
+    done = embed(indexed, "--model", "untrained:esm2_t12_35M_UR50D")
+    assert done.returncode == 0, done.stderr
+    assert read_status(indexed)["fingerprint"]["model"] == "untrained:esm2_t12_35M_UR50D"
+
+
+def test_a_full_disk_stops_the_worker_with_one_line(tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    run = Run(tmp_path, 1).build(DEMO)
+    arguments = ("--index", run.index, "--rank", 0, "--world-size", 1)
+    done = run_script(
+        *("embed_shard.py", *arguments, "--output", run.shards[0], "--status", run.statuses[0]), preexec_fn=limit
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "shard_0-of-1.h5" in done.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "shard_0-of-1.status.json"]
+    assert json.loads(run.statuses[0].read_text())["status"] == "failed"
+
+
+def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".s.h5.{socket.gethostname()}.{gone.pid}.tmp"
+    alive = tmp_path / f".s.h5.{socket.gethostname()}.{os.getpid()}.tmp"
+    elsewhere = tmp_path / f".s.h5.another-host.{gone.pid}.tmp"
+    for path in (left, alive, elsewhere):
+        path.write_bytes(b"half")
+    arguments = ("--index", indexed.index, "--rank", 0, "--world-size", 2)
+    done = run_script("embed_shard.py", *arguments, "--output", tmp_path / "s.h5", "--status", tmp_path / "s.json")
+    assert done.returncode == 0, done.stderr
+    assert not left.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
 
 
 def test_a_damaged_index_is_noticed_by_the_packs_checksum(indexed: Run, tmp_path: Path) -> None:
@@ -115,8 +172,16 @@ def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "s.h5").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_answered_with_a_status(tmp_path: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ([signal.SIGTERM], 143),
+        ([signal.SIGINT], 130),
+        ([signal.SIGHUP], 129),
+        ([signal.SIGINT, signal.SIGTERM, signal.SIGTERM], None),
+    ],
+)
+def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal.Signals], code: int | None) -> None:
     fasta = tmp_path / "many.faa"
     fasta.write_text("".join(f">{n}\n{s}\n" for n, s in enumerate(random_sequences([1000] * 400))))
     run = Run(tmp_path, 1).build(fasta)
@@ -128,12 +193,14 @@ def test_a_signal_is_answered_with_a_status(tmp_path: Path, number: signal.Signa
         while not (status.exists() and json.loads(status.read_text())["fingerprint"]):
             assert worker.poll() is None
             time.sleep(0.05)
-        os.kill(worker.pid, number)
-        assert worker.wait(timeout=60) == code
+        for number in numbers:
+            os.kill(worker.pid, number)
+        assert worker.wait(timeout=60) == code or code is None
     finally:
         worker.kill()
     content = read_status(run)
     assert content["status"] == "failed"
-    assert content["error"] == {"type": "Interrupted", "message": f"stopped by {number.name}"}
+    assert content["error"]["type"] == "Interrupted"
+    assert content["error"]["message"] in {f"stopped by {number.name}" for number in numbers}
     assert not (tmp_path / "s.h5").exists()
     assert not list(tmp_path.glob(".*.tmp"))

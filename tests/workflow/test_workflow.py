@@ -182,6 +182,8 @@ WRONG = {
     "no shards": ({"shards": 0}, "config shards: 0"),
     "length in words": ({"max_length": "long"}, "config max_length: 'long' is not of type 'integer'"),
     "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
+    "braces": ({"fasta": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
+    "a folder without weights": ({"fasta": "good.faa", "model": "folder"}, "the folder has no .safetensors file"),
     "bad table": ({"datasets": "bad.tsv"}, "bad.tsv: line 3: nothing.faa: no such FASTA file"),
 }
 
@@ -189,7 +191,10 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "good.faa").write_text(">a\nMKV\n")
+    (tmp_path / "a{b}.faa").write_text(">a\nMKV\n")
     (tmp_path / "empty.faa").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/config.json").write_text('{"model_type": "esm"}')
     (tmp_path / "text.txt").write_text("Dear all,\n")
     (tmp_path / "bad.tsv").write_text(f"dataset\tfasta\tmodel\na\tgood.faa\t{MODEL}\nb\tnothing.faa\t{MODEL}\n")
     config, message = WRONG[name]
@@ -200,6 +205,32 @@ def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) ->
     assert 'File "' not in done.stdout
     assert rules_run(done.stdout) == []
     assert not (tmp_path / "results").exists()
+
+
+def test_auto_goes_on_with_the_shards_that_are_there(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """On a node with other GPUs, or none, nothing that is done is computed again."""
+    for gpus in ("", "0,1,2"):
+        done = snakemake(demo[0], "--dry-run", config={"precision": "float32"}, CUDA_VISIBLE_DEVICES=gpus)
+        assert "Nothing to be done" in done.stdout, gpus
+    done = snakemake(tmp_path, "--dry-run", CUDA_VISIBLE_DEVICES="0,1,2")
+    assert "shard_2-of-3.h5" in done.stdout
+    assert "gpu=1" in done.stdout
+
+
+def test_results_of_another_file_are_not_overwritten(tmp_path: Path) -> None:
+    for folder, sequence in (("one", "MKV"), ("two", "MKL")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.faa").write_text(f">a\n{sequence}\n")
+    done = snakemake(tmp_path, config={"fasta": "one/same.faa", "model": MODEL})
+    assert done.returncode == 0, done.stdout
+    before = (tmp_path / "results/same" / SLUG / "embeddings.h5").read_bytes()
+    done = snakemake(tmp_path, config={"fasta": "two/same.faa", "model": MODEL})
+    assert done.returncode != 0
+    assert "holds the results of one/same.faa; to embed two/same.faa" in done.stdout
+    assert (tmp_path / "results/same" / SLUG / "embeddings.h5").read_bytes() == before
+    # A file that was moved is no other file.
+    (tmp_path / "one/same.faa").rename(tmp_path / "same.faa")
+    assert snakemake(tmp_path, "--dry-run", config={"fasta": "same.faa", "model": MODEL}).returncode == 0
 
 
 def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:

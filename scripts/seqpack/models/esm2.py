@@ -32,14 +32,20 @@ class ESM2(torch.nn.Module):
         weights: tensors by canonical name, as `parameter_shapes` lists them.
         dtype: torch.float32, torch.bfloat16 or torch.float64.
         max_tokens: tokens in the longest sequence that will be given, cls and eos included.
+        attention: the kernel, a name from `seqpack.attention.choose_kernel`.
     """
 
     def __init__(
-        self, architecture: Architecture, weights: dict[str, torch.Tensor], dtype: torch.dtype, max_tokens: int
+        self,
+        architecture: Architecture,
+        weights: dict[str, torch.Tensor],
+        dtype: torch.dtype,
+        max_tokens: int,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.dtype = dtype
+        self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.embed = _parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
@@ -58,10 +64,9 @@ class ESM2(torch.nn.Module):
         """
         x = F.embedding(pack.tokens, self.embed)
         if self.architecture.token_dropout:
-            x = x * TOKEN_DROPOUT_SCALE
-        cos, sin = self.cos[pack.positions], self.sin[pack.positions]
+            x *= TOKEN_DROPOUT_SCALE
         for layer in self.layers:
-            x = layer(x, cos, sin, pack)
+            x = layer(x, self.attention, self.cos, self.sin, pack)
         return self.final_norm(x)
 
 
@@ -86,12 +91,14 @@ class Layer(torch.nn.Module):
         self.fc1 = Linear(weights, prefix + "fc1.", dtype)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, attention: str, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
+    ) -> torch.Tensor:
         qkv = self.qkv(self.attention_norm(x).to(self.dtype)).view(-1, 3, self.num_heads, self.head_dim)
-        q, k = rotate(qkv[:, :2], cos, sin).unbind(1)
-        x = x + self.out(attend(q, k, qkv[:, 2], pack))
+        x += self.out(attend(attention, qkv, cos, sin, pack))
         h = self.fc1(self.ffn_norm(x).to(self.dtype))
-        return x + self.fc2(F.gelu(h))  # the exact (erf) GELU
+        x += self.fc2(F.gelu(h))  # the exact (erf) GELU
+        return x
 
 
 class Linear(torch.nn.Module):
@@ -125,18 +132,6 @@ def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[
     positions = torch.arange(num_positions, device="cpu").to(dtype)
     angles = torch.outer(positions, inverse_frequencies.to(dtype)).repeat(1, 2)
     return angles.cos(), angles.sin()
-
-
-def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
-
-    Args:
-        qk: (num_tokens, 2, num_heads, head_dim).
-        cos, sin: (num_tokens, head_dim), float32 or float64; the product is rounded to the dtype of `qk` once.
-    """
-    first, second = qk.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
 
 
 def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

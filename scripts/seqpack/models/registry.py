@@ -66,15 +66,11 @@ class ModelSource:
         name = self.path.stem if self.kind == "checkpoint" and self.path else Path(self.name).name
         if name in ("", ".."):  # a folder given as . or as ../..
             name = Path(self.name).resolve().name
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        return re.sub(r"[^\w.-]+", "-", name)
 
 
-def find_model(name: str, weights: Path | None = None) -> ModelSource:
-    """Resolve a model name or path.
-
-    Args:
-        name: a registry name, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
-        weights: where a registry name's weights lie, if not in resources/models.
+def find_model(name: str) -> ModelSource:
+    """Resolve a registry name, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
 
     Raises:
         SeqpackError: neither a known name nor a usable path; lists what could have been meant.
@@ -86,12 +82,12 @@ def find_model(name: str, weights: Path | None = None) -> ModelSource:
         return ModelSource(name, "untrained", architecture, None)
     if not name:
         raise SeqpackError(_unknown(name, list(MODELS)))  # Path("") would be the current folder
-    path = Path(weights or name)
     if name in MODELS:
-        if weights is not None and path.is_dir():
-            _require_esm_folder(path)
-            return ModelSource(name, "folder", MODELS[name], path)
-        return ModelSource(name, "released", MODELS[name], weights or WEIGHTS_FOLDER / f"{name}.pt")
+        return ModelSource(name, "released", MODELS[name], WEIGHTS_FOLDER / f"{name}.pt")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise SeqpackError(f"model {name}: {error}") from error
     if path.is_dir():
         _require_esm_folder(path)
         return ModelSource(name, "folder", None, path)
@@ -112,6 +108,8 @@ def _require_esm_folder(path: Path) -> None:
         raise SeqpackError(f"{config}: not a JSON object: {error}") from error
     if model_type != "esm":
         raise SeqpackError(f"{config}: model_type is {model_type!r}; seqpack reads 'esm' (ESM-2)")
+    if not any(path.glob("*.safetensors")):
+        raise SeqpackError(f"model {path}: the folder has no .safetensors file; seqpack reads no pickled weights")
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -103,15 +103,26 @@ def load_weights(source: ModelSource) -> Weights:
     if source.kind == "untrained":
         assert source.architecture is not None
         architecture, tensors = source.architecture, untrained_tensors(source.architecture)
-    elif source.kind == "folder":
-        assert source.path is not None
-        architecture, tensors = _load_folder(source.path)
     else:
-        assert source.path is not None
-        architecture, tensors = _load_checkpoint(source.path)
+        architecture, parts = open_weights(source)
+        tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
+    return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
+
+
+def open_weights(source: ModelSource) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
+    """Open a weights file as memory maps and check that it holds the tensors it should, without reading them.
+
+    Returns:
+        The architecture, and by canonical name the file's tensors, which are to be joined by rows.
+
+    Raises:
+        SeqpackError: as `load_weights`.
+    """
+    assert source.path is not None
+    architecture, parts = (_open_folder if source.kind == "folder" else _open_checkpoint)(source.path)
     if source.architecture is not None and architecture != source.architecture:
         raise SeqpackError(f"{source.path}: holds {architecture}, but {source.name} is {source.architecture}")
-    return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
+    return architecture, parts
 
 
 def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
@@ -135,7 +146,7 @@ def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
+def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
     if not path.is_file():
         raise SeqpackError(
             f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py"
@@ -166,10 +177,10 @@ def _load_checkpoint(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]
         raise SeqpackError(
             f"{path}: not a fair-esm ESM-2 checkpoint: it has no cfg.model with its shape ({error})"
         ) from error
-    return architecture, canonical_tensors(state, architecture, FAIR_ESM, path)
+    return architecture, canonical_parts(state, architecture, FAIR_ESM, path)
 
 
-def _load_folder(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
+def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
     config_path = path / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     for key, value in {
@@ -216,13 +227,13 @@ def _load_folder(path: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
         key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
         for key, tensor in state.items()
     }
-    return architecture, canonical_tensors(state, architecture, HUGGING_FACE, path)
+    return architecture, canonical_parts(state, architecture, HUGGING_FACE, path)
 
 
-def canonical_tensors(
+def canonical_parts(
     state: Mapping[str, torch.Tensor], architecture: Architecture, naming: Naming, path: Path
-) -> dict[str, torch.Tensor]:
-    """Rename and join a file's tensors.
+) -> dict[str, list[torch.Tensor]]:
+    """Sort a file's tensors by canonical name; several under one name are to be joined by rows.
 
     Raises:
         SeqpackError: lists missing and unknown keys, and tensors of a wrong shape.
@@ -245,7 +256,7 @@ def canonical_tensors(
             shape = (rows // len(sources[name]), *columns)
             if tuple(state[key].shape) != shape:
                 raise SeqpackError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
-    return {name: torch.cat([state[key] for key in keys]) for name, keys in sources.items()}
+    return {name: [state[key] for key in keys] for name, keys in sources.items()}
 
 
 def _some(keys: list[str]) -> str:
