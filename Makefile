@@ -4,12 +4,13 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup run test lint clean
+.PHONY: help setup run test lint bench clean
 
 help:
 	@echo "make run    set up .venv and embed the demo proteins (results/demo)"
 	@echo "make test   set up .venv and run the tests"
 	@echo "make lint   ruff, snakefmt, snakemake --lint"
+	@echo "make bench  time seqpack, fair-esm and transformers on this CPU (about 15 minutes)"
 	@echo "make setup  set up .venv only"
 	@echo "make clean  remove .venv; results stay"
 
@@ -34,6 +35,9 @@ lint: $(READY)
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	snakemake --lint
+
+bench: $(READY)
+	python benchmarks/cpu.py --output benchmarks/results/cpu
 
 clean:
 	rm -rf $(VENV)
