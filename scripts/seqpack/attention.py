@@ -3,6 +3,7 @@
 | kernel | where | how |
 |---|---|---|
 | avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own, with the rotation fused: `seqpack.kernels.avx512` |
+| varlen | CUDA of compute capability 8.0 and later, 16-bit | `torch.nn.attention.varlen`: FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
 
 `choose_kernel` takes the first that the device, the dtype and the installation allow.
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -25,7 +27,16 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> st
     """Return the name of the fastest kernel that can be used."""
     if device.type == "cpu" and dtype == torch.bfloat16 and head_dim in avx512.HEAD_DIMS and avx512.load():
         return "avx512"
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and has_varlen(device):
+        return "varlen"
     return "sdpa"
+
+
+def has_varlen(device: torch.device) -> bool:
+    """Whether PyTorch's variable-length FlashAttention runs on a CUDA device."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None  # PyTorch 2.10 and later
 
 
 def attend(kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -68,8 +79,18 @@ def _sdpa(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -
     return output.view(num_tokens, num_heads * head_dim)
 
 
+def _varlen(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+    longest = int(pack.lengths.max())
+    scale = qkv.shape[-1] ** -0.5
+    output = varlen_attn(q, k, qkv[:, 2], pack.cu_seqlens, pack.cu_seqlens, longest, longest, scale=scale)
+    return output.flatten(1)
+
+
 def _avx512(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
     return avx512.rope_attention(qkv, cos, sin, pack.lengths)
 
 
-KERNELS: dict[str, Attention] = {"avx512": _avx512, "sdpa": _sdpa}
+KERNELS: dict[str, Attention] = {"avx512": _avx512, "sdpa": _sdpa, "varlen": _varlen}

@@ -17,26 +17,29 @@ class Pack:
     """Sequences end to end.
 
     Attributes:
-        tokens: int64 (num_tokens,), cls and eos of each sequence included.
+        tokens: (num_tokens,), any integer type, cls and eos of each sequence included.
+        cu_seqlens: int32 (num_sequences + 1,), where each sequence begins; on the device of the tokens.
         lengths: int64 (num_sequences,), tokens in each sequence; on the host.
     """
 
     tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
     lengths: np.ndarray
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, device: torch.device) -> Pack:
-        """Move a pack's tokens (any integer type) to the device."""
-        return cls(torch.from_numpy(tokens.astype(np.int64)).to(device), lengths)
+    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray) -> Pack:
+        """Make a pack on the CPU; copies the tokens."""
+        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths)
 
     def split(self, num_tokens: int) -> list[Pack]:
         """Cut into packs of consecutive sequences, each of at most `num_tokens` tokens or one sequence."""
-        offsets = np.concatenate(([0], np.cumsum(self.lengths)))
-        boundaries = plan_packs(offsets, num_tokens)
-        return [
-            Pack(self.tokens[offsets[first] : offsets[last]], self.lengths[first:last])
-            for first, last in pairwise(boundaries.tolist())
-        ]
+        offsets = boundaries(self.lengths).astype(np.int64)
+        pieces = []
+        for first, last in pairwise(plan_packs(offsets, num_tokens).tolist()):
+            begin, end = int(offsets[first]), int(offsets[last])
+            cu_seqlens = self.cu_seqlens[first : last + 1] - begin
+            pieces.append(Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last]))
+        return pieces
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
@@ -55,6 +58,15 @@ class Pack:
     @cached_property
     def positions(self) -> torch.Tensor:
         """int64 (num_tokens,): the place of each token in its sequence; cls is 0."""
-        starts = np.cumsum(self.lengths) - self.lengths
-        positions = np.arange(len(self.tokens)) - np.repeat(starts, self.lengths)
-        return torch.from_numpy(positions).to(self.tokens.device)
+        starts = self.cu_seqlens[:-1].long()
+        num_tokens = len(self.tokens)
+        # With output_size the device need not be asked for the sum.
+        repeated = torch.repeat_interleave(starts, self.cu_seqlens.diff().long(), output_size=num_tokens)
+        return torch.arange(num_tokens, device=self.tokens.device) - repeated
+
+
+def boundaries(lengths: np.ndarray) -> np.ndarray:
+    """Return where sequences of these lengths begin and the last ends: int32 (num_sequences + 1,)."""
+    result = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=result[1:])
+    return result

@@ -19,8 +19,19 @@ def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     Returns:
         (num_sequences, hidden_dim), in the dtype of `hidden`.
     """
+    if hidden.is_cuda:
+        return _by_segments(hidden, pack)
     means = [
         hidden[start : start + count * length].view(count, length, -1)[:, 1:-1].mean(dim=1)
         for start, count, length in pack.runs
     ]
     return torch.cat(means)
+
+
+def _by_segments(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """The same by one segment reduction: each sequence is three segments, cls, residues and eos."""
+    residues = pack.cu_seqlens.diff().long() - 2
+    ends = torch.ones_like(residues)
+    segments = torch.stack((ends, residues, ends), dim=1).flatten()
+    # unsafe: the segments are not checked to add up, which would wait for the device.
+    return torch.segment_reduce(hidden, "mean", lengths=segments, axis=0, unsafe=True)[1::3]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from pipeline import DEMO, MODEL, Run
 from reference import random_sequences, relative_error
-
 from seqpack import open_embeddings
 from seqpack.attention import attend, has_varlen, rotate
 from seqpack.index import open_index

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reference import fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
+from seqpack.attention import choose_kernel
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
 from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, find_model
@@ -36,21 +37,23 @@ def one_pack(sequences: list[str]) -> Pack:
     cls, eos = bytes([ESM2_TOKENIZER.cls]), bytes([ESM2_TOKENIZER.eos])
     tokens = [cls + ProteinLetters().tokens(sequence.encode()) + eos for sequence in sequences]
     lengths = np.array([len(t) for t in tokens], np.int64)
-    return Pack.from_tokens(np.frombuffer(b"".join(tokens), np.uint8), lengths, torch.device("cpu"))
+    return Pack.from_tokens(np.frombuffer(b"".join(tokens), np.uint8), lengths)
 
 
-def packed_hidden_and_means(checkpoint: Path, sequences: list[str], dtype: torch.dtype):
+def packed_hidden_and_means(checkpoint: Path, sequences: list[str], dtype: torch.dtype, attention: str):
     weights = load_weights(find_model(str(checkpoint)))
-    model = ESM2(weights.architecture, weights.tensors, dtype, max_tokens=max(map(len, sequences)) + 2)
+    model = ESM2(weights.architecture, weights.tensors, dtype, max(map(len, sequences)) + 2, attention)
     pack = one_pack(sequences)
     hidden = model(pack)
     per_sequence = np.split(hidden.numpy(), np.cumsum(pack.lengths)[:-1])
     return per_sequence, mean_over_residues(hidden, pack).numpy()
 
 
-def worst_errors(reference: esm.ESM2, checkpoint: Path, sequences: list[str], dtype: torch.dtype):
+def worst_errors(
+    reference: esm.ESM2, checkpoint: Path, sequences: list[str], dtype: torch.dtype, attention: str = "sdpa"
+):
     """Return the worst relative error per token matrix and per mean, and the worst cosine of the means."""
-    hidden, means = packed_hidden_and_means(checkpoint, sequences, dtype)
+    hidden, means = packed_hidden_and_means(checkpoint, sequences, dtype, attention)
     hidden_errors, mean_errors, cosines = [], [], []
     for sequence, found, mean in zip(sequences, hidden, means, strict=True):
         expected = fair_esm_hidden(reference, sequence)
@@ -73,9 +76,11 @@ def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> N
     assert hidden < 5e-5
     assert mean < 5e-5
 
-    _, _, cosine = worst_errors(reference, checkpoint, sequences, torch.bfloat16)
-    print(f"{name} bfloat16: worst cosine {cosine:.7f}")
-    assert cosine > 0.9999
+    # PyTorch's attention, and ours where this machine has it.
+    for kernel in sorted({"sdpa", choose_kernel(torch.device("cpu"), torch.bfloat16, MODELS[name].head_dim)}):
+        _, _, cosine = worst_errors(reference, checkpoint, sequences, torch.bfloat16, kernel)
+        print(f"{name} bfloat16 {kernel}: worst cosine {cosine:.7f}")
+        assert cosine > 0.9999
 
     hidden, mean, _ = worst_errors(reference.double(), checkpoint, sequences, torch.float64)
     print(f"{name} float64: hidden {hidden:.2e}, mean {mean:.2e}")

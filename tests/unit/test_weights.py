@@ -130,7 +130,7 @@ def assert_equal(found: Weights, expected: Weights) -> None:
 
 def our_hidden(weights: Weights, sequence: str) -> np.ndarray:
     tokens = bytes([ESM2_TOKENIZER.cls, *ProteinLetters().tokens(sequence.encode()), ESM2_TOKENIZER.eos])
-    pack = Pack.from_tokens(np.frombuffer(tokens, np.uint8), np.array([len(tokens)]), torch.device("cpu"))
+    pack = Pack.from_tokens(np.frombuffer(tokens, np.uint8), np.array([len(tokens)]))
     return ESM2(weights.architecture, weights.tensors, torch.float32, len(tokens))(pack).numpy()
 
 

@@ -62,7 +62,7 @@ class ESM2(torch.nn.Module):
 
         float32, or float64 for a float64 model.
         """
-        x = F.embedding(pack.tokens, self.embed)
+        x = F.embedding(pack.tokens.int(), self.embed)
         if self.architecture.token_dropout:
             x *= TOKEN_DROPOUT_SCALE
         for layer in self.layers:
