@@ -10,7 +10,7 @@ min_version("9.19")
 
 
 # A copy of the settings in the working directory counts before the workflow's own.
-configfile: "config/config.yaml" if exists("config/config.yaml") else workflow.source_path("config/config.yaml")
+configfile: "config/config.yaml" if exists("config/config.yaml") else f"{workflow.basedir}/config/config.yaml"
 
 
 include: "rules/common.smk"

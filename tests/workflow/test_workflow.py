@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,10 +100,12 @@ def test_a_deleted_shard_is_repeated_alone(demo: tuple[Path, str]) -> None:
     assert (open_embeddings(results / "embeddings.h5")[:] == before).all()
 
 
-def test_the_printed_commands_can_be_pasted(demo: tuple[Path, str]) -> None:
-    folder, output = demo
+def test_the_printed_commands_can_be_pasted(demo: tuple[Path, str], tmp_path: Path) -> None:
+    before = open_embeddings(demo[0] / "results/demo" / SLUG / "embeddings.h5")[:]
+    folder, output = tmp_path / "a copy", demo[1]
+    shutil.copytree(demo[0], folder)
     results = folder / "results/demo" / SLUG
-    before = open_embeddings(results / "embeddings.h5")[:]
+    (results / "embeddings.h5").unlink()
     commands = re.findall(r"^ *(?:Shell command: )?(python .*\.py.*)$", output, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
