@@ -92,6 +92,7 @@ def measure(architecture: Architecture, index: Index, device: torch.device, roun
     del model
     exact = ESM2(architecture, tensors, torch.float32, index.max_tokens).to(device)
     expected = np.concatenate(list(embed_packs(exact, index, checked, device, threads=1)))
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     lengths = np.diff(index.token_offsets).astype(float)
     layers, dim = architecture.num_layers, architecture.hidden_dim

@@ -55,15 +55,3 @@ def fair_esm_hidden(model: esm.ESM2, sequence: str) -> np.ndarray:
     tokens = torch.tensor([[ALPHABET.cls_idx, *ALPHABET.encode(sequence), ALPHABET.eos_idx]])
     result = model(tokens, repr_layers=[model.num_layers])
     return result["representations"][model.num_layers][0].numpy()
-
-
-def random_sequences(lengths: list[int], seed: int = 11) -> list[str]:
-    """Return seeded proteins of the given lengths, over all 25 letters that ESM-2 knows."""
-    generator = np.random.default_rng(seed)
-    letters = np.array(list("LAGVSERTIDPKQNFYMHWCXBUZO"))
-    return ["".join(generator.choice(letters, length)) for length in lengths]
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the relative L2 error."""
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,15 +116,16 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
 def started_world_size(results: Path, fasta: Path) -> int:
     """Return the number of shards in which a dataset's results were begun; 0 if they were not.
 
-    Judged by the shards that are newer than the FASTA. So that a run goes on with the shards it has
-    where another number of GPUs is visible, or none.
+    Judged by the shards that are newer than the FASTA; a whole set counts before a begun one. So a run
+    goes on with the shards it has where another number of GPUs is visible, or none.
     """
     made: dict[int, int] = {}
     for shard in (results / "shards").glob("shard_*-of-*.h5"):
         match = re.fullmatch(r"shard_\d+-of-(\d+)\.h5", shard.name)
-        if match and shard.stat().st_mtime >= fasta.stat().st_mtime:
-            made[int(match[1])] = made.get(int(match[1]), 0) + 1
-    return max(made, key=lambda world_size: (made[world_size], world_size), default=0)
+        with suppress(FileNotFoundError):  # another job may remove it at this moment
+            if match and shard.stat().st_mtime >= fasta.stat().st_mtime:
+                made[int(match[1])] = made.get(int(match[1]), 0) + 1
+    return max(made, key=lambda size: (made[size] == size, made[size], size), default=0)
 
 
 def refuse_other_inputs(results: Path, dataset: Dataset) -> None:

@@ -89,7 +89,7 @@ class RowWriter:
         """Write the next rows, (n, columns), in the dataset's dtype."""
         assert rows.dtype == self._dtype
         assert rows.shape[1:] == self._shape[1:]
-        rest = memoryview(np.ascontiguousarray(rows)).cast("B")
+        rest = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
         while rest:
             rest = rest[self._file.write(rest) :]
         self._written += len(rows)

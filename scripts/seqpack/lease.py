@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import getpass
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +35,9 @@ def leased_gpu() -> Iterator[str | None]:
     if len(gpus) < 2:
         yield None
         return
-    folder = Path(tempfile.gettempdir()) / f"seqpack-gpus-{getpass.getuser()}"
+    # Indices are a node's own, and under SLURM a job's own.
+    owner = f"{os.getuid()}-{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '')}".rstrip("-")
+    folder = Path(tempfile.gettempdir()) / f"seqpack-gpus-{owner}"
     folder.mkdir(mode=0o700, exist_ok=True)
     with ExitStack() as stack:
         files = {gpu: stack.enter_context((folder / f"{gpu.replace('/', '_')}.lock").open("w")) for gpu in gpus}
@@ -45,8 +47,9 @@ def leased_gpu() -> Iterator[str | None]:
         while gpu is None:
             time.sleep(WAIT_SECONDS)
             gpu = _first_free(files)
+        if "CUDA_VISIBLE_DEVICES" not in os.environ:
+            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, from which the index comes
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's order, from which the index comes
         log.info("GPU %s of %s", gpu, ", ".join(gpus))
         yield gpu
 

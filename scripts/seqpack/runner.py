@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from queue import Full, Queue
 
 import numpy as np
@@ -43,12 +43,14 @@ def embed_packs(
         SeqpackError: an embedding is not finite; names the sequence.
     """
     results = _on_cpu(model, index, packs, threads) if device.type == "cpu" else _on_cuda(model, index, packs, device)
-    for pack_number, embeddings in results:
-        _require_finite(index, pack_number, embeddings)
-        yield embeddings
+    with closing(results):
+        for pack_number, embeddings in results:
+            _require_finite(index, pack_number, embeddings)
+            yield embeddings
 
 
 def _on_cpu(model: ESM2, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
+    before = torch.get_num_threads()
     torch.set_num_threads(1)  # a piece is the unit of parallel work; inside it there is none
 
     def embed(piece: Pack) -> np.ndarray:
@@ -64,12 +66,13 @@ def _on_cpu(model: ESM2, index: Index, packs: Iterable[int], threads: int) -> It
         for pack_number in packs:
             pack = Pack.from_tokens(index.pack_tokens(pack_number), index.pack_lengths(pack_number))
             waiting.append((pack_number, [pool.submit(embed, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))
-            while sum(len(pieces) for _, pieces in waiting) > 2 * threads:
+            while len(waiting) > 1 and sum(len(pieces) for _, pieces in waiting) > 2 * threads:
                 yield oldest()
         while waiting:
             yield oldest()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # a failure is told before the pieces under way are done
+        torch.set_num_threads(before)
 
 
 def _on_cuda(model: ESM2, index: Index, packs: Iterable[int], device: torch.device) -> Iterator[tuple[int, np.ndarray]]:
@@ -93,6 +96,8 @@ def _on_cuda(model: ESM2, index: Index, packs: Iterable[int], device: torch.devi
     def stage() -> None:
         try:
             for pack_number in packs:
+                if stopped.is_set():
+                    return
                 lengths = index.pack_lengths(pack_number)
                 with torch.cuda.stream(to_device):
                     tokens = _to_device(index.pack_tokens(pack_number), device)

@@ -81,7 +81,12 @@ def embed_shard(task: ShardTask) -> ShardStatus:
         status.error = {"type": type(error).__name__, "message": str(error)}
         raise
     finally:
-        signals.ignore()
+        try:
+            signals.ignore()
+        except Interrupted as error:  # one more signal before it was ignored
+            signals.ignore()
+            status.status = FAILED
+            status.error = status.error or {"type": type(error).__name__, "message": str(error)}
         status.ended = _now()
         write_status(task.status, status)
         signals.restore()
@@ -98,7 +103,9 @@ class _Signals:
         self._previous: dict[int, Any] = {}
 
     def catch(self) -> None:
-        self._previous = {number: signal.signal(number, self._interrupt) for number in self.NUMBERS}
+        for number in self.NUMBERS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is to be obeyed
+                self._previous[number] = signal.signal(number, self._interrupt)
 
     def ignore(self) -> None:
         """Let a second signal not disturb the writing of the status."""
@@ -124,6 +131,7 @@ def _compute(task: ShardTask, status: ShardStatus, signals: _Signals) -> None:
         raise SeqpackError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
     refuse_to_replace(task.index, task.shard)
     with _stage(status, "import"):
+        import numpy as np
         import torch
 
         from seqpack import attention, devices, pooling
@@ -144,7 +152,9 @@ def _compute(task: ShardTask, status: ShardStatus, signals: _Signals) -> None:
     rows = rows_of_rank(index.pack_offsets, task.rank, task.world_size)
     lengths = index.token_offsets[rows + 1] - index.token_offsets[rows]
     num_tokens = int(lengths.sum())
-    capacity = len(packs) * int(index.attributes["pack_tokens"])
+    pack_sizes = np.diff(index.token_offsets[index.pack_offsets])[task.rank :: task.world_size]
+    # A sequence longer than pack_tokens fills a pack of its own.
+    capacity = int(np.maximum(pack_sizes, index.attributes["pack_tokens"]).sum())
     status.num_sequences = len(rows)
     status.run = {
         **devices.describe_device(device),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from pipeline import DEMO, MODEL, Run
-from reference import random_sequences, relative_error
 from seqpack import open_embeddings
 from seqpack.attention import attend, has_varlen, rotate
 from seqpack.index import open_index
@@ -20,6 +19,7 @@ from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
 from seqpack.runner import embed_packs
 from seqpack.worker import ShardTask, embed_shard
+from sequences import random_sequences, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -74,6 +74,7 @@ def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtyp
     model = ESM2(MODELS[name], tensors, dtype, 1024, kernel).cuda()
     gpu_pack = on(cuda(), pack)
     found = mean_over_residues(model(gpu_pack), gpu_pack).cpu().numpy()
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > (0.9999 if dtype != torch.float32 else 0.9999999)
 

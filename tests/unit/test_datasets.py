@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from seqpack.datasets import dataset_of_file, find_fasta, read_datasets, safe_name
+from seqpack.datasets import dataset_of_file, find_fasta, read_datasets, safe_name, started_world_size
 from seqpack.errors import SeqpackError
 
 DEFAULT = "untrained:esm2_t6_8M_UR50D"
@@ -206,3 +207,19 @@ def test_a_file_s_model_is_looked_up(tmp_path: Path) -> None:
     write_fasta(tmp_path / "a.faa")
     with pytest.raises(SeqpackError, match="did you mean esm2_t6_8M_UR50D"):
         dataset_of_file("a.faa", "esm2_t6_8M", [tmp_path])
+
+
+def test_a_whole_set_of_shards_counts_before_a_begun_one(tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "f.faa")
+    shards = tmp_path / "results" / "shards"
+    shards.mkdir(parents=True)
+    assert started_world_size(tmp_path / "results", fasta) == 0
+    for rank in range(3):
+        (shards / f"shard_{rank}-of-8.h5").touch()
+    assert started_world_size(tmp_path / "results", fasta) == 8
+    for rank in range(2):
+        (shards / f"shard_{rank}-of-2.h5").touch()
+        (shards / f"shard_{rank}-of-2.status.json").touch()
+    assert started_world_size(tmp_path / "results", fasta) == 2
+    os.utime(fasta, (fasta.stat().st_atime, fasta.stat().st_mtime + 100))  # the FASTA has changed since
+    assert started_world_size(tmp_path / "results", fasta) == 0

@@ -13,8 +13,8 @@ import pytest
 
 import seqpack
 from pipeline import SCRIPTS, Run
-from reference import random_sequences
 from seqpack import SeqpackError, open_embeddings
+from sequences import random_sequences
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import h5py
 import pytest
 
 from pipeline import Run, run_script
-from reference import random_sequences
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.index import open_index
 from seqpack.index_build import LengthPolicy
 from seqpack.verify import _verify_together, verify_shards
+from sequences import random_sequences
 
 WORLD_SIZE = 3
 

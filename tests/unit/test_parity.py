@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference import fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
+from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack.attention import choose_kernel
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
 from seqpack.models.esm2 import ESM2
@@ -18,6 +18,7 @@ from seqpack.models.registry import MODELS, find_model
 from seqpack.models.weights import load_weights
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
+from sequences import random_sequences, relative_error
 
 LENGTHS = [1022, 700, 350, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
 SHORT_LENGTHS = [1022, 90, 90, 5, 1]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline import DEMO, Run
-from reference import fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
+from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack import open_embeddings
 from seqpack.index import open_index
 from seqpack.models.registry import MODELS
+from sequences import random_sequences, relative_error
 
 ODD_IDS = [
     "sp|P12345|TEST_HUMAN",

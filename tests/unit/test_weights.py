@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
-from reference import ALPHABET, fair_esm_hidden, fair_esm_model, random_sequences, relative_error, save_checkpoint
+from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack.errors import SeqpackError
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
 from seqpack.models.esm2 import ESM2, parameter_shapes
 from seqpack.models.registry import MODELS, Architecture, ModelSource, find_model
 from seqpack.models.weights import Weights, load_weights, untrained_tensors
 from seqpack.packs import Pack
+from sequences import random_sequences, relative_error
 
 NAME = "esm2_t6_8M_UR50D"
 SMALL = replace(MODELS[NAME], num_layers=1)

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import DEMO, SCRIPTS, Run, run_script
-from reference import random_sequences
+from seqpack.index_build import LengthPolicy
+from seqpack.worker import _Signals
+from sequences import random_sequences
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +206,23 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
     assert content["error"]["message"] in {f"stopped by {number.name}" for number in numbers}
     assert not (tmp_path / "s.h5").exists()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    signals = _Signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals.catch()
+        os.kill(os.getpid(), signal.SIGHUP)
+        signals.restore()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_long_sequences_do_not_overfill_packs(tmp_path: Path) -> None:
+    (tmp_path / "long.faa").write_text(f">long\n{'MKVL' * 1250}\n>short\nMKV\n")
+    run = Run(tmp_path, 1).build(tmp_path / "long.faa", policy=LengthPolicy(max_length=5000)).embed("bfloat16")
+    assert 0 < json.loads(run.statuses[0].read_text())["run"]["pack_fill"] <= 1

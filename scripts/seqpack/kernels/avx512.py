@@ -41,7 +41,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
         reason = getattr(error, "stderr", None) or error
         log.warning("our attention kernel can't be compiled, PyTorch's will be used: %s", reason)
         return None
