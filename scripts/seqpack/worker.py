@@ -122,8 +122,9 @@ class _Signals:
             raise Interrupted(self.received)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        self.received = number
-        raise Interrupted(number)
+        if not self.received:  # a further one would only disturb what the first has set going
+            self.received = number
+            raise Interrupted(number)
 
 
 def _compute(task: ShardTask, status: ShardStatus, signals: _Signals) -> None:
