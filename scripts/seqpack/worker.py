@@ -83,10 +83,10 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     finally:
         try:
             signals.ignore()
-        except Interrupted as error:  # one more signal before it was ignored
+        except Interrupted:  # the first signal, after the work has ended: what it has come to stands
             signals.ignore()
-            status.status = FAILED
-            status.error = status.error or {"type": type(error).__name__, "message": str(error)}
+        if status.status == RUNNING:  # the first signal, before the failure above was noted
+            status.status, status.error = FAILED, {"type": "Interrupted", "message": "stopped by a signal"}
         status.ended = _now()
         write_status(task.status, status)
         signals.restore()
