@@ -31,6 +31,7 @@ sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tes
 from reference import fair_esm_model, save_checkpoint
 from seqpack.devices import processor
 from seqpack.models.registry import MODELS, Architecture
+from seqpack.monitor import model_flop
 
 MAX_LENGTH = 1022
 # Fewer proteins for the larger models, so that a round takes minutes.
@@ -80,7 +81,7 @@ def measure(model: str, contenders: tuple[str, ...], rounds: int) -> dict:
     return {
         "sequences": len(sequences),
         "tokens": sum(lengths),
-        "flop": sum(flop(MODELS[model], length) for length in lengths),
+        "flop": model_flop(MODELS[model], lengths),
         "roofline_bfloat16_flops": statistics.median(rooflines),
         "runs": runs,
     }
@@ -131,7 +132,7 @@ def command_of(contender: str, model: str, folder: Path) -> list[str]:
     if contender == "seqpack":
         steps = [
             f"{python} {scripts}/build_index.py --fasta proteins.faa --model {model}.pt --output index.h5",
-            f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu"
+            f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu --audit-seconds 0"
             " --output s.h5 --status s.status.json",
             f"{python} {scripts}/merge_shards.py --index index.h5 --shards s.h5 --output embeddings.h5",
         ]
@@ -165,12 +166,6 @@ def gemm_roofline(architecture: Architecture) -> float:
         torch.nn.functional.linear(x, weight)
         best = max(best, 2 * x.shape[0] * weight.numel() / (time.perf_counter() - start))
     return best
-
-
-def flop(architecture: Architecture, length: int) -> float:
-    """Return the floating-point operations of one sequence of `length` tokens."""
-    layers, dim = architecture.num_layers, architecture.hidden_dim
-    return length * (24 * layers * dim**2 + 4 * length * dim * layers)
 
 
 def table(results: dict) -> str:

@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Measure seqpack on this machine's GPU: tokens/s, model FLOP utilization, accuracy, in one table.
+"""Measure seqpack on this machine's GPU, and transformers and fair-esm beside it where they are installed.
 
-Needs torch, NumPy, h5py and safetensors. Seeded weights, proteins with
-lengths as in UniProt, whole runs from index to shard, after one warm-up pack.
+For each model: tokens/s of every attention kernel that can be used, with the elementwise work fused and
+not, in bfloat16 and float16; the share of the GEMM peak; how busy the GPU was; what the host spends on a
+pack; memory; the worst cosine to float32. Then one run from FASTA to HDF5, then the peers. Seeded
+weights, proteins with lengths as in UniProt. What is measured is written at once, so that an end by force
+loses nothing; steps that would begin after the time allowed are left out, and named.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu
 """
@@ -10,41 +13,55 @@ lengths as in UniProt, whole runs from index to shard, after one warm-up pack.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from gpu_table import table
 from proteins import random_proteins, write_fasta
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+BENCHMARKS = Path(__file__).parent
+sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests")]
 
-from seqpack.attention import choose_kernel
+from seqpack.attention import FASTEST_FIRST, choose_kernel, why_not
+from seqpack.errors import SeqpackError
 from seqpack.index import Index, open_index
 from seqpack.index_build import LengthPolicy, build_index
+from seqpack.kernels import fused
+from seqpack.memory import PackEmbedder
 from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, Architecture
 from seqpack.models.weights import untrained_tensors
+from seqpack.monitor import gemm_peak, model_flop, monitor
+from seqpack.packs import Pack
+from seqpack.pooling import mean_over_residues
 from seqpack.runner import embed_packs
+from seqpack.task import ShardTask
+from seqpack.worker import embed_shard
 
-COUNTS = {
-    "esm2_t6_8M_UR50D": 60000,
-    "esm2_t12_35M_UR50D": 40000,
-    "esm2_t30_150M_UR50D": 20000,
-    "esm2_t33_650M_UR50D": 12000,
-    "esm2_t36_3B_UR50D": 3000,
-}
+SIZES = [name for name in MODELS if "15B" not in name]
+FLAGSHIP = "esm2_t33_650M_UR50D"  # from FASTA to HDF5, and beside the peers
+PROTEINS = 60000
+PEER_PROTEINS = 500
+ROUND_SECONDS = 3.0  # the packs of a timed round are as many as the first way computes in this time
+FILE_SECONDS = 15.0  # likewise the proteins of the run from FASTA to HDF5
+MAX_LENGTH = 1022
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="which sizes")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each (default: 3)")
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=SIZES, help="which sizes")
+    parser.add_argument("--rounds", type=int, default=2, help="timed runs of each way (default: 2)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing after this time (default: 7)")
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
     device = torch.device("cuda")
@@ -52,91 +69,209 @@ def main() -> None:
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
-        "gemm_bfloat16_flops": gemm_roofline(device),
+        "gemm_flops": {kind: gemm_peak(device, getattr(torch, kind)) for kind in ("bfloat16", "float16", "float32")},
+        "fused": fused.available(device),
         "models": {},
+        "left_out": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        proteins = random_proteins(max(COUNTS.values()))
-        for model in arguments.models:
-            index = make_index(Path(folder), model, proteins[: COUNTS[model]])
-            results["models"][model] = measure(MODELS[model], index, device, arguments.rounds)
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-            arguments.output.with_suffix(".md").write_text(table(results))
-            print(table(results), flush=True)
+    end = time.monotonic() + 60 * arguments.minutes
+
+    def step(name: str, work: Callable[[], object]) -> None:
+        """Do it if there is time, and write what there is; a failure is noted and ends nothing."""
+        if time.monotonic() > end:
+            results["left_out"].append(f"{name}: no time left")
+        else:
+            try:
+                work()
+            except (RuntimeError, OSError, subprocess.SubprocessError, SeqpackError) as error:
+                message = (str(error) or type(error).__name__).splitlines()[0]
+                results["left_out"].append(f"{name}: {message}")
+        save(results, arguments.output)
+        print(f"{name}: done, {end - time.monotonic():.0f} s left", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        proteins = random_proteins(PROTEINS)
+        index = make_index(folder, proteins)
+        for name in arguments.models:
+            step(name, lambda n=name: measure(n, index, device, arguments.rounds, results, step))
+            torch.cuda.empty_cache()
+        rate = best_rate(results, FLAGSHIP)
+        step("FASTA to HDF5", lambda: results.update(file=whole_run(folder, proteins, rate or 1e4)))
+        measure_peers(folder, proteins[:PEER_PROTEINS], device, results, step, lambda: end - time.monotonic())
+    print(table(results))
 
 
-def make_index(folder: Path, model: str, sequences: list[str]) -> Index:
+def save(results: dict, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+    output.with_suffix(".md").write_text(table(results))
+
+
+def make_index(folder: Path, sequences: list[str]) -> Index:
     write_fasta(folder / "proteins.faa", sequences)
-    build_index(folder / "proteins.faa", folder / f"{model}.h5", f"untrained:{model}", LengthPolicy())
-    return open_index(folder / f"{model}.h5")
+    build_index(folder / "proteins.faa", folder / f"{len(sequences)}.h5", f"untrained:{FLAGSHIP}", LengthPolicy())
+    return open_index(folder / f"{len(sequences)}.h5")
 
 
-def measure(architecture: Architecture, index: Index, device: torch.device, rounds: int) -> dict:
-    """Time all packs of the index in bfloat16, and compare a few with float32."""
-    tensors = untrained_tensors(architecture)
-    kernel = choose_kernel(device, torch.bfloat16, architecture.head_dim)
-    model = ESM2(architecture, tensors, torch.bfloat16, index.max_tokens, kernel).to(device)
-    packs = range(index.num_packs)
-    list(embed_packs(model, index, packs[:2], device, threads=1))
-    torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in embed_packs(model, index, packs, device, threads=1):
-            pass
-        seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated(device)
+def ways(architecture: Architecture, device: torch.device) -> list[tuple[str, str, bool]]:
+    """Return what to compare: (precision, attention kernel, fused elementwise work), the default first."""
+    head_dim, fuse = architecture.head_dim, fused.available(device)
+    best = choose_kernel(device, torch.bfloat16, head_dim)
+    others = [name for name in FASTEST_FIRST if name != best and not why_not(name, device, torch.bfloat16, head_dim)]
+    found = [("bfloat16", best, fuse), ("float16", choose_kernel(device, torch.float16, head_dim), fuse)]
+    if fuse:
+        found.append(("bfloat16", best, False))
+    return found + [("bfloat16", name, fuse) for name in others]
+
+
+def measure(name: str, index: Index, device: torch.device, rounds: int, results: dict, step: Callable) -> None:
+    """Measure every way of a model; the first decides how many packs a round has."""
+    architecture = MODELS[name]
+    measured = results["models"][name] = {"ways": []}
+    # On the device, so that a model of any dtype is made of them at once; they are not counted as memory used.
+    tensors = {key: tensor.to(device) for key, tensor in untrained_tensors(architecture).items()}
+    held = sum(tensor.nbytes for tensor in tensors.values())
     checked = [index.num_packs // 2, index.num_packs - 1]
-    found = np.concatenate(list(embed_packs(model, index, checked, device, threads=1)))
-    del model
-    exact = ESM2(architecture, tensors, torch.float32, index.max_tokens).to(device)
-    expected = np.concatenate(list(embed_packs(exact, index, checked, device, threads=1)))
+    exact: list[np.ndarray] = []
+    packs: list[int] = []
+
+    def reference() -> None:
+        model = ESM2(architecture, tensors, torch.float32, index.max_tokens).to(device)
+        exact.append(embeddings(model, index, checked, device))
+
+    def way(precision: str, kernel: str, fuse: bool) -> None:
+        dtype = getattr(torch, precision)
+        model = ESM2(architecture, tensors, dtype, index.max_tokens, kernel, fuse).to(device)
+        cosine = worst_cosine(embeddings(model, index, checked, device), exact[0]) if exact else None
+        if not packs:
+            rate = 1 / timed(model, index, checked[:1] * 4, device)
+            packs.extend(evenly(index.num_packs, round(rate * 4 * ROUND_SECONDS)))
+            lengths = np.concatenate([index.pack_lengths(pack) for pack in packs])
+            measured.update(tokens=int(lengths.sum()), flop=model_flop(architecture, lengths), packs=len(packs))
+        torch.cuda.reset_peak_memory_stats(device)
+        with monitor(device, seconds=0.1) as watched:
+            seconds = [timed(model, index, packs, device) for _ in range(rounds)]
+        measured["ways"].append(
+            {
+                "precision": precision,
+                "attention": kernel,
+                "fused": fuse,
+                "seconds": seconds,
+                "peak_bytes": torch.cuda.max_memory_allocated(device) - held,
+                "worst_cosine_to_float32": cosine,
+                **dict(zip(("host_seconds", "device_seconds"), pack_seconds(model, index, packs, device), strict=True)),
+                **watched.summary(),
+            }
+        )
+
+    step(f"{name} float32 reference", reference)
+    for precision, kernel, fuse in ways(architecture, device):
+        step(f"{name} {precision} {kernel} {'fused' if fuse else 'eager'}", lambda w=(precision, kernel, fuse): way(*w))
+
+
+def embeddings(model: ESM2, index: Index, packs: list[int], device: torch.device) -> np.ndarray:
+    computed = embed_packs(PackEmbedder(model, lambda: model), index, packs, device, threads=1)
+    return np.concatenate([means for _, means in computed])
+
+
+def timed(model: ESM2, index: Index, packs: list[int], device: torch.device) -> float:
+    """Return the seconds from the index's tokens to embeddings on the host."""
+    start = time.perf_counter()
+    for _ in embed_packs(PackEmbedder(model, lambda: model), index, packs, device, threads=1):
+        pass
+    return time.perf_counter() - start
+
+
+def evenly(num_packs: int, count: int) -> list[int]:
+    """Return pack numbers spread evenly, so that lengths are distributed as in the whole."""
+    return np.unique(np.linspace(0, num_packs - 1, min(max(count, 4), num_packs)).astype(int)).tolist()
+
+
+def pack_seconds(model: ESM2, index: Index, packs: list[int], device: torch.device) -> tuple[float, float]:
+    """Return medians over packs: the host's seconds to queue one, the device's to compute it."""
+    host, on_device = [], []
+    for number in evenly(len(packs), 8):
+        pack = Pack.from_tokens(index.pack_tokens(packs[number]), index.pack_lengths(packs[number]))
+        pack = Pack(pack.tokens.to(device), pack.cu_seqlens.to(device), pack.lengths)
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        first.record()
+        mean_over_residues(model(pack), pack)
+        last.record()
+        host.append(time.perf_counter() - start)
+        last.synchronize()
+        on_device.append(first.elapsed_time(last) / 1e3)
+    return statistics.median(host), statistics.median(on_device)
+
+
+def worst_cosine(found: np.ndarray, expected: np.ndarray) -> float:
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-    lengths = np.diff(index.token_offsets).astype(float)
-    layers, dim = architecture.num_layers, architecture.hidden_dim
+    return float(cosines.min())
+
+
+def best_rate(results: dict, name: str) -> float:
+    """Return the tokens/s of a model's first way; 0 if it was not measured."""
+    measured = results["models"].get(name, {"ways": []})
+    return measured["tokens"] / min(measured["ways"][0]["seconds"]) if measured["ways"] else 0.0
+
+
+def whole_run(folder: Path, proteins: list[str], rate: float) -> dict:
+    """Take a FASTA file to a shard, as the workflow does, in bfloat16."""
+    count = min(int(rate * FILE_SECONDS / 350), len(proteins))
+    write_fasta(folder / "whole.faa", proteins[:count])
+    start = time.perf_counter()
+    build_index(folder / "whole.faa", folder / "whole.h5", f"untrained:{FLAGSHIP}", LengthPolicy())
+    indexed = time.perf_counter()
+    shard, status = folder / "shard_0-of-1.h5", folder / "shard_0-of-1.status.json"
+    done = embed_shard(ShardTask(folder / "whole.h5", 0, 1, shard, status, device="cuda", precision="bfloat16"))
     return {
-        "attention": kernel,
-        "tokens": int(lengths.sum()),
-        "flop": float((lengths * (24 * layers * dim**2 + 4 * lengths * dim * layers)).sum()),
-        "seconds": seconds,
-        "peak_bytes": peak,
-        "worst_cosine_to_float32": float(cosines.min()),
+        "model": FLAGSHIP,
+        "sequences": count,
+        "tokens": done.run["num_tokens"],
+        "seconds": time.perf_counter() - start,
+        "stages": {"index": round(indexed - start, 3), **done.seconds},
+        "tokens_per_second_computing": done.run["tokens_per_second"],
     }
 
 
-def gemm_roofline(device: torch.device) -> float:
-    """Return FLOP/s of a large bfloat16 matrix product."""
-    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    rates = []
-    for _ in range(10):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        x @ x
-        end.record()
-        end.synchronize()
-        rates.append(2 * 8192**3 / (start.elapsed_time(end) / 1e3))
-    return max(rates)
+def measure_peers(
+    folder: Path, proteins: list[str], device: torch.device, results: dict, step: Callable, left: Callable[[], float]
+) -> None:
+    """Time the embedding alone, without loading, of the same proteins by everyone; each peer in its own process."""
+    peers = results["peers"] = {"model": FLAGSHIP, "sequences": len(proteins), "seconds": {}}
+    peers["tokens"] = sum(min(len(protein), MAX_LENGTH) + 2 for protein in proteins)
+    if missing := [name for name in ("esm", "transformers", "Bio") if importlib.util.find_spec(name) is None]:
+        results["left_out"].append(f"peers: not installed: {', '.join(missing)}")
+        return
+    from cpu import save_weights
 
+    def ours() -> None:
+        index, architecture = make_index(folder, proteins), MODELS[FLAGSHIP]
+        precision, kernel, fuse = ways(architecture, device)[0]
+        weights = untrained_tensors(architecture)
+        model = ESM2(architecture, weights, getattr(torch, precision), index.max_tokens, kernel, fuse).to(device)
+        timed(model, index, [0], device)
+        peers["seconds"][f"seqpack {precision}"] = timed(model, index, list(range(index.num_packs)), device)
 
-def table(results: dict) -> str:
-    """Return the results in Markdown: medians over the rounds."""
-    lines = [
-        f"{results['device']}, torch {results['torch']}, {results['date']}; "
-        f"bfloat16 GEMM {results['gemm_bfloat16_flops'] / 1e12:.0f} TFLOP/s. Index to embeddings, real tokens.",
-        "",
-        "| model | attention | tokens/s | of GEMM peak | GPU memory | worst cosine to float32 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, measured in results["models"].items():
-        seconds = statistics.median(measured["seconds"])
-        share = measured["flop"] / seconds / results["gemm_bfloat16_flops"]
-        lines.append(
-            f"| {name} | {measured['attention']} | {measured['tokens'] / seconds:,.0f} | {share:.0%} "
-            f"| {measured['peak_bytes'] / 1e9:.1f} GB | {measured['worst_cosine_to_float32']:.6f} |"
+    def peer(name: str, *command: str) -> None:
+        script = [sys.executable, str(BENCHMARKS / command[0]), "proteins.faa", *command[1:]]
+        run = subprocess.run(
+            script, cwd=folder, capture_output=True, text=True, check=True, timeout=max(left(), 0) + 60
         )
-    return "\n".join(lines) + "\n"
+        peers["seconds"][name] = float(run.stderr.splitlines()[-1])
+
+    step("peers: seqpack", ours)
+    step("peers: weights", lambda: save_weights(FLAGSHIP, folder))
+    transformers, fair_esm = "peer_transformers.py", ("peer_fair_esm.py", f"{FLAGSHIP}.pt", "means.pt", "cuda")
+    for name, *command in (
+        ("transformers bfloat16", transformers, "hugging_face", "bfloat16", "means.npy", "cuda"),
+        ("fair-esm float16", *fair_esm, "float16"),
+        ("fair-esm float32", *fair_esm, "float32"),
+    ):
+        step(f"peers: {name}", lambda n=name, c=tuple(command): peer(n, *c))
 
 
 if __name__ == "__main__":

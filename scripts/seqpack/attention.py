@@ -3,55 +3,116 @@
 | kernel | where | how |
 |---|---|---|
 | avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own, with the rotation fused: `seqpack.kernels.avx512` |
+| flash_attn_3 | CUDA of compute capability 9.0, 16-bit | `flash_attn_interface` from flash-attention's folder hopper |
 | varlen | CUDA of compute capability 8.0 and later, 16-bit | `torch.nn.attention.varlen`: FlashAttention 2 |
+| flash_attn_2 | the same | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
 
-`choose_kernel` takes the first that the device, the dtype and the installation allow.
+`choose_kernel` takes the first that the device, the dtype and the installation allow, or the one asked for.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
+import inspect
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from seqpack.kernels import avx512
+from seqpack.errors import SeqpackError
+from seqpack.kernels import avx512, fused
+from seqpack.kernels.names import ATTENTIONS, AUTO
 from seqpack.packs import Pack
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Pack], torch.Tensor]
+FASTEST_FIRST = ("avx512", "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
+# Functions over packs, called alike: (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
+PACKED = {
+    "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
+    "flash_attn_2": ("flash_attn", "flash_attn_varlen_func"),
+    "flash_attn_3": ("flash_attn_interface", "flash_attn_varlen_func"),
+}
+MAX_PACKED_HEAD_DIM = 256  # of all three, which take multiples of 8
 
 
-def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return the name of the fastest kernel that can be used."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and head_dim in avx512.HEAD_DIMS and avx512.load():
-        return "avx512"
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and has_varlen(device):
-        return "varlen"
-    return "sdpa"
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
+    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
+
+    Raises:
+        SeqpackError: there is no such kernel, or it can't be used; says why.
+    """
+    if requested not in ATTENTIONS:
+        raise SeqpackError(f"attention {requested!r} is not known; use one of {', '.join(ATTENTIONS)}")
+    if requested == AUTO:
+        return next(name for name in FASTEST_FIRST if not why_not(name, device, dtype, head_dim))
+    if reason := why_not(requested, device, dtype, head_dim):
+        raise SeqpackError(f"attention {requested} can't be used: {reason}; use attention auto or another kernel")
+    return requested
 
 
-def has_varlen(device: torch.device) -> bool:
-    """Whether PyTorch's variable-length FlashAttention runs on a CUDA device."""
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    return importlib.util.find_spec("torch.nn.attention.varlen") is not None  # PyTorch 2.10 and later
+def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why a kernel can't be used; empty if it can."""
+    if kernel == "sdpa":
+        return ""
+    kind = str(dtype).removeprefix("torch.")
+    if kernel == "avx512":
+        if device.type != "cpu":
+            return f"it runs on a CPU, and the device is {device.type}"
+        if dtype != torch.bfloat16:
+            return f"it computes in bfloat16, and the precision is {kind}"
+        if head_dim not in avx512.HEAD_DIMS:
+            return f"it has head dimensions {', '.join(map(str, avx512.HEAD_DIMS))}, and the model's is {head_dim}"
+        return "" if avx512.load() else "there is no AVX512-BF16 processor or no working C compiler"
+    if device.type != "cuda":
+        return f"it runs on a CUDA device, and the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bfloat16 or float16, and the precision is {kind}"
+    if head_dim % 8 or head_dim > MAX_PACKED_HEAD_DIM:
+        return (
+            f"it takes head dimensions that are multiples of 8 up to {MAX_PACKED_HEAD_DIM}; the model's is {head_dim}"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if kernel == "flash_attn_3" and capability != (9, 0):
+        return f"it needs compute capability 9.0 (H100, H200), and the GPU has {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0, and the GPU has {capability[0]}.{capability[1]}"
+    try:
+        _packed_function(kernel)
+    except ImportError as error:
+        return f"{PACKED[kernel][0]} can't be imported ({error})"
+    return ""
 
 
-def attend(kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
+def attend(
+    kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack, fuse: bool = False
+) -> torch.Tensor:
     """Rotate queries and keys, then let each sequence attend over itself, scores scaled by head_dim ** -0.5.
 
     Args:
         kernel: a name from `choose_kernel`.
-        qkv: (num_tokens, 3, num_heads, head_dim).
+        qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
         cos, sin: (at least the longest length, head_dim), float32 or float64; see `esm2.rope_tables`.
         pack: where the sequences begin.
+        fuse: rotate in place, in Triton; see `fused.available`.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
-    return KERNELS[kernel](qkv, cos, sin, pack)
+    if kernel == "avx512":
+        return avx512.rope_attention(qkv, cos, sin, pack.lengths)
+    if fuse:
+        fused.rotate(qkv, cos, sin, pack.positions)
+        q, k, v = qkv.unbind(1)
+    else:
+        q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+        v = qkv[:, 2]
+    if v.dtype == torch.float16:
+        # An overflow must show: a query or key of inf can end as weights of zero, finite and wrong. 0 x inf is NaN.
+        v = v + 0 * q + 0 * k
+    if kernel == "sdpa":
+        return _by_runs(q, k, v, pack)
+    return _packed(kernel, q, k, v, pack)
 
 
 def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -66,10 +127,8 @@ def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
 
 
-def _sdpa(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
-    num_tokens, _, num_heads, head_dim = qkv.shape
-    q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
-    v = qkv[:, 2]
+def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
+    num_tokens, num_heads, head_dim = v.shape
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
     for start, count, length in pack.runs:
         run = slice(start, start + count * length)
@@ -79,18 +138,31 @@ def _sdpa(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -
     return output.view(num_tokens, num_heads * head_dim)
 
 
-def _varlen(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+def _packed(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
+    function, scale_name, options = _packed_function(kernel)
     longest = int(pack.lengths.max())
-    scale = qkv.shape[-1] ** -0.5
-    output = varlen_attn(q, k, qkv[:, 2], pack.cu_seqlens, pack.cu_seqlens, longest, longest, scale=scale)
+    options = {scale_name: q.shape[-1] ** -0.5, **options}
+    output = function(q, k, v, pack.cu_seqlens, pack.cu_seqlens, longest, longest, **options)
+    if isinstance(output, tuple):  # early versions of flash_attn_interface add the log-sum-exp
+        output = output[0]
     return output.flatten(1)
 
 
-def _avx512(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack) -> torch.Tensor:
-    return avx512.rope_attention(qkv, cos, sin, pack.lengths)
+@functools.cache
+def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
+    """Return the function, the name of its scale, and options where its version has them.
 
+    With num_splits 1 keys are not divided among thread blocks by how long the pack's longest sequence
+    is, so that a sequence has the same bits in any company.
 
-KERNELS: dict[str, Attention] = {"avx512": _avx512, "sdpa": _sdpa, "varlen": _varlen}
+    Raises:
+        ImportError: it isn't installed, or not for this version of torch.
+    """
+    module, name = PACKED[kernel]
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
+    parameters = inspect.signature(function).parameters
+    scale = "scale" if "scale" in parameters else "softmax_scale"
+    return function, scale, {"num_splits": 1} if "num_splits" in parameters else {}

@@ -7,24 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pipeline import DEMO, MODEL, Run
 from seqpack import open_embeddings
-from seqpack.attention import attend, has_varlen, rotate
+from seqpack.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
 from seqpack.index import open_index
-from seqpack.models.esm2 import ESM2, rope_tables
-from seqpack.models.registry import MODELS
+from seqpack.kernels import fused
+from seqpack.memory import PackEmbedder
+from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
+from seqpack.models.registry import MODELS, Architecture
 from seqpack.models.weights import untrained_tensors
+from seqpack.monitor import gemm_peak, monitor
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
 from seqpack.runner import embed_packs
-from seqpack.worker import ShardTask, embed_shard
+from seqpack.task import ShardTask
+from seqpack.worker import embed_shard
 from sequences import random_sequences, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 LENGTHS = [1024, 700, 350, 350, 129, 64, 33, 16, 7, 3]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+COSINES = {torch.float32: 0.9999999, torch.bfloat16: 0.9999, torch.float16: 0.999999}
+KERNELS = [name for name in FASTEST_FIRST if name != "avx512"]
+# What a rounding may move a value by: half a step of the dtype, and float32's own error.
+HALF_STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
 def cuda() -> torch.device:
@@ -40,18 +49,79 @@ def make_pack(lengths: list[int]) -> Pack:
     return Pack.from_tokens(tokens, np.array(lengths, np.int64))
 
 
+def skip_unless_usable(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
+    if reason := why_not(kernel, cuda(), dtype, head_dim):
+        pytest.skip(f"{kernel}: {reason}")
+
+
+def embedder(model: ESM2) -> PackEmbedder:
+    return PackEmbedder(model, lambda: model)
+
+
+def make_model(architecture: Architecture, dtype: torch.dtype, fuse: bool, max_tokens: int = 1024) -> ESM2:
+    kernel = choose_kernel(cuda(), dtype, architecture.head_dim)
+    return ESM2(architecture, untrained_tensors(architecture), dtype, max_tokens, kernel, fuse).cuda()
+
+
 @pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
-def test_every_kernel_agrees_with_float32_on_the_cpu(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
-    if kernel == "varlen" and (dtype == torch.float32 or not has_varlen(cuda())):
-        pytest.skip("varlen needs 16 bits and compute capability 8.0")
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_agrees_with_float32_on_the_cpu(
+    kernel: str, fuse: bool, dtype: torch.dtype, head_dim: int
+) -> None:
+    skip_unless_usable(kernel, dtype, head_dim)
     pack = make_pack(LENGTHS)
     qkv = torch.randn(sum(LENGTHS), 3, 4, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
     cos, sin = rope_tables(1024, head_dim, torch.float32)
     expected = attend("sdpa", qkv.float(), cos, sin, pack).numpy()
-    found = attend(kernel, qkv.cuda(), cos.cuda(), sin.cuda(), on(cuda(), pack)).float().cpu().numpy()
+    found = attend(kernel, qkv.cuda(), cos.cuda(), sin.cuda(), on(cuda(), pack), fuse).float().cpu().numpy()
     assert relative_error(found, expected) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "sdpa"])
+def test_a_packed_kernel_gives_a_sequence_the_same_bits_in_any_company(kernel: str, head_dim: int) -> None:
+    skip_unless_usable(kernel, torch.bfloat16, head_dim)
+    lengths = [1024, 700, 350, 33]
+    qkv = torch.randn(sum(lengths), 3, 4, head_dim, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
+    cos, sin = (table.cuda() for table in rope_tables(1024, head_dim, torch.float32))
+    together = attend(kernel, qkv.clone(), cos, sin, on(cuda(), make_pack(lengths))).split(lengths)
+    for sequence, expected in zip(qkv.split(lengths), together, strict=True):
+        alone = attend(kernel, sequence.contiguous(), cos, sin, on(cuda(), make_pack([len(sequence)])))
+        assert torch.equal(alone, expected)
+
+
+def test_tritons_kernels_are_available() -> None:
+    assert fused.available(cuda())
+
+
+@pytest.mark.parametrize("dtype", list(HALF_STEPS))
+@pytest.mark.parametrize("dim", [320, 480, 640, 1280, 2560, 5120])
+def test_fused_norm_agrees_with_float64_and_rounds_once(dim: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, weight, bias = (torch.randn(*shape, generator=generator).cuda() for shape in ((1000, dim), (dim,), (dim,)))
+    delta = torch.randn(1000, dim, generator=generator).to(dtype).cuda()
+    before, added = x.clone(), x + delta
+    y = fused.add_norm(x, delta, weight, bias, LAYER_NORM_EPS, dtype)
+    assert torch.equal(x, added)
+    exact = F.layer_norm(added.double(), (dim,), weight.double(), bias.double(), LAYER_NORM_EPS)
+    assert ((y.double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 4e-6).all()
+    row = before[500:501].clone()
+    assert torch.equal(fused.add_norm(row, delta[500:501], weight, bias, LAYER_NORM_EPS, dtype), y[500:501])
+
+
+@pytest.mark.parametrize("dtype", list(HALF_STEPS))
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(20, 16), (20, 24), (20, 32), (20, 64), (40, 64), (40, 128)])
+def test_fused_rotation_agrees_with_float64_and_rounds_once(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    pack = on(cuda(), make_pack(LENGTHS))
+    qkv = torch.randn(sum(LENGTHS), 3, num_heads, head_dim, generator=torch.Generator().manual_seed(7)).to(dtype).cuda()
+    before = qkv.clone()
+    cos, sin = (table.cuda() for table in rope_tables(1024, head_dim, torch.float32))
+    fused.rotate(qkv, cos, sin, pack.positions)
+    exact = rotate(before[:, :2].double(), cos.double()[pack.positions], sin.double()[pack.positions])
+    assert ((qkv[:, :2].double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 1e-6).all()
+    assert torch.equal(qkv[:, 2], before[:, 2])
 
 
 def test_rotation_and_pooling_agree_with_the_cpu() -> None:
@@ -66,17 +136,17 @@ def test_rotation_and_pooling_agree_with_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D", "esm2_t30_150M_UR50D"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtype) -> None:
-    pack, tensors = make_pack(LENGTHS), untrained_tensors(MODELS[name])
-    expected = mean_over_residues(ESM2(MODELS[name], tensors, torch.float32, 1024)(pack), pack).numpy()
-    kernel = "varlen" if dtype != torch.float32 and has_varlen(cuda()) else "sdpa"
-    model = ESM2(MODELS[name], tensors, dtype, 1024, kernel).cuda()
+@pytest.mark.parametrize("dtype", list(COSINES))
+@pytest.mark.parametrize("fuse", [False, True])
+def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtype, fuse: bool) -> None:
+    pack = make_pack(LENGTHS)
+    exact = ESM2(MODELS[name], untrained_tensors(MODELS[name]), torch.float32, 1024)
+    expected = mean_over_residues(exact(pack), pack).numpy().astype(np.float64)
     gpu_pack = on(cuda(), pack)
-    found = mean_over_residues(model(gpu_pack), gpu_pack).cpu().numpy()
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    hidden = make_model(MODELS[name], dtype, fuse)(gpu_pack)
+    found = mean_over_residues(hidden, gpu_pack).cpu().numpy().astype(np.float64)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
-    assert cosines.min() > (0.9999 if dtype != torch.float32 else 0.9999999)
+    assert cosines.min() > COSINES[dtype]
 
 
 def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: Path) -> None:
@@ -84,17 +154,30 @@ def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: P
     lengths = np.random.default_rng(1).integers(1, 1022, 600).tolist()
     fasta.write_text("".join(f">{number}\n{s}\n" for number, s in enumerate(random_sequences(lengths))))
     index = open_index(Run(tmp_path, 1).build(fasta).index)
-    architecture = MODELS["esm2_t6_8M_UR50D"]
-    kernel = "varlen" if has_varlen(cuda()) else "sdpa"
-    model = ESM2(architecture, untrained_tensors(architecture), torch.bfloat16, index.max_tokens, kernel).cuda()
-    found = list(embed_packs(model, index, range(index.num_packs), cuda(), threads=1))
-    assert len(found) == index.num_packs > 20
-    for number in range(index.num_packs):
+    model = make_model(MODELS["esm2_t6_8M_UR50D"], torch.bfloat16, True, index.max_tokens)
+    found = list(embed_packs(embedder(model), index, range(index.num_packs), cuda(), threads=1))
+    assert [number for number, _ in found] == list(range(index.num_packs))
+    assert len(found) > 20
+    for number, embeddings in found:
         pack = on(cuda(), Pack.from_tokens(index.pack_tokens(number), index.pack_lengths(number)))
-        assert (mean_over_residues(model(pack), pack).float().cpu().numpy() == found[number]).all()
+        assert (mean_over_residues(model(pack), pack).float().cpu().numpy() == embeddings).all()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_monitor_and_the_peak_give_figures() -> None:
+    peak = gemm_peak(cuda(), torch.bfloat16)
+    assert 1e11 < peak < 1e17
+    with monitor(cuda(), seconds=0.01) as found:
+        for _ in range(20):
+            gemm_peak(cuda(), torch.bfloat16)
+    summary = found.summary()
+    if not summary:
+        pytest.skip("NVML does not answer for this device")
+    assert 0 < summary["gpu_utilization_mean"] <= 100
+    assert 0 < summary["gpu_memory_bytes_max"] <= torch.cuda.get_device_properties(cuda()).total_memory * 1.1
+    assert summary["gpu_power_watts_mean"] > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_shards_give_the_same_bits_and_the_cpus_values(tmp_path: Path, precision: str) -> None:
     results = []
     for world_size in (1, 3):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,48 @@ import pytest
 import torch
 
 from pipeline import SCRIPTS
-from seqpack.attention import attend, choose_kernel
+from seqpack import attention
+from seqpack.attention import FASTEST_FIRST, attend, choose_kernel
+from seqpack.errors import SeqpackError
 from seqpack.kernels import avx512
+from seqpack.kernels.names import ATTENTIONS
 from seqpack.models.esm2 import rope_tables
 from seqpack.packs import Pack
 from seqpack.pooling import _by_segments, mean_over_residues
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [1024, 350, 350, 350, 129, 64, 63, 33, 32, 31, 17, 16, 15, 8, 7, 3, 3, 2, 1]
 HEAD_DIMS = (16, 24, 32, 64, 128)
 needs_avx512 = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 processor or no C compiler")
 CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
+CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
 CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
+# Foreign packages in what we rely on: the signatures as published, with attention by PyTorch behind them.
+FLASH_ATTN_2 = """
+from stand_in import dense
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
+                           softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+                           deterministic=False, return_attn_probs=False, block_table=None):
+    return dense(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale)
+"""
+FLASH_ATTN_3 = """
+from stand_in import dense
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None,
+                           seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
+                           v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=0,
+                           pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False):
+    assert num_splits == 1
+    return dense(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale), None
+"""
+STAND_IN = """
+import torch
+from torch.nn.functional import scaled_dot_product_attention as attention
+def dense(q, k, v, cu_q, cu_k, max_q, max_k, scale):
+    assert cu_q is cu_k and cu_q.dtype == torch.int32 and max_q == max_k == int(cu_q.diff().max())
+    spans = [slice(*span) for span in zip(cu_q[:-1].tolist(), cu_q[1:].tolist())]
+    each = [attention(*(t[span].transpose(0, 1) for t in (q, k, v)), scale=scale).transpose(0, 1) for span in spans]
+    return torch.cat(each)
+"""
 
 
 def make_pack(lengths: list[int]) -> Pack:
@@ -114,6 +146,118 @@ def test_our_kernel_is_chosen_where_it_can_be() -> None:
     assert choose_kernel(CPU, torch.bfloat16, 16) == "avx512"
     assert choose_kernel(CPU, torch.float32, 16) == "sdpa"
     assert choose_kernel(CPU, torch.bfloat16, 48) == "sdpa"
+
+
+@pytest.fixture
+def flash_attn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stand-ins for the packages of FlashAttention 2 and 3."""
+    sources = {"stand_in": STAND_IN, "flash_attn": FLASH_ATTN_2, "flash_attn_interface": FLASH_ATTN_3}
+    for name, source in sources.items():
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    attention._packed_function.cache_clear()
+    yield
+    attention._packed_function.cache_clear()
+    for name in sources:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Sets the compute capability that torch reports."""
+    return lambda *found: monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+
+
+@pytest.mark.usefixtures("flash_attn")
+@pytest.mark.parametrize("kernel", ["flash_attn_2", "flash_attn_3"])
+def test_flash_attention_is_called_as_its_signature_says(kernel: str) -> None:
+    pack = make_pack([40, 17, 9])
+    qkv = make_qkv(pack, 2, 32, torch.float16)
+    found, expected = run(kernel, qkv, pack), written_out(qkv, pack)
+    assert ((found - expected).norm() / expected.norm()).item() < 8e-4
+
+
+def test_pytorchs_varlen_takes_what_it_is_given() -> None:
+    function, scale, options = attention._packed_function("varlen")
+    assert scale == "scale"
+    inspect.signature(function).bind("q", "k", "v", "cu", "cu", 5, 5, scale=0.25, **options)
+    assert options == ({"num_splits": 1} if "num_splits" in inspect.signature(function).parameters else {})
+
+
+def test_the_names_are_those_of_the_kernels_and_come_without_torch() -> None:
+    assert ATTENTIONS[0] == "auto"
+    assert set(ATTENTIONS[1:]) == set(FASTEST_FIRST)
+    code = "import sys; from seqpack.kernels.names import ATTENTIONS; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, check=True)
+
+
+@pytest.mark.usefixtures("flash_attn")
+@pytest.mark.parametrize(
+    ("found", "dtype", "expected"),
+    [
+        ((9, 0), torch.bfloat16, "flash_attn_3"),
+        ((8, 6), torch.bfloat16, "varlen"),
+        ((10, 0), torch.float16, "varlen"),
+        ((9, 0), torch.float32, "sdpa"),
+        ((7, 5), torch.float16, "sdpa"),
+    ],
+)
+def test_auto_takes_the_fastest_that_the_gpu_has(
+    capability: Callable[[int, int], None], found: tuple[int, int], dtype: torch.dtype, expected: str
+) -> None:
+    capability(*found)
+    assert choose_kernel(CUDA, dtype, 64) == choose_kernel(CUDA, dtype, 64, "auto") == expected
+
+
+@pytest.mark.usefixtures("flash_attn")
+def test_a_kernel_asked_for_is_taken(capability: Callable[[int, int], None]) -> None:
+    capability(9, 0)
+    assert choose_kernel(CPU, torch.bfloat16, 16, "sdpa") == "sdpa"
+    for name in ("sdpa", "varlen", "flash_attn_2", "flash_attn_3"):
+        assert choose_kernel(CUDA, torch.bfloat16, 64, name) == name
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "dtype", "head_dim", "reason"),
+    [
+        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, avx512, sdpa"),
+        ("varlen", CPU, torch.bfloat16, 64, "varlen can't be used: it runs on a CUDA device, and the device is cpu"),
+        ("flash_attn_2", CPU, torch.bfloat16, 64, "the device is cpu"),
+        ("avx512", CUDA, torch.bfloat16, 64, "it runs on a CPU, and the device is cuda"),
+        ("avx512", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
+        ("avx512", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
+        ("varlen", CUDA, torch.float32, 64, "it computes in bfloat16 or float16, and the precision is float32"),
+        ("varlen", CUDA, torch.bfloat16, 20, "multiples of 8 up to 256; the model's is 20"),
+        ("varlen", CUDA, torch.bfloat16, 64, "it needs compute capability 8.0, and the GPU has 7.5"),
+        ("flash_attn_3", CUDA, torch.bfloat16, 64, "it needs compute capability 9.0 .*, and the GPU has 7.5"),
+    ],
+)
+def test_a_kernel_that_cannot_be_used_says_why(
+    capability: Callable[[int, int], None],
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    reason: str,
+) -> None:
+    capability(7, 5)
+    with pytest.raises(SeqpackError, match=reason):
+        choose_kernel(device, dtype, head_dim, requested)
+
+
+@pytest.mark.parametrize("source", ["raise ImportError('undefined symbol')", "def something_else(): ..."])
+@pytest.mark.usefixtures("flash_attn")
+def test_a_package_that_does_not_load_is_left_alone_by_auto_and_named_when_asked_for(
+    tmp_path: Path, capability: Callable[[int, int], None], source: str
+) -> None:
+    capability(9, 0)
+    (tmp_path / "flash_attn_interface.py").write_text(source)
+    assert choose_kernel(CUDA, torch.bfloat16, 64) == "varlen"
+    with pytest.raises(
+        SeqpackError, match=r"flash_attn_interface can't be imported \((undefined symbol|.*has no attr)"
+    ):
+        choose_kernel(CUDA, torch.bfloat16, 64, "flash_attn_3")
 
 
 def test_without_a_compiler_pytorchs_kernel_serves(tmp_path: Path) -> None:

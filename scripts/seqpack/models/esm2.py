@@ -2,7 +2,8 @@
 
 The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
 run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
-query, key and value, and no language-model head.
+query, key and value, and no language-model head; each norm first adds what the step before it gave to
+the residual stream, so that both are one pass over memory where Triton's kernels run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from seqpack.attention import attend
+from seqpack.kernels import fused
 from seqpack.models.registry import Architecture
 from seqpack.packs import Pack
 
@@ -30,9 +32,11 @@ class ESM2(torch.nn.Module):
     Args:
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
-        dtype: torch.float32, torch.bfloat16 or torch.float64.
+        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
         max_tokens: tokens in the longest sequence that will be given, cls and eos included.
         attention: the kernel, a name from `seqpack.attention.choose_kernel`.
+        fuse: do the elementwise work in Triton's kernels, see `seqpack.kernels.fused.available`; float64
+            is always computed without.
     """
 
     def __init__(
@@ -42,16 +46,19 @@ class ESM2(torch.nn.Module):
         dtype: torch.dtype,
         max_tokens: int,
         attention: str = "sdpa",
+        fuse: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
+        fuse = fuse and exact == torch.float32
         self.embed = _parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
-            Layer(architecture, weights, f"layers.{layer}.", dtype, exact) for layer in range(architecture.num_layers)
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)
+            for layer in range(architecture.num_layers)
         )
-        self.final_norm = Norm(weights, "final_norm.", exact)
+        self.final_norm = Norm(weights, "final_norm.", exact, exact, fuse)
         cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -65,13 +72,14 @@ class ESM2(torch.nn.Module):
         x = F.embedding(pack.tokens.int(), self.embed)
         if self.architecture.token_dropout:
             x *= TOKEN_DROPOUT_SCALE
+        delta = None
         for layer in self.layers:
-            x = layer(x, self.attention, self.cos, self.sin, pack)
-        return self.final_norm(x)
+            delta = layer(x, delta, self.attention, self.cos, self.sin, pack)
+        return self.final_norm(x, delta)
 
 
 class Layer(torch.nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block: takes the residual stream and what is still to be added to it."""
 
     def __init__(
         self,
@@ -80,25 +88,31 @@ class Layer(torch.nn.Module):
         prefix: str,
         dtype: torch.dtype,
         exact: torch.dtype,
+        fuse: bool,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.dtype = dtype
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact)
+        self.fuse = fuse
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
         self.fc1 = Linear(weights, prefix + "fc1.", dtype)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
     def forward(
-        self, x: torch.Tensor, attention: str, cos: torch.Tensor, sin: torch.Tensor, pack: Pack
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        attention: str,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        pack: Pack,
     ) -> torch.Tensor:
-        qkv = self.qkv(self.attention_norm(x).to(self.dtype)).view(-1, 3, self.num_heads, self.head_dim)
-        x += self.out(attend(attention, qkv, cos, sin, pack))
-        h = self.fc1(self.ffn_norm(x).to(self.dtype))
-        x += self.fc2(F.gelu(h))  # the exact (erf) GELU
-        return x
+        qkv = self.qkv(self.attention_norm(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
+        delta = self.out(attend(attention, qkv, cos, sin, pack, self.fuse))
+        h = self.fc1(self.ffn_norm(x, delta))
+        return self.fc2(F.gelu(h))  # the exact (erf) GELU
 
 
 class Linear(torch.nn.Module):
@@ -112,13 +126,24 @@ class Linear(torch.nn.Module):
 
 
 class Norm(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], dtype)
-        self.bias = _parameter(weights[prefix + "bias"], dtype)
+    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+    def __init__(
+        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(weights[prefix + "weight"], exact)
+        self.bias = _parameter(weights[prefix + "bias"], exact)
+        self.dtype = dtype
+        self.fuse = fuse
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+        """Add delta to x in place; return the layer norm of x, in the dtype of the matrix products."""
+        if self.fuse:
+            return fused.add_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
+        if delta is not None:
+            x += delta
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS).to(self.dtype)
 
 
 def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

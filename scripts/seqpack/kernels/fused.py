@@ -1,0 +1,153 @@
+"""Elementwise work of the forward on CUDA in one pass over memory each, written in Triton.
+
+The arithmetic is that of the eager forms beside which these stand (`esm2.Norm`, `attention.rotate`):
+float32 throughout, rounded once where the result is stored. A row or a token is one program and its
+reduction has a shape of its own, never tuned at run time, so its bits do not depend on its neighbors.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the CPU build of torch does not bring it
+    triton = None
+
+log = logging.getLogger(__name__)
+
+
+def add_norm(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Add to the residual stream in place, and return its layer norm (Ba et al. 2016, arXiv:1607.06450).
+
+    The variance is the mean of squared differences from the mean, of a row held whole in registers.
+
+    Args:
+        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta.
+        delta: (num_tokens, hidden_dim), any floating dtype, contiguous; None adds nothing.
+        weight, bias: float32 (hidden_dim,).
+        eps: added to the variance.
+        dtype: of the result.
+
+    Returns:
+        (num_tokens, hidden_dim).
+    """
+    num_tokens, dim = x.shape
+    assert x.dtype == weight.dtype == bias.dtype == torch.float32
+    assert x.is_contiguous()
+    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
+    y = torch.empty_like(x, dtype=dtype)
+    block = triton.next_power_of_2(dim)
+    warps = min(max(block // 256, 1), 16)
+    _add_norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, num_warps=warps)
+    return y
+
+
+def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
+    """Apply the rotary position embedding to queries and keys in place, as `attention.rotate` does.
+
+    Args:
+        qkv: (num_tokens, 3, num_heads, head_dim), any floating dtype but float64, contiguous.
+        cos, sin: float32 (more than the largest position, head_dim), contiguous; see `esm2.rope_tables`.
+        positions: int64 (num_tokens,), the place of each token in its sequence.
+    """
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    assert cos.dtype == sin.dtype == torch.float32
+    assert qkv.is_contiguous()
+    assert cos.is_contiguous()
+    assert sin.is_contiguous()
+    half = head_dim // 2
+    rows, columns = triton.next_power_of_2(2 * num_heads), triton.next_power_of_2(half)
+    warps = min(max(rows * columns // 256, 1), 8)
+    _rotate[(num_tokens,)](qkv, cos, sin, positions, num_heads, half, rows, columns, num_warps=warps)
+
+
+@functools.cache
+def available(device: torch.device) -> bool:
+    """Whether these kernels run on a device: on CUDA with Triton; if not there, the log says why."""
+    if device.type != "cuda":
+        return False
+    if triton is None:
+        log.warning("triton is not installed: the elementwise work on the GPU will be slower")
+        return False
+    try:
+        x = torch.ones(1, 16, device=device)
+        add_norm(x, x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
+        rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
+        torch.cuda.synchronize(device)
+    except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
+        log.warning("Triton's kernels can't be compiled, the elementwise work on the GPU will be slower: %s", error)
+        return False
+    return True
+
+
+def _jit(kernel: Callable) -> Callable:
+    return triton.jit(kernel) if triton else kernel
+
+
+@_jit
+def _add_norm(
+    x_start: tl.tensor,
+    delta_start: tl.tensor,
+    weight_start: tl.tensor,
+    bias_start: tl.tensor,
+    y_start: tl.tensor,
+    eps: float,
+    dim: tl.constexpr,
+    block: tl.constexpr,
+    has_delta: tl.constexpr,
+) -> None:
+    column = tl.arange(0, block)
+    inside = column < dim
+    place = tl.program_id(0).to(tl.int64) * dim + column
+    x = tl.load(x_start + place, mask=inside, other=0.0)
+    if has_delta:
+        x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_start + place, x, mask=inside)
+    mean = tl.sum(x, 0) / dim
+    centered = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centered * centered, 0) / dim
+    scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    weight = tl.load(weight_start + column, mask=inside, other=0.0)
+    bias = tl.load(bias_start + column, mask=inside, other=0.0)
+    tl.store(y_start + place, (centered * scale * weight + bias).to(y_start.dtype.element_ty), mask=inside)
+
+
+@_jit
+def _rotate(
+    qkv_start: tl.tensor,
+    cos_start: tl.tensor,
+    sin_start: tl.tensor,
+    positions_start: tl.tensor,
+    num_heads: tl.constexpr,
+    half: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, rows)[:, None]  # heads of q, then heads of k
+    column = tl.arange(0, columns)[None, :]
+    inside = (row < 2 * num_heads) & (column < half)
+    first_place = qkv_start + token * (6 * num_heads * half) + row * (2 * half) + column
+    second_place = first_place + half
+    # Both halves of a table's row are the same angles.
+    angle = tl.load(positions_start + token) * (2 * half) + column
+    cos = tl.load(cos_start + angle, mask=column < half, other=0.0)
+    sin = tl.load(sin_start + angle, mask=column < half, other=0.0)
+    first = tl.load(first_place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(second_place, mask=inside, other=0.0).to(tl.float32)
+    dtype = qkv_start.dtype.element_ty
+    tl.store(first_place, (first * cos - second * sin).to(dtype), mask=inside)
+    tl.store(second_place, (second * cos + first * sin).to(dtype), mask=inside)
