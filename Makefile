@@ -4,11 +4,14 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run test faults fuzz test-slurm lint bench clean
 
 help:
 	@echo "make run    set up .venv and embed the demo proteins (results/demo)"
 	@echo "make test   set up .venv and run the tests"
+	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
+	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
+	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
 	@echo "make lint   ruff, snakefmt, snakemake --lint"
 	@echo "make bench  time seqpack, fair-esm and transformers on this CPU (about 15 minutes)"
 	@echo "make setup  set up .venv only"
@@ -29,6 +32,15 @@ run: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+faults: $(READY)
+	python -m pytest tests/faults
+
+fuzz: $(READY)
+	python -m pytest tests/fuzz
+
+test-slurm: $(READY)
+	python -m pytest tests/slurm
 
 lint: $(READY)
 	ruff check .

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
+from seqpack.interrupts import stop_with_parent
+from seqpack.kernels.names import ATTENTIONS
+from seqpack.task import ON_ERROR, ShardTask
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,6 +32,31 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=command.at_least(0), default=0, help="CPU threads (default: 0, as many as torch chooses)"
     )
+    parser.add_argument(
+        "--attention", choices=ATTENTIONS, default="auto", help="the attention kernel; auto takes the fastest"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=ON_ERROR,
+        default="fail",
+        help="when a sequence has no finite embedding, in float32 either: fail, or leave the sequence out",
+    )
+    parser.add_argument(
+        "--save-seconds",
+        type=command.seconds,
+        default=60.0,
+        help="how often finished packs are saved, for a later attempt to go on from (default: 60)",
+    )
+    parser.add_argument(
+        "--audit-seconds",
+        type=command.seconds,
+        default=10.0,
+        help="how long recomputing a few sequences by fair-esm may take, or 1 %% of the time if that is longer; "
+        "0 for no audit (default: 10)",
+    )
+    parser.add_argument(
+        "--parent", type=command.at_least(1), help="stop when this process ends, as when a workflow is killed"
+    )
     parser.add_argument("--attempt", type=command.at_least(1), default=1, help="recorded in the status JSON")
     return parser.parse_args()
 
@@ -37,23 +65,29 @@ def main() -> int:
     command.start_log()
     arguments = parse_arguments()
 
-    def work() -> None:
-        from seqpack.worker import ShardTask, embed_shard
+    if arguments.parent:
+        stop_with_parent(arguments.parent)
+    task = ShardTask(
+        index=arguments.index,
+        rank=arguments.rank,
+        world_size=arguments.world_size,
+        shard=arguments.output,
+        status=arguments.status,
+        model=arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        attention=arguments.attention,
+        threads=arguments.threads,
+        on_error=arguments.on_error,
+        save_seconds=arguments.save_seconds,
+        audit_seconds=arguments.audit_seconds,
+        attempt=arguments.attempt,
+    )
 
-        embed_shard(
-            ShardTask(
-                index=arguments.index,
-                rank=arguments.rank,
-                world_size=arguments.world_size,
-                shard=arguments.output,
-                status=arguments.status,
-                model=arguments.model,
-                device=arguments.device,
-                precision=arguments.precision,
-                threads=arguments.threads,
-                attempt=arguments.attempt,
-            )
-        )
+    def work() -> None:
+        from seqpack.worker import embed_shard
+
+        embed_shard(task)
 
     return command.run(work)
 

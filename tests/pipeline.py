@@ -53,7 +53,7 @@ class Run:
     def embed(self, precision: str = "float32", threads: int = 0) -> Run:
         for rank, (shard, status) in enumerate(zip(self.shards, self.statuses, strict=True)):
             task = ShardTask(self.index, rank, self.world_size, shard, status, device="cpu", precision=precision)
-            embed_shard(replace(task, threads=threads))
+            embed_shard(replace(task, threads=threads, audit_seconds=0))
         return self
 
     def merge(self) -> Run:

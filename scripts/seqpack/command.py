@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 from seqpack.errors import SeqpackError
+from seqpack.interrupts import Interrupted
 
 log = logging.getLogger("seqpack")
 
@@ -31,8 +35,13 @@ def run(work: Callable[[], object]) -> int:
         log.error("%s", error)
         return 1
     except OSError as error:
-        log.error("%s", error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        log.error("%s%s", error, "; make room and run again: finished parts are kept" if full else "")
         return 1
+    except Interrupted as stop:
+        log.error("%s; what was finished is saved", stop)
+        logging.shutdown()
+        os._exit(stop.code)  # at once: threads may be in the midst of minutes of work that no one awaits
     return 0
 
 
@@ -49,3 +58,14 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def seconds(text: str) -> float:
+    """Argparse type: a number of seconds, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    return value

@@ -16,6 +16,7 @@ from seqpack.models.registry import ModelSource, find_model
 COLUMNS = ("dataset", "fasta", "model")
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fas", ".pep")
 PROBE_BYTES = 4096
+LONGEST_NAME = 255  # bytes in the name of a folder
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
         try:
             if safe_name(name) != name:
                 raise SeqpackError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
-            dataset = Dataset(name, find_fasta(fasta, folders), find_model(model or default_model))
+            if len(name.encode()) > LONGEST_NAME:
+                raise SeqpackError(f"dataset {name[:20]}...: the name is too long; it names a folder")
+            dataset = Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
             for other in datasets:
                 if (other.name, other.model.slug) == (name, dataset.model.slug):
                     raise SeqpackError(f"dataset {name} with model {dataset.model.slug} stands twice")
@@ -84,7 +87,14 @@ def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
     name = path.name
     while Path(name).suffix.lower() in FASTA_SUFFIXES:
         name = Path(name).stem
-    return Dataset(safe_name(name), path, find_model(model))
+    return Dataset(safe_name(name), path, _find_model(model))
+
+
+def _find_model(name: str) -> ModelSource:
+    try:
+        return find_model(name)
+    except (OSError, ValueError) as error:  # a name too long for a path, a NUL
+        raise SeqpackError(f"model {name[:100]!r}: {error}") from error
 
 
 def safe_name(name: str) -> str:
@@ -102,7 +112,7 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
         try:
             path = folder / Path(fasta).expanduser()
             exists = path.exists()
-        except (RuntimeError, OSError) as error:  # ~nobody, a name too long, a folder that is closed to us
+        except (RuntimeError, OSError, ValueError) as error:  # ~nobody, a name too long, a closed folder, a NUL
             raise SeqpackError(f"{fasta}: {error}") from error
         if exists:
             if path.is_dir():
@@ -133,11 +143,18 @@ def refuse_other_inputs(results: Path, dataset: Dataset) -> None:
     try:
         manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
         fasta, model = manifest["fasta"]["path"], manifest["fingerprint"]["model"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return  # none yet, or not ours to judge
     for before, now in ((fasta, str(dataset.fasta)), (model, dataset.model.name)):
-        if before != now and Path(before).exists() and not (Path(now).exists() and Path(now).samefile(before)):
+        if before != now and _still_another(before, now):
             raise SeqpackError(
                 f"{results} holds the results of {before}; to embed {now}, name its dataset otherwise in the table of "
                 "datasets, or move that folder away"
             )
+
+
+def _still_another(before: str, now: str) -> bool:
+    try:
+        return Path(before).exists() and not (Path(now).exists() and Path(now).samefile(before))
+    except (OSError, TypeError, ValueError):  # a damaged manifest: no path
+        return False

@@ -51,11 +51,20 @@ class Embeddings:
                 raise SeqpackError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
             self.array: np.ndarray = map_dataset(path, file["embeddings"])
             self.lengths: np.ndarray = file["lengths"][:]
+        if (self.array.ndim, self.array.dtype, self.lengths.dtype) != (2, np.float32, np.int32):
+            raise SeqpackError(f"{path}: embeddings or lengths have another type or shape; merge the shards again")
+        self._require_one_a_row("lengths", len(self.lengths))
 
     @cached_property
     def ids(self) -> list[str]:
         with open_hdf5(self.path, "embeddings file") as file:
-            return file["sequence_ids"].asstr()[:].tolist()
+            ids = file["sequence_ids"].asstr()[:].tolist()
+        self._require_one_a_row("sequence_ids", len(ids))
+        return ids
+
+    def _require_one_a_row(self, name: str, number: int) -> None:
+        if number != len(self.array):
+            raise SeqpackError(f"{self.path}: {number} {name} of {len(self.array)} embeddings; merge the shards again")
 
     @cached_property
     def _rows(self) -> dict[str, list[int]]:

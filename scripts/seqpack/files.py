@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,8 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     is removed and `path` is untouched; what a killed process of this machine has left is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
+    remove_left(path.parent, glob.escape(path.name))
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with name_errors(path):
             yield temporary
@@ -37,6 +35,13 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_left(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files for `name` (a glob pattern) that killed processes of this machine have left."""
+    for left in folder.glob(f".{name}.{glob.escape(socket.gethostname())}.*.tmp"):
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -54,6 +59,16 @@ def refuse_to_replace(source: Path, output: Path) -> None:
     """Raise a SeqpackError if writing `output` would replace the input `source`."""
     if output.exists() and source.exists() and output.samefile(source):
         raise SeqpackError(f"{output}: is the input as well as the output; nothing was written")
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Raise a SeqpackError if the disk of `folder` has less than `num_bytes` free for `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise SeqpackError(
+            f"{folder}: {what} need {num_bytes:,} bytes on this disk, of which {free:,} are free; "
+            "make room and run again"
+        )
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from seqpack.errors import SeqpackError
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Fingerprint:
         Raises:
             SeqpackError: a field is absent, or the digest is not theirs.
         """
+        if not isinstance(attributes, dict):  # as a damaged JSON may have it
+            raise SeqpackError("the fingerprint is not a set of fields")
         try:
             found = cls(**{name: attributes[name] for name in cls.__dataclass_fields__})
         except KeyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -16,24 +17,34 @@ from seqpack.errors import SeqpackError
 
 STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
+COPY_BYTES = 16 << 20
+# Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
+# change a number unseen.
+FORMAT = ("v110", "v110")
+# What h5py makes of damaged files, besides OSError: a name that is gone, a size or a type that can't be.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+SHOWN_ERROR = 300  # characters
 
 
-def open_hdf5(path: Path, what: str) -> h5py.File:
-    """Open an HDF5 file for reading.
+@contextmanager
+def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; what HDF5 finds wrong with it while the block reads names the file.
 
     Args:
         path: the file.
         what: what it should be, for the message ("index", "shard", ...).
 
     Raises:
-        SeqpackError: absent, not HDF5, or truncated.
+        SeqpackError: absent, not HDF5, truncated or damaged.
     """
     if not path.is_file():
         raise SeqpackError(f"{path}: no such {what}")
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise SeqpackError(f"{path}: not a readable HDF5 {what}, or truncated: {error}") from error
+        with h5py.File(path, "r") as file:
+            yield file
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:SHOWN_ERROR]
+        raise SeqpackError(f"{path}: not a readable HDF5 {what}, or truncated or damaged: {reason}") from error
 
 
 @contextmanager
@@ -41,7 +52,7 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
     """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends."""
     with _PatientFile(path) as raw:
         try:
-            with h5py.File(raw, "w") as file:
+            with h5py.File(raw, "w", libver=FORMAT) as file:
                 yield file
         finally:
             if raw.error is not None:
@@ -140,6 +151,51 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
 
 
+def sha256_around(path: Path, name: str) -> dict[str, int | str]:
+    """Digest a file but for the values of one contiguous dataset, for a check that does not read by HDF5.
+
+    A flipped bit among texts of variable length lets HDF5 2.0 read forever.
+
+    Returns:
+        data_offset, data_bytes: where in the file the dataset's values lie.
+        rest_sha256: hexadecimal SHA-256 of all other bytes.
+    """
+    with h5py.File(path, "r") as file:
+        dataset = file[name]
+        offset, size = dataset.id.get_offset() or 0, dataset.nbytes
+    return {"data_offset": offset, "data_bytes": size, "rest_sha256": sha256_but_for(path, offset, size)}
+
+
+def sha256_but_for(path: Path, offset: int, size: int) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes without `size` of them from `offset` on."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(offset))
+        file.seek(offset + size)
+        while block := file.read(COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_attributes(file: h5py.File, attributes: dict[str, Any]) -> None:
+    """Write attributes with their text beside the other metadata, under HDF5's checksums.
+
+    Text of variable length, as h5py makes of str, goes to a heap without checksums, where one flipped bit changes
+    it unseen or lets HDF5 2.0 read forever. Read back with `read_attributes`: h5py gives bytes.
+    """
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode()
+            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+        else:
+            file.attrs[name] = value
+
+
 def read_attributes(file: h5py.File) -> dict[str, Any]:
     """Return the file's attributes as plain Python values."""
-    return {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+    return {key: _plain(value) for key, value in file.attrs.items()}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value

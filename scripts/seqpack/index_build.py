@@ -12,7 +12,6 @@ import json
 import logging
 import tempfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,13 +23,14 @@ import seqpack
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile, FastaRecord
 from seqpack.files import name_errors, refuse_to_replace, whole_or_absent
-from seqpack.hdf5 import new_hdf5
-from seqpack.index import INDEX_FORMAT, Fate
+from seqpack.hdf5 import new_hdf5, write_attributes
+from seqpack.index import INDEX_FORMAT, Fate, content_digest
 from seqpack.letters import LetterCounts, ProteinLetters
 from seqpack.plan import choose_pack_tokens, plan_packs
 
 DIGEST_BYTES = 16
 COPY_BYTES = 16 << 20
+SHOWN_ID = 100  # characters of an id in a message
 LONG_SEQUENCES = ("truncate", "reject")
 MAX_MAX_LENGTH = 1_000_000
 
@@ -123,7 +123,7 @@ def _take(
         try:
             residues = letters.tokens(record.body)
         except SeqpackError as error:
-            raise SeqpackError(f"{fasta}: record {record.number} ({record.id!r}): {error}") from None
+            raise SeqpackError(f"{fasta}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
         records.digests.extend(hashlib.blake2b(residues, digest_size=DIGEST_BYTES).digest())
         lengths.append(len(residues))
         tokens.append(cls + residues[:kept] + eos)
@@ -185,21 +185,20 @@ def _write(
         "num_residues": int(token_offsets[-1]) - 2 * len(first_records),
         "num_packs": len(pack_offsets) - 1,
     }
-    file.attrs.update(
-        {
-            "index_format": INDEX_FORMAT,
-            "seqpack_version": seqpack.__version__,
-            "model": model,
-            "source_path": str(source.path),
-            "source_size": source.size,
-            "source_sha256": source.sha256,
-            **policies,
-            "letter_counts": json.dumps(asdict(letters.counts)),
-            "fate_counts": json.dumps(counts),
-            **totals,
-            "index_digest": _digest(file, policies),
-        }
-    )
+    attributes = {
+        "index_format": INDEX_FORMAT,
+        "seqpack_version": seqpack.__version__,
+        "model": model,
+        "source_path": str(source.path).encode(errors="backslashreplace").decode(),  # a path may be no UTF-8
+        "source_size": source.size,
+        "source_sha256": source.sha256,
+        **policies,
+        "letter_counts": json.dumps(asdict(letters.counts)),
+        "fate_counts": json.dumps(counts),
+        **totals,
+        "index_digest": content_digest(file, policies),
+    }
+    write_attributes(file, attributes)
     _report(source, totals, counts, letters.counts, policy)
 
 
@@ -264,22 +263,6 @@ def _write_tokens(
         checksums[pack] = zlib.crc32(tokens)
         dataset[token_offsets[first] : token_offsets[last]] = np.frombuffer(tokens, np.uint8)
     return checksums
-
-
-def _digest(file: h5py.File, policies: dict[str, object]) -> str:
-    """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed."""
-    digest = hashlib.sha256(json.dumps({"index_format": INDEX_FORMAT, **policies}, sort_keys=True).encode())
-    for name in sorted(file):
-        if name != "tokens":  # sequence_digests and pack_checksums stand for them
-            digest.update(name.encode())
-            for values in _blocks(file[name]):
-                digest.update(values)
-    return digest.hexdigest()
-
-
-def _blocks(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-    for start in range(0, len(dataset), COPY_BYTES):
-        yield np.ascontiguousarray(dataset[start : start + COPY_BYTES])
 
 
 def _report(

@@ -33,6 +33,8 @@ def leased_gpu() -> Iterator[str | None]:
     """
     gpus = visible_gpus()
     if len(gpus) < 2:
+        if gpus:
+            log.info("GPU %s, the only one visible", gpus[0])
         yield None
         return
     # Indices are a node's own, and under SLURM a job's own.

@@ -17,10 +17,13 @@ import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
-from seqpack.files import refuse_to_replace, sha256_of_file, whole_or_absent
-from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, write_strings
-from seqpack.index import Index, open_index
-from seqpack.records import write_records
+from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
+from seqpack.fingerprint import Fingerprint
+from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
+from seqpack.index import Fate, Index, open_index
+from seqpack.parts import parts_folder, remove_parts, remove_set_aside
+from seqpack.records import final_fates, has_row, write_records
+from seqpack.shard_lock import remove_free_locks
 from seqpack.verify import VerifiedShard, verify_shards
 
 BLOCK_BYTES = 64 << 20
@@ -36,7 +39,6 @@ INDEX_ATTRIBUTES = (
     "letter_counts",
     "long_sequences",
     "max_length",
-    "fate_counts",
     "num_records",
     "num_sequences",
 )
@@ -71,18 +73,26 @@ def merge_shards(
     start = time.perf_counter()
     shards = verify_shards(index, shard_paths, status_paths)
     verified = time.perf_counter()
-    kept = np.flatnonzero(index.record_rows >= 0)
+    quarantined = np.concatenate([found.shard.quarantined_rows for found in shards])
+    fates = final_fates(index, quarantined)
+    kept = np.flatnonzero(has_row(fates))
+    fate_counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
     # The outermost file gets its name last: if embeddings.h5 is there, so are the others.
     with (
         whole_or_absent(output) as new_output,
         whole_or_absent(manifest) as new_manifest,
         whole_or_absent(records) as new_records,
     ):
-        digest = _write_embeddings(new_output, index, shards, kept)
-        write_records(new_records, index)
-        content = _manifest(index, shards)
+        digest = _write_embeddings(new_output, index, shards, kept, fate_counts)
+        write_records(new_records, index, quarantined)
+        content = _manifest(index, shards, fate_counts)
         content["outputs"] = {
-            output.name: {"rows": len(kept), "hidden_dim": _hidden_dim(shards), "embeddings_sha256": digest},
+            output.name: {
+                "rows": len(kept),
+                "hidden_dim": _hidden_dim(shards),
+                "embeddings_sha256": digest,
+                **sha256_around(new_output, "embeddings"),
+            },
             records.name: {"rows": index.num_records, "sha256": sha256_of_file(new_records)},
         }
         content["seconds"] = {
@@ -91,19 +101,41 @@ def merge_shards(
         }
         new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), _hidden_dim(shards), len(shards))
-    for key in ("device", "attention"):
-        if len(values := _values_of_runs(shards, key)) > 1:
-            log.warning("the shards are of several kinds (%s): another run may differ by rounding", ", ".join(values))
+    if len(kinds := _computed_by(shards)) > 1:
+        log.warning("several kinds of device or kernel: another run may differ by rounding: %s", "; ".join(kinds))
+    if fate_counts["quarantined"]:
+        log.warning(
+            "%d RECORDS ARE QUARANTINED: they have no finite embedding and are not in %s; %s names them",
+            fate_counts["quarantined"],
+            output,
+            records,
+        )
+    for found in shards:
+        if found.status.audit.get("verdict") == "warn":
+            log.warning("%s: its audit found larger errors than expected: %s", found.shard.path, found.status.audit)
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
+    _remove_what_was_left(shard_paths[0], shards[0].shard.fingerprint, range(index.num_packs))
 
 
-def _write_embeddings(path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> str:
+def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -> None:
+    """Remove what killed workers have left, those of another number of shards included."""
+    folder = parts_folder(shard)
+    remove_free_locks(shard.parent)
+    for place in (shard.parent, folder):
+        remove_left(place)
+    remove_set_aside(folder)
+    remove_parts(folder, fingerprint, packs)
+
+
+def _write_embeddings(
+    path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray, fate_counts: dict[str, int]
+) -> str:
     """Write embeddings.h5; return the SHA-256 of the embeddings' bytes."""
     digest = hashlib.sha256()
     shape = (len(kept), _hidden_dim(shards))
     with new_hdf5(path) as file:
-        file.attrs.update(_attributes(index, shards))
+        write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
         write_strings(file, "sequence_ids", kept, index.record_id)
         reserve_dataset(file, "embeddings", shape, np.float32)
@@ -134,30 +166,42 @@ def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iter
         yield block
 
 
-def _values_of_runs(shards: list[VerifiedShard], key: str) -> list[str]:
-    return sorted({str(verified.status.run.get(key, "")) for verified in shards if verified.status.num_sequences})
+def _computed_by(shards: list[VerifiedShard]) -> list[str]:
+    return sorted({kind for verified in shards for kind in verified.shard.computed_by})
 
 
 def _hidden_dim(shards: list[VerifiedShard]) -> int:
     return shards[0].shard.embeddings.shape[1]
 
 
-def _attributes(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
+def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str, int]) -> dict[str, Any]:
     """Return the attributes of embeddings.h5: no time and no host, so that equal results are equal files."""
     status = shards[0].status
     return {
         "embeddings_format": EMBEDDINGS_FORMAT,
         "seqpack_version": seqpack.__version__,
-        **status.fingerprint,
-        "devices": ", ".join(_values_of_runs(shards, "device")),
-        "attention": ", ".join(_values_of_runs(shards, "attention")),
+        **shards[0].shard.fingerprint.attributes(),
+        "computed_by": "; ".join(_computed_by(shards)),
         "trained_weights": not status.warning,
         "warning": status.warning,
         **{name: index.attributes[name] for name in INDEX_ATTRIBUTES},
+        "fate_counts": json.dumps(fate_counts),
+        **_worst_audit(shards),
     }
 
 
-def _manifest(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
+def _worst_audit(shards: list[VerifiedShard]) -> dict[str, Any]:
+    """Return what the shards' audits found, as attributes: of the errors the worst."""
+    audits = [found.shard.audit for found in shards if found.shard.audit["audit_sequences"]]
+    result: dict[str, Any] = {"audit_sequences": sum(audit["audit_sequences"] for audit in audits)}
+    if audits:
+        result["audit_worst_cosine"] = min(audit["audit_worst_cosine"] for audit in audits)
+        result["audit_worst_relative_error"] = max(audit["audit_worst_relative_error"] for audit in audits)
+        result["audit_reference"] = ", ".join(sorted({audit["audit_reference"] for audit in audits}))
+    return result
+
+
+def _manifest(index: Index, shards: list[VerifiedShard], fate_counts: dict[str, int]) -> dict[str, Any]:
     attributes = index.attributes
     status = shards[0].status
     return {
@@ -169,12 +213,13 @@ def _manifest(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
             "bytes": attributes["source_size"],
             "sha256": attributes["source_sha256"],
         },
-        "fingerprint": status.fingerprint,
+        "fingerprint": shards[0].shard.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in ("num_records", "num_sequences", "num_tokens", "num_packs")},
-            "fates": json.loads(attributes["fate_counts"]),
+            "fates": fate_counts,
             "letters": json.loads(attributes["letter_counts"]),
         },
+        "audit": _worst_audit(shards),
         "shards": [
             {
                 "rank": verified.status.rank,
@@ -184,6 +229,8 @@ def _manifest(index: Index, shards: list[VerifiedShard]) -> dict[str, Any]:
                 "attempt": verified.status.attempt,
                 "started": verified.status.started,
                 "ended": verified.status.ended,
+                "resumed_packs": verified.status.resumed_packs,
+                "audit": verified.status.audit,
                 "run": verified.status.run,
                 "seconds": verified.status.seconds,
             }

@@ -1,4 +1,4 @@
-"""The runner: packs in, pooled embeddings out, in order."""
+"""The runner: packs in, mean embeddings out, in order."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from queue import Full, Queue
 import numpy as np
 import torch
 
-from seqpack.errors import SeqpackError
 from seqpack.index import Index
-from seqpack.models.esm2 import ESM2
+from seqpack.memory import PackEmbedder
 from seqpack.packs import Pack, boundaries
-from seqpack.pooling import mean_over_residues
 
 # On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
 # pooled vectors: the activations of a piece stay in the cache, threads never wait for one another, and the
@@ -28,33 +26,28 @@ IN_FLIGHT = 2  # packs whose results are on their way while a later one is compu
 
 
 def embed_packs(
-    model: ESM2, index: Index, packs: Iterable[int], device: torch.device, threads: int
-) -> Iterator[np.ndarray]:
-    """Yield each pack's embeddings in turn: float32 (sequences in the pack, hidden_dim).
+    embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each pack's number and embeddings in turn: float32 (sequences in the pack, hidden_dim).
 
     Args:
-        model: on the device.
+        embed: holds the model, on the device.
         index: holds the tokens.
         packs: the packs' numbers.
         device: cpu or cuda.
         threads: how many pieces are computed at a time on a CPU.
-
-    Raises:
-        SeqpackError: an embedding is not finite; names the sequence.
     """
-    results = _on_cpu(model, index, packs, threads) if device.type == "cpu" else _on_cuda(model, index, packs, device)
+    results = _on_cpu(embed, index, packs, threads) if device.type == "cpu" else _on_cuda(embed, index, packs, device)
     with closing(results):
-        for pack_number, embeddings in results:
-            _require_finite(index, pack_number, embeddings)
-            yield embeddings
+        yield from results
 
 
-def _on_cpu(model: ESM2, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
+def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a piece is the unit of parallel work; inside it there is none
 
-    def embed(piece: Pack) -> np.ndarray:
-        return mean_over_residues(model(piece), piece).to(torch.float32).numpy()
+    def embed_piece(piece: Pack) -> np.ndarray:
+        return embed(piece).numpy()
 
     def oldest() -> tuple[int, np.ndarray]:
         pack_number, pieces = waiting.popleft()
@@ -65,7 +58,7 @@ def _on_cpu(model: ESM2, index: Index, packs: Iterable[int], threads: int) -> It
     try:
         for pack_number in packs:
             pack = Pack.from_tokens(index.pack_tokens(pack_number), index.pack_lengths(pack_number))
-            waiting.append((pack_number, [pool.submit(embed, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))
+            waiting.append((pack_number, [pool.submit(embed_piece, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))
             while len(waiting) > 1 and sum(len(pieces) for _, pieces in waiting) > 2 * threads:
                 yield oldest()
         while waiting:
@@ -75,7 +68,9 @@ def _on_cpu(model: ESM2, index: Index, packs: Iterable[int], threads: int) -> It
         torch.set_num_threads(before)
 
 
-def _on_cuda(model: ESM2, index: Index, packs: Iterable[int], device: torch.device) -> Iterator[tuple[int, np.ndarray]]:
+def _on_cuda(
+    embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
+) -> Iterator[tuple[int, np.ndarray]]:
     """Compute never waits for the host: packs are staged ahead, results are fetched behind.
 
     A thread reads packs, fills pinned memory and copies it on a stream of its own, up to STAGED packs
@@ -111,7 +106,7 @@ def _on_cuda(model: ESM2, index: Index, packs: Iterable[int], device: torch.devi
     def oldest() -> tuple[int, np.ndarray]:
         pack_number, embeddings, arrived = in_flight.popleft()
         arrived.synchronize()
-        return pack_number, embeddings.numpy()
+        return pack_number, embeddings.numpy().copy()  # so that pinned memory is soon free for the next pack
 
     in_flight: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
     stager = threading.Thread(target=stage, name="stager", daemon=True)
@@ -124,7 +119,7 @@ def _on_cuda(model: ESM2, index: Index, packs: Iterable[int], device: torch.devi
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
                 tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
-            pooled = mean_over_residues(model(pack), pack).float()
+            pooled = embed(pack)
             computed = compute.record_event()
             with torch.cuda.stream(to_host):
                 to_host.wait_event(computed)
@@ -146,13 +141,3 @@ def _to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     pinned = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), pin_memory=True)
     pinned.numpy()[:] = values
     return pinned.to(device, non_blocking=True)
-
-
-def _require_finite(index: Index, pack_number: int, embeddings: np.ndarray) -> None:
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.all():
-        row = int(index.pack_offsets[pack_number]) + int(np.flatnonzero(~finite)[0])
-        raise SeqpackError(
-            f"the embedding of {index.sequence_id(row)!r} (record {int(index.sequence_records[row]) + 1}) "
-            f"is not finite; {int((~finite).sum())} such in pack {pack_number}; check the weights"
-        )

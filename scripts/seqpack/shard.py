@@ -21,9 +21,12 @@ from seqpack.hdf5 import (
     open_hdf5,
     read_attributes,
     reserve_dataset,
+    write_attributes,
     write_strings,
 )
 from seqpack.index import Index
+
+DATASETS = ("embeddings", "index_rows", "quarantined_rows", "sequence_ids")
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,25 @@ class Shard:
     Attributes:
         embeddings: float32 (num_sequences, hidden_dim), as stored.
         index_rows: int64 (num_sequences,), each row's unique sequence in the index.
+        computed_by: the kinds of device and kernels, in words.
+        audit: what `seqpack.audit` found, as attributes of the file.
+        quarantined_rows: int64, the rank's sequences that are not in the shard, having no finite embedding.
     """
 
     path: Path
     rank: int
     world_size: int
     fingerprint: Fingerprint
+    computed_by: list[str]
+    audit: dict[str, Any]
     embeddings: np.ndarray
     index_rows: np.ndarray
+    quarantined_rows: np.ndarray
 
 
 @contextmanager
 def new_shard(
-    path: Path, index: Index, rows: np.ndarray, hidden_dim: int, attributes: dict[str, Any]
+    path: Path, index: Index, rows: np.ndarray, quarantined: np.ndarray, hidden_dim: int, attributes: dict[str, Any]
 ) -> Iterator[RowWriter]:
     """Open a writer of embeddings; the shard appears at `path` when the block has ended with every row written.
 
@@ -53,13 +62,15 @@ def new_shard(
         path: the shard's final name.
         index: for the ids.
         rows: int64, the index rows of the shard, in order; may be empty.
+        quarantined: int64, the index rows that the shard should hold and does not.
         hidden_dim: numbers in an embedding.
         attributes: rank, world_size, the fingerprint and whatever else describes the shard.
     """
     with whole_or_absent(path) as temporary:
         with new_hdf5(temporary) as file:
-            file.attrs.update(attributes)
+            write_attributes(file, attributes)
             file["index_rows"] = rows
+            file["quarantined_rows"] = quarantined
             write_strings(file, "sequence_ids", rows, index.sequence_id)
             reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
         with RowWriter(temporary, "embeddings") as writer:
@@ -74,8 +85,8 @@ def open_shard(path: Path) -> Shard:
     """
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
-        missing = [name for name in ("embeddings", "index_rows", "sequence_ids") if name not in file]
-        missing += [name for name in ("rank", "world_size") if name not in attributes]
+        missing = [name for name in DATASETS if name not in file]
+        missing += [name for name in ("rank", "world_size", "computed_by", "audit_sequences") if name not in attributes]
         if missing:
             raise SeqpackError(f"{path}: not a seqpack shard: lacks {', '.join(missing)}")
         try:
@@ -87,8 +98,11 @@ def open_shard(path: Path) -> Shard:
             attributes["rank"],
             attributes["world_size"],
             fingerprint,
+            [kind for kind in attributes["computed_by"].split("; ") if kind],
+            {name: value for name, value in attributes.items() if name.startswith("audit_")},
             map_dataset(path, file["embeddings"]),
             map_dataset(path, file["index_rows"]),
+            map_dataset(path, file["quarantined_rows"]),
         )
 
 

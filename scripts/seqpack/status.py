@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from seqpack.errors import SeqpackError
 from seqpack.files import write_json
 
+SHOWN_ERROR = 300  # characters
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 
 
@@ -23,12 +29,20 @@ class ShardStatus:
         shard_path: where the shard is or will be.
         attempt: 1 for the first.
         started, ended: ISO 8601 with time zone; `ended` is empty while running.
-        num_sequences: rows in the shard.
+        num_sequences: the rank's sequences, quarantined ones included.
+        num_packs, done_packs, resumed_packs: the rank's packs; how many are done, as of `updated`; how many of
+            these an earlier attempt had done.
+        updated: when the worker last wrote this, ISO 8601.
         error: {type, message} when failed.
         fingerprint: `Fingerprint.attributes()`, once known.
-        run: device, device_uuid, attention, precision, threads, torch, num_tokens, num_residues, num_packs,
-            tokens_per_second (over the compute stage), pack_fill, peak_host_bytes, peak_device_bytes.
+        run: device, device_uuid, attention, elementwise, computed_by (of resumed packs as well), precision, threads,
+            torch, num_tokens, num_residues, pack_fill, tokens_per_second (of the packs computed now, over the
+            compute stage), model_flops_per_second, out_of_memory_splits, sequences_on_cpu, recomputed_float32
+            (sequences), peak_host_bytes, and on a GPU peak_device_bytes, model_flop_utilization (of a matrix
+            product's speed on this device), gpu_utilization_mean, gpu_memory_bytes_max, gpu_power_watts_mean.
         seconds: wall time by stage.
+        quarantined: sequences without a finite embedding: how many, and the first of them by name.
+        audit: a few embeddings against the reference: `seqpack.audit.Audit`, and the verdict.
         shard_sha256, shard_bytes: of the finished file.
         warning: said of embeddings that mean nothing.
     """
@@ -40,18 +54,33 @@ class ShardStatus:
     attempt: int = 1
     started: str = ""
     ended: str = ""
+    updated: str = ""
     num_sequences: int = 0
+    num_packs: int = 0
+    done_packs: int = 0
+    resumed_packs: int = 0
     error: dict[str, str] | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    quarantined: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
     shard_sha256: str = ""
     shard_bytes: int = 0
     warning: str = ""
 
 
+@contextmanager
+def stage(status: ShardStatus, name: str) -> Iterator[None]:
+    """Note the wall time of the block, in seconds, as the stage `name`."""
+    start = time.perf_counter()
+    yield
+    status.seconds[name] = round(time.perf_counter() - start, 3)
+
+
 def write_status(path: Path, status: ShardStatus) -> None:
     """Write the status JSON, whole or not at all."""
+    status.updated = datetime.now().astimezone().isoformat(timespec="seconds")
     write_json(path, asdict(status))
 
 
@@ -62,11 +91,29 @@ def read_status(path: Path) -> ShardStatus:
         SeqpackError: absent, not JSON, or without the fields of a status.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return ShardStatus(**content)
+        text = path.read_text(encoding="utf-8")
+        status = ShardStatus(**json.loads(text))
+        wrong = _wrong_fields(status)
+        # HDF5 takes no NUL, and a lone surrogate can't be encoded (which raises a ValueError here).
+        if b"\\u0000" in json.dumps(asdict(status), ensure_ascii=False).encode():
+            raise ValueError("it holds a NUL")
     except FileNotFoundError:
         raise SeqpackError(f"{path}: no such status JSON; the shard's worker has not run") from None
     except OSError as error:
         raise SeqpackError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise SeqpackError(f"{path}: not a seqpack status JSON: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SeqpackError(f"{path}: not a seqpack status JSON: {str(error)[:SHOWN_ERROR]}") from error
+    if wrong:
+        raise SeqpackError(f"{path}: not a seqpack status JSON: {', '.join(wrong)} can't be so")
+    return status
+
+
+def _wrong_fields(status: ShardStatus) -> list[str]:
+    """Return the names of the fields whose values can't be theirs."""
+    wrong = []
+    for name, hint in get_type_hints(ShardStatus).items():
+        kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+        value = getattr(status, name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            wrong.append(name)
+    return wrong if status.status in (RUNNING, COMPLETE, FAILED) else [*wrong, "status"]

@@ -104,13 +104,23 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
     path, embeddings = shard.path, shard.embeddings
     if embeddings.ndim != 2 or embeddings.dtype != np.float32:
         raise SeqpackError(f"{path}: embeddings are {embeddings.dtype} {embeddings.shape}, not float32 (n, hidden_dim)")
-    expected = rows_of_rank(index.pack_offsets, shard.rank, shard.world_size)
-    if not np.array_equal(shard.index_rows, expected):
+    ranks_own = rows_of_rank(index.pack_offsets, shard.rank, shard.world_size)
+    quarantined = np.asarray(shard.quarantined_rows)
+    expected = ranks_own[~np.isin(ranks_own, quarantined)]
+    if not np.array_equal(shard.index_rows, expected) or len(expected) + len(quarantined) != len(ranks_own):
         raise SeqpackError(f"{path}: its sequences are not those of rank {shard.rank} of {shard.world_size}")
-    if not len(embeddings) == len(expected) == status.num_sequences:
+    if len(embeddings) != len(expected) or status.num_sequences != len(ranks_own):
         raise SeqpackError(
-            f"{path}: {len(embeddings)} embeddings and {status.num_sequences} in its status JSON; "
-            f"the index says {len(expected)}"
+            f"{path}: {len(embeddings)} embeddings, {len(quarantined)} quarantined, and {status.num_sequences} "
+            f"sequences in its status JSON; the index says {len(ranks_own)}"
+        )
+    if len(quarantined) != status.quarantined.get("num_sequences", 0):
+        raise SeqpackError(f"{path}: {len(quarantined)} sequences quarantined, another number in its status JSON")
+    if status.audit.get("verdict") == "fail":
+        raise SeqpackError(
+            f"{path}: its audit failed, the embeddings are wrong: worst cosine "
+            f"{status.audit.get('worst_cosine')}, worst relative error {status.audit.get('worst_relative_error')} "
+            f"against {status.audit.get('reference')}"
         )
     for row, id_ in zip_longest(expected.tolist(), chain.from_iterable(shard_ids(path))):
         if row is None or id_ != index.sequence_id(row):
@@ -136,7 +146,8 @@ def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
             )
     # Said by the shards' own rows, not by the plan they were checked against.
     times = np.bincount(
-        np.concatenate([verified.shard.index_rows for verified in shards]), minlength=index.num_sequences
+        np.concatenate([rows for v in shards for rows in (v.shard.index_rows, v.shard.quarantined_rows)]),
+        minlength=index.num_sequences,
     )
     if len(times) != index.num_sequences or (times != 1).any():
         wrong = int(np.flatnonzero(times[: index.num_sequences] != 1)[0])

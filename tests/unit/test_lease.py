@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,8 @@ with leased_gpu() as gpu:
     mark.touch(exist_ok=False)  # fails if another worker has the device
     print(gpu, flush=True)
     time.sleep(float(sys.argv[2]))
+    while (mark.parent / "wait").exists():
+        time.sleep(0.05)
     mark.unlink()
 """
 UUIDS = [f"MIG-GPU-{number:08x}/1/0" for number in range(4)]
@@ -37,7 +40,14 @@ def start(folder: Path, gpus: str, seconds: float, code: str = HOLD) -> subproce
 
 def test_forty_workers_share_sixteen_devices(tmp_path: Path) -> None:
     gpus = [str(number) for number in range(16)]
-    workers = [start(tmp_path, ",".join(gpus), 0.2) for _ in range(40)]
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (marks / "wait").touch()
+    workers = [start(tmp_path, ",".join(gpus), 0.1) for _ in range(40)]
+    deadline = time.monotonic() + 120
+    while {path.name for path in marks.iterdir()} != {"wait", *gpus} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (marks / "wait").unlink()  # with all 16 taken; the other 24 workers queue
     outputs = [worker.communicate(timeout=120) for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 40, [error for _, error in outputs if error]
     used = Counter(output.strip() for output, _ in outputs)

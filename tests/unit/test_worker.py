@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import DEMO, SCRIPTS, Run, run_script
 from seqpack.index_build import LengthPolicy
-from seqpack.worker import _Signals
+from seqpack.interrupts import Signals
 from sequences import random_sequences
 
 
@@ -29,7 +29,7 @@ def embed(run: Run, *more: object, rank: int = 0, world_size: int = 2) -> subpro
     return run_script(
         "embed_shard.py",
         *("--index", run.index, "--rank", rank, "--world-size", world_size),
-        *("--output", run.folder / "s.h5", "--status", run.folder / "s.json", *more),
+        *("--output", run.folder / "s.h5", "--status", run.folder / "s.json", "--audit-seconds", 0, *more),
     )
 
 
@@ -38,7 +38,7 @@ def read_status(run: Run) -> dict:
 
 
 def test_a_complete_shard_tells_all(indexed: Run) -> None:
-    done = embed(indexed, "--attempt", 2)
+    done = embed(indexed, "--attempt", 2, "--audit-seconds", 10)
     assert done.returncode == 0, done.stderr
     assert "UNTRAINED WEIGHTS" in done.stderr
     status = read_status(indexed)
@@ -47,7 +47,10 @@ def test_a_complete_shard_tells_all(indexed: Run) -> None:
     assert status["attempt"] == 2
     assert status["shard_bytes"] == (indexed.folder / "s.h5").stat().st_size
     assert status["started"] <= status["ended"]
-    assert {"import", "load", "compute", "verify"} == status["seconds"].keys()
+    assert {"import", "load", "resume", "compute", "audit", "write", "verify"} == status["seconds"].keys()
+    assert status["num_packs"] == status["done_packs"] > status["resumed_packs"] == 0
+    assert status["audit"]["verdict"] == "ok"
+    assert status["audit"]["worst_cosine"] > 0.9999
     run = status["run"]
     assert run["num_tokens"] == run["num_residues"] + 2 * status["num_sequences"]
     assert 0 < run["pack_fill"] <= 1
@@ -120,7 +123,8 @@ def test_a_full_disk_stops_the_worker_with_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "shard_0-of-1.h5" in done.stderr.splitlines()[-1]
+    assert "rank_0-of-1_pack_00000000.part.h5" in done.stderr.splitlines()[-1]
+    assert "make room and run again" in done.stderr.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "shard_0-of-1.status.json"]
     assert json.loads(run.statuses[0].read_text())["status"] == "failed"
 
@@ -170,7 +174,7 @@ def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
     run = Run(tmp_path, 1).build(fasta, str(checkpoint))
     done = embed(run, rank=0, world_size=1)
     assert done.returncode == 1
-    assert "'with' (record 2) is not finite" in done.stderr
+    assert "1 sequences have no finite embedding, in float32 either: 'with' (record 2)" in done.stderr
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -210,7 +214,7 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under nohup."""
-    signals = _Signals()
+    signals = Signals()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         signals.catch()

@@ -1,0 +1,109 @@
+"""Packs on a device without enough memory: split, down to one sequence, and that one on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+
+import torch
+
+from seqpack.errors import SeqpackError
+from seqpack.models.esm2 import ESM2
+from seqpack.models.registry import Architecture
+from seqpack.packs import Pack
+from seqpack.pooling import mean_over_residues
+
+log = logging.getLogger(__name__)
+
+
+class DoesNotFit(SeqpackError):
+    """Memory does not suffice for one sequence of `num_tokens` tokens, on the CPU either."""
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(f"not enough memory for a sequence of {num_tokens - 2} residues")
+        self.num_tokens = num_tokens
+
+
+class PackEmbedder:
+    """Computes packs, in smaller pieces once one did not fit; a size that failed is never tried again.
+
+    Args:
+        model: on the device.
+        cpu_model: makes the same model on the CPU; called when a single sequence does not fit the device.
+
+    Attributes:
+        too_large: tokens in the smallest piece that did not fit; 0 if all did.
+        splits: how many pieces did not fit.
+        on_cpu: how many sequences were left to the CPU.
+    """
+
+    def __init__(self, model: ESM2, cpu_model: Callable[[], ESM2]) -> None:
+        self._model, self._make_cpu_model = model, cpu_model
+        self._cpu_model: ESM2 | None = None
+        self.too_large = 0
+        self.splits = 0
+        self.on_cpu = 0
+
+    @property
+    def architecture(self) -> Architecture:
+        return self._model.architecture
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """Return the mean embeddings of a pack on the model's device, float32 (num_sequences, hidden_dim).
+
+        Raises:
+            DoesNotFit: a sequence for which neither the device's nor the CPU's memory suffices.
+        """
+        if not self._fits(pack):
+            return self._in_pieces(pack)
+        try:
+            return mean_over_residues(self._model(pack), pack).float()
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler, whose traceback holds the activations.
+        self.splits += 1
+        num_tokens = len(pack.tokens)
+        self.too_large = min(self.too_large or num_tokens, num_tokens)
+        log.warning(
+            "not enough memory on %s for %d tokens (%d sequences): from now on in pieces of %d",
+            pack.tokens.device,
+            num_tokens,
+            len(pack.lengths),
+            self.too_large // 2,
+        )
+        gc.collect()
+        if pack.tokens.is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        return self._in_pieces(pack)
+
+    def _fits(self, pack: Pack) -> bool:
+        return not self.too_large or len(pack.tokens) < self.too_large
+
+    def _in_pieces(self, pack: Pack) -> torch.Tensor:
+        if len(pack.lengths) == 1:
+            return self._by_cpu(pack)
+        return torch.cat([self(piece) for piece in pack.split(min(self.too_large, len(pack.tokens)) // 2)])
+
+    def _by_cpu(self, pack: Pack) -> torch.Tensor:
+        device = pack.tokens.device
+        if device.type == "cpu":
+            raise DoesNotFit(len(pack.tokens))
+        log.warning("a sequence of %d tokens does not fit the device: computing it on the CPU", len(pack.tokens))
+        if self._cpu_model is None:
+            self._cpu_model = self._make_cpu_model()
+        self.on_cpu += 1
+        on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths)
+        try:
+            return mean_over_residues(self._cpu_model(on_cpu), on_cpu).float().to(device)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise DoesNotFit(len(pack.tokens)) from error
+            raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; PyTorch has no type of its own for that on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,106 @@
+"""Saving finished packs as part files, while the computation goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count
+from pathlib import Path
+
+import numpy as np
+
+from seqpack.files import whole_or_absent
+from seqpack.fingerprint import Fingerprint
+from seqpack.hdf5 import new_hdf5, write_attributes
+from seqpack.parts import PackResult, Part, Parts, checksum, open_part
+
+MAX_PART_BYTES = 256 << 20  # of embeddings; what waits to be saved stays in memory
+
+log = logging.getLogger(__name__)
+
+
+class PartWriter:
+    """Saves finished packs every `seconds`, in a thread of its own, so that the computation goes on meanwhile.
+
+    On leaving the block, also by an error or a signal, what is finished is saved first. At most one part
+    waits to be saved while another is filled.
+
+    Args:
+        folder: where the parts lie.
+        name: what the names of the parts begin with.
+        fingerprint: of the computation.
+        computed_by: the device and the kernels, in words.
+        seconds: between two parts; 0 makes each pack a part.
+        parts: told of each part that was saved.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, fingerprint: Fingerprint, computed_by: str, seconds: float, parts: Parts
+    ) -> None:
+        self._folder, self._name = folder, name
+        self._attributes = {**fingerprint.attributes(), "computed_by": computed_by}
+        self._seconds, self._parts = seconds, parts
+        self._pending: list[PackResult] = []
+        self._began = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="part-writer")
+        self._saving: Future[Part] | None = None
+
+    def add(self, result: PackResult) -> None:
+        """Take a finished pack; its arrays must not change afterwards.
+
+        Raises:
+            OSError: an earlier part could not be saved, as on a full disk.
+        """
+        self._pending.append(result)
+        size = sum(pending.embeddings.nbytes for pending in self._pending)
+        if size >= MAX_PART_BYTES or time.monotonic() - self._began >= self._seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self._finish()
+        group = self._pending
+        self._saving = self._thread.submit(self._write, group)
+        self._pending = []
+        self._began = time.monotonic()
+
+    def _finish(self) -> None:
+        """Wait for the part that is being saved."""
+        if self._saving is not None:
+            self._parts.add(self._saving.result())
+            self._saving = None
+
+    def _write(self, group: list[PackResult]) -> Part:
+        arrays = {
+            "packs": np.array([result.pack for result in group], np.int64),
+            "pack_ends": np.cumsum([len(result.index_rows) for result in group], dtype=np.int64),
+            "index_rows": np.concatenate([result.index_rows for result in group]),
+            "embeddings": np.concatenate([result.embeddings for result in group]),
+            "quarantined_rows": np.concatenate([result.quarantined_rows for result in group]),
+        }
+        stem = f"{self._name}_pack_{group[0].pack:08d}"
+        names = chain([f"{stem}.part.h5"], (f"{stem}_{number}.part.h5" for number in count(2)))
+        path = next(path for name in names if not (path := self._folder / name).exists())
+        with whole_or_absent(path) as temporary, new_hdf5(temporary) as file:
+            write_attributes(file, {**self._attributes, "sha256": checksum(*arrays.values())})
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, track_times=False)
+        return open_part(path)
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._finish()
+            if self._pending:
+                self._save()
+                self._finish()
+        except OSError as error:
+            if kind is None:
+                raise
+            log.error("the packs finished since the last part are lost: %s", error)
+        finally:
+            self._thread.shutdown()
+            if self._folder.is_dir() and not any(self._folder.iterdir()):
+                self._folder.rmdir()

@@ -1,0 +1,45 @@
+"""What a worker is asked to do. Light: imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ON_ERROR = ("fail", "skip")
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker is asked to do.
+
+    Attributes:
+        index: path of `index.h5`.
+        model: a name or path (`seqpack.models.registry`); empty for the one the index was built for.
+        rank, world_size: this shard among how many; 0 <= rank < world_size.
+        shard, status: paths to write.
+        device: auto, cpu or cuda.
+        precision: auto, float32, bfloat16 or float16.
+        attention: auto, or a kernel's name (`seqpack.attention`).
+        threads: CPU threads for the matrix products; 0 leaves it to torch.
+        on_error: what becomes of a sequence whose embedding is not finite, in float32 either: fail the
+            shard, or skip the sequence.
+        save_seconds: between two part files.
+        audit_seconds: the audit may take this long, or 1 % of the computation if that is longer, but hardly
+            longer than the computation; 0 for none.
+        attempt: 1 for the first; recorded only.
+    """
+
+    index: Path
+    rank: int
+    world_size: int
+    shard: Path
+    status: Path
+    model: str = ""
+    device: str = "auto"
+    precision: str = "auto"
+    attention: str = "auto"
+    threads: int = 0
+    on_error: str = "fail"
+    save_seconds: float = 60.0
+    audit_seconds: float = 10.0
+    attempt: int = 1

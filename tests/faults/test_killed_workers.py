@@ -1,0 +1,132 @@
+"""SIGKILL: whatever moment it comes at, the next attempt ends with the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from die_at import MOMENTS
+from workers import EACH_PACK, Undisturbed, die_at, finish, left_behind, parts_in, start, status_of
+
+from pipeline import Run
+from seqpack.index import open_index
+from seqpack.plan import packs_of_rank
+
+CASES = 30
+CHAINS = 2
+
+
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after so many packs were saved; 0 packs: after the start of Python.
+
+    Packs, as the same seconds are an import one time and a whole computation another, on a busy machine.
+    """
+
+    packs: int
+    seconds: float
+
+
+def random_moment(generator: random.Random, undisturbed: Undisturbed, most_packs: int) -> Moment:
+    """Draw from the whole life of a worker that has so many packs to do."""
+    packs = max(generator.randint(-3, most_packs), 0)  # import and loading are as long as some packs
+    stretch = undisturbed.compute_seconds / 5 if packs else undisturbed.seconds - undisturbed.compute_seconds
+    return Moment(packs, generator.uniform(0, stretch))
+
+
+def kill_at(run: Run, ranks: tuple[int, ...], moment: Moment) -> list[int]:
+    """Start workers, kill them all at the moment, and return their exit codes (0: one was done)."""
+    before = len(parts_in(run))
+    workers = [start(run, rank, *EACH_PACK) for rank in ranks]
+    try:
+        # At the end parts vanish, all or those that a worker of another world size needs no more.
+        while len(parts_in(run)) < before + moment.packs and any(worker.poll() is None for worker in workers):
+            time.sleep(0.005)
+        time.sleep(moment.seconds)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    return [worker.returncode for worker in workers]
+
+
+def test_killed_at_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The same bits after a kill -9 at any moment and a resume in another number of shards; nothing is left."""
+    generator = random.Random(20240611)
+    killed = with_parts = 0
+    for case in range(CASES):
+        folder = tmp_path / str(case)
+        ranks = ((0,), (1,), (0, 1))[case % 3]
+        moment = random_moment(generator, undisturbed, 5 * len(ranks))
+        world_size = generator.choice((1, 3))
+        codes = kill_at(undisturbed.again(folder, 2), ranks, moment)
+        parts = len(parts_in(Run(folder, 2)))
+        digest, packs = finish(undisturbed.again(folder, world_size))
+        said = f"case {case}: ranks {ranks} of 2, {moment}, {codes}, {parts} parts, resumed in {world_size} shards"
+        print(f"{said}: {packs} packs reused")
+        assert digest == undisturbed.digest, said
+        assert left_behind(folder) == [], said
+        assert packs == parts, said  # every part holds one pack, and each was used
+        killed += codes.count(-signal.SIGKILL)
+        with_parts += parts > 0
+    assert killed > CASES / 2
+    assert with_parts > CASES / 4
+
+
+@pytest.mark.parametrize("seed", range(CHAINS))
+def test_killed_again_and_again(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
+    """Three kills in a row, each time in another number of shards: packs of all of them are put together."""
+    generator = random.Random(seed)
+    for world_size in generator.sample((1, 2, 3, 5), 3):
+        run = undisturbed.again(tmp_path / "chain", world_size)
+        rank = generator.randrange(world_size)
+        codes = kill_at(run, (rank,), Moment(1, generator.uniform(0, undisturbed.compute_seconds / 5)))
+        print(f"rank {rank} of {world_size}: {codes}, {len(parts_in(run))} parts so far")
+    parts = len(parts_in(run))
+    digest, packs = finish(undisturbed.again(tmp_path / "chain", 4))
+    assert digest == undisturbed.digest
+    assert packs == parts > 0
+    assert left_behind(tmp_path) == []
+
+
+# How many of the rank's parts are there after each moment; None: all of them.
+SAVED = {
+    "before the first status": 0,
+    "before the first part": 0,
+    "amid the third part's data": 2,
+    "before the rename of the third part": 2,
+    "after the rename of the third part": 3,
+    "before the shard's data": None,
+    "amid the shard's data": None,
+    "before the rename of the shard": None,
+    "after the rename of the shard": None,
+    "before the removal of the third part": -2,
+    "before the final status": 0,
+    "before the rename of the final status": 0,
+    "before the removal of the lock": 0,
+}
+
+
+@pytest.mark.parametrize(("moment", "world_size"), [(moment, (1, 3, 2)[n % 3]) for n, moment in enumerate(SAVED)])
+def test_killed_at_a_named_moment(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_size: int) -> None:
+    """Each step of writing parts, shard and status: what was whole is used, what was half-written is not."""
+    assert SAVED.keys() == set(MOMENTS)
+    run = undisturbed.again(tmp_path / "run", 2)
+    die_at(moment, run, 0, *EACH_PACK)
+    if moment == "before the first status":
+        assert not run.statuses[0].exists()
+    else:
+        done = moment == "before the removal of the lock"
+        assert status_of(run)["status"] == ("complete" if done else "running")
+    saved = SAVED[moment]
+    num_packs = len(packs_of_rank(open_index(run.index).num_packs, 0, 2))
+    expected = saved if saved is not None and saved >= 0 else num_packs + (saved or 0)
+    assert len(parts_in(run)) == expected
+    digest, packs = finish(undisturbed.again(run.folder, world_size))
+    assert digest == undisturbed.digest
+    assert packs == expected
+    assert left_behind(run.folder) == []

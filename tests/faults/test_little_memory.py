@@ -1,0 +1,133 @@
+"""Memory that does not suffice, by a real limit of the address space."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workers import embed, start, status_of
+
+from pipeline import SCRIPTS, Run
+from seqpack.index_build import LengthPolicy
+from sequences import random_sequences
+
+MAX_LENGTH = 40000
+
+# Embeds a pack with all memory, then with some MB more than the process holds, and prints what came of it.
+TIGHT = """
+import json, re, resource, sys
+from pathlib import Path
+import numpy as np, torch
+from seqpack.memory import DoesNotFit, PackEmbedder
+from seqpack.models.esm2 import ESM2
+from seqpack.models.registry import MODELS
+from seqpack.models.weights import untrained_tensors
+from seqpack.packs import Pack
+
+number, length, megabytes = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+architecture = MODELS["esm2_t6_8M_UR50D"]
+model = ESM2(architecture, untrained_tensors(architecture), torch.float32, length + 2, "sdpa")
+tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
+pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
+unlimited = PackEmbedder(model, lambda: model)(pack)
+tried = []
+model.register_forward_pre_hook(lambda module, inputs: tried.append(len(inputs[0].tokens)))
+held = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (held + (megabytes << 20),) * 2)
+embed = PackEmbedder(model, lambda: model)
+found = {"error": "", "difference": None}
+try:
+    limited = embed(pack)
+    found["difference"] = float((limited - unlimited).abs().max() / unlimited.abs().max())
+except DoesNotFit as error:
+    found["error"] = str(error)
+print(json.dumps({**found, "tried": tried, "splits": embed.splits, "too_large": embed.too_large}))
+"""
+
+
+def embed_with(number: int, length: int, megabytes: int) -> dict:
+    command = [sys.executable, "-c", TIGHT, *map(str, (number, length, megabytes))]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_pack_that_does_not_fit_is_split() -> None:
+    """In pieces it gives the same embeddings, and no size that failed is tried a second time."""
+    found = embed_with(64, 400, 80)
+    print(found)
+    assert found["error"] == ""
+    assert found["splits"] > 0
+    assert found["difference"] < 1e-5
+    tried, too_large = found["tried"], found["too_large"]
+    failures = [size for size in tried if size >= too_large]
+    assert tried[0] == 64 * 402
+    assert len(failures) == len(set(failures)) == found["splits"]
+    assert failures == tried[: len(failures)]  # each half as large, before any that fits
+    assert sum(size for size in tried if size < too_large) == 64 * 402
+
+
+def test_a_sequence_that_does_not_fit_says_so() -> None:
+    """One sequence can't be split: the error has its length, and it is tried once."""
+    found = embed_with(1, 8000, 24)
+    assert found["error"] == "not enough memory for a sequence of 8000 residues"
+    assert found["tried"] == [8002]
+
+
+@pytest.fixture(scope="module")
+def address_space(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The most bytes of address space that a worker takes whose sequences are short."""
+    run = built(tmp_path_factory.mktemp("short"), [300, 300])
+    worker = start(run, 0, "--threads", 1, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    most = 0
+    try:
+        while worker.poll() is None:
+            status = Path("/proc", str(worker.pid), "status").read_text()
+            most = max([most, *(int(line.split()[1]) << 10 for line in status.splitlines() if "VmPeak" in line)])
+            time.sleep(0.01)
+        _, output = worker.communicate()
+    finally:
+        worker.kill()
+    assert worker.returncode == 0, output
+    return most
+
+
+def built(folder: Path, lengths: list[int]) -> Run:
+    folder.mkdir(exist_ok=True)
+    fasta = folder / "some.faa"
+    fasta.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
+    return Run(folder, 1).build(fasta, policy=LengthPolicy("reject", MAX_LENGTH))
+
+
+def limited_to(num_bytes: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+
+def test_a_worker_names_the_sequence_that_does_not_fit(address_space: int, tmp_path: Path) -> None:
+    """One line with the sequence and what to do, where shorter sequences are no trouble."""
+    settings: dict = {
+        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+        "preexec_fn": limited_to(address_space + (100 << 20)),
+    }
+    run = built(tmp_path / "long", [300, 30000, 300])
+    failed = embed(run, 0, "--threads", 1, **settings)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    last = failed.stderr.splitlines()[-1]
+    expected = "not enough memory for a sequence of 30000 residues, that of 'id1' (record 2); "
+    assert f"{expected}give the job more memory, or lower max_length" in last
+    status = status_of(run)
+    assert status["status"] == "failed"
+    assert expected in status["error"]["message"]
+    assert status["run"]["out_of_memory_splits"] == 1
+    done = embed(built(tmp_path / "short", [300, 1000, 300]), 0, "--threads", 1, **settings)
+    assert done.returncode == 0, done.stderr

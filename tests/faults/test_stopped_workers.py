@@ -1,0 +1,135 @@
+"""Signals that ask a worker to stop, and a second worker on the same shard."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from subprocess import Popen
+
+from workers import EACH_PACK, Undisturbed, digest_of, embed, finish, left_behind, parts_in, start, status_of
+
+from pipeline import Run
+from seqpack.shard_lock import lock_path_of
+from sequences import random_sequences
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ENDS_WITHIN = 20.0  # seconds
+
+
+def wait_for_a_status(run: Run, worker: Popen[str], fingerprint: bool = True) -> None:
+    """Wait until this worker, not one before it, has written its status: the first, or the one with a fingerprint."""
+    while True:
+        assert worker.poll() is None
+        if run.statuses[0].exists():
+            status = status_of(run)
+            if status["status"] == "running" and (status["fingerprint"] or not fingerprint):
+                return
+        time.sleep(0.02)
+
+
+def test_stopped_again_and_again(tmp_path: Path) -> None:
+    """On SIGTERM, SIGINT and SIGUSR1 what is finished but not yet saved is saved, and the status says what happened.
+
+    Six workers of one shard in turn, each stopped at a random moment, two of them while Python still imports:
+    each goes on from the last pack that the one before has counted.
+    """
+    generator = random.Random(5)
+    lengths = [generator.randrange(20, 240) for _ in range(500)]
+    (tmp_path / "many.faa").write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
+    run = Run(tmp_path, 1).build(tmp_path / "many.faa")
+    done_packs = new_parts = 0
+    for case, number in enumerate(STOPS * 2):
+        early = case in (1, 3)
+        before = len(parts_in(run))
+        worker = start(run, 0, "--save-seconds", 0.2)
+        try:
+            wait_for_a_status(run, worker, fingerprint=not early)
+            while not early and len(parts_in(run)) == before:
+                assert worker.poll() is None
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 0.3))
+            before = len(parts_in(run))
+            worker.send_signal(number)
+            _, output = worker.communicate(timeout=ENDS_WITHIN)
+        finally:
+            worker.kill()
+        assert worker.returncode == 128 + number, output
+        assert "Traceback" not in output
+        assert output.splitlines()[-1].endswith(f"stopped by {number.name}; what was finished is saved")
+        status = status_of(run)
+        assert status["status"] == "failed"
+        assert status["error"] == {"type": "Interrupted", "message": f"stopped by {number.name}"}
+        assert status["ended"]
+        assert not run.shards[0].exists()
+        assert [name for name in left_behind(run.folder) if name.endswith((".tmp", ".lock"))] == []
+        if status["fingerprint"]:
+            assert status["resumed_packs"] == done_packs
+            assert early or status["done_packs"] > done_packs
+            done_packs = status["done_packs"]
+        new_parts += len(parts_in(run)) - before
+        print(f"{number.name}: {done_packs} packs in {len(parts_in(run))} parts, so far {new_parts} after a signal")
+    assert new_parts > 0
+    digest, packs = finish(run)
+    assert packs == done_packs
+    assert left_behind(run.folder) == []
+    (tmp_path / "alone").mkdir()
+    assert digest == finish(Run(tmp_path / "alone", 1).build(tmp_path / "many.faa"))[0]
+
+
+def test_a_second_worker_leaves_the_first_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """It says who computes the shard and ends with 1; the first one's status and shard are as if it had not been."""
+    run = undisturbed.again(tmp_path / "run", 1)
+    first = start(run, 0, *EACH_PACK)
+    try:
+        wait_for_a_status(run, first)
+        while len(parts_in(run)) < 2:
+            assert first.poll() is None
+            time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)  # or it would be done before the second gives up waiting
+        before = run.statuses[0].read_bytes()
+        second = embed(run, 0)
+        assert second.returncode == 1
+        assert "Traceback" not in second.stderr
+        last = second.stderr.splitlines()[-1]
+        assert "another worker is computing this shard" in last
+        assert re.search(rf"process {first.pid} on {re.escape(socket.gethostname())}\b", last)
+        assert run.statuses[0].read_bytes() == before
+        first.send_signal(signal.SIGCONT)
+        _, output = first.communicate(timeout=300)
+    finally:
+        first.kill()
+    assert first.returncode == 0, output
+    assert status_of(run)["status"] == "complete"
+    assert status_of(run)["resumed_packs"] == 0
+    assert digest_of(run.merge().embeddings) == undisturbed.digest
+    assert left_behind(run.folder) == []
+
+
+def test_a_merge_leaves_a_running_worker_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """The shards of another world size are finished and merged beside a worker: its lock stays, and it ends well.
+
+    What the merge removes of its parts it has open already, or computes again.
+    """
+    run = undisturbed.again(tmp_path / "run", 1)
+    worker = start(run, 0, *EACH_PACK)
+    try:
+        wait_for_a_status(run, worker)
+        while len(parts_in(run)) < 2:
+            assert worker.poll() is None
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGSTOP)
+        digest, packs = finish(undisturbed.again(run.folder, 2))
+        assert digest == undisturbed.digest
+        assert packs >= 2
+        assert lock_path_of(run.shards[0]).exists()
+        worker.send_signal(signal.SIGCONT)
+        _, output = worker.communicate(timeout=300)
+    finally:
+        worker.kill()
+    assert worker.returncode == 0, output
+    assert digest_of(run.merge().embeddings) == undisturbed.digest
+    assert left_behind(run.folder) == []

@@ -1,0 +1,103 @@
+"""Workers as a workflow starts them, and the digest of what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from pipeline import SCRIPTS, Run, run_script
+
+TESTS = Path(__file__).parent.parent
+PROGRAM = SCRIPTS / "embed_shard.py"
+SETTINGS = ("--device", "cpu", "--precision", "float32", "--audit-seconds", "0")
+EACH_PACK = ("--save-seconds", "0")
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run without any fault gave.
+
+    Attributes:
+        fasta, index: what every run starts from.
+        digest: SHA-256 of the embeddings.
+        seconds: wall time of a whole worker, one of two, from the start of Python to its end.
+        compute_seconds: of these, over the packs.
+    """
+
+    fasta: Path
+    index: Path
+    digest: str
+    seconds: float
+    compute_seconds: float
+
+    def again(self, folder: Path, world_size: int) -> Run:
+        """A new run of the same index in a folder of its own, or one that goes on there in other shards."""
+        folder.mkdir(exist_ok=True)
+        run = Run(folder, world_size)
+        if not run.index.exists():
+            shutil.copy(self.index, run.index)
+        return run
+
+
+def arguments_of(run: Run, rank: int, *more: object) -> list[str]:
+    return [
+        *("--index", str(run.index), "--rank", str(rank), "--world-size", str(run.world_size)),
+        *("--output", str(run.shards[rank]), "--status", str(run.statuses[rank]), *SETTINGS, *map(str, more)),
+    ]
+
+
+def start(run: Run, rank: int, *more: object, **options: object) -> subprocess.Popen[str]:
+    """Start a worker and do not wait for it."""
+    command = [sys.executable, str(PROGRAM), *arguments_of(run, rank, *more)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)  # type: ignore[call-overload]
+
+
+def die_at(moment: str, run: Run, rank: int, *more: object) -> None:
+    """Run a worker that is killed at a moment of die_at.py."""
+    command = [sys.executable, str(TESTS / "faults/die_at.py"), moment, *arguments_of(run, rank, *more)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(SCRIPTS)))}
+    died = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+
+
+def embed(run: Run, rank: int, *more: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a worker to its end."""
+    return run_script(PROGRAM.name, *arguments_of(run, rank, *more), **options)
+
+
+def status_of(run: Run, rank: int = 0) -> dict:
+    return json.loads(run.statuses[rank].read_text())
+
+
+def parts_in(run: Run) -> list[Path]:
+    return sorted((run.folder / "parts").glob("*.part.h5"))
+
+
+def digest_of(embeddings: Path) -> str:
+    with h5py.File(embeddings) as file:
+        return hashlib.sha256(file["embeddings"][:].tobytes()).hexdigest()
+
+
+def finish(run: Run) -> tuple[str, int]:
+    """Let every rank come to its end and merge; return the digest, and how many packs were not computed again."""
+    run.embed().merge()
+    return digest_of(run.embeddings), sum(status_of(run, rank)["resumed_packs"] for rank in range(run.world_size))
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Everything below a folder that a merge should have cleaned up: temporary files, locks, parts."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.name.endswith((".tmp", ".lock", ".part.h5", ".damaged")) or path.name == "parts"
+    )

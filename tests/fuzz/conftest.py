@@ -1,0 +1,46 @@
+"""A folder in memory for the fuzz tests: they write ten thousands of small files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import Run, run_script
+from seqpack.index_build import LengthPolicy
+from sequences import random_sequences
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="session")
+def memory_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="seqpack-fuzz-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+    yield folder
+    shutil.rmtree(folder)
+
+
+WORLD_SIZE = 2
+
+
+@pytest.fixture(scope="session")
+def sound(memory_folder: Path) -> Run:
+    """An index, two shards and merged results: duplicates, truncated and described records, several packs."""
+    folder = memory_folder / "sound"
+    folder.mkdir()
+    sequences = random_sequences([*range(300, 20, -12), 5, 1])
+    records = [f">id{number} number {number}\n{sequence}\n" for number, sequence in enumerate(sequences)]
+    fasta = folder / "some.faa"
+    fasta.write_text("".join([*records, *records[3:6], ">\nMKV\n", ">é 𝛼\nmkv*\n"]), encoding="utf-8")  # noqa: RUF001
+    run = Run(folder, WORLD_SIZE).build(fasta, policy=LengthPolicy("truncate", 250))
+    # In processes of their own: torch's threads would not survive the forks of the tests.
+    for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
+        options = ["--index", run.index, "--rank", rank, "--world-size", WORLD_SIZE, "--output", shard]
+        done = run_script(
+            "embed_shard.py", *options, "--status", status, "--device=cpu", "--precision=float32", "--threads=1"
+        )
+        assert done.returncode == 0, done.stderr
+    return run.merge()

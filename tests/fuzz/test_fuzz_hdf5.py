@@ -1,0 +1,206 @@
+"""Damage to an HDF5 file: a refusal that names the file, or the undisturbed result.
+
+Promised of damage anywhere in an index or a shard, and in the metadata of embeddings.h5; of the embeddings' values
+manifest.json has the digest. Not promised: the text of ids and attributes in embeddings.h5, which lies in heaps that
+HDF5 has no checksums for, and which HDF5 2.0 may read forever once they are damaged.
+Every case runs in a child process, so a crash or a hang of the HDF5 library is a failure with its seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from damage import bits_flipped, damaged, failures, parts_of
+
+from pipeline import Run
+from seqpack.embeddings import open_embeddings
+from seqpack.errors import SeqpackError
+from seqpack.files import sha256_of_file
+from seqpack.index import open_index
+from seqpack.merge import merge_shards
+from seqpack.plan import rows_of_rank
+from seqpack.records import write_records
+
+
+def test_a_damaged_index(sound: Run, memory_folder: Path) -> None:
+    data, expected, target = sound.index.read_bytes(), read_index(sound.index), memory_folder / "index.h5"
+    metadata, heaps, _ = parts_of(sound.index)
+    assert not heaps
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(damaged(data, random.Random(seed), metadata))
+        refused_or_equal(target, read_index, expected)
+
+    assert not (wrong := failures(3000, attempt)), wrong
+
+
+def test_damaged_metadata_of_embeddings(sound: Run, memory_folder: Path) -> None:
+    data, expected, target = sound.embeddings.read_bytes(), read_embeddings(sound.embeddings), memory_folder / "e.h5"
+    metadata, _, _ = parts_of(sound.embeddings)
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(bits_flipped(data, random.Random(seed), metadata))
+        refused_or_equal(target, read_embeddings, expected)
+
+    assert not (wrong := failures(2000, attempt)), wrong
+
+
+def test_cut_embeddings(sound: Run, memory_folder: Path) -> None:
+    data, expected, target = sound.embeddings.read_bytes(), read_embeddings(sound.embeddings), memory_folder / "e.h5"
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(data[: random.Random(seed).randrange(len(data))])
+        refused_or_equal(target, read_embeddings, expected)
+
+    assert not (wrong := failures(300, attempt)), wrong
+
+
+def test_the_manifest_tells_of_damaged_values(sound: Run, memory_folder: Path) -> None:
+    data, target = sound.embeddings.read_bytes(), memory_folder / "e.h5"
+    digest = sound.manifest["outputs"][sound.embeddings.name]["embeddings_sha256"]
+    with h5py.File(sound.embeddings) as file:
+        dataset = file["embeddings"]
+        values = range(dataset.id.get_offset(), dataset.id.get_offset() + dataset.nbytes)
+    assert hashlib.sha256(open_embeddings(sound.embeddings).array).hexdigest() == digest
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(bits_flipped(data, random.Random(seed), [values]))
+        assert (hashlib.sha256(open_embeddings(target).array).hexdigest() == digest) == (target.read_bytes() == data)
+
+    assert not (wrong := failures(300, attempt)), wrong
+
+
+def refused_or_equal(path: Path, read: Callable[[Path], dict[str, Any]], expected: dict[str, Any]) -> None:
+    try:
+        found = read(path)
+    except SeqpackError as error:
+        check_message(error, path)
+        return
+    different = [name for name in expected if found[name] != expected[name]]
+    assert not different, f"taken for sound, with other {different}"
+
+
+def check_message(error: SeqpackError, path: Path) -> None:
+    assert str(path) in str(error)
+    assert len(str(error)) < 1500
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """All that the later stages may ask of an index."""
+    index = open_index(path)
+    found: dict[str, Any] = {
+        field.name: as_bytes(getattr(index, field.name))
+        for field in dataclasses.fields(index)
+        if field.name not in ("path", "attributes")
+    }
+    found["attributes"] = index.attributes
+    found["ids"] = [index.record_id(number) for number in range(index.num_records)]
+    found["descriptions"] = [index.record_description(number) for number in range(index.num_records)]
+    found["packs"] = [as_bytes(index.pack_tokens(pack)) for pack in range(index.num_packs)]
+    found["lengths"] = [as_bytes(index.pack_lengths(pack)) for pack in range(index.num_packs)]
+    found["rows"] = [as_bytes(rows_of_rank(index.pack_offsets, rank, 3)) for rank in range(3)]
+    table = path.with_suffix(".tsv.gz")
+    write_records(table, index)
+    found["table"] = table.read_bytes()
+    return found
+
+
+def read_embeddings(path: Path) -> dict[str, Any]:
+    found = open_embeddings(path)
+    return {
+        "ids": found.ids,
+        "lengths": as_bytes(found.lengths),
+        "array": as_bytes(found.array),
+        "vectors": [as_bytes(vector) for vector in found],
+        "by id": [as_bytes(found[id_]) for id_ in dict.fromkeys(found.ids)],
+        "shown": repr(found).replace(str(path), ""),
+        "attributes": found.attrs,
+    }
+
+
+def as_bytes(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    return array.dtype.str, array.shape, np.ascontiguousarray(array).tobytes()
+
+
+def merged(run: Run, folder: Path) -> dict[str, Any]:
+    """Merge into a folder and read the result; the folder is left empty, also by a merge that fails."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a case before, which was killed
+    folder.mkdir()
+    try:
+        output, table, manifest = folder / "embeddings.h5", folder / "records.tsv.gz", folder / "manifest.json"
+        merge_shards(run.index, run.shards, run.statuses, output, table, manifest)
+        found = read_embeddings(output)
+        json.loads(manifest.read_text(encoding="utf-8"))
+        return {**{name: found[name] for name in ("ids", "lengths", "array")}, "table": table.read_bytes()}
+    finally:
+        left = sorted(path.name for path in folder.iterdir())
+        shutil.rmtree(folder)
+        assert left in ([], ["embeddings.h5", "manifest.json", "records.tsv.gz"]), f"left behind: {left}"
+
+
+def copy_of(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+    return Run(folder, run.world_size)
+
+
+def _merge_damaged(source: Run, copy: Run, intact: Path, expected: dict[str, Any], data: bytes, vouch: bool) -> None:
+    """Merge with `data` in place of a file. If `vouch`, the status JSON's digest is that of the damaged shard."""
+    target = copy.folder / intact.name
+    target.write_bytes(data)
+    status = target.with_suffix(".status.json")
+    if vouch:
+        said = json.loads((source.folder / status.name).read_text())
+        said |= {"shard_sha256": sha256_of_file(target), "shard_bytes": target.stat().st_size}
+        status.write_text(json.dumps(said))
+    try:
+        found = merged(copy, copy.folder / "merged")
+    except SeqpackError as error:
+        check_message(error, target)
+    else:
+        different = [part for part in expected if found[part] != expected[part]]
+        assert not different, f"merged, with other {different}"
+
+
+def test_a_damaged_index_is_not_merged(sound: Run, memory_folder: Path) -> None:
+    copy = copy_of(sound, memory_folder / "copy")
+    expected, data = merged(sound, memory_folder / "merged"), sound.index.read_bytes()
+    metadata, _, _ = parts_of(sound.index)
+
+    def attempt(seed: int) -> None:
+        hit = damaged(data, random.Random(seed), metadata)
+        _merge_damaged(sound, copy, sound.index, expected, hit, vouch=False)
+
+    assert not (wrong := failures(500, attempt)), wrong
+
+
+def test_a_damaged_shard_is_not_merged(sound: Run, memory_folder: Path) -> None:
+    copy = copy_of(sound, memory_folder / "copy")
+    expected, data = merged(sound, memory_folder / "merged"), sound.shards[1].read_bytes()
+
+    def attempt(seed: int) -> None:
+        hit = damaged(data, random.Random(seed), [])
+        _merge_damaged(sound, copy, sound.shards[1], expected, hit, vouch=False)
+
+    assert not (wrong := failures(500, attempt)), wrong
+
+
+def test_damaged_metadata_of_a_shard_that_its_status_vouches_for(sound: Run, memory_folder: Path) -> None:
+    """As of a shard damaged before its digest was taken: HDF5's own checksums are what is left."""
+    copy = copy_of(sound, memory_folder / "copy")
+    expected, data = merged(sound, memory_folder / "merged"), sound.shards[1].read_bytes()
+    metadata, _, _ = parts_of(sound.shards[1])
+
+    def attempt(seed: int) -> None:
+        hit = bits_flipped(data, random.Random(seed), metadata)
+        _merge_damaged(sound, copy, sound.shards[1], expected, hit, vouch=True)
+
+    assert not (wrong := failures(500, attempt)), wrong

@@ -1,0 +1,145 @@
+"""Any settings and any table of datasets: taken as they are, or refused in lines that begin with `seqpack:`.
+
+In-process, `read_datasets` gets tables of odd cells and of random bytes. Through the real workflow (a dry run) go odd
+values of every key. No traceback, whatever is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import MODEL, REPOSITORY
+from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs
+from seqpack.errors import SeqpackError
+
+HEALTH = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+FIXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": HEALTH}
+LONGEST_NAME = 255  # bytes, of a file or folder on Linux
+
+ODD_CELLS = ["", " ", "~", "~nobody-here", "~\0", "a\0b", ".", "..", "../..", "/", "//", "a/b", "é", '"', '"a"', '"a']
+ODD_CELLS += ["x" * 300, "x" * 5000, "/" + "d/" * 3000, "\ufeff", "\x85", "\u2028", "\x1c", "-", "{x}", "a b", "#a"]
+ODD_CELLS += ["\ud800"]
+CELLS = st.sampled_from(ODD_CELLS) | st.text(max_size=5)
+FASTAS = (
+    st.sampled_from(["good.fa", "good.fa", "good.fa", "bad.fa", "empty.fa", "folder", "cut.fa.gz", "no.fa"]) | CELLS
+)
+MODELS = st.sampled_from([MODEL, MODEL, "", "esm2_t33_650M_UR50D", "untrained:", "no.pt", "folder", "/no.pt"]) | CELLS
+ROWS = st.tuples(st.sampled_from(["a", "b", "c"]) | CELLS, FASTAS, MODELS) | st.lists(CELLS, max_size=5).map(tuple)
+HEADERS = st.sampled_from(
+    ["dataset\tfasta\tmodel"] * 6 + ["dataset\tfasta", "", "\ufeffdataset\tfasta\tmodel\t\t", "a,b,c"]
+)
+
+
+@pytest.fixture(scope="session")
+def folder(memory_folder: Path) -> Path:
+    folder = memory_folder / "settings"
+    folder.mkdir()
+    (folder / "folder").mkdir()
+    (folder / "good.fa").write_text(">a\nMKV\n")
+    (folder / "bad.fa").write_bytes(b"\0\1\2")
+    (folder / "empty.fa").write_text("")
+    (folder / "cut.fa.gz").write_bytes(b"\x1f\x8b\x08")
+    return folder
+
+
+def check_message(error: SeqpackError, start: str) -> None:
+    assert str(error).startswith(start)
+    assert "\n" not in str(error)
+
+
+def read(folder: Path, stored: bytes) -> None:
+    table = folder / "datasets.tsv"
+    table.write_bytes(stored)
+    try:
+        datasets = read_datasets(table, MODEL, [folder])
+    except SeqpackError as error:
+        check_message(error, f"{table}: ")
+        return
+    assert datasets
+    for dataset in datasets:
+        assert dataset.fasta.is_file()
+        assert dataset.fasta.read_bytes().startswith(b">")
+        assert Path(dataset.name).name == dataset.name
+        for name in (dataset.name, dataset.model.slug):
+            assert name not in ("", ".", "..")
+            assert len(name.encode()) <= LONGEST_NAME
+    assert len({(dataset.name, dataset.model.slug) for dataset in datasets}) == len(datasets)
+
+
+@given(HEADERS, st.lists(ROWS, max_size=4), st.sampled_from(["\n", "\r\n", "\n\n", "\n#\t\n"]))
+@settings(max_examples=4000, **FIXED)
+def test_tables_of_odd_cells(folder: Path, header: str, rows: list[tuple[str, ...]], newline: str) -> None:
+    read(folder, newline.join([header, *map("\t".join, rows)]).encode("utf-8", "surrogatepass"))
+
+
+@given(
+    st.sampled_from([b"", b"dataset\tfasta\tmodel\n", b"dataset\tfasta\tmodel\na\tgood.fa\t"]), st.binary(max_size=60)
+)
+@settings(max_examples=1500, **FIXED)
+def test_tables_of_random_bytes(folder: Path, start: bytes, rest: bytes) -> None:
+    read(folder, start + rest)
+
+
+@given(FASTAS, MODELS)
+@settings(max_examples=1000, **FIXED)
+def test_one_fasta(folder: Path, fasta: str, model: str) -> None:
+    try:
+        dataset = dataset_of_file(fasta, model, [folder])
+    except SeqpackError:
+        return
+    assert dataset.fasta.is_file()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | CELLS,
+    lambda inner: st.lists(inner) | st.dictionaries(CELLS, inner),
+)
+
+
+@given(JSON, JSON, st.booleans())
+@settings(max_examples=500, **FIXED)
+def test_the_manifest_of_results_that_are_there(folder: Path, fasta: object, model: object, plausible: bool) -> None:
+    """Another run's manifest is looked into; a damaged one must not stop this run with a traceback."""
+    dataset = dataset_of_file("good.fa", MODEL, [folder])
+    content = {"fasta": {"path": fasta}, "fingerprint": {"model": model}} if plausible else fasta
+    (folder / "manifest.json").write_text(json.dumps(content))
+    try:
+        refuse_other_inputs(folder, dataset)
+    except SeqpackError as error:
+        check_message(error, f"{folder} holds the results of ")
+
+
+CONFIG = [
+    ("shards", value)
+    for value in ("0", "-1", "1.5", "many", "[]", "{}", "null", "1e3", "1e999", "true", "", "10000000000")
+]
+CONFIG += [("max_length", value) for value in ("0", "1e400", "'7'", "0x10", "nan", "[1]", "-5")]
+CONFIG += [("long_sequences", "drop"), ("device", "gpu"), ("precision", "float64"), ("precision", "null")]
+CONFIG += [("model", value) for value in ("", "x" * 300, "~nobody-here", "7", "untrained:x", "../..", "{x}", "a\nb")]
+CONFIG += [("fasta", value) for value in ("no.fa", "folder", "bad.fa", "x" * 5000, "7", "[a]", "~nobody-here/a")]
+CONFIG += [("datasets", value) for value in ("", "no.tsv", "folder", "good.fa", "x" * 5000, "7")]
+CONFIG += [("nonsense", "1"), ("shard", "2")]
+
+
+@pytest.mark.parametrize(("key", "value"), CONFIG)
+def test_odd_settings(folder: Path, key: str, value: str) -> None:
+    given_ = {"fasta": "good.fa", "model": MODEL, "device": "cpu"}
+    if key == "datasets":
+        del given_["fasta"]
+    given_[key] = value
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores=1", "--quiet", "--snakefile", REPOSITORY / "Snakefile"]
+    command += ["--config", *(f"{name}={text}" for name, text in given_.items())]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    if done.returncode:
+        assert any(line.startswith("seqpack: ") for line in said.splitlines()), said

@@ -1,0 +1,205 @@
+"""Part files: what one attempt has finished serves the next, of any world size, if it is sound and of the same kind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import DEMO, MODEL, Run
+from seqpack import open_embeddings
+from seqpack.errors import SeqpackError
+from seqpack.fingerprint import Fingerprint
+from seqpack.index import Index, open_index
+from seqpack.models.registry import find_model
+from seqpack.models.weights import load_weights
+from seqpack.part_writer import PartWriter
+from seqpack.parts import PackResult, Parts, find_parts, open_part, remove_parts
+from seqpack.worker import ShardTask, embed_shard
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The demo, computed in one shard without disturbance."""
+    return Run(tmp_path_factory.mktemp("done"), 1).build(DEMO).embed("float32").merge()
+
+
+@pytest.fixture(scope="module")
+def index(done: Run) -> Index:
+    return open_index(done.index)
+
+
+@pytest.fixture(scope="module")
+def fingerprint(index: Index) -> Fingerprint:
+    weights = load_weights(find_model(MODEL))
+    return Fingerprint(index.digest, MODEL, weights.digest, 6, "mean", "float32")
+
+
+@pytest.fixture(scope="module")
+def results(done: Run, index: Index) -> list[PackResult]:
+    with h5py.File(done.shards[0]) as shard:
+        embeddings, rows = shard["embeddings"][:], shard["index_rows"][:]
+    ends = index.pack_offsets
+    none = np.empty(0, np.int64)
+    return [
+        PackResult(p, rows[ends[p] : ends[p + 1]], embeddings[ends[p] : ends[p + 1]], none)
+        for p in range(index.num_packs)
+    ]
+
+
+def save(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str = "a") -> Parts:
+    parts = Parts(index)
+    with PartWriter(folder, name, fingerprint, "a CPU", 0, parts) as writer:
+        for result in results:
+            writer.add(result)
+    return parts
+
+
+def embed_from_parts(run: Run, world_size: int, **settings: object) -> list[dict]:
+    """Embed and merge in `world_size` shards beside the parts that are in the folder; return the statuses."""
+    other = Run(run.folder, world_size)
+    for rank, (shard, status) in enumerate(zip(other.shards, other.statuses, strict=True)):
+        task = ShardTask(run.index, rank, world_size, shard, status, device="cpu", precision="float32", audit_seconds=0)
+        embed_shard(replace(task, **settings))
+    other.merge()
+    return [json.loads(status.read_text()) for status in other.statuses]
+
+
+def copy_index(done: Run, folder: Path) -> Run:
+    folder.mkdir(exist_ok=True)
+    (folder / "index.h5").write_bytes(done.index.read_bytes())
+    return Run(folder, 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_resumed_run_gives_the_same_values_row_by_row(
+    done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path, world_size: int
+) -> None:
+    """Parts of two ranks of another world size, with gaps, as a crash leaves them."""
+    run = copy_index(done, tmp_path)
+    save(tmp_path / "parts", index, fingerprint, results[0:7:3], "rank_0-of-3")
+    save(tmp_path / "parts", index, fingerprint, results[4:10:3], "rank_1-of-3")
+    statuses = embed_from_parts(run, world_size)
+    assert sum(status["resumed_packs"] for status in statuses) == 5
+    assert sum(status["done_packs"] for status in statuses) == index.num_packs
+    found, expected = open_embeddings(run.embeddings), open_embeddings(done.embeddings)
+    assert found.ids == expected.ids
+    assert (found[:] == expected[:]).all()
+    assert not (tmp_path / "parts").exists()
+
+
+def test_nothing_is_computed_when_parts_have_everything(
+    done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    """Shown by other values in the parts: they arrive in the result."""
+    run = copy_index(done, tmp_path)
+    changed = [replace(result, embeddings=result.embeddings + 1) for result in results]
+    save(tmp_path / "parts", index, fingerprint, changed)
+    statuses = embed_from_parts(run, 2)
+    assert sum(status["resumed_packs"] for status in statuses) == index.num_packs
+    assert (open_embeddings(run.embeddings)[:] == open_embeddings(done.embeddings)[:] + 1).all()
+
+
+def test_a_damaged_part_is_set_aside_and_computed_anew(
+    done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    run = copy_index(done, tmp_path)
+    folder = tmp_path / "parts"
+    save(folder, index, fingerprint, results[:6])
+    paths = sorted(folder.glob("*.part.h5"))
+    assert len(paths) == 6
+    with h5py.File(paths[0], "r+") as part:
+        part["embeddings"][0, 0] += 1
+    with h5py.File(paths[1], "r+") as part:
+        part["index_rows"][0] += 1
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    with h5py.File(paths[3], "r+") as part:
+        del part["pack_ends"]
+    found = find_parts(folder, index, fingerprint, range(index.num_packs), with_quarantined=True)
+    assert sorted(pack for pack in range(6) if pack in found) == [4, 5]
+    assert sorted(path.name for path in folder.glob("*.damaged")) == [f"{path.name}.damaged" for path in paths[:4]]
+    embed_from_parts(run, 1)
+    assert (open_embeddings(run.embeddings)[:] == open_embeddings(done.embeddings)[:]).all()
+    assert not folder.exists()
+
+
+def test_a_part_with_rows_of_other_packs_is_not_believed(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    lying = replace(results[0], pack=1)
+    save(tmp_path, index, fingerprint, [lying])
+    assert len(find_parts(tmp_path, index, fingerprint, range(2), with_quarantined=True)) == 0
+    assert list(tmp_path.glob("*.damaged"))
+
+
+def test_parts_of_another_computation_stay_where_they_are(
+    index: Index,
+    fingerprint: Fingerprint,
+    results: list[PackResult],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    save(tmp_path, index, replace(fingerprint, precision="bfloat16"), results[:3])
+    assert len(find_parts(tmp_path, index, fingerprint, range(3), with_quarantined=True)) == 0
+    assert "3 part files" in caplog.text
+    assert "precision is bfloat16, not float32" in caplog.text
+    remove_parts(tmp_path, fingerprint, range(index.num_packs))
+    assert len(list(tmp_path.glob("*.part.h5"))) == 3
+
+
+def test_only_parts_that_no_other_rank_needs_are_removed(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    parts = Parts(index)
+    with PartWriter(tmp_path, "mixed", fingerprint, "a CPU", 1000, parts) as writer:  # one part, as nothing is due
+        for result in results[:2]:
+            writer.add(result)
+    save(tmp_path, index, fingerprint, results[2:3])
+    assert len(list(tmp_path.glob("*.part.h5"))) == 2
+    remove_parts(tmp_path, fingerprint, range(0, index.num_packs, 2))
+    assert [open_part(path).packs.tolist() for path in tmp_path.glob("*.part.h5")] == [[0, 1]]
+
+
+def test_quarantined_packs_count_as_done_only_where_they_may(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    result = results[5]
+    bad = replace(
+        result,
+        index_rows=result.index_rows[1:],
+        embeddings=result.embeddings[1:],
+        quarantined_rows=result.index_rows[:1],
+    )
+    save(tmp_path, index, fingerprint, [results[4], bad])
+    strict = find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=False)
+    assert (4 in strict, 5 in strict) == (True, False)
+    lenient = find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=True)
+    assert lenient.quarantined(range(4, 6)) == [result.index_rows[0]]
+    save(tmp_path, index, fingerprint, [result])  # another attempt did better
+    assert find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=True).quarantined(range(4, 6)) == []
+
+
+def test_a_part_damaged_between_writing_and_use_stops_the_shard(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    parts = save(tmp_path, index, fingerprint, results[:1])
+    (path,) = tmp_path.glob("*.part.h5")
+    with h5py.File(path, "r+") as part:
+        part["embeddings"][0, 0] += 1
+    with pytest.raises(SeqpackError, match=r"damaged since it was written.*running again computes its packs anew"):
+        list(parts.results(range(1)))
+    assert not path.exists()
+
+
+def test_rows_of_parts_are_found(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
+) -> None:
+    parts = save(tmp_path, index, fingerprint, results)
+    for row in (0, 1, index.num_sequences // 2, index.num_sequences - 1):
+        pack = int(np.searchsorted(index.pack_offsets, row, side="right")) - 1
+        expected = results[pack].embeddings[row - index.pack_offsets[pack]]
+        assert (parts.embedding(row) == expected).all()
