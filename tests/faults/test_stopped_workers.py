@@ -20,6 +20,11 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ENDS_WITHIN = 20.0  # seconds
 
 
+def heed_interrupts() -> None:
+    """A shell starts what runs in the background with SIGINT ignored, and a worker would obey that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for_a_status(run: Run, worker: Popen[str], fingerprint: bool = True) -> None:
     """Wait until this worker, not one before it, has written its status: the first, or the one with a fingerprint."""
     while True:
@@ -45,7 +50,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     for case, number in enumerate(STOPS * 2):
         early = case in (1, 3)
         before = len(parts_in(run))
-        worker = start(run, 0, "--save-seconds", 0.2)
+        worker = start(run, 0, "--save-seconds", 0.2, preexec_fn=heed_interrupts)
         try:
             wait_for_a_status(run, worker, fingerprint=not early)
             while not early and len(parts_in(run)) == before:
