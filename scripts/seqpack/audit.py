@@ -29,7 +29,9 @@ from seqpack.pooling import mean_over_residues
 
 MOST_SEQUENCES = 8
 SHORT_TOKENS = 64  # enough for the time to be that of the matrix products
-LOAD_BYTES_PER_SECOND = 0.5e9  # of float32; about what seeded weights are made at, and a disk may be slower
+# What loading is expected to take, of float32: seeded weights are made at about the first; a file has just been read
+# by the worker and comes from memory.
+MADE_BYTES_PER_SECOND, READ_BYTES_PER_SECOND = 0.5e9, 1.5e9
 MEMORY_FACTOR = 1.3  # of the weights alone
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
 ATTENTION_BYTES = 12  # per head and pair of tokens
@@ -109,7 +111,8 @@ def audit_embeddings(
     else:
         architecture, parts = open_weights(source)
     num_bytes = 4 * sum(math.prod(shape) for shape in parameter_shapes(architecture).values())
-    load_seconds, free = num_bytes / LOAD_BYTES_PER_SECOND, available_memory()
+    load_seconds = num_bytes / (MADE_BYTES_PER_SECOND if parts is None else READ_BYTES_PER_SECOND)
+    free = available_memory()
     if load_seconds > seconds:
         return nothing(f"loading the weights may take {load_seconds:.0f} s, and {seconds:g} s are allowed")
     if num_bytes * MEMORY_FACTOR > free:
@@ -152,9 +155,9 @@ def audit_embeddings(
 
 
 def judge(audit: Audit, precision: str) -> tuple[str, str]:
-    """Return "ok", "warn" or "fail" for embeddings computed in `precision`, and a sentence that says why."""
+    """Return "ok", "warn", "fail" or "none" for embeddings computed in `precision`, and a sentence that says why."""
     if not audit.sequences:
-        return "warn", f"not audited: {audit.reference.removeprefix('none: ')}"
+        return "none", f"not audited: {audit.reference.removeprefix('none: ')}"
     message = (
         f"{audit.sequences} sequences recomputed ({audit.reference}): worst cosine {audit.worst_cosine:.6f}, "
         f"worst relative error {audit.worst_relative_error:.1e} at {audit.worst_sequence!r}"

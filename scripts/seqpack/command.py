@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import resource
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -29,6 +30,8 @@ def run(work: Callable[[], object]) -> int:
     A SeqpackError or an error of the operating system (disk full, no permission) is told in one line;
     anything else is a defect of seqpack and keeps its traceback.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard: 1024 would not do for many
     try:
         work()
     except SeqpackError as error:

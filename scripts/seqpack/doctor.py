@@ -118,8 +118,8 @@ def _open_index(path: Path, check: bool) -> Index:
 
 def _open_part(path: Path, index: Index | None) -> Part:
     part = open_part(path)
-    if index:
-        part.require_sound(index)
+    for place in range(len(part.packs) if index else 0):
+        part.result(place, index)  # raises if its checksum is another
     return part
 
 

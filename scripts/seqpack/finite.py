@@ -33,12 +33,14 @@ class FiniteResults:
 
     Attributes:
         recomputed: how many sequences float32 has mended.
+        quarantined: index rows of those that it has not.
     """
 
     def __init__(self, index: Index, device: torch.device, make_model: Callable[[torch.device], ESM2]) -> None:
         self._index, self._device, self._make_model = index, device, make_model
         self._embed: PackEmbedder | None = None
         self.recomputed = 0
+        self.quarantined: list[int] = []
 
     def __call__(self, results: Iterable[tuple[int, np.ndarray]]) -> Iterator[PackResult]:
         """Yield what came of each pack, of its number and its embeddings (sequences in the pack, hidden_dim)."""
@@ -63,14 +65,16 @@ class FiniteResults:
             self._embed = PackEmbedder(self._model(), lambda: self._make_model(torch.device("cpu")))
         tokens = index.tokens[index.token_offsets[row] : index.token_offsets[row + 1]]
         pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
-        pack = Pack(pack.tokens.to(self._device), pack.cu_seqlens.to(self._device), pack.lengths)
+        pack = Pack(pack.tokens.to(self._device), pack.cu_seqlens.to(self._device), pack.lengths, row)
         embedding = self._embed(pack)[0].cpu().numpy()
         if np.isfinite(embedding).all():
             self.recomputed += 1
             if self.recomputed <= SHOWN:
                 log.info("%s: finite in float32", index.sequence_name(row))
         else:
-            log.warning("%s: not finite in float32 either: quarantined", index.sequence_name(row))
+            self.quarantined.append(row)
+            if len(self.quarantined) <= SHOWN:
+                log.warning("%s: not finite in float32 either: quarantined", index.sequence_name(row))
         return embedding
 
     def _model(self) -> ESM2:

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
+from seqpack.interrupts import held_back_signals
 
 STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
@@ -49,8 +50,11 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends."""
-    with _PatientFile(path) as raw:
+    """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends.
+
+    So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to.
+    """
+    with held_back_signals(), _PatientFile(path) as raw:
         try:
             with h5py.File(raw, "w", libver=FORMAT) as file:
                 yield file
@@ -170,7 +174,8 @@ def sha256_but_for(path: Path, offset: int, size: int) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes without `size` of them from `offset` on."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest.update(file.read(offset))
+        while rest := offset - file.tell():
+            digest.update(file.read(min(rest, COPY_BYTES)))
         file.seek(offset + size)
         while block := file.read(COPY_BYTES):
             digest.update(block)

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,29 @@ class Interrupted(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {self.signal_name}"
+
+
+@contextmanager
+def held_back_signals() -> Iterator[None]:
+    """Call the handlers of signals that come while the block runs when it has ended.
+
+    Handlers run in the main thread; elsewhere there is nothing to hold back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in Signals.NUMBERS}
+    held = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class Signals:

@@ -14,15 +14,18 @@ from seqpack.models.registry import Architecture
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
 
+# How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
+SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+
 log = logging.getLogger(__name__)
 
 
 class DoesNotFit(SeqpackError):
-    """Memory does not suffice for one sequence of `num_tokens` tokens, on the CPU either."""
+    """Memory does not suffice for one sequence, on the CPU either; `row` is its row in the index."""
 
-    def __init__(self, num_tokens: int) -> None:
-        super().__init__(f"not enough memory for a sequence of {num_tokens - 2} residues")
-        self.num_tokens = num_tokens
+    def __init__(self, pack: Pack) -> None:
+        super().__init__(f"not enough memory for a sequence of {len(pack.tokens) - 2} residues")
+        self.row = pack.first_row
 
 
 class PackEmbedder:
@@ -90,20 +93,20 @@ class PackEmbedder:
     def _by_cpu(self, pack: Pack) -> torch.Tensor:
         device = pack.tokens.device
         if device.type == "cpu":
-            raise DoesNotFit(len(pack.tokens))
+            raise DoesNotFit(pack)
         log.warning("a sequence of %d tokens does not fit the device: computing it on the CPU", len(pack.tokens))
         if self._cpu_model is None:
             self._cpu_model = self._make_cpu_model()
         self.on_cpu += 1
-        on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths)
+        on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_row)
         try:
             return mean_over_residues(self._cpu_model(on_cpu), on_cpu).float().to(device)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise DoesNotFit(len(pack.tokens)) from error
+                raise DoesNotFit(pack) from error
             raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; PyTorch has no type of its own for that on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in SAID)

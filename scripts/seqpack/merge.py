@@ -8,6 +8,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,6 +127,8 @@ def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -
         remove_left(place)
     remove_set_aside(folder)
     remove_parts(folder, fingerprint, packs)
+    with suppress(OSError):  # what else is in it is not ours to judge
+        folder.rmdir()
 
 
 def _write_embeddings(
@@ -193,11 +196,14 @@ def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str
 def _worst_audit(shards: list[VerifiedShard]) -> dict[str, Any]:
     """Return what the shards' audits found, as attributes: of the errors the worst."""
     audits = [found.shard.audit for found in shards if found.shard.audit["audit_sequences"]]
-    result: dict[str, Any] = {"audit_sequences": sum(audit["audit_sequences"] for audit in audits)}
+    references = sorted({found.shard.audit["audit_reference"] for found in shards if found.status.num_sequences})
+    result: dict[str, Any] = {
+        "audit_sequences": sum(audit["audit_sequences"] for audit in audits),
+        "audit_reference": "; ".join(references),
+    }
     if audits:
         result["audit_worst_cosine"] = min(audit["audit_worst_cosine"] for audit in audits)
         result["audit_worst_relative_error"] = max(audit["audit_worst_relative_error"] for audit in audits)
-        result["audit_reference"] = ", ".join(sorted({audit["audit_reference"] for audit in audits}))
     return result
 
 

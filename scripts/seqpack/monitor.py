@@ -38,7 +38,7 @@ class Monitor:
             "gpu_utilization_mean": round(sum(utilization) / len(utilization), 1),
             "gpu_memory_bytes_max": max(memory),
             "gpu_power_watts_mean": round(sum(power) / len(power), 1),
-            "samples": len(self.samples),
+            "gpu_samples": len(self.samples),
         }
 
 
@@ -69,7 +69,7 @@ def monitor(device: torch.device, seconds: float = SAMPLE_SECONDS) -> Iterator[M
         yield result
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=2)  # a driver that does not answer must not hold up the end
 
 
 def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:

@@ -20,16 +20,18 @@ class Pack:
         tokens: (num_tokens,), any integer type, cls and eos of each sequence included.
         cu_seqlens: int32 (num_sequences + 1,), where each sequence begins; on the device of the tokens.
         lengths: int64 (num_sequences,), tokens in each sequence; on the host.
+        first_row: the first sequence's row in the index, for messages.
     """
 
     tokens: torch.Tensor
     cu_seqlens: torch.Tensor
     lengths: np.ndarray
+    first_row: int = 0
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray) -> Pack:
+    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_row: int = 0) -> Pack:
         """Make a pack on the CPU; copies the tokens."""
-        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths)
+        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_row)
 
     def split(self, num_tokens: int) -> list[Pack]:
         """Cut into packs of consecutive sequences, each of at most `num_tokens` tokens or one sequence."""
@@ -38,7 +40,7 @@ class Pack:
         for first, last in pairwise(plan_packs(offsets, num_tokens).tolist()):
             begin, end = int(offsets[first]), int(offsets[last])
             cu_seqlens = self.cu_seqlens[first : last + 1] - begin
-            pieces.append(Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last]))
+            pieces.append(Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last], self.first_row + first))
         return pieces
 
     @cached_property

@@ -13,7 +13,8 @@ import numpy as np
 from seqpack.files import whole_or_absent
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, write_attributes
-from seqpack.parts import PackResult, Part, Parts, checksum, open_part
+from seqpack.interrupts import Interrupted
+from seqpack.parts import PackResult, Part, Parts, open_part
 
 MAX_PART_BYTES = 256 << 20  # of embeddings; what waits to be saved stays in memory
 
@@ -30,7 +31,7 @@ class PartWriter:
         folder: where the parts lie.
         name: what the names of the parts begin with.
         fingerprint: of the computation.
-        computed_by: the device and the kernels, in words.
+        computed_by: the device and the kernels, in words; may be changed while packs come.
         seconds: between two parts; 0 makes each pack a part.
         parts: told of each part that was saved.
     """
@@ -38,10 +39,11 @@ class PartWriter:
     def __init__(
         self, folder: Path, name: str, fingerprint: Fingerprint, computed_by: str, seconds: float, parts: Parts
     ) -> None:
-        self._folder, self._name = folder, name
-        self._attributes = {**fingerprint.attributes(), "computed_by": computed_by}
+        self._folder, self._name, self._fingerprint = folder, name, fingerprint
+        self.computed_by = computed_by
         self._seconds, self._parts = seconds, parts
         self._pending: list[PackResult] = []
+        self._pending_bytes = 0
         self._began = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="part-writer")
         self._saving: Future[Part] | None = None
@@ -53,27 +55,35 @@ class PartWriter:
             OSError: an earlier part could not be saved, as on a full disk.
         """
         self._pending.append(result)
-        size = sum(pending.embeddings.nbytes for pending in self._pending)
-        if size >= MAX_PART_BYTES or time.monotonic() - self._began >= self._seconds:
+        self._pending_bytes += result.embeddings.nbytes
+        if self._pending_bytes >= MAX_PART_BYTES or time.monotonic() - self._began >= self._seconds:
             self._save()
 
     def _save(self) -> None:
         self._finish()
-        group = self._pending
-        self._saving = self._thread.submit(self._write, group)
-        self._pending = []
+        self._saving = self._thread.submit(self._write, self._pending, self.computed_by)
+        self._pending, self._pending_bytes = [], 0
         self._began = time.monotonic()
 
     def _finish(self) -> None:
         """Wait for the part that is being saved."""
         if self._saving is not None:
-            self._parts.add(self._saving.result())
+            part = self._saving.result()
+            self._parts.add(part, set(part.packs.tolist()))
             self._saving = None
 
-    def _write(self, group: list[PackResult]) -> Part:
+    def _flush(self) -> None:
+        self._finish()
+        if self._pending:
+            self._save()
+            self._finish()
+
+    def _write(self, group: list[PackResult], computed_by: str) -> Part:
         arrays = {
             "packs": np.array([result.pack for result in group], np.int64),
             "pack_ends": np.cumsum([len(result.index_rows) for result in group], dtype=np.int64),
+            "quarantined_ends": np.cumsum([len(result.quarantined_rows) for result in group], dtype=np.int64),
+            "pack_digests": np.array([list(result.digest()) for result in group], np.uint8),
             "index_rows": np.concatenate([result.index_rows for result in group]),
             "embeddings": np.concatenate([result.embeddings for result in group]),
             "quarantined_rows": np.concatenate([result.quarantined_rows for result in group]),
@@ -82,7 +92,7 @@ class PartWriter:
         names = chain([f"{stem}.part.h5"], (f"{stem}_{number}.part.h5" for number in count(2)))
         path = next(path for name in names if not (path := self._folder / name).exists())
         with whole_or_absent(path) as temporary, new_hdf5(temporary) as file:
-            write_attributes(file, {**self._attributes, "sha256": checksum(*arrays.values())})
+            write_attributes(file, {**self._fingerprint.attributes(), "computed_by": computed_by})
             for name, array in arrays.items():
                 file.create_dataset(name, data=array, track_times=False)
         return open_part(path)
@@ -92,15 +102,14 @@ class PartWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self._finish()
-            if self._pending:
-                self._save()
-                self._finish()
-        except OSError as error:
+            try:
+                self._flush()
+            except Interrupted:  # in this very moment; there is no second one
+                self._flush()
+                raise
+        except Exception as error:
             if kind is None:
                 raise
-            log.error("the packs finished since the last part are lost: %s", error)
+            log.error("the packs finished since the last part are lost: %s", error)  # the first error is the news
         finally:
             self._thread.shutdown()
-            if self._folder.is_dir() and not any(self._folder.iterdir()):
-                self._folder.rmdir()

@@ -57,7 +57,8 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
     pool = ThreadPoolExecutor(threads)
     try:
         for pack_number in packs:
-            pack = Pack.from_tokens(index.pack_tokens(pack_number), index.pack_lengths(pack_number))
+            first_row = int(index.pack_offsets[pack_number])
+            pack = Pack.from_tokens(index.pack_tokens(pack_number), index.pack_lengths(pack_number), first_row)
             waiting.append((pack_number, [pool.submit(embed_piece, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))
             while len(waiting) > 1 and sum(len(pieces) for _, pieces in waiting) > 2 * threads:
                 yield oldest()
@@ -98,7 +99,7 @@ def _on_cuda(
                     tokens = _to_device(index.pack_tokens(pack_number), device)
                     cu_seqlens = _to_device(boundaries(lengths), device)
                     arrived = to_device.record_event()
-                put((pack_number, Pack(tokens, cu_seqlens, lengths), arrived))
+                put((pack_number, Pack(tokens, cu_seqlens, lengths, int(index.pack_offsets[pack_number])), arrived))
             put(None)
         except BaseException as error:  # to be raised where the results are awaited
             put(error)

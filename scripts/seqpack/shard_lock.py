@@ -23,12 +23,15 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bool]:
     """Hold the shard's lock, the file `.NAME.lock` beside it.
 
     Args:
         shard: the shard that is to be written.
         wait_seconds: how long to wait for a holder to leave.
+
+    Yields:
+        Whether it is held; not where the file system has no locks.
 
     Raises:
         SeqpackError: another worker holds it; says which.
@@ -37,14 +40,14 @@ def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[No
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _acquire(path, shard, wait_seconds)
     if file is None:
-        yield
+        yield False
         return
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         file.flush()
         try:
-            yield
+            yield True
         finally:
             path.unlink(missing_ok=True)  # before the lock is freed, so that no one else's file is removed
 
@@ -57,7 +60,8 @@ def lock_holder(shard: Path) -> str:
     """Return who holds the shard's lock, in words; empty if no one does."""
     try:
         with lock_path_of(shard).open("r") as file:
-            return "" if _lock(file) else _holder(file)
+            # Shared: for an exclusive one NFS wants a file that is open for writing.
+            return "" if _lock(file, fcntl.LOCK_SH) else _holder(file)
     except OSError:
         return ""
 
@@ -100,9 +104,9 @@ def _acquire(path: Path, shard: Path, wait_seconds: float) -> IO[str] | None:
         time.sleep(POLL_SECONDS)
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

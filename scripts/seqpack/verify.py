@@ -120,7 +120,8 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
         raise SeqpackError(
             f"{path}: its audit failed, the embeddings are wrong: worst cosine "
             f"{status.audit.get('worst_cosine')}, worst relative error {status.audit.get('worst_relative_error')} "
-            f"against {status.audit.get('reference')}"
+            f"against {status.audit.get('reference')}; remove the shard, and compute it in another precision or on "
+            "another device"
         )
     for row, id_ in zip_longest(expected.tolist(), chain.from_iterable(shard_ids(path))):
         if row is None or id_ != index.sequence_id(row):

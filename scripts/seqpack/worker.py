@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime
 
 from seqpack.interrupts import Interrupted, Signals
 from seqpack.lease import leased_gpu
+from seqpack.parts import parts_name, remove_unfinished
 from seqpack.shard_lock import locked_shard
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -30,20 +32,27 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     signals = Signals()
     signals.catch()
     try:
-        with locked_shard(task.shard):
-            _embed_locked(task, status, signals)
+        with locked_shard(task.shard) as alone:
+            if alone:
+                remove_unfinished(task.shard, parts_name(task.rank, task.world_size))
+            remove_parts = _embed_locked(task, status, signals)
+            try:
+                remove_parts()
+            except OSError as error:
+                log.warning("the parts of the finished shard can't be removed: %s", error)
     finally:
         signals.restore()
     return status
 
 
-def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals) -> None:
+def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals) -> Callable[[], None]:
     try:
         write_status(task.status, status)
         with leased_gpu() if task.device != "cpu" else nullcontext():
             with stage(status, "import"):
                 from seqpack.rank import embed_rank  # only now: torch must not see the GPUs of others
-            embed_rank(task, status, signals)
+            remove_parts = embed_rank(task, status, signals)
+        signals.ignore()  # from here on it is complete
         status.status = COMPLETE
     except BaseException as error:
         status.status = FAILED
@@ -63,6 +72,7 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals) -> Non
             if status.status == COMPLETE:
                 raise
             log.error("the status JSON can't be written: %s", error)  # what failed before is the news
+    return remove_parts
 
 
 def _now() -> str:

@@ -133,5 +133,5 @@ def test_weights_that_are_all_wrong_end_early(tmp_path: Path) -> None:
     weights = checkpoint(tmp_path, cysteine=float("inf"))
     fasta = write(tmp_path / "f.faa", ["C" + s for s in random_sequences([40] * 1500)])
     run = Run(tmp_path, 1).build(fasta, str(weights))
-    with pytest.raises(SeqpackError, match=r"have no finite embedding after [1-9] of \d\d packs.*check the weights"):
+    with pytest.raises(SeqpackError, match=r"have no finite embedding.*after [0-9] of \d\d packs: check the weights"):
         embed_shard(task_of(run, 0))

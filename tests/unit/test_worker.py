@@ -125,7 +125,8 @@ def test_a_full_disk_stops_the_worker_with_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "rank_0-of-1_pack_00000000.part.h5" in done.stderr.splitlines()[-1]
     assert "make room and run again" in done.stderr.splitlines()[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "shard_0-of-1.status.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "parts", "shard_0-of-1.status.json"]
+    assert not list((tmp_path / "parts").iterdir())
     assert json.loads(run.statuses[0].read_text())["status"] == "failed"
 
 
@@ -133,16 +134,16 @@ def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path
     gone = subprocess.Popen(["true"])
     gone.wait()
     left = tmp_path / f".s.h5.{socket.gethostname()}.{gone.pid}.tmp"
-    alive = tmp_path / f".s.h5.{socket.gethostname()}.{os.getpid()}.tmp"
     elsewhere = tmp_path / f".s.h5.another-host.{gone.pid}.tmp"
-    for path in (left, alive, elsewhere):
+    of_another = tmp_path / f".t.h5.another-host.{gone.pid}.tmp"
+    for path in (left, elsewhere, of_another):
         path.write_bytes(b"half")
     arguments = ("--index", indexed.index, "--rank", 0, "--world-size", 2)
     done = run_script("embed_shard.py", *arguments, "--output", tmp_path / "s.h5", "--status", tmp_path / "s.json")
     assert done.returncode == 0, done.stderr
     assert not left.exists()
-    assert alive.exists()
-    assert elsewhere.exists()
+    assert not elsewhere.exists()  # the lock says that no one is at it, on no machine
+    assert of_another.exists()
 
 
 def test_a_damaged_index_is_noticed_by_the_packs_checksum(indexed: Run, tmp_path: Path) -> None:
