@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import SCRIPTS
 from seqpack.errors import SeqpackError
+from seqpack.parts import open_part
 from seqpack.shard_lock import lock_holder, lock_path_of, locked_shard
 
 WATCHER = "import sys, time; from seqpack.interrupts import stop_with_parent; stop_with_parent(int(sys.argv[1]));"
@@ -114,3 +115,66 @@ def test_a_hundred_rounds_of_four_workers_never_overlap(tmp_path: Path) -> None:
     )
     workers = [python(code, tmp_path / "s.h5") for _ in range(4)]
     assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
+
+
+WRITES_IDS = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import numpy as np
+from seqpack.hdf5 import new_hdf5, write_strings
+from seqpack.interrupts import Signals
+signals = Signals()
+signals.catch()
+def interrupt():
+    time.sleep(float(sys.argv[2]))
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=interrupt).start()
+while True:
+    with new_hdf5(Path(sys.argv[1])) as file:
+        write_strings(file, "ids", np.arange(100_000), str)
+"""
+
+
+def test_a_signal_while_hdf5_writes_does_not_crash_the_process(tmp_path: Path) -> None:
+    """HDF5 writes through Python; an exception in there used to end in a segmentation fault."""
+    for number in range(8):
+        writer = python(WRITES_IDS, tmp_path / "ids.h5", 0.05 + 0.03 * number)
+        assert writer.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+SLOW_DISK = """
+import os, signal, sys, threading, time
+from contextlib import contextmanager
+from pathlib import Path
+import numpy as np
+import seqpack.part_writer as part_writer
+from seqpack.fingerprint import Fingerprint
+from seqpack.interrupts import Signals
+from seqpack.parts import PackResult
+real = part_writer.whole_or_absent
+@contextmanager
+def slow(path):
+    with real(path) as temporary:
+        yield temporary
+        time.sleep(1)
+part_writer.whole_or_absent = slow
+class Told:
+    def add(self, *_): pass
+signals = Signals()
+signals.catch()
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+none = np.empty(0, np.int64)
+fingerprint = Fingerprint("i", "m", "d", 6, "mean", "float32")
+with part_writer.PartWriter(Path(sys.argv[1]), "a", fingerprint, "", 0, Told()) as w:
+    w.add(PackResult(0, np.arange(2), np.ones((2, 4), np.float32), none))
+    w._seconds = 1000
+    for pack in (1, 2):
+        w.add(PackResult(pack, np.arange(2), np.ones((2, 4), np.float32), none))
+"""
+
+
+def test_a_signal_while_the_last_part_waits_for_the_disk_loses_nothing(tmp_path: Path) -> None:
+    writer = python(SLOW_DISK, tmp_path)
+    assert writer.wait(timeout=60) == 128 + signal.SIGTERM
+    parts = [open_part(path).packs.tolist() for path in sorted(tmp_path.glob("*.part.h5"))]
+    assert parts == [[0], [1, 2]]
