@@ -14,6 +14,14 @@ configfile: "config/config.yaml" if exists("config/config.yaml") else f"{workflo
 
 
 include: "rules/common.smk"
+
+
+# Used with --software-deployment-method apptainer.
+if config["container"]:
+
+    container: config["container"]
+
+
 include: "rules/fetch.smk"
 include: "rules/index.smk"
 include: "rules/embed.smk"
@@ -37,6 +45,10 @@ rule all:
 rule fetch_models:
     input:
         WEIGHTS,
+
+
+onstart:
+    stop_orphans()
 
 
 onsuccess:

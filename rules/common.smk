@@ -1,5 +1,6 @@
 # Configuration, checked, and the functions that the rules take their inputs from.
 
+import json
 import os
 import shlex
 import sys
@@ -16,11 +17,16 @@ sys.path.insert(0, str(REPOSITORY / "scripts"))
 # Rules call `python`: let it be the interpreter that runs Snakemake, whether or not its environment
 # is activated. A rule's conda environment still comes first.
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
+# A rule's shell becomes its program: a signal that ends a cluster's job would end the shell first, and
+# Snakemake then what runs below it, before a worker has saved its packs.
+shell.prefix("set -euo pipefail; exec ")
 
 from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs, started_world_size
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
 from seqpack.models.registry import MODELS
+from seqpack.orphans import cancel_orphans
+from seqpack.resources import memory_mb, runtime_minutes, tokens_in
 
 
 def check_config():
@@ -60,7 +66,7 @@ def read_all_datasets():
                         f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
                     )
             refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
-    except SeqpackError as error:
+    except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")
     return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
 
@@ -74,10 +80,17 @@ def world_size_of(name, slug):
     )
 
 
+def profile_asks_for_gpus():
+    """Whether jobs get GPUs that this machine need not have: a cluster's login node."""
+    resources = workflow.resource_settings.overwrite_resources.get("embed_shard", {})
+    return config["device"] != "cpu" and "gpu" in resources and resources["gpu"] != 0
+
+
 check_config()
 DATASETS = read_all_datasets()
 GPUS = [] if config["device"] == "cpu" else visible_gpus()
-USE_GPU = config["device"] == "cuda" or bool(GPUS)
+CORES = workflow.resource_settings.cores or 1
+USE_GPU = config["device"] == "cuda" or bool(GPUS) or profile_asks_for_gpus()
 WORLD_SIZES = {key: world_size_of(*key) for key in DATASETS}
 EMBEDDINGS = [f"results/{name}/{slug}/embeddings.h5" for name, slug in DATASETS]
 SHARDS = [
@@ -127,6 +140,20 @@ def statuses_of(wildcards):
     return [shard.removesuffix(".h5") + ".status.json" for shard in shards_of(wildcards)]
 
 
+def shard_memory(wildcards, attempt):
+    """What embed_shard asks a cluster for, in MB."""
+    return memory_mb(dataset_of(wildcards).model, attempt)
+
+
+def shard_runtime(wildcards, threads, attempt):
+    """The time limit of embed_shard in minutes; Snakemake asks again once the index is built."""
+    dataset = dataset_of(wildcards)
+    index = Path("results", dataset.name, dataset.model.slug, "index.h5")
+    tokens = -(-tokens_in(index, dataset.fasta) // int(wildcards.world_size))
+    settings = (config["max_length"] + 2, config["precision"], USE_GPU, threads, attempt)
+    return runtime_minutes(dataset.model, tokens, *settings)
+
+
 def unrecorded(value):
     """A param that Snakemake uses but does not record: it records no function of `threads`.
 
@@ -138,6 +165,28 @@ def unrecorded(value):
 def script(name):
     """The path of a program in scripts/, quoted for the shell."""
     return unrecorded(shlex.quote(str(REPOSITORY / "scripts" / name)))
+
+
+def stop_orphans():
+    """Cancel what an earlier run that was killed has left in SLURM, so that no shard is computed twice."""
+    try:
+        jobs = cancel_orphans(Path())
+    except SeqpackError as error:
+        sys.exit(f"seqpack: {error}")
+    if jobs:
+        print(
+            f"Cancelled SLURM jobs of an earlier run in this folder: {' '.join(jobs)}",
+            file=sys.stderr,
+        )
+
+
+def quarantined_in(results):
+    """How many records a merge has left out, by its manifest."""
+    try:
+        manifest = json.loads(Path(results).with_name("manifest.json").read_text())
+        return manifest["counts"]["fates"]["quarantined"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def results_message():
@@ -156,6 +205,12 @@ def results_message():
         lines.append("\nIn Python:")
         lines.append(f"    import seqpack; e = seqpack.open_embeddings({str(done[0][1])!r})")
         lines.append("    e.ids, e[0], e[e.ids[0]], e.to_pandas()")
+    for dataset, path in done:
+        if number := quarantined_in(path):
+            lines.append(
+                f"\nQUARANTINED: {number} records of {dataset.name} have no finite embedding and were left out; "
+                f"{Path(path).with_name('records.tsv.gz')} names them"
+            )
     for dataset, _ in done:
         if dataset.model.kind == "untrained":
             lines.append(

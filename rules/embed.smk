@@ -19,17 +19,25 @@ rule embed_shard:
     conda:
         "../envs/seqpack.yaml"
     # A GPU's worker needs one core; without GPUs the shards take turns with all cores.
-    threads: 1 if USE_GPU else workflow.cores or 1
+    threads: 1 if USE_GPU else CORES
     resources:
         gpu=int(USE_GPU),
+        mem_mb=shard_memory,
+        runtime=shard_runtime,
         attempt=lambda wildcards, attempt: attempt,
     params:
         script=script("embed_shard.py"),
         model=model_of,
         device=unrecorded(config["device"]),
         precision=config["precision"],
+        attention=unrecorded(config["attention"]),
+        on_error=unrecorded(config["on_error"]),
+        save_seconds=unrecorded(config["save_seconds"]),
+        audit_seconds=unrecorded(config["audit_seconds"]),
     shell:
         "python {params.script} --index {input.index:q} --model={params.model:q}"
         " --rank {wildcards.rank} --world-size {wildcards.world_size}"
-        " --device {params.device} --precision {params.precision} --threads {threads}"
+        " --device {params.device} --precision {params.precision} --attention {params.attention}"
+        " --on-error {params.on_error} --save-seconds {params.save_seconds}"
+        " --audit-seconds {params.audit_seconds} --threads {threads} --parent $PPID"
         " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -14,6 +14,9 @@ rule build_index:
         "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
     conda:
         "../envs/seqpack.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         script=script("build_index.py"),
         model=model_of,

@@ -18,6 +18,9 @@ rule merge_shards:
         "benchmarks/{dataset}/{model}/merge_shards.benchmark.tsv"
     conda:
         "../envs/seqpack.yaml"
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         script=script("merge_shards.py"),
     shell:

@@ -53,7 +53,10 @@ def leased_gpu() -> Iterator[str | None]:
             os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, from which the index comes
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         log.info("GPU %s of %s", gpu, ", ".join(gpus))
-        yield gpu
+        try:
+            yield gpu
+        finally:
+            log.info("GPU %s is free again", gpu)
 
 
 def _first_free(files: dict[str, IO[str]]) -> str | None:

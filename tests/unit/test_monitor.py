@@ -61,7 +61,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, nvml: StandInNvml, wanted: int) -> 
 def test_samples_are_summed_up_in_the_units_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = StandInNvml()
     summary = watched(monkeypatch, nvml, wanted=4)
-    assert summary["samples"] >= 4
+    assert summary["gpu_samples"] >= 4
     assert 90 <= summary["gpu_utilization_mean"] <= 96
     assert summary["gpu_power_watts_mean"] == 350.5
     assert summary["gpu_memory_bytes_max"] == nvml.seen * 1_000_000
@@ -76,7 +76,7 @@ def test_a_gpu_that_stops_answering_ends_the_samples_and_nothing_else(monkeypatc
         end = time.monotonic() + 10
         while nvml.seen < 4 and time.monotonic() < end:
             time.sleep(0.001)
-    assert found.summary()["samples"] == 2
+    assert found.summary()["gpu_samples"] == 2
 
 
 def test_a_part_of_a_gpu_is_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

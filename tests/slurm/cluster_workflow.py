@@ -1,0 +1,136 @@
+"""The workflow on the test cluster, and what its jobs do there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import psutil
+from cluster import Cluster
+
+from pipeline import MODEL, REPOSITORY, SCRIPTS
+
+SLUG = "untrained-esm2_t6_8M_UR50D"
+WORKER = str(SCRIPTS / "embed_shard.py")
+SNAKEMAKE = (str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(REPOSITORY / "Snakefile"))
+# What the plugin does once in 40 s, and then ever more rarely, the tests want sooner.
+SOON = ("--slurm-init-seconds-before-status-checks", "8", "--latency-wait", "10")
+NO_ACCOUNTING = ("--slurm-status-command", "squeue")
+
+
+class Workflow:
+    """The workflow in a folder of its own, through profiles/slurm; workers save packs every second."""
+
+    def __init__(self, cluster: Cluster, folder: Path, fasta: Path, shards: int = 4, **settings: object) -> None:
+        self.cluster, self.folder, self.shards = cluster, folder, shards
+        slug = Path(str(settings["model"])).stem if "model" in settings else SLUG
+        self.results = folder / "results" / fasta.stem / slug
+        self.logs = folder / "logs" / fasta.stem / slug
+        self._settings = {"fasta": fasta, "model": MODEL, "shards": shards, "precision": "float32"}
+        self._settings |= {"save_seconds": 1, "audit_seconds": 0, **settings}
+        self.output = folder.with_suffix(".out")
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start Snakemake; all that it says goes to `output`."""
+        settings = [f"{key}={value}" for key, value in self._settings.items()]
+        command = [*SNAKEMAKE, "--workflow-profile", str(REPOSITORY / "profiles/slurm"), *SOON, *NO_ACCOUNTING]
+        command += [*arguments, "--config", *settings]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # as on a login node
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+        return self.process
+
+    def finish(self, seconds: float = 300) -> int:
+        """Wait for Snakemake's end and return its exit code."""
+        assert self.process is not None
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended after {seconds:.0f} s:\n{self.said()}\n{self.cluster.logs()}") from None
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def run(self, *arguments: str) -> int:
+        self.start(*arguments)
+        return self.finish()
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def kill(self) -> None:
+        """kill -9 of Snakemake, if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def status(self, rank: int) -> dict:
+        return json.loads((self.results / f"shards/shard_{rank}-of-{self.shards}.status.json").read_text())
+
+    def log(self, rank: int) -> str:
+        return (self.logs / f"embed_shard_{rank}-of-{self.shards}.log").read_text()
+
+    def device(self, rank: int) -> str:
+        """The CUDA_VISIBLE_DEVICES that a shard's last worker saw."""
+        return re.findall(r"INFO GPU (\S+), the only one visible", self.log(rank))[-1]
+
+    def digest(self) -> str:
+        return digest_of(self.results / "embeddings.h5")
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The running workers by rank; two on one shard are a failure."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                arguments = process.cmdline()
+                if WORKER in arguments[1:2] and process.cwd() == str(self.folder):
+                    rank = int(arguments[arguments.index("--rank") + 1])
+                    assert rank not in found, f"two workers on shard {rank}"
+                    found[rank] = process
+            except psutil.Error:
+                continue
+        return found
+
+    def job(self, rank: int) -> str:
+        """The id of the SLURM job that computes a shard now."""
+        environment = self.workers()[rank].environ()
+        if "SLURM_ARRAY_TASK_ID" in environment:  # the whole array has the SLURM_JOB_ID of one of its tasks
+            return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+        return environment["SLURM_JOB_ID"]
+
+    def wait_for_parts(self, ranks: range | None = None) -> None:
+        """Wait until the workers of these ranks (all) have saved packs and go on."""
+        ranks = ranks or range(self.shards)
+        parts = self.results / "shards/parts"
+
+        def saved() -> bool:
+            assert self.running(), self.said()
+            return all(any(parts.glob(f"rank_{rank}-of-*.part.h5")) for rank in ranks)
+
+        self.wait_until(saved, "not all workers have saved packs")
+
+    def wait_until(self, condition: Callable[[], bool], what_if_not: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (
+                f"{what_if_not} after {seconds:.0f} s\n{self.said()}\n{self.cluster.logs()}"
+            )
+            time.sleep(0.2)
+
+
+def digest_of(embeddings: Path) -> str:
+    """SHA-256 of the embeddings alone."""
+    with h5py.File(embeddings) as file:
+        return hashlib.sha256(file["embeddings"][:].tobytes()).hexdigest()
