@@ -48,7 +48,7 @@ rule fetch_models:
 
 
 onstart:
-    stop_orphans()
+    in_use = stop_orphans()
 
 
 onsuccess:

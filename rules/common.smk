@@ -25,7 +25,7 @@ from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
 from seqpack.models.registry import MODELS
-from seqpack.orphans import cancel_orphans
+from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.resources import memory_mb, runtime_minutes, tokens_in
 
 
@@ -168,9 +168,13 @@ def script(name):
 
 
 def stop_orphans():
-    """Cancel what an earlier run that was killed has left in SLURM, so that no shard is computed twice."""
+    """Cancel what an earlier run that was killed has left in SLURM, so that no shard is computed twice.
+
+    Returns a file that is to stay open: it tells later runs in this folder that this one is alive.
+    """
+    in_use, alone = claim_folder(Path())
     try:
-        jobs = cancel_orphans(Path())
+        jobs = cancel_orphans(Path()) if alone else []
     except SeqpackError as error:
         sys.exit(f"seqpack: {error}")
     if jobs:
@@ -178,6 +182,7 @@ def stop_orphans():
             f"Cancelled SLURM jobs of an earlier run in this folder: {' '.join(jobs)}",
             file=sys.stderr,
         )
+    return in_use
 
 
 def quarantined_in(results):

@@ -16,7 +16,7 @@ rule build_index:
         "../envs/seqpack.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 240 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         script=script("build_index.py"),
         model=model_of,

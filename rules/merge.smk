@@ -20,7 +20,7 @@ rule merge_shards:
         "../envs/seqpack.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 240 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         script=script("merge_shards.py"),
     shell:

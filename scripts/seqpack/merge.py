@@ -113,7 +113,7 @@ def merge_shards(
         )
     for found in shards:
         if found.status.audit.get("verdict") == "warn":
-            log.warning("%s: its audit found larger errors than expected: %s", found.shard.path, found.status.audit)
+            log.warning("%s: its audit failed or found large errors: %s", found.shard.path, found.status.audit)
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
     _remove_what_was_left(shard_paths[0], shards[0].shard.fingerprint, range(index.num_packs))

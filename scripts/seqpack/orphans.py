@@ -2,59 +2,99 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import IO
 
 from seqpack.errors import SeqpackError
 
 RUN_ID = re.compile(r"SLURM run ID: ([\w-]+)")
 HEAD_CHARACTERS = 1 << 16  # Snakemake says the run's id before it submits the first job
+RUNS = 100  # of how many earlier runs jobs are looked for
 WAIT_SECONDS = 300.0  # SLURM gives a job KillWait (30 s by default) to save what it has
 POLL_SECONDS = 1.0
+IN_USE = ".snakemake/seqpack.running"  # locked while a run lives; says which folder it is, and since when
+
+
+def claim_folder(folder: Path) -> tuple[IO[str], bool]:
+    """Mark a working folder as in use until the returned file is closed, by the end of the process at the latest.
+
+    Snakemake's own lock is on files: two runs of different datasets may share a folder.
+
+    Returns:
+        The file, and whether no other live run uses the folder; False as well where that can't be told.
+    """
+    path = folder / IN_USE
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except OSError:  # held by another, or no locks here
+        alone = False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        alone = False
+    file.seek(0)
+    where = file.readline().strip()
+    if alone and where != str(folder.resolve()):  # new, or a copy, whose logs tell of the original's runs
+        file.truncate(0)
+        file.write(f"{folder.resolve()}\n{time.time() if where else 0}\n")
+        file.flush()
+    return file, alone
 
 
 def cancel_orphans(folder: Path) -> list[str]:
     """Cancel the jobs that earlier runs of Snakemake in `folder` have left in SLURM; return when they have ended.
 
-    To be called while Snakemake's lock on the folder is held: then no other run there is alive. The runs are
-    known by the ids in Snakemake's own logs, which the SLURM plugin takes for the names of its jobs.
+    To be called when no other run there is alive, see `claim_folder`. The runs are known by the ids in
+    Snakemake's own logs, which the SLURM plugin takes for the names of its jobs.
 
     Returns:
         The ids of the cancelled jobs; none where there is no SLURM.
 
     Raises:
-        SeqpackError: jobs are left after 5 minutes.
+        SeqpackError: SLURM does not answer, or jobs are left after 5 minutes.
     """
     runs = _runs_of(folder)
     if not runs or not shutil.which("squeue"):
         return []
-    found = jobs = _jobs_of(runs)
-    if jobs:
-        subprocess.run(["scancel", *jobs], check=False)
     deadline = time.monotonic() + WAIT_SECONDS
+    found = jobs = _jobs_of(runs, deadline)
     while jobs:
-        if time.monotonic() > deadline:
+        subprocess.run(["scancel", *jobs], check=False)  # again each time: it may have failed
+        time.sleep(POLL_SECONDS)
+        jobs = _jobs_of(runs, deadline)
+        if jobs and time.monotonic() > deadline:
             raise SeqpackError(
                 f"SLURM jobs of an earlier run in this folder do not end: {' '.join(jobs)}; "
                 "wait until squeue lists them no more, and run again"
             )
-        time.sleep(POLL_SECONDS)
-        jobs = _jobs_of(runs)
     return found
 
 
 def _runs_of(folder: Path) -> list[str]:
+    logs = sorted((folder / ".snakemake/log").glob("*.snakemake.log"))[-RUNS:]  # their names begin with the time
+    try:
+        since = float((folder / IN_USE).read_text().splitlines()[1])
+    except (OSError, ValueError, IndexError):
+        since = 0.0
     ids = []
-    for log in (folder / ".snakemake/log").glob("*.snakemake.log"):
+    for log in (log for log in logs if log.stat().st_mtime >= since):
         with log.open(errors="replace") as file:
             ids += RUN_ID.findall(file.read(HEAD_CHARACTERS))
     return ids
 
 
-def _jobs_of(runs: list[str]) -> list[str]:
-    command = ["squeue", "--me", "--noheader", "--format=%F %j"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    return sorted({job for job, name in map(str.split, listed) if name in runs})
+def _jobs_of(runs: list[str], deadline: float) -> list[str]:
+    command = ["squeue", "--me", "--noheader", f"--name={','.join(runs)}", "--format=%F"]
+    while (answer := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
+        if time.monotonic() > deadline:
+            raise SeqpackError(f"squeue fails: {answer.stderr.strip()}; jobs of an earlier run may be left: run again")
+        time.sleep(POLL_SECONDS)
+    return sorted(set(answer.stdout.split()))

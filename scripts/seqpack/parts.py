@@ -250,7 +250,7 @@ def remove_parts(folder: Path, fingerprint: Fingerprint, packs: range, own: str 
             continue
         try:
             part = open_part(path)
-        except (SeqpackError, OSError):
+        except (SeqpackError, OSError, IndexError):
             continue
         if not part.fingerprint.difference(fingerprint) and done.issuperset(part.packs.tolist()):
             path.unlink(missing_ok=True)

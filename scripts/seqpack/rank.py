@@ -185,9 +185,11 @@ def _audit(
             limit = min(limit, 1 + computed)
         try:
             audit = audit_embeddings(index, rows, parts.embedding, source, limit)
+            verdict, message = judge(audit, precision)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
-            audit = Audit(0, math.nan, math.nan, "", f"none: {type(error).__name__}: {error}", 0.0, False)
-        verdict, message = judge(audit, precision)
+            message = f"it failed: {type(error).__name__}: {error}"
+            audit = Audit(0, math.nan, math.nan, "", f"none: {message}", 0.0, False)
+            verdict = "warn"
     found = {name: value for name, value in asdict(audit).items() if value == value}  # JSON has no NaN
     status.audit = {**found, "verdict": verdict}
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import datetime
 
 from seqpack.interrupts import Interrupted, Signals
@@ -32,26 +32,28 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     signals = Signals()
     signals.catch()
     try:
-        with locked_shard(task.shard) as alone:
+        # The GPU's lease ends last: this process holds memory on it as long as it lives.
+        with ExitStack() as lease, locked_shard(task.shard) as alone:
             if alone:
                 remove_unfinished(task.shard, parts_name(task.rank, task.world_size))
-            remove_parts = _embed_locked(task, status, signals)
+            remove_parts = _embed_locked(task, status, signals, lease)
             try:
                 remove_parts()
-            except OSError as error:
+            except Exception as error:  # the shard is complete, whatever becomes of its parts
                 log.warning("the parts of the finished shard can't be removed: %s", error)
     finally:
         signals.restore()
     return status
 
 
-def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals) -> Callable[[], None]:
+def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease: ExitStack) -> Callable[[], None]:
     try:
         write_status(task.status, status)
-        with leased_gpu() if task.device != "cpu" else nullcontext():
-            with stage(status, "import"):
-                from seqpack.rank import embed_rank  # only now: torch must not see the GPUs of others
-            remove_parts = embed_rank(task, status, signals)
+        if task.device != "cpu":
+            lease.enter_context(leased_gpu())
+        with stage(status, "import"):
+            from seqpack.rank import embed_rank  # only now: torch must not see the GPUs of others
+        remove_parts = embed_rank(task, status, signals)
         signals.ignore()  # from here on it is complete
         status.status = COMPLETE
     except BaseException as error:

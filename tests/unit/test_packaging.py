@@ -34,7 +34,7 @@ def test_conda_environments_have_the_locks_versions() -> None:
 def test_the_lock_pins_all_that_pyproject_names() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    names = [*project["dependencies"], *extras["workflow"], *extras["test"]]
+    names = [*project["dependencies"], *extras["workflow"], *extras["slurm"], *extras["test"]]
     missing = {re.split(r"[<>=]", name)[0].lower() for name in names} - locked().keys()
     assert not missing
 
@@ -45,6 +45,16 @@ def test_conda_environments_have_all_that_a_worker_needs() -> None:
     environment = yaml.safe_load((REPOSITORY / "envs/seqpack.yaml").read_text())["dependencies"]
     names = [dependency.split("=")[0] for dependency in environment]
     assert needed == {CONDA_NAMES.get(name, name) for name in names} - {"python"}
+
+
+def test_the_container_recipes_copy_what_there_is() -> None:
+    recipe = (REPOSITORY / "envs/seqpack.def").read_text()
+    pairs = [line.split() for line in recipe.partition("%files\n")[2].partition("\n\n")[0].splitlines()]
+    assert all(len(pair) == 2 for pair in pairs)  # Apptainer drops the rest of a line
+    copies = re.findall(r"^COPY (.+)$", (REPOSITORY / "envs/Dockerfile").read_text(), re.MULTILINE)
+    in_docker = {source for line in copies for source in line.split()[:-1]}
+    assert {source for source, _ in pairs} == in_docker
+    assert [source for source in in_docker if not (REPOSITORY / source).exists()] == []
 
 
 def test_what_is_installed_is_the_lock() -> None:

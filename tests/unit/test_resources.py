@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline import DEMO, MODEL, Run
+from pipeline import DEMO, MODEL, SCRIPTS, Run
 from seqpack.errors import SeqpackError
 from seqpack.models.registry import MODELS, ModelSource, find_model
-from seqpack.orphans import cancel_orphans
+from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.resources import memory_mb, runtime_minutes, tokens_in
 
 # As published with the models: the numbers in their names (fair-esm's README), with the language-model head.
@@ -82,11 +85,10 @@ def test_weights_of_unknown_size_are_judged_by_their_files(tmp_path: Path) -> No
 
 
 SQUEUE = """#!/bin/sh
+case "$*" in *--name=aaaa-1,bbbb-2*) ;; *) exit 2;; esac
+if test -e {folder}/deaf; then rm {folder}/deaf; echo 'Socket timed out' >&2; exit 1; fi
 test -e {folder}/cancelled && test ! -e {folder}/stuck && exit 0
-echo '7 run-of-another-folder'
-echo '8 aaaa-1'
-echo '8 aaaa-1'
-echo '9 bbbb-2'
+echo 8; echo 8; echo 9
 """
 
 
@@ -112,6 +114,47 @@ def test_only_jobs_of_runs_in_this_folder_are_cancelled(folder: Path) -> None:
     assert cancel_orphans(folder) == ["8", "9"]
     assert (folder / "cancelled").read_text() == "8 9\n"
     assert cancel_orphans(folder) == []
+
+
+def test_a_squeue_that_fails_is_asked_again(folder: Path) -> None:
+    (folder / "deaf").touch()
+    assert cancel_orphans(folder) == ["8", "9"]
+
+
+def test_a_copy_of_a_folder_leaves_the_jobs_of_the_original_alone(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    claim_folder(folder)[0].close()
+    copy = tmp_path_factory.mktemp("copy") / "of it"
+    shutil.copytree(folder, copy)
+    claim_folder(copy)[0].close()
+    assert cancel_orphans(copy) == []
+    assert not (folder / "cancelled").exists()
+    assert cancel_orphans(folder) == ["8", "9"]
+
+
+def test_a_second_run_in_the_folder_knows_of_the_first(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from seqpack.orphans import claim_folder\n"
+    code += "file, alone = claim_folder(Path(sys.argv[1])); print(alone, flush=True); sys.stdin.read()"
+
+    def run() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, text=True, **pipes)
+
+    first, second = run(), None
+    assert first.stdout.readline() == "True\n"
+    second = run()
+    assert second.stdout.readline() == "False\n"
+    first.kill()
+    first.wait()
+    third = run()
+    assert third.stdout.readline() == "False\n"  # the second lives
+    for process in (second, third):
+        process.kill()
+        process.wait()
+    last = run()
+    assert last.communicate("")[0] == "True\n"
 
 
 def test_jobs_that_do_not_end_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
