@@ -88,9 +88,12 @@ def test_a_killed_workflow_leaves_no_orphan_and_goes_on(undisturbed: Undisturbed
     """kill -9 of Snakemake: its worker saves what it has and ends; unlocked and run again, the workflow goes on."""
     workflow = Workflow(tmp_path / "work", undisturbed.fasta)
     snakemake = workflow.start()
-    _, rank = workflow.wait_for_parts(snakemake)
+    worker, rank = workflow.wait_for_parts(snakemake)
+    worker.suspend()  # or it might be done before it looks for its parent, twice a second
     snakemake.kill()
     snakemake.communicate()
+    time.sleep(1)
+    worker.resume()
     assert workflow.all_gone(), workflow.processes()
     status = workflow.status(rank)
     assert status["error"] == {"type": "Interrupted", "message": "stopped by SIGTERM"}
