@@ -91,9 +91,10 @@ def test_a_killed_workflow_leaves_no_orphan_and_goes_on(undisturbed: Undisturbed
     worker, rank = workflow.wait_for_parts(snakemake)
     worker.suspend()  # or it might be done before it looks for its parent, twice a second
     snakemake.kill()
-    snakemake.communicate()
+    snakemake.wait()
     time.sleep(1)
     worker.resume()
+    snakemake.communicate()  # the worker holds the other end of the pipe
     assert workflow.all_gone(), workflow.processes()
     status = workflow.status(rank)
     assert status["error"] == {"type": "Interrupted", "message": "stopped by SIGTERM"}
