@@ -38,8 +38,11 @@ model = ESM2(architecture, untrained_tensors(architecture), torch.float32, lengt
 tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
 pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
 unlimited = PackEmbedder(model, lambda: model)(pack)
-tried = []
-model.register_forward_pre_hook(lambda module, inputs: tried.append(len(inputs[0].tokens)))
+tried, limits = [], []
+def note(module, inputs):
+    tried.append(len(inputs[0].tokens))
+    limits.append(embed.too_large)
+model.register_forward_pre_hook(note)
 held = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (held + (megabytes << 20),) * 2)
 embed = PackEmbedder(model, lambda: model)
@@ -49,7 +52,8 @@ try:
     found["difference"] = float((limited - unlimited).abs().max() / unlimited.abs().max())
 except DoesNotFit as error:
     found["error"] = str(error)
-print(json.dumps({**found, "tried": tried, "splits": embed.splits, "too_large": embed.too_large}))
+limits.append(embed.too_large)
+print(json.dumps({**found, "tried": tried, "limits": limits, "splits": embed.splits}))
 """
 
 
@@ -68,12 +72,13 @@ def test_a_pack_that_does_not_fit_is_split() -> None:
     assert found["error"] == ""
     assert found["splits"] > 0
     assert found["difference"] < 1e-5
-    tried, too_large = found["tried"], found["too_large"]
-    failures = [size for size in tried if size >= too_large]
+    tried, limits = found["tried"], found["limits"]  # limits: what was known to be too large at each try, and at last
     assert tried[0] == 64 * 402
-    assert len(failures) == len(set(failures)) == found["splits"]
-    assert failures == tried[: len(failures)]  # each half as large, before any that fits
-    assert sum(size for size in tried if size < too_large) == 64 * 402
+    assert all(size < limit or not limit for size, limit in zip(tried, limits[:-1], strict=True))
+    failures = [size for size, before, after in zip(tried, limits, limits[1:], strict=False) if before != after]
+    assert failures == [limit for limit in dict.fromkeys(limits) if limit]
+    assert len(failures) == found["splits"]
+    assert sum(tried) - sum(failures) == 64 * 402
 
 
 def test_a_sequence_that_does_not_fit_says_so() -> None:
