@@ -109,7 +109,8 @@ def quarantined_message(index: Index, quarantined: np.ndarray, status: ShardStat
     names = [index.sequence_name(row) for row in quarantined[:SHOWN_QUARANTINED].tolist()]
     status.quarantined = {"num_sequences": len(quarantined), "first": names}
     more = " ..." if len(names) < len(quarantined) else ""
-    return f"{len(quarantined)} sequences have no finite embedding, in float32 either: {', '.join(names)}{more}"
+    number = "1 sequence has" if len(quarantined) == 1 else f"{len(quarantined)} sequences have"
+    return f"{number} no finite embedding, in float32 either: {', '.join(names)}{more}"
 
 
 def _with_detours(status: ShardStatus, embed: PackEmbedder, finite: FiniteResults) -> str:

@@ -26,9 +26,8 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
 
     Columns: `record` (1 for the first), `id`, `length` (residues after cleaning), `embedded_length`
     (residues that entered the model), `fate`, `row` (in embeddings.h5, from 0; empty if rejected or
-    quarantined),
-    `same_as` (of a duplicate, the record whose sequence it has), `reason` (of a rejection,
-    a truncation or a quarantine), `description` (the rest of the header).
+    quarantined), `same_as` (of a duplicate, the record whose sequence it has), `reason` (of a rejection, a
+    truncation or a quarantine), `description` (the rest of the header).
     """
     fates = final_fates(index, quarantined)
     with (

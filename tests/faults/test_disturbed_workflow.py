@@ -148,7 +148,7 @@ def test_a_shard_that_always_fails(tmp_path: Path) -> None:
     assert (workflow.results / "shards/shard_0-of-2.h5").exists()
     assert bad["status"] == "failed"
     assert bad["attempt"] == 3  # the profile's two retries
-    assert "1 sequences have no finite embedding, in float32 either: 'id3' (record 4)" in bad["error"]["message"]
+    assert "1 sequence has no finite embedding, in float32 either: 'id3' (record 4)" in bad["error"]["message"]
     assert "'id3' (record 4)" in failed.stdout
     assert "results/six/nan/shards/shard_1-of-2.status.json" in failed.stdout
     assert "logs/six/nan/embed_shard_1-of-2.log" in failed.stdout

@@ -85,16 +85,21 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     assert digest == finish(Run(tmp_path / "alone", 1).build(tmp_path / "many.faa"))[0]
 
 
+def hold_amid(run: Run, worker: Popen[str]) -> None:
+    """Stop the worker where it is, once it has saved two packs."""
+    wait_for_a_status(run, worker)
+    while len(parts_in(run)) < 2:
+        assert worker.poll() is None
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGSTOP)
+
+
 def test_a_second_worker_leaves_the_first_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """It says who computes the shard and ends with 1; the first one's status and shard are as if it had not been."""
     run = undisturbed.again(tmp_path / "run", 1)
     first = start(run, 0, *EACH_PACK)
     try:
-        wait_for_a_status(run, first)
-        while len(parts_in(run)) < 2:
-            assert first.poll() is None
-            time.sleep(0.02)
-        first.send_signal(signal.SIGSTOP)  # or it would be done before the second gives up waiting
+        hold_amid(run, first)  # or it would be done before the second gives up waiting
         before = run.statuses[0].read_bytes()
         second = embed(run, 0)
         assert second.returncode == 1
@@ -115,22 +120,16 @@ def test_a_second_worker_leaves_the_first_alone(undisturbed: Undisturbed, tmp_pa
 
 
 def test_a_merge_leaves_a_running_worker_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """The shards of another world size are finished and merged beside a worker: its lock stays, and it ends well.
-
-    What the merge removes of its parts it has open already, or computes again.
-    """
+    """The shards of another world size are finished and merged beside a worker: its lock and its parts stay."""
     run = undisturbed.again(tmp_path / "run", 1)
     worker = start(run, 0, *EACH_PACK)
     try:
-        wait_for_a_status(run, worker)
-        while len(parts_in(run)) < 2:
-            assert worker.poll() is None
-            time.sleep(0.02)
-        worker.send_signal(signal.SIGSTOP)
+        hold_amid(run, worker)
         digest, packs = finish(undisturbed.again(run.folder, 2))
         assert digest == undisturbed.digest
         assert packs >= 2
         assert lock_path_of(run.shards[0]).exists()
+        assert len(parts_in(run)) >= 2
         worker.send_signal(signal.SIGCONT)
         _, output = worker.communicate(timeout=300)
     finally:

@@ -137,7 +137,7 @@ def test_results_without_shards_and_index_are_whole(results: Results) -> None:
     [
         ("SeqpackError", "model.pt: cannot be loaded", "mend what the error says; then snakemake --cores all"),
         ("OSError", "[Errno 28] No space left on device: 's.h5'", "free disk space, "),
-        ("SeqpackError", "1 sequences have no finite embedding: 'x'", "set on_error: skip"),
+        ("SeqpackError", "1 sequence has no finite embedding: 'x'", "set on_error: skip"),
         ("SeqpackError", "index.h5: tokens are damaged; build the index again", "rm "),
         ("Interrupted", "stopped by SIGTERM", "snakemake --cores all"),
     ],

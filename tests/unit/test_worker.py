@@ -175,7 +175,7 @@ def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
     run = Run(tmp_path, 1).build(fasta, str(checkpoint))
     done = embed(run, rank=0, world_size=1)
     assert done.returncode == 1
-    assert "1 sequences have no finite embedding, in float32 either: 'with' (record 2)" in done.stderr
+    assert "1 sequence has no finite embedding, in float32 either: 'with' (record 2)" in done.stderr
     assert not (tmp_path / "s.h5").exists()
 
 
