@@ -37,9 +37,9 @@ def main() -> int:
 
     def work() -> None:
         from seqpack.index_build import LengthPolicy, build_index
-        from seqpack.models.registry import find_model
+        from seqpack.models.registry import find_protein_model
 
-        model = find_model(arguments.model)
+        model = find_protein_model(arguments.model)
         policy = LengthPolicy(arguments.long_sequences, arguments.max_length)
         build_index(arguments.fasta, arguments.output, model.name, policy)
 

@@ -107,12 +107,18 @@ def attend(
     else:
         q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
         v = qkv[:, 2]
-    if v.dtype == torch.float16:
-        # An overflow must show: a query or key of inf can end as weights of zero, finite and wrong. 0 x inf is NaN.
-        v = v + 0 * q + 0 * k
+    v = show_overflow(q, k, v)
     if kernel == "sdpa":
         return _by_runs(q, k, v, pack)
     return _packed(kernel, q, k, v, pack)
+
+
+def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return the values, not finite where float16 made a query or key so.
+
+    A query or key of inf can end as weights of zero, finite and wrong. 0 x inf is NaN.
+    """
+    return v + 0 * q + 0 * k if v.dtype == torch.float16 else v
 
 
 def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

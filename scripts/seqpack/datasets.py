@@ -11,7 +11,7 @@ from pathlib import Path
 
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile
-from seqpack.models.registry import ModelSource, find_model
+from seqpack.models.registry import ModelSource, find_protein_model
 
 COLUMNS = ("dataset", "fasta", "model")
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fas", ".pep")
@@ -92,7 +92,7 @@ def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
 
 def _find_model(name: str) -> ModelSource:
     try:
-        return find_model(name)
+        return find_protein_model(name)
     except (OSError, ValueError) as error:  # a name too long for a path, a NUL
         raise SeqpackError(f"model {name[:100]!r}: {error}") from error
 

@@ -24,7 +24,7 @@ from seqpack.interrupts import Signals
 from seqpack.kernels import fused
 from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import ModelSource, find_model
+from seqpack.models.registry import ModelSource, find_protein_model
 from seqpack.models.weights import load_weights
 from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
@@ -70,7 +70,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     log.info("device %s (%s), precision %s", device, status.run["device"], precision)
 
     with stage(status, "load"):
-        source = find_model(task.model or index.attributes["model"])
+        source = find_protein_model(task.model or index.attributes["model"])
         weights = load_weights(source)
         architecture, dtype = weights.architecture, getattr(torch, precision)
         kernel = attention.choose_kernel(device, dtype, architecture.head_dim, task.attention)

@@ -12,6 +12,8 @@ from seqpack.errors import SeqpackError
 
 UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")
+PICKLED_WEIGHTS = "pytorch_model.bin"  # DNABERT-S is published so
+ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: one module, one tokenizer, one reference each
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,27 @@ class Architecture:
         return 4 * self.hidden_dim
 
 
+@dataclass(frozen=True)
+class DnabertArchitecture:
+    """The shape of DNABERT-2 (Zhou et al. 2023, arXiv:2306.15006) and of DNABERT-S, which was trained from it."""
+
+    num_layers: int = 12
+    hidden_dim: int = 768
+    num_heads: int = 12
+    vocabulary: int = 4096
+    token_types: int = 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return 4 * self.hidden_dim
+
+
+AnyArchitecture = Architecture | DnabertArchitecture
+
 MODELS = {
     "esm2_t6_8M_UR50D": Architecture(6, 320, 20),
     "esm2_t12_35M_UR50D": Architecture(12, 480, 20),
@@ -41,6 +64,8 @@ MODELS = {
     "esm2_t36_3B_UR50D": Architecture(36, 2560, 40),
     "esm2_t48_15B_UR50D": Architecture(48, 5120, 40),
 }
+# Of nucleotides; their weights are folders, as Hugging Face has them.
+DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchitecture()}
 
 
 @dataclass(frozen=True)
@@ -53,12 +78,14 @@ class ModelSource:
             resources/models), "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
         architecture: known for registry names; None where the file tells.
         path: the file or folder of the weights; None for untrained ones.
+        family: "esm2" or "dnabert_s".
     """
 
     name: str
     kind: str
-    architecture: Architecture | None
+    architecture: AnyArchitecture | None
     path: Path | None
+    family: str = ESM2
 
     @property
     def slug(self) -> str:
@@ -75,8 +102,12 @@ def find_model(name: str) -> ModelSource:
     Raises:
         SeqpackError: neither a known name nor a usable path; lists what could have been meant.
     """
+    known = name.removeprefix(UNTRAINED_PREFIX)
+    if known in DNABERT_MODELS:
+        kind, path = ("released", WEIGHTS_FOLDER / name) if known == name else ("untrained", None)
+        return ModelSource(name, kind, DNABERT_MODELS[known], path, DNABERT_S)
     if name.startswith(UNTRAINED_PREFIX):
-        architecture = MODELS.get(name.removeprefix(UNTRAINED_PREFIX))
+        architecture = MODELS.get(known)
         if architecture is None:
             raise SeqpackError(_unknown(name, [UNTRAINED_PREFIX + known for known in MODELS]))
         return ModelSource(name, "untrained", architecture, None)
@@ -89,8 +120,7 @@ def find_model(name: str) -> ModelSource:
     except RuntimeError as error:  # ~nobody
         raise SeqpackError(f"model {name}: {error}") from error
     if path.is_dir():
-        _require_esm_folder(path)
-        return ModelSource(name, "folder", None, path)
+        return ModelSource(name, "folder", None, path, _family_of_folder(path))
     if path.suffix == ".pt" and path.is_file():
         return ModelSource(name, "checkpoint", None, path)
     if path.suffix == ".pt" or path.is_absolute():
@@ -98,18 +128,40 @@ def find_model(name: str) -> ModelSource:
     raise SeqpackError(_unknown(name, list(MODELS)))
 
 
-def _require_esm_folder(path: Path) -> None:
-    config = path / "config.json"
-    if not config.is_file():
+def find_protein_model(name: str) -> ModelSource:
+    """Resolve a name as `find_model` does, for a step that knows ESM-2 alone.
+
+    Raises:
+        SeqpackError: as `find_model`, or the model is one of nucleotides.
+    """
+    source = find_model(name)
+    if source.family != ESM2:
+        raise SeqpackError(f"model {name}: it is one of nucleotides, and the workflow embeds proteins only: use ESM-2")
+    return source
+
+
+def _family_of_folder(path: Path) -> str:
+    config_path = path / "config.json"
+    if not config_path.is_file():
         raise SeqpackError(f"model {path}: the folder has no config.json; expected a Hugging Face ESM-2 folder")
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
     except (ValueError, AttributeError) as error:
-        raise SeqpackError(f"{config}: not a JSON object: {error}") from error
+        raise SeqpackError(f"{config_path}: not a JSON object: {error}") from error
+    # MosaicBERT calls itself bert; only its configuration has ALiBi.
+    if model_type == "bert" and "alibi_starting_size" in config:
+        if not any(path.glob("*.safetensors")) and not (path / PICKLED_WEIGHTS).is_file():
+            raise SeqpackError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+        return DNABERT_S
     if model_type != "esm":
-        raise SeqpackError(f"{config}: model_type is {model_type!r}; seqpack reads 'esm' (ESM-2)")
+        raise SeqpackError(
+            f"{config_path}: model_type is {model_type!r}; seqpack reads 'esm' (ESM-2), "
+            "and 'bert' with ALiBi (DNABERT-S)"
+        )
     if not any(path.glob("*.safetensors")):
         raise SeqpackError(f"model {path}: the folder has no .safetensors file; seqpack reads no pickled weights")
+    return ESM2
 
 
 def _unknown(name: str, known: list[str]) -> str:
