@@ -1,7 +1,7 @@
-"""Weights of ESM-2 from a fair-esm checkpoint, a Hugging Face folder, or a seed.
+"""Weights of a model from a fair-esm checkpoint, a Hugging Face folder, or a seed.
 
-All three give the same canonical tensors (`seqpack.models.esm2.parameter_shapes`) and a digest of
-their values, so that a model is recognized whatever file it came from. Nothing in a file is executed.
+All three give the same canonical tensors (`parameter_shapes` of the model's module) and a digest of their values,
+so that a model is recognized whatever file it came from. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import argparse
 import hashlib
 import json
 import math
-import pickle
 import re
-import zipfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from seqpack.errors import SeqpackError
-from seqpack.models.esm2 import LAYER_NORM_EPS, parameter_shapes
-from seqpack.models.registry import Architecture, ModelSource
+from seqpack.models import dnabert_s, esm2
+from seqpack.models.dnabert_weights import open_dnabert_folder
+from seqpack.models.registry import DNABERT_S, AnyArchitecture, Architecture, DnabertArchitecture, ModelSource
+from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors
 
 UNTRAINED_SEED = 20230316
-SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Weights:
         trained: False for seeded random weights, whose embeddings mean nothing.
     """
 
-    architecture: Architecture
+    architecture: AnyArchitecture
     tensors: dict[str, torch.Tensor]
     digest: str
     trained: bool
@@ -98,7 +95,7 @@ def load_weights(source: ModelSource) -> Weights:
     """Load a model's weights.
 
     Raises:
-        SeqpackError: the file is absent, damaged, not ESM-2, or lacks or has unknown tensors.
+        SeqpackError: the file is absent, damaged, not of the model's family, or lacks or has unknown tensors.
     """
     if source.kind == "untrained":
         assert source.architecture is not None
@@ -109,7 +106,7 @@ def load_weights(source: ModelSource) -> Weights:
     return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
 
 
-def open_weights(source: ModelSource) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
+def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
     """Open a weights file as memory maps and check that it holds the tensors it should, without reading them.
 
     Returns:
@@ -119,13 +116,23 @@ def open_weights(source: ModelSource) -> tuple[Architecture, dict[str, list[torc
         SeqpackError: as `load_weights`.
     """
     assert source.path is not None
-    architecture, parts = (_open_folder if source.kind == "folder" else _open_checkpoint)(source.path)
+    if source.family == DNABERT_S:
+        architecture, parts = open_dnabert_folder(source.path)
+    else:
+        architecture, parts = (_open_folder if source.kind == "folder" else _open_checkpoint)(source.path)
     if source.architecture is not None and architecture != source.architecture:
         raise SeqpackError(f"{source.path}: holds {architecture}, but {source.name} is {source.architecture}")
     return architecture, parts
 
 
-def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
+def parameter_shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of a model of either family by its canonical name."""
+    if isinstance(architecture, DnabertArchitecture):
+        return dnabert_s.parameter_shapes(architecture)
+    return esm2.parameter_shapes(architecture)
+
+
+def untrained_tensors(architecture: AnyArchitecture) -> dict[str, torch.Tensor]:
     """Return seeded random weights, the same bits on every machine.
 
     Uniform values scaled so that activations and attention scores have a spread of about one. Every
@@ -152,8 +159,7 @@ def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Ten
             f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py"
         )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = load_pickled(path, "a fair-esm checkpoint", [argparse.Namespace])
         cfg = content["cfg"]["model"]
         architecture = Architecture(
             num_layers=int(cfg.encoder_layers),
@@ -164,19 +170,12 @@ def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Ten
         state = content["model"]
         if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise SeqpackError(f"{path}: not a fair-esm checkpoint: its model holds more than tensors")
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
-        reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
-        raise SeqpackError(f"{path}: not loaded as a fair-esm checkpoint: {reason}; it was not executed") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        if isinstance(error, RuntimeError) and not zipfile.is_zipfile(path):
-            reason = "it is truncated, or not a file of torch.save"
-        raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {reason}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise SeqpackError(
             f"{path}: not a fair-esm ESM-2 checkpoint: it has no cfg.model with its shape ({error})"
         ) from error
+    except ValueError as error:
+        raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {error}") from error
     return architecture, canonical_parts(state, architecture, FAIR_ESM, path)
 
 
@@ -187,7 +186,7 @@ def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]
         "position_embedding_type": "rotary",
         "emb_layer_norm_before": False,
         "hidden_act": "gelu",
-        "layer_norm_eps": LAYER_NORM_EPS,
+        "layer_norm_eps": esm2.LAYER_NORM_EPS,
     }.items():
         if config.get(key, value) not in (value, None):
             raise SeqpackError(f"{config_path}: {key} is {config[key]!r}; ESM-2 has {value!r}")
@@ -205,29 +204,7 @@ def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]
     if config.get("intermediate_size", architecture.ffn_dim) != architecture.ffn_dim:
         raise SeqpackError(f"{config_path}: intermediate_size is not 4 x hidden_size, as in ESM-2")
 
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SeqpackError(f"{index}: damaged, or not an index of safetensors: {error!r}") from error
-    else:
-        names = ["model.safetensors"]
-    state: dict[str, torch.Tensor] = {}
-    for name in names:
-        file = path / name
-        if not file.is_file():
-            raise SeqpackError(f"{file}: no such file; seqpack reads safetensors, not pickled weights")
-        try:
-            state.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise SeqpackError(f"{file}: damaged or not safetensors: {error}") from error
-    # transformers 5 saves the layer norms under their TensorFlow names.
-    state = {
-        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for key, tensor in state.items()
-    }
-    return architecture, canonical_parts(state, architecture, HUGGING_FACE, path)
+    return architecture, canonical_parts(load_safetensors(path), architecture, HUGGING_FACE, path)
 
 
 def canonical_parts(
@@ -246,25 +223,10 @@ def canonical_parts(
             for part, names in naming.parts.items():
                 prefix = naming.layer.format(layer)
                 sources[f"layers.{layer}.{part}.{kind}"] = [f"{prefix}{name}.{kind}" for name in names]
-    wanted = {name for names in sources.values() for name in names}
-    missing = sorted(wanted - state.keys())
-    unknown = sorted(key for key in state.keys() - wanted if not re.search(naming.ignored, key))
-    if missing or unknown:
-        raise SeqpackError(f"{path}: not the tensors of ESM-2: missing {_some(missing)}; unknown {_some(unknown)}")
-    for name, (rows, *columns) in parameter_shapes(architecture).items():
-        for key in sources[name]:
-            shape = (rows // len(sources[name]), *columns)
-            if tuple(state[key].shape) != shape:
-                raise SeqpackError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
-    return {name: [state[key] for key in keys] for name, keys in sources.items()}
+    return match_tensors(state, sources, esm2.parameter_shapes(architecture), naming.ignored, path, "ESM-2")
 
 
-def _some(keys: list[str]) -> str:
-    shown = ", ".join(keys[:SHOWN_KEYS]) or "none"
-    return shown + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")
-
-
-def _digest(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(architecture: AnyArchitecture, tensors: Mapping[str, torch.Tensor]) -> str:
     def digest_one(name: str) -> bytes:
         values = tensors[name].to(torch.float32).contiguous().numpy()
         return hashlib.sha256(f"{name}{values.shape}".encode() + hashlib.sha256(values).digest()).digest()

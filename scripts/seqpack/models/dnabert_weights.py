@@ -1,0 +1,91 @@
+"""Weights of DNABERT-S from a Hugging Face folder: safetensors, or the pickle in which it is published.
+
+The names are those of the published code (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`). Its
+biases of attention are not stored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from seqpack.errors import SeqpackError
+from seqpack.models.dnabert_s import LAYER_NORM_EPS, parameter_shapes
+from seqpack.models.registry import PICKLED_WEIGHTS, DnabertArchitecture
+from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors
+
+# From canonical names (without .weight and .bias) to a layer's and the model's.
+LAYER_PARTS = {
+    "qkv": "attention.self.Wqkv",
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "gated": "mlp.gated_layers",
+    "down": "mlp.wo",
+    "ffn_norm": "mlp.layernorm",
+}
+PARTS = {
+    "embed": "embeddings.word_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embed_norm": "embeddings.LayerNorm",
+}
+PREFIX = "bert."  # with a head around the encoder
+IGNORED = r"^(pooler|cls)\.|^embeddings\.(position|token_type)_ids$"
+
+
+def open_dnabert_folder(path: Path) -> tuple[DnabertArchitecture, dict[str, list[torch.Tensor]]]:
+    """Open the weights as memory maps and check that they are the tensors they should, without reading them.
+
+    Returns:
+        The architecture, and by canonical name the tensor, in a list of its own.
+
+    Raises:
+        SeqpackError: a file is absent, damaged or not of DNABERT-S; lists missing and unknown keys.
+    """
+    if not path.is_dir():
+        raise SeqpackError(f"{path}: no such weights; put the folder of the model on Hugging Face there")
+    architecture = _read_config(path / "config.json")
+    pickled = path / PICKLED_WEIGHTS
+    if any(path.glob("*.safetensors")):
+        state, file = load_safetensors(path), path
+    elif pickled.is_file():
+        state, file = load_pickled(pickled, "weights of DNABERT-S"), pickled
+        if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise SeqpackError(f"{pickled}: not weights of DNABERT-S: it holds more than tensors")
+    else:
+        raise SeqpackError(f"{path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+    stripped = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+    if len(stripped) < len(state):
+        raise SeqpackError(f"{file}: holds tensors both with the prefix {PREFIX} and without it")
+    shapes = parameter_shapes(architecture)
+    sources = {name: [_file_name(name)] for name in shapes}
+    return architecture, match_tensors(stripped, sources, shapes, IGNORED, file, "DNABERT-S")
+
+
+def _file_name(name: str) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if found := re.fullmatch(r"layers\.(\d+)\.(\w+)", stem):
+        return f"encoder.layer.{found[1]}.{LAYER_PARTS[found[2]]}.{kind}"
+    return f"{PARTS[stem]}.{kind}"
+
+
+def _read_config(path: Path) -> DnabertArchitecture:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        architecture = DnabertArchitecture(
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_dim=int(config["hidden_size"]),
+            num_heads=int(config["num_attention_heads"]),
+            vocabulary=int(config["vocab_size"]),
+            token_types=int(config["type_vocab_size"]),
+        )
+    except KeyError as error:
+        raise SeqpackError(f"{path}: lacks {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise SeqpackError(f"{path}: not the shape of a model: {error}") from error
+    for key, value in {"layer_norm_eps": LAYER_NORM_EPS, "intermediate_size": architecture.ffn_dim}.items():
+        if config.get(key, value) != value:
+            raise SeqpackError(f"{path}: {key} is {config[key]!r}; DNABERT-S has {value!r}")
+    return architecture
