@@ -23,7 +23,7 @@ PUBLISHED_12 += [0.70710678, 0.35355339, 0.1767767, 0.08838835]
 
 # One sequence of 20,000 tokens; the dense bias of its two heads would take 3.2 GB, its scores as much again.
 LONG = """
-import resource, torch
+import torch
 import numpy as np
 from seqpack.alibi import attend, bias_table
 from seqpack.packs import Pack
@@ -33,10 +33,11 @@ pack = Pack.from_tokens(np.zeros(length, np.uint16), np.array([length]))
 qkv = torch.randn(length, 3, 2, 8, generator=torch.Generator().manual_seed(1))
 biases = bias_table(2, length, torch.float32)
 attend("sdpa", qkv[:10], biases, Pack.from_tokens(np.zeros(10, np.uint16), np.array([10])))
-# Of what is held now, as the peak of the imports would hide as much.
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() // 1024
+def memory(name):  # in KB; the peak that getrusage tells is at first that of the parent process
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+before = memory("VmRSS")  # the peak of the imports would hide as much
 found = attend("sdpa", qkv, biases, pack)
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+grown = memory("VmHWM") - before
 query = 12_345
 q, k, v = qkv.double().unbind(1)
 distance = (torch.arange(length) - query).abs()
