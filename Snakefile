@@ -30,6 +30,7 @@ include: "rules/merge.smk"
 
 localrules:
     all,
+    fetch_folder,
     fetch_models,
     fetch_weights,
 

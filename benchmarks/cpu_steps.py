@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from seqpack.attention import attend, choose_kernel
 from seqpack.devices import processor
 from seqpack.index import Index, open_index
-from seqpack.index_build import LengthPolicy, build_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.memory import PackEmbedder
 from seqpack.models.esm2 import ESM2, rope_tables
 from seqpack.models.registry import MODELS
@@ -90,7 +91,7 @@ def threads_in_operations(model: ESM2, index: Index, packs: range) -> None:
 
 def thread_a_piece(model: ESM2, index: Index, packs: range) -> None:
     """The runner's way."""
-    for _ in embed_packs(PackEmbedder(model, lambda: model), index, packs, CPU, THREADS):
+    for _ in embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, CPU, THREADS):
         pass
 
 

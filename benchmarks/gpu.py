@@ -35,8 +35,9 @@ sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tes
 from seqpack.attention import FASTEST_FIRST, choose_kernel, why_not
 from seqpack.errors import SeqpackError
 from seqpack.index import Index, open_index
-from seqpack.index_build import LengthPolicy, build_index
+from seqpack.index_build import build_index
 from seqpack.kernels import fused
+from seqpack.length_policy import LengthPolicy
 from seqpack.memory import PackEmbedder
 from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, Architecture
@@ -171,14 +172,14 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
 
 
 def embeddings(model: ESM2, index: Index, packs: list[int], device: torch.device) -> np.ndarray:
-    computed = embed_packs(PackEmbedder(model, lambda: model), index, packs, device, threads=1)
+    computed = embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, device, threads=1)
     return np.concatenate([means for _, means in computed])
 
 
 def timed(model: ESM2, index: Index, packs: list[int], device: torch.device) -> float:
     """Return the seconds from the index's tokens to embeddings on the host."""
     start = time.perf_counter()
-    for _ in embed_packs(PackEmbedder(model, lambda: model), index, packs, device, threads=1):
+    for _ in embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, device, threads=1):
         pass
     return time.perf_counter() - start
 

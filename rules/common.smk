@@ -24,9 +24,11 @@ shell.prefix("set -euo pipefail; exec ")
 from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs, started_world_size
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
+from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
-from seqpack.resources import memory_mb, runtime_minutes, tokens_in
+from seqpack.resources import memory_mb, runtime_minutes, tokens_in, tokens_of
+from seqpack.task import require_pooling
 
 
 def check_config():
@@ -65,10 +67,18 @@ def read_all_datasets():
                     raise SeqpackError(
                         f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
                     )
+            length_policy(dataset)  # raises if the settings don't suit the model
+            require_pooling(dataset.model.family, config["pooling"])
             refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
     except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")
     return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
+
+
+def length_policy(dataset):
+    """What becomes of long sequences, by the settings and by what suits the model."""
+    settings = (config[key] for key in ("long_sequences", "max_length", "window", "stride"))
+    return choose_length_policy(dataset.model.family, *settings, config["strand"])
 
 
 def world_size_of(name, slug):
@@ -86,6 +96,9 @@ def profile_asks_for_gpus():
     return config["device"] != "cpu" and "gpu" in resources and resources["gpu"] != 0
 
 
+# Taken for the longest sequence where long_sequences is full, in what a job asks for.
+FULL_LENGTH = 50_000
+
 check_config()
 DATASETS = read_all_datasets()
 GPUS = [] if config["device"] == "cpu" else visible_gpus()
@@ -98,7 +111,9 @@ SHARDS = [
     for (name, slug), world_size in WORLD_SIZES.items()
     for rank in range(world_size)
 ]
-WEIGHTS = sorted({str(d.model.path) for d in DATASETS.values() if d.model.kind == "released"})
+WEIGHTS = sorted(
+    {str(path) for d in DATASETS.values() if d.model.kind == "released" for path in d.model.files}
+)
 
 
 wildcard_constraints:
@@ -122,13 +137,25 @@ def model_of(wildcards):
 
 def weights_of(wildcards):
     """The files of the model's weights; none for untrained ones."""
+    return list(map(str, dataset_of(wildcards).model.files))
+
+
+def tokenizer_of(wildcards):
+    """The file of the model's tokenizer; none for proteins, nor for untrained weights, whose tokenizer is ours."""
     model = dataset_of(wildcards).model
-    if model.kind == "folder":
-        return [
-            str(model.path / "config.json"),
-            *map(str, sorted(model.path.glob("*.safetensors"))),
-        ]
-    return [str(model.path)] if model.path else []
+    return str(model.tokenizer) if model.tokenizer and model.path else []
+
+
+def length_policy_of(wildcards):
+    """The options of build_index.py that say what becomes of long sequences."""
+    dataset = dataset_of(wildcards)
+    policy = length_policy(dataset)
+    options = f"--long-sequences {policy.long_sequences}"
+    if policy.max_length:
+        options += f" --max-length {policy.max_length}"
+    if policy.window:
+        options += f" --window {policy.window} --stride {policy.stride}"
+    return options + (" --strand both" if policy.strand == "both" else "")
 
 
 def shards_of(wildcards):
@@ -148,9 +175,11 @@ def shard_memory(wildcards, attempt):
 def shard_runtime(wildcards, threads, attempt):
     """The time limit of embed_shard in minutes; Snakemake asks again once the index is built."""
     dataset = dataset_of(wildcards)
+    family, policy = dataset.model.family, length_policy(dataset)
     index = Path("results", dataset.name, dataset.model.slug, "index.h5")
-    tokens = -(-tokens_in(index, dataset.fasta) // int(wildcards.world_size))
-    settings = (config["max_length"] + 2, config["precision"], USE_GPU, threads, attempt)
+    tokens = -(-tokens_in(index, dataset.fasta, family, policy.copies) // int(wildcards.world_size))
+    longest = tokens_of(family, policy.max_length or FULL_LENGTH)
+    settings = (longest, config["precision"], USE_GPU, threads, attempt)
     return runtime_minutes(dataset.model, tokens, *settings)
 
 

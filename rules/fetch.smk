@@ -1,5 +1,8 @@
 # Weights of released models.
-#   output: resources/models/{name}.pt, checked; a broken download goes on where it stopped.
+#   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, checked;
+#           a broken download goes on where it stopped.
+
+from seqpack.models.registry import DNABERT_MODELS, RELEASED_FILES
 
 
 rule fetch_weights:
@@ -17,3 +20,21 @@ rule fetch_weights:
         script=script("fetch_weights.py"),
     shell:
         "python {params.script} --model {wildcards.name} --output {output:q} 2> {log:q}"
+
+
+rule fetch_folder:
+    output:
+        expand("resources/models/{{name}}/{file}", file=RELEASED_FILES),
+    log:
+        "logs/fetch_weights/{name}.log",
+    benchmark:
+        "benchmarks/fetch_weights/{name}.benchmark.tsv"
+    wildcard_constraints:
+        name="|".join(DNABERT_MODELS),
+    conda:
+        "../envs/seqpack.yaml"
+    params:
+        script=script("fetch_weights.py"),
+        folder="resources/models/{name}",
+    shell:
+        "python {params.script} --model {wildcards.name} --output {params.folder:q} 2> {log:q}"

@@ -1,11 +1,12 @@
 # The index: every record accounted for, unique sequences tokenized and sorted, packs planned.
-#   input:  the FASTA file of the dataset
+#   input:  the FASTA file of the dataset; of nucleotides also the model's tokenizer
 #   output: results/{dataset}/{model}/index.h5
 
 
 rule build_index:
     input:
         fasta=fasta_of,
+        tokenizer=tokenizer_of,
     output:
         index="results/{dataset}/{model}/index.h5",
     log:
@@ -20,9 +21,7 @@ rule build_index:
     params:
         script=script("build_index.py"),
         model=model_of,
-        max_length=config["max_length"],
-        long_sequences=config["long_sequences"],
+        policy=length_policy_of,
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
-        " --max-length {params.max_length} --long-sequences {params.long_sequences}"
-        " --output {output.index:q} 2> {log:q}"
+        " {params.policy} --output {output.index:q} 2> {log:q}"

@@ -9,7 +9,7 @@ from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.interrupts import stop_with_parent
 from seqpack.kernels.names import ATTENTIONS
-from seqpack.task import ON_ERROR, ShardTask
+from seqpack.task import ALL_POOLINGS, ON_ERROR, ShardTask
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,6 +36,13 @@ def parse_arguments() -> argparse.Namespace:
         "--attention", choices=ATTENTIONS, default="auto", help="the attention kernel; auto takes the fastest"
     )
     parser.add_argument(
+        "--pooling",
+        choices=ALL_POOLINGS,
+        default="mean",
+        help="from one vector a token to one a sequence: mean, as the model's authors take it (default), mean_tokens "
+        "(nucleotides: without CLS and SEP), or cls (the first token's vector)",
+    )
+    parser.add_argument(
         "--on-error",
         choices=ON_ERROR,
         default="fail",
@@ -51,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--audit-seconds",
         type=command.seconds,
         default=10.0,
-        help="how long recomputing a few sequences by fair-esm may take, or 1 %% of the time if that is longer; "
+        help="how long recomputing a few sequences by a reference may take, or 1 %% of the time if that is longer; "
         "0 for no audit (default: 10)",
     )
     parser.add_argument(
@@ -78,6 +85,7 @@ def main() -> int:
         precision=arguments.precision,
         attention=arguments.attention,
         threads=arguments.threads,
+        pooling=arguments.pooling,
         on_error=arguments.on_error,
         save_seconds=arguments.save_seconds,
         audit_seconds=arguments.audit_seconds,

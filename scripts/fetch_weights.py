@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 from seqpack import command
-from seqpack.models.registry import MODELS
+from seqpack.models.registry import NAMES
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="SEQPACK_WEIGHTS_URL names a mirror: a folder that holds NAME.pt files."
+        description=__doc__,
+        epilog="SEQPACK_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT.",
     )
-    parser.add_argument("--model", required=True, choices=tuple(MODELS), help="name of the model to fetch")
-    parser.add_argument("--output", type=Path, required=True, help="the .pt file to write, when it is whole")
+    parser.add_argument("--model", required=True, choices=NAMES, help="name of the model to fetch")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="what to write, when it is whole: ESM-2's .pt file, DNABERT's folder"
+    )
     return parser.parse_args()
 
 

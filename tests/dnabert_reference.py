@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from seqpack.models.registry import DnabertArchitecture
+from seqpack.models.registry import UNTRAINED_TOKENIZER, DnabertArchitecture
 from seqpack.packs import Pack
 
 SMALL = DnabertArchitecture(num_layers=3)
@@ -112,8 +113,9 @@ def one_pack(sequences: list[np.ndarray]) -> Pack:
 
 
 def save_folder(state: State, architecture: DnabertArchitecture, folder: Path) -> Path:
-    """Save a model as DNABERT-S is published: a configuration of BERT with ALiBi, and a pickle."""
+    """Save a model as DNABERT-S is published: a configuration of BERT with ALiBi, a tokenizer, and a pickle."""
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(UNTRAINED_TOKENIZER, folder / "tokenizer.json")
     config = {
         "model_type": "bert",
         "alibi_starting_size": 512,

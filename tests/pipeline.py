@@ -8,14 +8,23 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seqpack.index_build import LengthPolicy, build_index
+import h5py
+import numpy as np
+
+from seqpack.fingerprint import Fingerprint
+from seqpack.index import Index, open_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.merge import merge_shards
+from seqpack.part_writer import PartWriter
+from seqpack.parts import PackResult, Parts
 from seqpack.verify import status_path_of
 from seqpack.worker import ShardTask, embed_shard
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts"
 DEMO = REPOSITORY / "tests/data/NC_000932.faa"
+CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"
 MODEL = "untrained:esm2_t6_8M_UR50D"
 
 
@@ -50,11 +59,14 @@ class Run:
         build_index(fasta, self.index, model, policy or LengthPolicy())
         return self
 
-    def embed(self, precision: str = "float32", threads: int = 0) -> Run:
-        for rank, (shard, status) in enumerate(zip(self.shards, self.statuses, strict=True)):
-            task = ShardTask(self.index, rank, self.world_size, shard, status, device="cpu", precision=precision)
-            embed_shard(replace(task, threads=threads, audit_seconds=0))
+    def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> Run:
+        for rank in range(self.world_size):
+            embed_shard(self.task(rank, precision=precision, threads=threads, **settings))
         return self
+
+    def task(self, rank: int, **settings: object) -> ShardTask:
+        task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], device="cpu")
+        return replace(task, **{"precision": "float32", "audit_seconds": 0, **settings})
 
     def merge(self) -> Run:
         folder = self.folder
@@ -67,6 +79,27 @@ class Run:
             folder / "manifest.json",
         )
         return self
+
+
+def results_of(run: Run) -> list[PackResult]:
+    """Return what came of each pack, read from the shard of a run in one."""
+    index, none = open_index(run.index), np.empty(0, np.int64)
+    with h5py.File(run.shards[0]) as shard:
+        embeddings, rows = shard["embeddings"][:], shard["index_rows"][:]
+    ends = index.pack_offsets
+    return [
+        PackResult(p, rows[ends[p] : ends[p + 1]], embeddings[ends[p] : ends[p + 1]], none)
+        for p in range(index.num_packs)
+    ]
+
+
+def save_parts(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str) -> Parts:
+    """Save results as a worker does that has come so far, each in a part of its own."""
+    parts = Parts(index)
+    with PartWriter(folder, name, fingerprint, "a CPU", 0, parts) as writer:
+        for result in results:
+            writer.add(result)
+    return parts
 
 
 def run_script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -5,9 +5,14 @@ tokens away from its query, on either side, loses slope x d of its score; each h
 
 | kernel | where | how |
 |---|---|---|
+| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own: `seqpack.kernels.avx512` |
+| triton | CUDA, all precisions | our own, over the pack: `seqpack.kernels.alibi_triton` |
+| flash_attn_2 | CUDA of compute capability 8.0 and later, 16-bit | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
 
-Biases depend on the distance alone, so those of a run are a view of one row a head, never a matrix.
+None makes a matrix of biases: the first three compute each from its distance; of a run of equal lengths they
+are a view of one row a head. `choose_kernel` takes the first that the device, the dtype and the installation
+allow, or the one asked for.
 """
 
 from __future__ import annotations
@@ -17,12 +22,42 @@ import math
 import torch
 import torch.nn.functional as F
 
-from seqpack.attention import show_overflow
+from seqpack import attention
+from seqpack.attention import choose, packed, show_overflow
+from seqpack.kernels import alibi_triton, avx512
+from seqpack.kernels.names import AUTO
 from seqpack.packs import Pack
+
+# Whether triton or flash_attn_2 is the faster is not measured; the first serves float32 too.
+FASTEST_FIRST = ("avx512", "triton", "flash_attn_2", "sdpa")
 
 # Biases of one call, over all heads. PyTorch's CPU kernel reads them through the view; a kernel that copies
 # them needs 64 MB in float32.
 MAX_BIASES = 1 << 24
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
+    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
+
+    Raises:
+        SeqpackError: there is no such kernel, or it can't be used; says why.
+    """
+    return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
+
+
+def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why a kernel can't be used; empty if it can."""
+    if kernel not in FASTEST_FIRST:
+        return "it has no linear biases, which DNABERT-S has for positions"
+    if kernel != "triton":
+        return attention.why_not(kernel, device, dtype, head_dim)
+    if device.type != "cuda":
+        return f"it runs on a CUDA device, and the device is {device.type}"
+    if dtype not in alibi_triton.DTYPES:
+        return f"it computes in float32, bfloat16 or float16, and the precision is {str(dtype).removeprefix('torch.')}"
+    if head_dim > alibi_triton.MAX_HEAD_DIM:
+        return f"it takes head dimensions up to {alibi_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
+    return alibi_triton.why_not(device, dtype, head_dim)
 
 
 def slopes(num_heads: int) -> torch.Tensor:
@@ -47,28 +82,47 @@ def bias_table(num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Ten
     return (slopes(num_heads)[:, None] * -distances).to(dtype)
 
 
+def make_biases(kernel: str, num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return what a kernel computes its biases from: `bias_table` for sdpa, `slopes` for the others."""
+    return bias_table(num_heads, max_tokens, dtype) if kernel == "sdpa" else slopes(num_heads)
+
+
 def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Let each sequence attend over itself, scores scaled by head_dim ** -0.5, then biased by distance.
 
     Args:
-        kernel: "sdpa".
+        kernel: a name from `choose_kernel`.
         qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
-        biases: of at least the longest length, see `bias_table`; float32, or float64 for a `qkv` of float64.
+        biases: the kernel's own, for at least the longest length, see `make_biases`; float32, or float64 for a
+            `qkv` of float64.
         pack: where the sequences begin.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
+    if kernel == "avx512":
+        return avx512.alibi_attention(qkv, biases, pack.lengths)
+    if kernel == "triton":
+        return alibi_triton.attention(qkv, biases, pack.cu_seqlens)
     q, k, v = qkv.unbind(1)
-    return KERNELS[kernel](q, k, show_overflow(q, k, v), biases, pack)
+    v = show_overflow(q, k, v)
+    if kernel == "sdpa":
+        return _by_runs(q, k, v, biases, pack)
+    # Of equally long queries and keys, without causality: -slope x |i - j|.
+    return packed(kernel, q, k, v, pack, alibi_slopes=biases)
 
 
 def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
     num_tokens, num_heads, head_dim = v.shape
+    # On CUDA PyTorch takes biases in the dtype of the queries alone: with float32 beside 16 bits one of its
+    # kernels raises, another reads them wrongly and says nothing (pytorch pull request 191612).
+    dtype = biases.dtype if v.is_cuda else v.dtype
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
     for start, count, length in pack.runs:
         run = slice(start, start + count * length)
-        queries, keys, values = (t[run].view(count, length, num_heads, head_dim).transpose(1, 2) for t in (q, k, v))
+        queries, keys, values = (
+            t[run].view(count, length, num_heads, head_dim).transpose(1, 2).to(dtype) for t in (q, k, v)
+        )
         outputs = output[run].view(count, length, num_heads, head_dim).transpose(1, 2)
         step = max(MAX_BIASES // (num_heads * length), 1)
         for first in range(0, length, step):
@@ -87,6 +141,3 @@ def _biases_of_block(biases: torch.Tensor, first: int, last: int, length: int) -
     middle = biases.shape[1] // 2
     begin, end = middle - (last - 1), middle - first + length  # the last query's first key, the first's last
     return biases[:, begin:end].unfold(1, length, 1)[None]
-
-
-KERNELS = {"sdpa": _by_runs}

@@ -42,11 +42,20 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, reque
     Raises:
         SeqpackError: there is no such kernel, or it can't be used; says why.
     """
+    return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
+
+
+def choose(requested: str, fastest_first: tuple[str, ...], reason_against: Callable[[str], str]) -> str:
+    """Return the requested kernel, or for `auto` the first without a reason against it.
+
+    Raises:
+        SeqpackError: there is no such kernel, or there is a reason against it.
+    """
     if requested not in ATTENTIONS:
         raise SeqpackError(f"attention {requested!r} is not known; use one of {', '.join(ATTENTIONS)}")
     if requested == AUTO:
-        return next(name for name in FASTEST_FIRST if not why_not(name, device, dtype, head_dim))
-    if reason := why_not(requested, device, dtype, head_dim):
+        return next(name for name in fastest_first if not reason_against(name))
+    if reason := reason_against(requested):
         raise SeqpackError(f"attention {requested} can't be used: {reason}; use attention auto or another kernel")
     return requested
 
@@ -55,6 +64,8 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
     """Return why a kernel can't be used; empty if it can."""
     if kernel == "sdpa":
         return ""
+    if kernel not in FASTEST_FIRST:
+        return "it is DNABERT-S's, with linear biases instead of a rotation"
     kind = str(dtype).removeprefix("torch.")
     if kernel == "avx512":
         if device.type != "cpu":
@@ -110,7 +121,7 @@ def attend(
     v = show_overflow(q, k, v)
     if kernel == "sdpa":
         return _by_runs(q, k, v, pack)
-    return _packed(kernel, q, k, v, pack)
+    return packed(kernel, q, k, v, pack)
 
 
 def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -144,10 +155,20 @@ def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> t
     return output.view(num_tokens, num_heads * head_dim)
 
 
-def _packed(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
+def packed(
+    kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, **biases: torch.Tensor
+) -> torch.Tensor:
+    """Call the function of one of the PACKED kernels, with its own argument for biases if there are any.
+
+    Args:
+        q, k, v: (num_tokens, num_heads, head_dim).
+
+    Returns:
+        (num_tokens, num_heads * head_dim).
+    """
     function, scale_name, options = _packed_function(kernel)
     longest = int(pack.lengths.max())
-    options = {scale_name: q.shape[-1] ** -0.5, **options}
+    options = {scale_name: q.shape[-1] ** -0.5, **options, **biases}
     output = function(q, k, v, pack.cu_seqlens, pack.cu_seqlens, longest, longest, **options)
     if isinstance(output, tuple):  # early versions of flash_attn_interface add the log-sum-exp
         output = output[0]

@@ -16,10 +16,11 @@ from seqpack.finite import FiniteResults
 from seqpack.index import Index
 from seqpack.interrupts import Signals
 from seqpack.memory import DoesNotFit, PackEmbedder
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import Architecture
+from seqpack.models.encoders import Encoder
+from seqpack.models.registry import AnyArchitecture
 from seqpack.monitor import gemm_peak, model_flop, monitor
 from seqpack.part_writer import PartWriter
+from seqpack.pooling import Pooling
 from seqpack.runner import embed_packs
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -41,13 +42,15 @@ class Computation:
         index: holds the tokens.
         device: where to compute.
         embed: the model on that device.
+        pool: from one vector a token to one a segment.
         exact_model: makes the model in float32 on a device.
     """
 
     index: Index
     device: torch.device
     embed: PackEmbedder
-    exact_model: Callable[[torch.device], ESM2]
+    pool: Pooling
+    exact_model: Callable[[torch.device], Encoder]
 
 
 def compute_packs(
@@ -60,7 +63,7 @@ def compute_packs(
         Interrupted: a signal came.
     """
     index, device, embed = work.index, work.device, work.embed
-    finite = FiniteResults(index, device, work.exact_model)
+    finite = FiniteResults(index, device, work.pool, work.exact_model)
     threads = status.run["threads"]
     # Sums are kept in float32 to their end, whatever the precision of the factors.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -87,9 +90,8 @@ def compute_packs(
                     write_status(task.status, status)
                 signals.check()
     except DoesNotFit as error:
-        raise SeqpackError(
-            f"{error}, that of {index.sequence_name(error.row)}; give the job more memory, or lower max_length"
-        ) from error
+        name = index.sequence_name(index.row_of_segment(error.segment))
+        raise SeqpackError(f"{error}, that of {name}; give the job more memory, or lower max_length") from error
     finally:
         status.run.update(
             out_of_memory_splits=embed.splits, sequences_on_cpu=embed.on_cpu, recomputed_float32=finite.recomputed
@@ -135,7 +137,7 @@ def _require_few_quarantined(
     )
 
 
-def _speed(index: Index, packs: list[int], architecture: Architecture, seconds: float) -> dict[str, float]:
+def _speed(index: Index, packs: list[int], architecture: AnyArchitecture, seconds: float) -> dict[str, float]:
     """Return tokens and model FLOP a second, of real tokens."""
     lengths = np.concatenate([np.empty(0, np.int64), *(index.pack_lengths(pack) for pack in packs)])
     rate = 1 / seconds if seconds else 0.0

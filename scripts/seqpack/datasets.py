@@ -11,10 +11,10 @@ from pathlib import Path
 
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile
-from seqpack.models.registry import ModelSource, find_protein_model
+from seqpack.models.registry import ModelSource, find_model
 
 COLUMNS = ("dataset", "fasta", "model")
-FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fas", ".pep")
+FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fna", ".ffn", ".fas", ".fsa", ".pep")
 PROBE_BYTES = 4096
 LONGEST_NAME = 255  # bytes in the name of a folder
 
@@ -92,7 +92,7 @@ def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
 
 def _find_model(name: str) -> ModelSource:
     try:
-        return find_protein_model(name)
+        return find_model(name)
     except (OSError, ValueError) as error:  # a name too long for a path, a NUL
         raise SeqpackError(f"model {name[:100]!r}: {error}") from error
 

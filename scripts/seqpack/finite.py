@@ -14,9 +14,10 @@ import torch
 
 from seqpack.index import Index
 from seqpack.memory import PackEmbedder, is_out_of_memory
-from seqpack.models.esm2 import ESM2
+from seqpack.models.encoders import Encoder
 from seqpack.packs import Pack
 from seqpack.parts import PackResult
+from seqpack.pooling import Pooling, combine_segments
 
 SHOWN = 20
 
@@ -29,6 +30,7 @@ class FiniteResults:
     Args:
         index: holds the tokens.
         device: where to compute again.
+        pool: from one vector a token to one a segment.
         make_model: makes the model in float32 on a device; called at the first embedding that needs it.
 
     Attributes:
@@ -36,8 +38,10 @@ class FiniteResults:
         quarantined: index rows of those that it has not.
     """
 
-    def __init__(self, index: Index, device: torch.device, make_model: Callable[[torch.device], ESM2]) -> None:
-        self._index, self._device, self._make_model = index, device, make_model
+    def __init__(
+        self, index: Index, device: torch.device, pool: Pooling, make_model: Callable[[torch.device], Encoder]
+    ) -> None:
+        self._index, self._device, self._pool, self._make_model = index, device, pool, make_model
         self._embed: PackEmbedder | None = None
         self.recomputed = 0
         self.quarantined: list[int] = []
@@ -62,11 +66,9 @@ class FiniteResults:
         index = self._index
         if self._embed is None:
             log.warning("an embedding is not finite: computing it in float32, by itself")
-            self._embed = PackEmbedder(self._model(), lambda: self._make_model(torch.device("cpu")))
-        tokens = index.tokens[index.token_offsets[row] : index.token_offsets[row + 1]]
-        pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
-        pack = Pack(pack.tokens.to(self._device), pack.cu_seqlens.to(self._device), pack.lengths, row)
-        embedding = self._embed(pack)[0].cpu().numpy()
+            self._embed = PackEmbedder(self._model(), self._pool, lambda: self._make_model(torch.device("cpu")))
+        vectors = [self._vector(tokens) for tokens in index.row_segments(row)]
+        embedding = combine_segments(np.stack(vectors), np.zeros(1, np.int64), index.row_weights(row))[0]
         if np.isfinite(embedding).all():
             self.recomputed += 1
             if self.recomputed <= SHOWN:
@@ -77,7 +79,13 @@ class FiniteResults:
                 log.warning("%s: not finite in float32 either: quarantined", index.sequence_name(row))
         return embedding
 
-    def _model(self) -> ESM2:
+    def _vector(self, tokens: np.ndarray) -> np.ndarray:
+        assert self._embed is not None
+        pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
+        pack = Pack(pack.tokens.int().to(self._device), pack.cu_seqlens.to(self._device), pack.lengths)
+        return self._embed(pack)[0].cpu().numpy()
+
+    def _model(self) -> Encoder:
         try:
             return self._make_model(self._device)
         except (RuntimeError, MemoryError) as error:

@@ -63,12 +63,12 @@ def new_hdf5(path: Path) -> Iterator[h5py.File]:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
 
 
-def write_strings(file: h5py.File, name: str, rows: np.ndarray, text_of: Callable[[int], str]) -> None:
-    """Write a dataset of strings, `text_of` each row, in blocks of bounded size."""
+def write_strings(file: h5py.File, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str]]) -> None:
+    """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size."""
     strings = file.create_dataset(name, (len(rows),), STRINGS)
     for start in range(0, len(rows), STRING_BLOCK):
-        block = rows[start : start + STRING_BLOCK].tolist()
-        strings[start : start + len(block)] = [text_of(row) for row in block]
+        block = rows[start : start + STRING_BLOCK]
+        strings[start : start + len(block)] = texts_of(block)
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: type) -> None:

@@ -4,17 +4,22 @@
 
     record_ids, record_id_offsets                    UTF-8 bytes (uint8) and int64 (num_records + 1,)
     record_descriptions, record_description_offsets  likewise
-    record_lengths     int32 (num_records,)       residues in the cleaned sequence, before any truncation
+    record_lengths     int32 (num_records,)       residues or bases in the cleaned sequence, before any truncation
     record_fates       uint8 (num_records,)       see Fate
     record_rows        int64 (num_records,)       row of the record's unique sequence; -1 if rejected
-    tokens             uint8 (num_tokens,)        all unique sequences end to end, cls and eos included
+    tokens             uint8 or uint16 (num_tokens,)  all unique sequences end to end, special tokens included
     token_offsets      int64 (num_sequences + 1,)
-    sequence_digests   uint8 (num_sequences, 16)  BLAKE2b of the cleaned sequence's tokens
+    sequence_digests   uint8 (num_sequences, 16)  BLAKE2b of the cleaned sequence (of a protein: of its tokens)
     sequence_records   int64 (num_sequences,)     the first record that has the sequence
     pack_offsets       int64 (num_packs + 1,)     in sequences
     pack_checksums     uint32 (num_packs,)        CRC-32 of the pack's tokens
+    sequence_segments  int64 (num_sequences + 1,) where each sequence's segments begin
+    segment_offsets    int64 (num_segments + 1,)  where each segment's tokens begin
+    segment_lengths    int32 (num_segments,)      residues or bases in it
 
-Unique sequences stand by descending number of tokens, ties by first appearance.
+Unique sequences stand by descending number of tokens, ties by first appearance. A segment is what goes through
+the model by itself: a window of a long contig, on one strand. Where every sequence is one segment the last three
+datasets are empty.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +41,21 @@ import numpy as np
 from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 DIGEST_ROWS = 16 << 20
 # Attributes that the embeddings or their order depend on.
-POLICIES = ("tokenizer", "letter_policy", "long_sequences", "max_length", "pack_tokens")
-# Each dataset's type, and the shape of one of its rows.
+POLICIES = (
+    "tokenizer",
+    "letter_policy",
+    "long_sequences",
+    "max_length",
+    "window",
+    "stride",
+    "strand",
+    "pack_tokens",
+)
+TOKENS = (np.uint8, np.uint16)  # of letters; of a vocabulary of thousands
+# Each dataset's type, and the shape of one of its rows. `tokens` may be of the other type of TOKENS.
 DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
     "record_ids": (np.uint8, ()),
     "record_id_offsets": (np.int64, ()),
@@ -53,6 +70,9 @@ DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
     "sequence_records": (np.int64, ()),
     "pack_offsets": (np.int64, ()),
     "pack_checksums": (np.uint32, ()),
+    "sequence_segments": (np.int64, ()),
+    "segment_offsets": (np.int64, ()),
+    "segment_lengths": (np.int32, ()),
 }
 
 
@@ -64,6 +84,7 @@ class Fate(IntEnum):
     DUPLICATE = 2  # has the embedding of an earlier record with the same sequence
     REJECTED = 3  # left out, with a reason
     QUARANTINED = 4  # left out by the merge, as its embedding is not finite; never in the index
+    WINDOWED = 5  # longer than max_length: embedded in windows
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,9 @@ class Index:
     sequence_records: np.ndarray
     pack_offsets: np.ndarray
     pack_checksums: np.ndarray
+    sequence_segments: np.ndarray
+    segment_offsets: np.ndarray
+    segment_lengths: np.ndarray
 
     @property
     def digest(self) -> str:
@@ -103,16 +127,33 @@ class Index:
     def num_packs(self) -> int:
         return len(self.pack_checksums)
 
-    @property
+    @cached_property
     def max_tokens(self) -> int:
-        """Tokens in the longest sequence, cls and eos included."""
-        return int(self.token_offsets[1])
+        """Tokens in the longest segment, special tokens included."""
+        return int(np.diff(self.segment_offsets).max()) if self.has_segments else int(self.token_offsets[1])
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether any sequence is more than one segment."""
+        return len(self.segment_lengths) > 0
 
     def record_id(self, record: int) -> str:
         return _text(self.record_ids, self.record_id_offsets, record)
 
     def record_description(self, record: int) -> str:
         return _text(self.record_descriptions, self.record_description_offsets, record)
+
+    def ids_of(self, records: np.ndarray) -> list[str]:
+        """Return the ids of many records (int64), much faster than one by one."""
+        return _texts(self.record_ids, self.record_id_offsets, records)
+
+    def descriptions_of(self, records: np.ndarray) -> list[str]:
+        """Return the descriptions of many records (int64)."""
+        return _texts(self.record_descriptions, self.record_description_offsets, records)
+
+    def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
+        """Return for many rows (int64) the id of the first record that has the row's sequence."""
+        return self.ids_of(self.sequence_records[rows])
 
     def sequence_id(self, row: int) -> str:
         """The id of the first record that has the sequence of this row."""
@@ -123,7 +164,7 @@ class Index:
         return f"{self.sequence_id(row)!r} (record {int(self.sequence_records[row]) + 1})"
 
     def pack_tokens(self, pack: int) -> np.ndarray:
-        """Return the pack's tokens (uint8, a memory map), checked against their checksum."""
+        """Return the pack's tokens (uint8 or uint16, a memory map), checked against their checksum."""
         first, last = self.pack_offsets[pack], self.pack_offsets[pack + 1]
         tokens = self.tokens[self.token_offsets[first] : self.token_offsets[last]]
         if zlib.crc32(tokens) != self.pack_checksums[pack]:
@@ -131,9 +172,47 @@ class Index:
         return tokens
 
     def pack_lengths(self, pack: int) -> np.ndarray:
-        """Return the tokens in each sequence of the pack (int64), descending."""
-        first, last = self.pack_offsets[pack], self.pack_offsets[pack + 1]
-        return np.diff(self.token_offsets[first : last + 1])
+        """Return the tokens in each segment of the pack (int64)."""
+        return np.diff(self._offsets_of_segments(*self.pack_offsets[pack : pack + 2]))
+
+    def pack_segments(self, pack: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return where each sequence's segments begin in the pack (int64), and the weight of every segment.
+
+        The weights are residues or bases (int32). None if every sequence is one segment.
+        """
+        if not self.has_segments:
+            return None
+        first, last = self.pack_offsets[pack : pack + 2]
+        begins = self.sequence_segments[first : last + 1]
+        return begins[:-1] - begins[0], self.segment_lengths[begins[0] : begins[-1]]
+
+    def first_segment(self, pack: int) -> int:
+        """Return the number of the pack's first segment among all."""
+        first = self.pack_offsets[pack]
+        return int(self.sequence_segments[first]) if self.has_segments else int(first)
+
+    def row_of_segment(self, segment: int) -> int:
+        """Return the row of the sequence that a segment is of."""
+        if not self.has_segments:
+            return segment
+        return int(np.searchsorted(self.sequence_segments, segment, side="right")) - 1
+
+    def row_segments(self, row: int) -> list[np.ndarray]:
+        """Return the tokens of each of a sequence's segments."""
+        return [self.tokens[begin:end] for begin, end in pairwise(self._offsets_of_segments(row, row + 1).tolist())]
+
+    def row_weights(self, row: int) -> np.ndarray:
+        """Return the residues or bases (int32) in each of a sequence's segments; 1 where it is but one."""
+        if not self.has_segments:
+            return np.ones(1, np.int32)
+        return self.segment_lengths[self.sequence_segments[row] : self.sequence_segments[row + 1]]
+
+    def _offsets_of_segments(self, first_row: int, last_row: int) -> np.ndarray:
+        """Return where the segments of the sequences first_row to last_row - 1 begin and the last ends, in tokens."""
+        if not self.has_segments:
+            return self.token_offsets[first_row : last_row + 1]
+        first, last = self.sequence_segments[first_row], self.sequence_segments[last_row]
+        return self.segment_offsets[first : last + 1]
 
 
 def open_index(path: Path) -> Index:
@@ -154,11 +233,20 @@ def open_index(path: Path) -> Index:
         index = Index(path, attributes, **{name: map_dataset(path, file[name]) for name in DATASETS})
         for name, (dtype, row) in DATASETS.items():
             values = getattr(index, name)
-            if values.dtype != np.dtype(dtype) or values.ndim != 1 + len(row) or values.shape[1:] != row:
+            dtypes = TOKENS if name == "tokens" else (dtype,)
+            if values.dtype not in dtypes or values.ndim != 1 + len(row) or values.shape[1:] != row:
                 raise SeqpackError(f"{path}: {name} has another type or shape; build the index again")
         if index.digest != content_digest(vars(index), attributes):
             raise SeqpackError(f"{path}: the index is damaged: it does not match its own digest; build it again")
     return index
+
+
+def embedded_lengths(index: Index, records: np.ndarray) -> np.ndarray:
+    """Return how many residues or bases of each of these records (int64) enter the model, int64."""
+    lengths = index.record_lengths[records].astype(np.int64)
+    if index.attributes["long_sequences"] == "truncate":
+        lengths = np.minimum(lengths, index.attributes["max_length"])
+    return lengths
 
 
 def content_digest(datasets: Mapping[str, np.ndarray | h5py.Dataset], attributes: Mapping[str, Any]) -> str:
@@ -185,3 +273,9 @@ def _blocks(dataset: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
 
 def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:
     return blob[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8")
+
+
+def _texts(blob: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> list[str]:
+    view = memoryview(np.asarray(blob))
+    starts, ends = offsets[rows].tolist(), offsets[np.asarray(rows) + 1].tolist()
+    return [str(view[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]

@@ -6,7 +6,6 @@ record in memory; duplicates and order are then found by sorting those small col
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -25,30 +24,14 @@ from seqpack.fasta import FastaFile, FastaRecord
 from seqpack.files import name_errors, refuse_to_replace, whole_or_absent
 from seqpack.hdf5 import new_hdf5, write_attributes
 from seqpack.index import INDEX_FORMAT, Fate, content_digest
-from seqpack.letters import LetterCounts, ProteinLetters
+from seqpack.length_policy import LengthPolicy
+from seqpack.models.registry import ModelSource, find_model
 from seqpack.plan import choose_pack_tokens, plan_packs
+from seqpack.tokenizing import DIGEST_BYTES, RecordTokenizer, make_tokenizer
 
-DIGEST_BYTES = 16
 COPY_BYTES = 16 << 20
-SHOWN_ID = 100  # characters of an id in a message
-LONG_SEQUENCES = ("truncate", "reject")
-MAX_MAX_LENGTH = 1_000_000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LengthPolicy:
-    """What is done with sequences longer than `max_length` residues: truncate or reject."""
-
-    long_sequences: str = "truncate"
-    max_length: int = 1022
-
-    def __post_init__(self) -> None:
-        if self.long_sequences not in LONG_SEQUENCES:
-            raise SeqpackError(f"long_sequences must be one of {', '.join(LONG_SEQUENCES)}, not {self.long_sequences}")
-        if not 1 <= self.max_length <= MAX_MAX_LENGTH:
-            raise SeqpackError(f"max_length must be 1 to {MAX_MAX_LENGTH} residues, not {self.max_length}")
 
 
 @dataclass
@@ -58,19 +41,23 @@ class _Spill:
     file: IO[bytes]
     lengths: list[np.ndarray] = field(default_factory=list)
 
-    def append(self, values: list[bytes]) -> None:
-        self.file.write(b"".join(values))
-        self.lengths.append(np.fromiter(map(len, values), np.int64, len(values)))
+    def append(self, data: bytes, lengths: np.ndarray) -> None:
+        self.file.write(data)
+        self.lengths.append(lengths)
+
+    def append_texts(self, texts: list[str]) -> None:
+        values = [text.encode() for text in texts]
+        self.append(b"".join(values), np.fromiter(map(len, values), np.int64, len(values)))
 
     def offsets(self) -> np.ndarray:
         """Return int64 (n + 1,)."""
         return _offsets(np.concatenate(self.lengths))
 
-    def mapped(self) -> np.ndarray:
-        """Return all bytes (uint8) as a memory map."""
+    def mapped(self, dtype: type = np.uint8) -> np.ndarray:
+        """Return all of it as a memory map."""
         self.file.flush()
-        size = self.file.tell()
-        return np.memmap(self.file, np.uint8, mode="r", shape=(size,)) if size else np.empty(0, np.uint8)
+        size = self.file.tell() // np.dtype(dtype).itemsize
+        return np.memmap(self.file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
 
 
 @dataclass
@@ -82,6 +69,9 @@ class _Records:
     tokens: _Spill
     lengths: list[np.ndarray] = field(default_factory=list)
     digests: bytearray = field(default_factory=bytearray)
+    num_segments: list[np.ndarray] = field(default_factory=list)
+    segment_tokens: list[np.ndarray] = field(default_factory=list)
+    segment_lengths: list[np.ndarray] = field(default_factory=list)
 
 
 def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> None:
@@ -90,7 +80,8 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
     Args:
         fasta: plain, gzip, bgzip or zstd.
         output: the index; appears only when it is whole.
-        model: the model's name, recorded for the later stages.
+        model: the model's name (`seqpack.models.registry`), recorded for the later stages; its family says what
+            letters and tokens there are.
         policy: what is done with long sequences.
 
     Raises:
@@ -98,8 +89,9 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
     """
     refuse_to_replace(fasta, output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    model_source = find_model(model)
     source = FastaFile(fasta)
-    letters = ProteinLetters()
+    tokenizer = make_tokenizer(model_source, fasta, policy)
     with (
         name_errors(output.parent),
         tempfile.TemporaryFile(dir=output.parent) as ids,
@@ -108,37 +100,34 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
     ):
         records = _Records(_Spill(ids), _Spill(descriptions), _Spill(tokens))
         for block in source.blocks():
-            _take(records, block, letters, policy, fasta)
+            _take(records, block, tokenizer)
         with whole_or_absent(output) as temporary, new_hdf5(temporary) as file:
-            _write(file, records, source, letters, policy, model)
+            _write(file, records, source, tokenizer, policy, model_source)
 
 
-def _take(
-    records: _Records, block: list[FastaRecord], letters: ProteinLetters, policy: LengthPolicy, fasta: Path
-) -> None:
-    cls, eos = bytes([letters.tokenizer.cls]), bytes([letters.tokenizer.eos])
-    kept = policy.max_length
-    tokens, lengths = [], []
-    for record in block:
-        try:
-            residues = letters.tokens(record.body)
-        except SeqpackError as error:
-            raise SeqpackError(f"{fasta}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
-        records.digests.extend(hashlib.blake2b(residues, digest_size=DIGEST_BYTES).digest())
-        lengths.append(len(residues))
-        tokens.append(cls + residues[:kept] + eos)
-    records.tokens.append(tokens)
-    records.lengths.append(np.array(lengths, np.int32))
-    records.ids.append([record.id.encode() for record in block])
-    records.descriptions.append([record.description.encode() for record in block])
+def _take(records: _Records, block: list[FastaRecord], tokenizer: RecordTokenizer) -> None:
+    taken = tokenizer(block)
+    records.digests.extend(taken.digests)
+    records.lengths.append(taken.lengths)
+    records.tokens.append(taken.tokens, taken.num_tokens)
+    records.num_segments.append(taken.num_segments)
+    records.segment_tokens.append(taken.segment_tokens)
+    records.segment_lengths.append(taken.segment_lengths)
+    records.ids.append_texts([record.id for record in block])
+    records.descriptions.append_texts([record.description for record in block])
 
 
 def _write(
-    file: h5py.File, records: _Records, source: FastaFile, letters: ProteinLetters, policy: LengthPolicy, model: str
+    file: h5py.File,
+    records: _Records,
+    source: FastaFile,
+    tokenizer: RecordTokenizer,
+    policy: LengthPolicy,
+    model: ModelSource,
 ) -> None:
     lengths = np.concatenate(records.lengths)
     digests = np.frombuffer(records.digests, np.uint8).reshape(-1, DIGEST_BYTES)
-    too_long = lengths > policy.max_length
+    too_long = (lengths > policy.max_length) & (policy.max_length > 0)
     rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
     if rejected.all():
         raise SeqpackError(
@@ -149,7 +138,8 @@ def _write(
     first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
 
     fates = np.full(len(lengths), Fate.DUPLICATE, np.uint8)
-    fates[first_records] = np.where(too_long[first_records], Fate.TRUNCATED, Fate.EMBEDDED)
+    fate_of_long = Fate.WINDOWED if policy.long_sequences == "window" else Fate.TRUNCATED
+    fates[first_records] = np.where(too_long[first_records], fate_of_long, Fate.EMBEDDED)
     fates[rejected] = Fate.REJECTED
 
     token_offsets = _offsets(np.diff(record_offsets)[first_records])
@@ -165,41 +155,65 @@ def _write(
     file["sequence_digests"] = digests[first_records]
     file["sequence_records"] = first_records
     file["pack_offsets"] = pack_offsets
+    num_segments = _write_segments(file, records, first_records)
     _copy(file, "record_ids", records.ids.mapped())
     _copy(file, "record_descriptions", records.descriptions.mapped())
-    checksums = _write_tokens(file, records.tokens.mapped(), record_offsets, first_records, token_offsets, pack_offsets)
+    spilled = records.tokens.mapped(tokenizer.dtype)
+    checksums = _write_tokens(file, spilled, record_offsets, first_records, token_offsets, pack_offsets)
     file["pack_checksums"] = checksums
 
     counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
     policies = {
-        "tokenizer": letters.tokenizer.name,
-        "letter_policy": letters.policy,
-        "long_sequences": policy.long_sequences,
-        "max_length": policy.max_length,
+        "tokenizer": tokenizer.name,
+        "letter_policy": tokenizer.letter_policy,
+        **asdict(policy),
         "pack_tokens": pack_tokens,
     }
+    embedded = lengths[first_records].astype(np.int64)
+    if policy.long_sequences == "truncate":
+        embedded = np.minimum(embedded, policy.max_length)
     totals = {
         "num_records": len(lengths),
         "num_sequences": len(first_records),
+        "num_segments": num_segments,
         "num_tokens": int(token_offsets[-1]),
-        "num_residues": int(token_offsets[-1]) - 2 * len(first_records),
+        "num_residues": int(embedded.sum()),
         "num_packs": len(pack_offsets) - 1,
     }
     attributes = {
         "index_format": INDEX_FORMAT,
         "seqpack_version": seqpack.__version__,
-        "model": model,
+        "model": model.name,
+        "family": model.family,
         "source_path": str(source.path).encode(errors="backslashreplace").decode(),  # a path may be no UTF-8
         "source_size": source.size,
         "source_sha256": source.sha256,
         **policies,
-        "letter_counts": json.dumps(asdict(letters.counts)),
+        "letter_counts": json.dumps(tokenizer.letter_counts()),
         "fate_counts": json.dumps(counts),
         **totals,
         "index_digest": content_digest(file, policies),
     }
     write_attributes(file, attributes)
-    _report(source, totals, counts, letters.counts, policy)
+    _report(source, totals, counts, tokenizer.letter_counts(), policy)
+
+
+def _write_segments(file: h5py.File, records: _Records, first_records: np.ndarray) -> int:
+    """Gather the unique sequences' segments in order, unless each is but one; return how many there are."""
+    of_record = np.concatenate(records.num_segments)
+    counts = of_record[first_records].astype(np.int64)
+    offsets = segment_offsets = np.empty(0, np.int64)
+    lengths = np.empty(0, np.int32)
+    if (counts > 1).any():
+        begins = _offsets(of_record)[first_records]
+        offsets = _offsets(counts)
+        chosen = np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])
+        segment_offsets = _offsets(np.concatenate(records.segment_tokens)[chosen])
+        lengths = np.concatenate(records.segment_lengths)[chosen]
+    file["sequence_segments"] = offsets
+    file["segment_offsets"] = segment_offsets
+    file["segment_lengths"] = lengths
+    return int(counts.sum())
 
 
 def unique_sequences(
@@ -253,7 +267,7 @@ def _write_tokens(
     pack_offsets: np.ndarray,
 ) -> np.ndarray:
     """Gather the unique sequences' tokens in order, pack by pack; return the packs' checksums."""
-    dataset = file.create_dataset("tokens", (int(token_offsets[-1]),), np.uint8)
+    dataset = file.create_dataset("tokens", (int(token_offsets[-1]),), spilled.dtype)
     view = memoryview(spilled)
     starts, ends = record_offsets[first_records], record_offsets[first_records + 1]
     checksums = np.empty(len(pack_offsets) - 1, np.uint32)
@@ -261,23 +275,21 @@ def _write_tokens(
         spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
         tokens = b"".join([view[start:end] for start, end in spans])
         checksums[pack] = zlib.crc32(tokens)
-        dataset[token_offsets[first] : token_offsets[last]] = np.frombuffer(tokens, np.uint8)
+        dataset[token_offsets[first] : token_offsets[last]] = np.frombuffer(tokens, spilled.dtype)
     return checksums
 
 
 def _report(
-    source: FastaFile, totals: dict[str, int], fates: dict[str, int], letters: LetterCounts, policy: LengthPolicy
+    source: FastaFile, totals: dict[str, int], fates: dict[str, int], letters: dict[str, int], policy: LengthPolicy
 ) -> None:
     log.info(
         "%s: %d records, %d unique sequences, %d tokens in %d packs",
         *(source.path, totals["num_records"], totals["num_sequences"], totals["num_tokens"], totals["num_packs"]),
     )
     log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))
-    for change, count in asdict(letters).items():
+    for change, count in letters.items():
         if count:
             log.warning("letters: %s: %d", change, count)
-    for fate in ("truncated", "rejected"):
+    for fate in ("truncated", "rejected", "windowed"):
         if fates[fate]:
-            log.warning(
-                "%d records are longer than max_length=%d residues and were %s", fates[fate], policy.max_length, fate
-            )
+            log.warning("%d records are longer than max_length=%d and were %s", fates[fate], policy.max_length, fate)

@@ -1,4 +1,4 @@
-"""Packs on a device without enough memory: split, down to one sequence, and that one on the CPU."""
+"""Packs on a device without enough memory: split, down to one segment, and that one on the CPU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 
 from seqpack.errors import SeqpackError
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import Architecture
+from seqpack.models.encoders import Encoder
+from seqpack.models.registry import AnyArchitecture
 from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
+from seqpack.pooling import Pooling
 
 # How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
 SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class DoesNotFit(SeqpackError):
-    """Memory does not suffice for one sequence, on the CPU either; `row` is its row in the index."""
+    """Memory does not suffice for one segment, on the CPU either; `segment` is its number in the index."""
 
     def __init__(self, pack: Pack) -> None:
-        super().__init__(f"not enough memory for a sequence of {len(pack.tokens) - 2} residues")
-        self.row = pack.first_row
+        super().__init__(f"not enough memory for a sequence of {len(pack.tokens)} tokens")
+        self.segment = pack.first_segment
 
 
 class PackEmbedder:
@@ -33,35 +33,36 @@ class PackEmbedder:
 
     Args:
         model: on the device.
+        pool: from one vector a token to one a segment.
         cpu_model: makes the same model on the CPU; called when a single sequence does not fit the device.
 
     Attributes:
         too_large: tokens in the smallest piece that did not fit; 0 if all did.
         splits: how many pieces did not fit.
-        on_cpu: how many sequences were left to the CPU.
+        on_cpu: how many segments were left to the CPU.
     """
 
-    def __init__(self, model: ESM2, cpu_model: Callable[[], ESM2]) -> None:
-        self._model, self._make_cpu_model = model, cpu_model
-        self._cpu_model: ESM2 | None = None
+    def __init__(self, model: Encoder, pool: Pooling, cpu_model: Callable[[], Encoder]) -> None:
+        self._model, self._pool, self._make_cpu_model = model, pool, cpu_model
+        self._cpu_model: Encoder | None = None
         self.too_large = 0
         self.splits = 0
         self.on_cpu = 0
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> AnyArchitecture:
         return self._model.architecture
 
     def __call__(self, pack: Pack) -> torch.Tensor:
-        """Return the mean embeddings of a pack on the model's device, float32 (num_sequences, hidden_dim).
+        """Return the pooled vectors of a pack on the model's device, float32 (num_segments, hidden_dim).
 
         Raises:
-            DoesNotFit: a sequence for which neither the device's nor the CPU's memory suffices.
+            DoesNotFit: a segment for which neither the device's nor the CPU's memory suffices.
         """
         if not self._fits(pack):
             return self._in_pieces(pack)
         try:
-            return mean_over_residues(self._model(pack), pack).float()
+            return self._pool(self._model(pack), pack).float()
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -70,7 +71,7 @@ class PackEmbedder:
         num_tokens = len(pack.tokens)
         self.too_large = min(self.too_large or num_tokens, num_tokens)
         log.warning(
-            "not enough memory on %s for %d tokens (%d sequences): from now on in pieces of %d",
+            "not enough memory on %s for %d tokens (%d segments): from now on in pieces of %d",
             pack.tokens.device,
             num_tokens,
             len(pack.lengths),
@@ -98,9 +99,9 @@ class PackEmbedder:
         if self._cpu_model is None:
             self._cpu_model = self._make_cpu_model()
         self.on_cpu += 1
-        on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_row)
+        on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_segment)
         try:
-            return mean_over_residues(self._cpu_model(on_cpu), on_cpu).float().to(device)
+            return self._pool(self._cpu_model(on_cpu), on_cpu).float().to(device)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise DoesNotFit(pack) from error

@@ -8,6 +8,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,9 @@ INDEX_ATTRIBUTES = (
     "letter_counts",
     "long_sequences",
     "max_length",
+    "window",
+    "stride",
+    "strand",
     "num_records",
     "num_sequences",
 )
@@ -84,8 +88,11 @@ def merge_shards(
         whole_or_absent(manifest) as new_manifest,
         whole_or_absent(records) as new_records,
     ):
-        digest = _write_embeddings(new_output, index, shards, kept, fate_counts)
-        write_records(new_records, index, quarantined)
+        # Side by side: the table is work for Python, the embeddings for the disk.
+        with ThreadPoolExecutor(1) as thread:
+            table = thread.submit(write_records, new_records, index, quarantined)
+            digest = _write_embeddings(new_output, index, shards, kept, fate_counts)
+            table.result()
         content = _manifest(index, shards, fate_counts)
         content["outputs"] = {
             output.name: {
@@ -140,7 +147,7 @@ def _write_embeddings(
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
-        write_strings(file, "sequence_ids", kept, index.record_id)
+        write_strings(file, "sequence_ids", kept, index.ids_of)
         reserve_dataset(file, "embeddings", shape, np.float32)
     with RowWriter(path, "embeddings") as writer:
         for block in _gather(index, shards, kept):

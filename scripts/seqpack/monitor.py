@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from seqpack.models.registry import Architecture
+from seqpack.models.registry import AnyArchitecture
 
 SAMPLE_SECONDS = 1.0
 PEAK_SECONDS = 0.15  # of measuring, after a product to warm up
@@ -98,18 +98,19 @@ def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:
     return sample
 
 
-def model_flop(architecture: Architecture, lengths: np.ndarray) -> float:
-    """Return the floating-point operations of a forward over sequences, matrix products and attention alone.
+def model_flop(architecture: AnyArchitecture, lengths: np.ndarray) -> float:
+    """Return the floating-point operations of a forward over segments, matrix products and attention alone.
 
-    24 L d^2 + 4 n d L a token, for L layers of hidden dimension d and a sequence of n tokens.
+    For L layers of hidden dimension d, a token of a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2
+    (DNABERT-S: 6 of qkv, 2 of out, 16 of the gated layers, 8 of the last), and 4 n d L of attention.
 
     Args:
-        architecture: the model's shape; its feed-forward dimension is 4 d.
-        lengths: (num_sequences,), tokens in each, cls and eos included.
+        architecture: the model's shape.
+        lengths: (num_segments,), tokens in each, special tokens included.
     """
     lengths = np.asarray(lengths, np.float64)
     layers, dim = architecture.num_layers, architecture.hidden_dim
-    return float((lengths * (24 * layers * dim**2 + 4 * lengths * dim * layers)).sum())
+    return float((lengths * (2 * architecture.matrix_parameters + 4 * lengths * dim * layers)).sum())
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""A pack on its way through the model: tokens of several sequences end to end, without padding."""
+"""A pack on its way through the model: tokens of several segments end to end, without padding."""
 
 from __future__ import annotations
 
@@ -14,40 +14,42 @@ from seqpack.plan import plan_packs
 
 @dataclass(frozen=True)
 class Pack:
-    """Sequences end to end.
+    """Segments end to end: whole sequences, or windows of long ones, each by itself for the model.
 
     Attributes:
-        tokens: (num_tokens,), any integer type, cls and eos of each sequence included.
-        cu_seqlens: int32 (num_sequences + 1,), where each sequence begins; on the device of the tokens.
-        lengths: int64 (num_sequences,), tokens in each sequence; on the host.
-        first_row: the first sequence's row in the index, for messages.
+        tokens: (num_tokens,), any integer type, the special tokens of each segment included.
+        cu_seqlens: int32 (num_segments + 1,), where each segment begins; on the device of the tokens.
+        lengths: int64 (num_segments,), tokens in each segment; on the host.
+        first_segment: the first segment's number in the index, for messages.
     """
 
     tokens: torch.Tensor
     cu_seqlens: torch.Tensor
     lengths: np.ndarray
-    first_row: int = 0
+    first_segment: int = 0
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_row: int = 0) -> Pack:
+    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> Pack:
         """Make a pack on the CPU; copies the tokens."""
-        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_row)
+        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_segment)
 
     def split(self, num_tokens: int) -> list[Pack]:
-        """Cut into packs of consecutive sequences, each of at most `num_tokens` tokens or one sequence."""
+        """Cut into packs of consecutive segments, each of at most `num_tokens` tokens or one segment."""
         offsets = boundaries(self.lengths).astype(np.int64)
         pieces = []
         for first, last in pairwise(plan_packs(offsets, num_tokens).tolist()):
             begin, end = int(offsets[first]), int(offsets[last])
             cu_seqlens = self.cu_seqlens[first : last + 1] - begin
-            pieces.append(Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last], self.first_row + first))
+            pieces.append(
+                Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last], self.first_segment + first)
+            )
         return pieces
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
-        """Stretches of equal length: (first token, number of sequences, tokens in each).
+        """Stretches of equal length: (first token, number of segments, tokens in each).
 
-        Sequences of a run are one dense (sequences, length) batch, so attention over a run needs
+        Segments of a run are one dense (segments, length) batch, so attention over a run needs
         neither padding nor a mask. Packs are sorted by length, so that runs are few.
         """
         edges = np.flatnonzero(np.diff(self.lengths)) + 1
@@ -59,7 +61,7 @@ class Pack:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """int64 (num_tokens,): the place of each token in its sequence; cls is 0."""
+        """int64 (num_tokens,): the place of each token in its segment; the first is 0."""
         starts = self.cu_seqlens[:-1].long()
         num_tokens = len(self.tokens)
         # With output_size the device need not be asked for the sum.
@@ -68,7 +70,7 @@ class Pack:
 
 
 def boundaries(lengths: np.ndarray) -> np.ndarray:
-    """Return where sequences of these lengths begin and the last ends: int32 (num_sequences + 1,)."""
+    """Return where segments of these lengths begin and the last ends: int32 (num_segments + 1,)."""
     result = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=result[1:])
     return result

@@ -13,25 +13,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqpack import attention, devices, pooling
+from seqpack import devices
 from seqpack.audit import Audit, audit_embeddings, judge
 from seqpack.compute import Computation, compute_packs, quarantined_message
 from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
-from seqpack.index import Index, open_index
+from seqpack.index import Index, embedded_lengths, open_index
 from seqpack.interrupts import Signals
-from seqpack.kernels import fused
+from seqpack.kernels.names import AUTO
 from seqpack.memory import PackEmbedder, is_out_of_memory
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import ModelSource, find_protein_model
+from seqpack.models.encoders import Encoder, make_encoder
+from seqpack.models.registry import ModelSource, find_model
 from seqpack.models.weights import load_weights
 from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
+from seqpack.pooling import BY_NAME
 from seqpack.shard import new_shard
 from seqpack.status import ShardStatus, stage, write_status
-from seqpack.task import ShardTask
+from seqpack.task import ShardTask, require_pooling
 
 UNTRAINED_WARNING = "UNTRAINED WEIGHTS: these embeddings are random projections and have no biological meaning"
 
@@ -70,21 +71,20 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     log.info("device %s (%s), precision %s", device, status.run["device"], precision)
 
     with stage(status, "load"):
-        source = find_protein_model(task.model or index.attributes["model"])
+        source = _find_model(task, index)
         weights = load_weights(source)
         architecture, dtype = weights.architecture, getattr(torch, precision)
-        kernel = attention.choose_kernel(device, dtype, architecture.head_dim, task.attention)
-        fuse = fused.available(device)
         try:
-            model = ESM2(architecture, weights.tensors, dtype, index.max_tokens, kernel, fuse).to(device)
+            model = make_encoder(weights, dtype, index.max_tokens, device, task.attention)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise SeqpackError(f"{source.name} in {precision} does not fit {_room(device)}") from error
             raise
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
-    status.run["attention"] = kernel
-    status.run["elementwise"] = "Triton" if fuse else "eager"
-    log.info("%s, attention %s, elementwise %s", source.name, kernel, status.run["elementwise"])
+        pool = BY_NAME[source.family][task.pooling]
+    status.run["attention"] = model.attention
+    status.run["elementwise"] = "Triton" if model.fuse else "eager"
+    log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run["elementwise"])
     if not weights.trained:
         status.warning = UNTRAINED_WARNING
         log.warning(UNTRAINED_WARNING)
@@ -93,7 +93,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         model=source.name,
         model_digest=weights.digest,
         layer=architecture.num_layers,
-        pooling=pooling.MEAN_OVER_RESIDUES,
+        pooling=task.pooling,
         precision=precision,
     )
     status.fingerprint = fingerprint.attributes()
@@ -109,9 +109,9 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         _require_space(task, index, len(rows), todo, 4 * architecture.hidden_dim)
 
     with PartWriter(folder, name, fingerprint, "", task.save_seconds, parts) as writer:
-        embed = PackEmbedder(model, lambda: _make_model(source, index, dtype, torch.device("cpu")))
+        embed = PackEmbedder(model, pool, lambda: _make_model(source, index, dtype, torch.device("cpu")))
         del model
-        work = Computation(index, device, embed, lambda on: _make_model(source, index, torch.float32, on))
+        work = Computation(index, device, embed, pool, lambda on: _make_model(source, index, torch.float32, on))
         compute_packs(work, todo, writer, task, status, signals)
     del embed, work  # room for the audit's reference
     status.run["computed_by"] = parts.computed_by(packs)
@@ -154,16 +154,29 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
     capacity = int(np.maximum(pack_sizes, index.attributes["pack_tokens"]).sum())
     return {
         "num_tokens": num_tokens,
-        "num_residues": num_tokens - 2 * len(rows),
+        "num_residues": int(embedded_lengths(index, index.sequence_records[rows]).sum()),
         "pack_fill": round(num_tokens / capacity, 4) if capacity else 0.0,
     }
 
 
-def _make_model(source: ModelSource, index: Index, dtype: torch.dtype, device: torch.device) -> ESM2:
-    weights = load_weights(source)
-    kernel = attention.choose_kernel(device, dtype, weights.architecture.head_dim)
-    fuse = fused.available(device)
-    return ESM2(weights.architecture, weights.tensors, dtype, index.max_tokens, kernel, fuse).to(device)
+def _find_model(task: ShardTask, index: Index) -> ModelSource:
+    """Return the model that is asked for, once it is known to read the index's tokens and to be pooled so."""
+    source = find_model(task.model or index.attributes["model"])
+    if source.family != index.attributes["family"]:
+        raise SeqpackError(
+            f"{task.index}: made for {index.attributes['model']}, whose tokens are not those of {source.name}; "
+            "build the index again for this model"
+        )
+    if source.tokenizer and sha256_of_file(source.tokenizer) not in index.attributes["tokenizer"]:
+        raise SeqpackError(
+            f"{task.index}: made by another tokenizer than {source.tokenizer}; build the index again for this model"
+        )
+    require_pooling(source.family, task.pooling)
+    return source
+
+
+def _make_model(source: ModelSource, index: Index, dtype: torch.dtype, device: torch.device) -> Encoder:
+    return make_encoder(load_weights(source), dtype, index.max_tokens, device, AUTO)
 
 
 def _audit(
@@ -184,8 +197,8 @@ def _audit(
         if not status.resumed_packs:  # a small shard should not take many times longer for its audit
             limit = min(limit, 1 + computed)
         try:
-            audit = audit_embeddings(index, rows, parts.embedding, source, limit)
-            verdict, message = judge(audit, precision)
+            audit = audit_embeddings(index, rows, parts.embedding, source, limit, task.pooling)
+            verdict, message = judge(audit, precision, source.family)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
             message = f"it failed: {type(error).__name__}: {error}"
             audit = Audit(0, math.nan, math.nan, "", f"none: {message}", 0.0, False)

@@ -10,11 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from seqpack.index import Fate, Index
+from seqpack.index import Fate, Index, embedded_lengths
 
-COLUMNS = ("record", "id", "length", "embedded_length", "fate", "row", "same_as", "reason", "description")
+COLUMNS = (
+    "record",
+    "id",
+    "length",
+    "embedded_length",
+    "windows",
+    "fate",
+    "row",
+    "same_as",
+    "reason",
+    "description",
+)
 BLOCK = 65536
-
+FATE_NAMES = {fate.value: fate.name.lower() for fate in Fate}
 
 NONE = np.empty(0, np.int64)
 
@@ -24,10 +35,10 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
 
     `quarantined` are the index rows (int64) of sequences without a finite embedding.
 
-    Columns: `record` (1 for the first), `id`, `length` (residues after cleaning), `embedded_length`
-    (residues that entered the model), `fate`, `row` (in embeddings.h5, from 0; empty if rejected or
-    quarantined), `same_as` (of a duplicate, the record whose sequence it has), `reason` (of a rejection, a
-    truncation or a quarantine), `description` (the rest of the header).
+    Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
+    (those that entered the model), `windows` (in how many, 1 for a whole sequence), `fate`, `row` (in
+    embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (of a duplicate, the record whose sequence
+    it has), `reason` (of a rejection, a truncation, windows or a quarantine), `description` (the rest of the header).
     """
     fates = final_fates(index, quarantined)
     with (
@@ -54,27 +65,40 @@ def has_row(fates: np.ndarray) -> np.ndarray:
 
 
 def _rows(index: Index, final: np.ndarray, start: int, end: int) -> Iterator[tuple[object, ...]]:
-    max_length = int(index.attributes["max_length"])
+    max_length = int(index.attributes["max_length"])  # 0 is no limit
     row = int(np.count_nonzero(has_row(final[:start])))
     fates = final[start:end].tolist()
     lengths = index.record_lengths[start:end].tolist()
-    sequences = index.record_rows[start:end].tolist()
-    for record, fate, length, sequence in zip(range(start, end), fates, lengths, sequences, strict=True):
+    embedded = embedded_lengths(index, np.arange(start, end)).tolist()
+    windows = _windows(index, index.record_rows[start:end]).tolist()
+    same_as = (index.sequence_records[index.record_rows[start:end]] + 1).tolist()
+    records = np.arange(start, end)
+    ids, descriptions = index.ids_of(records), index.descriptions_of(records)
+    for place, (fate, length) in enumerate(zip(fates, lengths, strict=True)):
         reason = ""
-        if length > max_length:
+        if 0 < max_length < length:
             reason = f"longer than max_length={max_length}"
         if fate == Fate.QUARANTINED:
             reason = "its embedding is not finite, in float32 either"
         left_out = fate in (Fate.REJECTED, Fate.QUARANTINED)
         yield (
-            record + 1,
-            index.record_id(record),
+            start + place + 1,
+            ids[place],
             length,
-            0 if left_out else min(length, max_length),
-            Fate(fate).name.lower(),
+            0 if left_out else embedded[place],
+            0 if left_out else windows[place],
+            FATE_NAMES[fate],
             "" if left_out else row,
-            int(index.sequence_records[sequence]) + 1 if fate == Fate.DUPLICATE else "",
+            same_as[place] if fate == Fate.DUPLICATE else "",
             reason,
-            index.record_description(record),
+            descriptions[place],
         )
         row += not left_out
+
+
+def _windows(index: Index, rows: np.ndarray) -> np.ndarray:
+    """Return in how many windows each row's sequence is embedded (int64); rows may be -1, of rejected records."""
+    if not index.has_segments:
+        return np.ones(len(rows), np.int64)
+    segments = index.sequence_segments[rows + 1] - index.sequence_segments[rows]
+    return segments // (2 if index.attributes["strand"] == "both" else 1)

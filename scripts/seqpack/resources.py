@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-from seqpack.models.registry import Architecture, ModelSource
+from seqpack.models.registry import DNABERT_S, ESM2, AnyArchitecture, DnabertArchitecture, ModelSource
 
 # FLOP/s that a device is trusted to keep up, whatever its kind.
 GPU_FLOPS = 20e12
@@ -24,7 +24,9 @@ BASE_MB = 6000
 BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
 COMPRESSED = (".gz", ".bgz", ".zst")
-COMPRESSION = 3  # of protein FASTA, at most
+COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
+LETTERS_A_TOKEN = {ESM2: 1, DNABERT_S: 4}
+WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
 def memory_mb(model: ModelSource, attempt: int) -> int:
@@ -38,28 +40,43 @@ def runtime_minutes(
 ) -> int:
     """Return the time limit (minutes) for a worker that computes `num_tokens` tokens, `attempt` times as long.
 
-    A token costs 2 FLOP a parameter and 4 n d L of attention in a sequence of n tokens, for L layers of
-    dimension d; all are taken for as long as the longest, `max_tokens`.
+    A token costs 2 FLOP a parameter of the layers' matrices and 4 n d L of attention in a segment of n tokens, for
+    L layers of dimension d; all are taken for as long as the longest, `max_tokens`.
     """
-    flop_a_token = 2.0 * _num_parameters(model)
     if model.architecture:
+        flop_a_token = 2.0 * model.architecture.matrix_parameters
         flop_a_token += 4 * max_tokens * model.architecture.hidden_dim * model.architecture.num_layers
+    else:
+        flop_a_token = 2 * _num_parameters(model)
     on_gpu_flops = GPU_FLOAT32_FLOPS if precision == "float32" else GPU_FLOPS
     rate = on_gpu_flops if on_gpu else CPU_THREAD_FLOPS * threads
     return attempt * (BASE_MINUTES + math.ceil(num_tokens * flop_a_token / rate / 60))
 
 
-def tokens_in(index: Path, fasta: Path) -> int:
-    """Return the tokens to compute: those of the index, or before it is built as many as the FASTA has bytes.
+def tokens_of(family: str, letters: int) -> int:
+    """Return the tokens in so many residues or bases, special tokens included; of a model of nucleotides about."""
+    return -(-letters // LETTERS_A_TOKEN[family]) + 2
+
+
+def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
+    """Return the tokens to compute: those of the index, or before it is built what the size of the FASTA suggests.
 
     A FASTA that is not there either counts as empty.
+
+    Args:
+        index, fasta: the files.
+        family: of the model.
+        copies: how often each letter goes through the model: on both strands twice, and in windows that overlap
+            as often as the stride fits into the window.
     """
     try:
         state = index.stat()
         return _tokens_of_index(index, state.st_mtime_ns, state.st_size)
     except (OSError, KeyError, ValueError):  # none yet, or damaged: its worker will say so
-        size = fasta.stat().st_size if fasta.exists() else 0
-        return size * COMPRESSION if fasta.suffix.lower() in COMPRESSED else size
+        letters = fasta.stat().st_size if fasta.exists() else 0
+        if fasta.suffix.lower() in COMPRESSED:
+            letters *= COMPRESSION[family]
+        return math.ceil(copies * letters / LETTERS_A_TOKEN[family])
 
 
 @functools.cache
@@ -72,14 +89,15 @@ def _num_parameters(model: ModelSource) -> float:
     """Return the parameters of a known architecture; else half of the bytes in the files, as if in float16."""
     if model.architecture:
         return _parameters(model.architecture)
-    if model.kind == "folder" and model.path:
-        files = list(model.path.glob("*.safetensors"))
-    else:
-        files = [model.path] if model.path else []
+    files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
     return sum(file.stat().st_size for file in files if file.exists()) / 2
 
 
-def _parameters(architecture: Architecture) -> int:
-    """Return the parameters of ESM-2: 12 d^2 a layer, the embedding, and 15 vectors of biases and norms a layer."""
-    dim = architecture.hidden_dim
-    return architecture.num_layers * (12 * dim**2 + 15 * dim) + architecture.vocabulary * dim
+def _parameters(architecture: AnyArchitecture) -> int:
+    """Return the parameters of a model: the layers' matrices, the embeddings, and vectors of biases and norms."""
+    dim, layers = architecture.hidden_dim, architecture.num_layers
+    if isinstance(architecture, DnabertArchitecture):
+        return (
+            architecture.matrix_parameters + (9 * layers + architecture.vocabulary + architecture.token_types + 2) * dim
+        )
+    return architecture.matrix_parameters + (13 * layers + architecture.vocabulary + 2) * dim

@@ -1,4 +1,4 @@
-"""The runner: packs in, mean embeddings out, in order."""
+"""The runner: packs in, embeddings out, in order."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ import torch
 
 from seqpack.index import Index
 from seqpack.memory import PackEmbedder
-from seqpack.packs import Pack, boundaries
+from seqpack.packs import Pack
+from seqpack.plan import MAX_PACK_TOKENS
+from seqpack.pooling import combine_segments
 
 # On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
 # pooled vectors: the activations of a piece stay in the cache, threads never wait for one another, and the
 # bits don't depend on how many there are. docs/performance.md has the measurements.
 CPU_PIECE_TOKENS = 2048
 
-STAGED = 2  # packs that wait on the device to be computed
-IN_FLIGHT = 2  # packs whose results are on their way while a later one is computed
+# A pack goes to a GPU whole, but for one longer than planned: a long contig in very many windows.
+CUDA_PIECE_TOKENS = 2 * MAX_PACK_TOKENS
+
+STAGED = 2  # pieces that wait on the device to be computed
+IN_FLIGHT = 2  # pieces whose results are on their way while a later one is computed
 
 
 def embed_packs(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each pack's number and embeddings in turn: float32 (sequences in the pack, hidden_dim).
+
+    The embedding of a sequence of several segments is their mean, see `combine_segments`.
 
     Args:
         embed: holds the model, on the device.
@@ -39,7 +46,14 @@ def embed_packs(
     """
     results = _on_cpu(embed, index, packs, threads) if device.type == "cpu" else _on_cuda(embed, index, packs, device)
     with closing(results):
-        yield from results
+        for pack, vectors in results:
+            segments = index.pack_segments(pack)
+            yield pack, combine_segments(vectors, *segments) if segments else vectors
+
+
+def whole_pack(index: Index, pack: int) -> Pack:
+    """Return a pack of the index on the CPU."""
+    return Pack.from_tokens(index.pack_tokens(pack), index.pack_lengths(pack), index.first_segment(pack))
 
 
 def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -57,8 +71,7 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
     pool = ThreadPoolExecutor(threads)
     try:
         for pack_number in packs:
-            first_row = int(index.pack_offsets[pack_number])
-            pack = Pack.from_tokens(index.pack_tokens(pack_number), index.pack_lengths(pack_number), first_row)
+            pack = whole_pack(index, pack_number)
             waiting.append((pack_number, [pool.submit(embed_piece, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))
             while len(waiting) > 1 and sum(len(pieces) for _, pieces in waiting) > 2 * threads:
                 yield oldest()
@@ -72,18 +85,18 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
 def _on_cuda(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Compute never waits for the host: packs are staged ahead, results are fetched behind.
+    """Compute never waits for the host: pieces of packs are staged ahead, results are fetched behind.
 
-    A thread reads packs, fills pinned memory and copies it on a stream of its own, up to STAGED packs
-    ahead; pooled results go back on a third stream, and are waited for when IN_FLIGHT later packs are
+    A thread reads packs, fills pinned memory and copies it on a stream of its own, up to STAGED pieces
+    ahead; pooled results go back on a third stream, and are waited for when IN_FLIGHT later pieces are
     queued on the device.
     """
     to_device, to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
     compute = torch.cuda.current_stream(device)
-    staged: Queue[tuple[int, Pack, torch.cuda.Event] | BaseException | None] = Queue(STAGED)
+    staged: Queue[tuple[int, bool, Pack, torch.cuda.Event] | BaseException | None] = Queue(STAGED)
     stopped = threading.Event()
 
-    def put(item: tuple[int, Pack, torch.cuda.Event] | BaseException | None) -> None:
+    def put(item: tuple[int, bool, Pack, torch.cuda.Event] | BaseException | None) -> None:
         while not stopped.is_set():
             with suppress(Full):
                 staged.put(item, timeout=0.1)
@@ -92,31 +105,36 @@ def _on_cuda(
     def stage() -> None:
         try:
             for pack_number in packs:
-                if stopped.is_set():
-                    return
-                lengths = index.pack_lengths(pack_number)
-                with torch.cuda.stream(to_device):
-                    tokens = _to_device(index.pack_tokens(pack_number), device)
-                    cu_seqlens = _to_device(boundaries(lengths), device)
-                    arrived = to_device.record_event()
-                put((pack_number, Pack(tokens, cu_seqlens, lengths, int(index.pack_offsets[pack_number])), arrived))
+                pieces = whole_pack(index, pack_number).split(CUDA_PIECE_TOKENS)
+                for number, piece in enumerate(pieces, start=1):
+                    if stopped.is_set():
+                        return
+                    with torch.cuda.stream(to_device):
+                        tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
+                        arrived = to_device.record_event()
+                    staged_piece = Pack(tokens, cu_seqlens, piece.lengths, piece.first_segment)
+                    put((pack_number, number == len(pieces), staged_piece, arrived))
             put(None)
         except BaseException as error:  # to be raised where the results are awaited
             put(error)
 
-    def oldest() -> tuple[int, np.ndarray]:
-        pack_number, embeddings, arrived = in_flight.popleft()
+    def fetch_oldest() -> Iterator[tuple[int, np.ndarray]]:
+        pack_number, is_last, vectors, arrived = in_flight.popleft()
         arrived.synchronize()
-        return pack_number, embeddings.numpy().copy()  # so that pinned memory is soon free for the next pack
+        fetched.append(vectors.numpy().copy())  # so that pinned memory is soon free for the next piece
+        if is_last:
+            yield pack_number, fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
+            fetched.clear()
 
-    in_flight: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
+    in_flight: deque[tuple[int, bool, torch.Tensor, torch.cuda.Event]] = deque()
+    fetched: list[np.ndarray] = []
     stager = threading.Thread(target=stage, name="stager", daemon=True)
     stager.start()
     try:
         while (item := staged.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            pack_number, pack, arrived = item
+            pack_number, is_last, pack, arrived = item
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
                 tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
@@ -124,21 +142,22 @@ def _on_cuda(
             computed = compute.record_event()
             with torch.cuda.stream(to_host):
                 to_host.wait_event(computed)
-                embeddings = torch.empty(pooled.shape, dtype=torch.float32, pin_memory=True)
-                embeddings.copy_(pooled, non_blocking=True)
+                vectors = torch.empty(pooled.shape, dtype=torch.float32, pin_memory=True)
+                vectors.copy_(pooled, non_blocking=True)
                 pooled.record_stream(to_host)
-                in_flight.append((pack_number, embeddings, to_host.record_event()))
+                in_flight.append((pack_number, is_last, vectors, to_host.record_event()))
             if len(in_flight) > IN_FLIGHT:
-                yield oldest()
+                yield from fetch_oldest()
         while in_flight:
-            yield oldest()
+            yield from fetch_oldest()
     finally:
         stopped.set()
         stager.join()
 
 
-def _to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy through pinned memory on the current stream, without waiting."""
-    pinned = torch.empty(values.shape, dtype=getattr(torch, values.dtype.name), pin_memory=True)
-    pinned.numpy()[:] = values
+def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy through pinned memory on the current stream, without waiting; uint16, little known to CUDA, as int32."""
+    dtype = torch.int32 if values.dtype == torch.uint16 else values.dtype
+    pinned = torch.empty(values.shape, dtype=dtype, pin_memory=True)
+    pinned.copy_(values)
     return pinned.to(device, non_blocking=True)

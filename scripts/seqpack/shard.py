@@ -71,7 +71,7 @@ def new_shard(
             write_attributes(file, attributes)
             file["index_rows"] = rows
             file["quarantined_rows"] = quarantined
-            write_strings(file, "sequence_ids", rows, index.sequence_id)
+            write_strings(file, "sequence_ids", rows, index.sequence_ids_of)
             reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
         with RowWriter(temporary, "embeddings") as writer:
             yield writer

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqpack.errors import SeqpackError
+from seqpack.models.registry import DNABERT_S, ESM2
+
 ON_ERROR = ("fail", "skip")
+# By family; what each is stands in `seqpack.pooling`.
+POOLINGS = {ESM2: ("mean", "cls"), DNABERT_S: ("mean", "mean_tokens", "cls")}
+ALL_POOLINGS = tuple(dict.fromkeys(name for names in POOLINGS.values() for name in names))
+
+
+def require_pooling(family: str, pooling: str) -> None:
+    """Raise a SeqpackError if a family of models has no such pooling."""
+    if pooling not in POOLINGS[family]:
+        raise SeqpackError(f"pooling {pooling} is not one of {family}: use {' or '.join(POOLINGS[family])}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,7 @@ class ShardTask:
         precision: auto, float32, bfloat16 or float16.
         attention: auto, or a kernel's name (`seqpack.attention`).
         threads: CPU threads for the matrix products; 0 leaves it to torch.
+        pooling: from one vector a token to one a sequence, by name (`seqpack.pooling`).
         on_error: what becomes of a sequence whose embedding is not finite, in float32 either: fail the
             shard, or skip the sequence.
         save_seconds: between two part files.
@@ -39,6 +52,7 @@ class ShardTask:
     precision: str = "auto"
     attention: str = "auto"
     threads: int = 0
+    pooling: str = "mean"
     on_error: str = "fail"
     save_seconds: float = 60.0
     audit_seconds: float = 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -123,16 +123,26 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             f"against {status.audit.get('reference')}; remove the shard, and compute it in another precision or on "
             "another device"
         )
-    for row, id_ in zip_longest(expected.tolist(), chain.from_iterable(shard_ids(path))):
-        if row is None or id_ != index.sequence_id(row):
-            wanted = "no more" if row is None else repr(index.sequence_id(row))
-            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {wanted}")
+    _verify_ids(index, path, expected)
     block = max(CHECK_BYTES // (4 * max(embeddings.shape[1], 1)), 1)
     for start in range(0, len(embeddings), block):
         finite = np.isfinite(embeddings[start : start + block]).all(axis=1)
         if not finite.all():
             row = int(expected[start + int(np.flatnonzero(~finite)[0])])
             raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
+
+
+def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
+    start = 0
+    for found in shard_ids(path):
+        wanted = index.sequence_ids_of(rows[start : start + len(found)])
+        if found != wanted:
+            id_, other = next(pair for pair in zip_longest(found, wanted) if pair[0] != pair[1])
+            shown = "no more" if other is None else repr(other)
+            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {shown}")
+        start += len(found)
+    if start < len(rows):
+        raise SeqpackError(f"{path}: has the id None where the index has {index.sequence_id(int(rows[start]))!r}")
 
 
 def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:

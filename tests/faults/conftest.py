@@ -1,30 +1,47 @@
-"""The undisturbed run that every other one must equal, bit for bit."""
+"""The undisturbed runs that every other one must equal, bit for bit: of proteins, and of nucleotides in windows."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from workers import EACH_PACK, Undisturbed, digest_of, embed, status_of
 
-from pipeline import Run
+from families import dnabert_folder, random_contigs, write_fasta
+from pipeline import MODEL, Run
+from seqpack.length_policy import LengthPolicy
+from seqpack.models.registry import DnabertArchitecture
 from sequences import random_sequences
 
 WORLD_SIZE = 2
+# As much work as the smallest ESM-2, so that there is time to be disturbed in.
+MIDDLING = DnabertArchitecture(num_layers=4, hidden_dim=256, num_heads=8)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder = tmp_path_factory.mktemp("undisturbed")
     lengths = np.random.default_rng(3).integers(20, 240, 75).tolist()  # about 10,000 tokens in 10 packs
-    fasta = folder / "proteins.faa"
-    fasta.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
-    run = Run(folder, WORLD_SIZE).build(fasta)
+    return run(tmp_path_factory.mktemp("undisturbed"), random_sequences(lengths), MODEL, LengthPolicy())
+
+
+@pytest.fixture(scope="session")
+def undisturbed_contigs(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    lengths = np.random.default_rng(4).integers(20, 500, 80).tolist()  # about 12,500 tokens in 14 packs
+    policy = LengthPolicy("window", 250, 200, 150, "both")
+    folder = tmp_path_factory.mktemp("undisturbed_contigs")
+    return run(folder, random_contigs(lengths), str(dnabert_folder(MIDDLING, "middling")), policy)
+
+
+def run(folder: Path, sequences: list[str], model: str, policy: LengthPolicy) -> Undisturbed:
+    fasta = write_fasta(folder / "some.fa", sequences)
+    run = Run(folder, WORLD_SIZE).build(fasta, model, policy)
     for rank in range(WORLD_SIZE):
         began = time.monotonic()
         done = embed(run, rank, *EACH_PACK)
         assert done.returncode == 0, done.stderr
         seconds = time.monotonic() - began
     run.merge()
-    return Undisturbed(fasta, run.index, digest_of(run.embeddings), seconds, status_of(run, 1)["seconds"]["compute"])
+    compute_seconds = status_of(run, 1)["seconds"]["compute"]
+    return Undisturbed(fasta, model, policy, run.index, digest_of(run.embeddings), seconds, compute_seconds)

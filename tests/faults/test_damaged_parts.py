@@ -17,6 +17,14 @@ from seqpack.parts import SMALL_DATASETS, PackResult
 BFLOAT16 = ("--precision", "bfloat16")  # after the other, so that it counts
 
 
+@pytest.fixture(scope="module", params=["proteins", "contigs"])
+def undisturbed(
+    undisturbed: Undisturbed, undisturbed_contigs: Undisturbed, request: pytest.FixtureRequest
+) -> Undisturbed:
+    """Every test here is of both families."""
+    return {"proteins": undisturbed, "contigs": undisturbed_contigs}[request.param]
+
+
 @pytest.fixture(scope="module")
 def with_parts(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Every pack in a part of its own and no shard: the worker died before it began to write one."""
@@ -81,7 +89,7 @@ def test_damaged_parts_are_set_aside_and_computed_anew(run: Run, undisturbed: Un
     parts = parts_in(run)
     for part, name in zip(parts, ("embeddings", "index_rows", "packs"), strict=False):
         flip_a_bit(part, place_of(part, name))
-    flip_a_bit(parts[3], parts[3].read_bytes().index(b"untrained:"))
+    flip_a_bit(parts[3], parts[3].read_bytes().index(undisturbed.model.encode()))
     flip_a_bit(parts[4], 9)
     parts[5].write_bytes(parts[5].read_bytes()[: parts[5].stat().st_size // 2])
     parts[6].write_bytes(b"")
@@ -186,8 +194,8 @@ def test_parts_of_other_computations(run: Run, undisturbed: Undisturbed, tmp_pat
     other = Run(tmp_path / "other", 1)
     other.folder.mkdir()
     half = undisturbed.fasta.read_text()[: undisturbed.fasta.stat().st_size // 2].rpartition(">")[0]
-    (other.folder / "half.faa").write_text(half)
-    other.build(other.folder / "half.faa")
+    (other.folder / "half.fa").write_text(half)
+    other.build(other.folder / "half.fa", undisturbed.model, undisturbed.policy)
     foreign = []
     for folder, settings in ((run.folder, BFLOAT16), (other.folder, ())):
         stopped = Run(tmp_path / f"stopped{len(foreign)}", 1)

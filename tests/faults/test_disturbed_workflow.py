@@ -171,7 +171,9 @@ def test_a_shard_that_always_fails(tmp_path: Path) -> None:
         "id7": "duplicate",
     }
     counts = json.loads((workflow.results / "manifest.json").read_text())["counts"]
-    assert counts["fates"] == {"embedded": 5, "truncated": 0, "duplicate": 1, "rejected": 0, "quarantined": 2}
+    assert {fate: number for fate, number in counts["fates"].items() if number} == {
+        **{"embedded": 5, "duplicate": 1, "quarantined": 2}
+    }
     assert sum(counts["fates"].values()) == counts["num_records"] == 8
     assert len(embeddings) + counts["fates"]["quarantined"] == counts["num_records"]
     assert left_behind(workflow.results) == []

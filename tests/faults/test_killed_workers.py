@@ -16,7 +16,7 @@ from pipeline import Run
 from seqpack.index import open_index
 from seqpack.plan import packs_of_rank
 
-CASES = 30
+CASES, CASES_OF_CONTIGS = 30, 6
 CHAINS = 2
 
 
@@ -55,10 +55,18 @@ def kill_at(run: Run, ranks: tuple[int, ...], moment: Moment) -> list[int]:
 
 
 def test_killed_at_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    kill_and_resume(undisturbed, tmp_path, CASES)
+
+
+def test_killed_at_random_moments_among_windows(undisturbed_contigs: Undisturbed, tmp_path: Path) -> None:
+    kill_and_resume(undisturbed_contigs, tmp_path, CASES_OF_CONTIGS)
+
+
+def kill_and_resume(undisturbed: Undisturbed, tmp_path: Path, cases: int) -> None:
     """The same bits after a kill -9 at any moment and a resume in another number of shards; nothing is left."""
     generator = random.Random(20240611)
     killed = with_parts = 0
-    for case in range(CASES):
+    for case in range(cases):
         folder = tmp_path / str(case)
         ranks = ((0,), (1,), (0, 1))[case % 3]
         moment = random_moment(generator, undisturbed, 5 * len(ranks))
@@ -73,8 +81,8 @@ def test_killed_at_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> N
         assert packs == parts, said  # every part holds one pack, and each was used
         killed += codes.count(-signal.SIGKILL)
         with_parts += parts > 0
-    assert killed > CASES / 2
-    assert with_parts > CASES / 4
+    assert killed > cases / 2
+    assert with_parts > cases / 4
 
 
 @pytest.mark.parametrize("seed", range(CHAINS))
@@ -113,6 +121,25 @@ SAVED = {
 
 @pytest.mark.parametrize(("moment", "world_size"), [(moment, (1, 3, 2)[n % 3]) for n, moment in enumerate(SAVED)])
 def test_killed_at_a_named_moment(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_size: int) -> None:
+    die_and_resume(undisturbed, tmp_path, moment, world_size)
+
+
+@pytest.mark.parametrize(
+    ("moment", "world_size"),
+    [
+        ("amid the third part's data", 1),
+        ("after the rename of the third part", 3),
+        ("amid the shard's data", 2),
+        ("before the final status", 3),
+    ],
+)
+def test_killed_at_a_named_moment_among_windows(
+    undisturbed_contigs: Undisturbed, tmp_path: Path, moment: str, world_size: int
+) -> None:
+    die_and_resume(undisturbed_contigs, tmp_path, moment, world_size)
+
+
+def die_and_resume(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_size: int) -> None:
     """Each step of writing parts, shard and status: what was whole is used, what was half-written is not."""
     assert SAVED.keys() == set(MOMENTS)
     run = undisturbed.again(tmp_path / "run", 2)

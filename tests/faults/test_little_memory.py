@@ -15,7 +15,7 @@ import pytest
 from workers import embed, start, status_of
 
 from pipeline import SCRIPTS, Run
-from seqpack.index_build import LengthPolicy
+from seqpack.length_policy import LengthPolicy
 from sequences import random_sequences
 
 MAX_LENGTH = 40000
@@ -30,6 +30,7 @@ from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS
 from seqpack.models.weights import untrained_tensors
 from seqpack.packs import Pack
+from seqpack.pooling import mean_over_residues
 
 number, length, megabytes = map(int, sys.argv[1:])
 torch.set_num_threads(1)
@@ -37,7 +38,7 @@ architecture = MODELS["esm2_t6_8M_UR50D"]
 model = ESM2(architecture, untrained_tensors(architecture), torch.float32, length + 2, "sdpa")
 tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
 pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
-unlimited = PackEmbedder(model, lambda: model)(pack)
+unlimited = PackEmbedder(model, mean_over_residues, lambda: model)(pack)
 tried, limits = [], []
 def note(module, inputs):
     tried.append(len(inputs[0].tokens))
@@ -45,7 +46,7 @@ def note(module, inputs):
 model.register_forward_pre_hook(note)
 held = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (held + (megabytes << 20),) * 2)
-embed = PackEmbedder(model, lambda: model)
+embed = PackEmbedder(model, mean_over_residues, lambda: model)
 found = {"error": "", "difference": None}
 try:
     limited = embed(pack)
@@ -128,7 +129,7 @@ def test_a_worker_names_the_sequence_that_does_not_fit(address_space: int, tmp_p
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     last = failed.stderr.splitlines()[-1]
-    expected = "not enough memory for a sequence of 30000 residues, that of 'id1' (record 2); "
+    expected = "not enough memory for a sequence of 30002 tokens, that of 'id1' (record 2); "
     assert f"{expected}give the job more memory, or lower max_length" in last
     status = status_of(run)
     assert status["status"] == "failed"

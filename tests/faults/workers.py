@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 
 from pipeline import SCRIPTS, Run, run_script
+from seqpack.length_policy import LengthPolicy
 
 TESTS = Path(__file__).parent.parent
 PROGRAM = SCRIPTS / "embed_shard.py"
@@ -27,13 +28,15 @@ class Undisturbed:
     """What a run without any fault gave.
 
     Attributes:
-        fasta, index: what every run starts from.
+        fasta, model, policy, index: what every run starts from.
         digest: SHA-256 of the embeddings.
         seconds: wall time of a whole worker, one of two, from the start of Python to its end.
         compute_seconds: of these, over the packs.
     """
 
     fasta: Path
+    model: str
+    policy: LengthPolicy
     index: Path
     digest: str
     seconds: float

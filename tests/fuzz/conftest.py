@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import Run, run_script
-from seqpack.index_build import LengthPolicy
+from families import dnabert_folder, random_contigs
+from pipeline import MODEL, Run, run_script
+from seqpack.length_policy import LengthPolicy
 from sequences import random_sequences
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -29,13 +30,25 @@ WORLD_SIZE = 2
 @pytest.fixture(scope="session")
 def sound(memory_folder: Path) -> Run:
     """An index, two shards and merged results: duplicates, truncated and described records, several packs."""
-    folder = memory_folder / "sound"
-    folder.mkdir()
     sequences = random_sequences([*range(300, 20, -12), 5, 1])
+    return made(memory_folder / "sound", sequences, "MKV", MODEL, LengthPolicy("truncate", 250))
+
+
+@pytest.fixture(scope="session")
+def sound_contigs(memory_folder: Path) -> Run:
+    """The same of nucleotides, in windows on both strands."""
+    sequences = random_contigs([*range(900, 20, -40), 5, 1])
+    policy = LengthPolicy("window", 400, 300, 200, "both")
+    return made(memory_folder / "contigs", sequences, "ACN", str(dnabert_folder()), policy)
+
+
+def made(folder: Path, sequences: list[str], short: str, model: str, policy: LengthPolicy) -> Run:
+    folder.mkdir()
     records = [f">id{number} number {number}\n{sequence}\n" for number, sequence in enumerate(sequences)]
-    fasta = folder / "some.faa"
-    fasta.write_text("".join([*records, *records[3:6], ">\nMKV\n", ">é 𝛼\nmkv*\n"]), encoding="utf-8")  # noqa: RUF001
-    run = Run(folder, WORLD_SIZE).build(fasta, policy=LengthPolicy("truncate", 250))
+    fasta = folder / "some.fa"
+    last = f">\n{short}\n>é 𝛼\n{short.lower()}\n"  # noqa: RUF001
+    fasta.write_text("".join([*records, *records[3:6], last]), encoding="utf-8")
+    run = Run(folder, WORLD_SIZE).build(fasta, model, policy)
     # In processes of their own: torch's threads would not survive the forks of the tests.
     for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
         options = ["--index", run.index, "--rank", rank, "--world-size", WORLD_SIZE, "--output", shard]

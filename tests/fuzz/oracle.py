@@ -11,6 +11,7 @@ import zstandard
 
 WHITE = b" \t\r\n\v\f"
 LETTERS = b"LAGVSERTIDPKQNFYMHWCXBUZO"  # fair-esm's order; the first has token 4
+BASES, IUPAC = b"ACGTU", b"RYSWKMBDHVN"
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Said:
     letters: bytes  # cleaned
 
 
-def read(text: bytes) -> list[Said] | None:
+def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
     """Return the records, or None if the text is to be refused."""
     text = text.removeprefix(b"\xef\xbb\xbf").lstrip(WHITE)
     records: list[tuple[bytes, list[bytes]]] = []
@@ -31,15 +32,28 @@ def read(text: bytes) -> list[Said] | None:
             return None
         else:
             records[-1][1].append(line)
-    said = [_one(header, b"".join(lines)) for header, lines in records]
+    bodies = [bytes(byte for byte in b"".join(lines) if byte not in WHITE).upper() for _, lines in records]
+    if _is_of_the_other_kind(b"".join(bodies), nucleotides):
+        return None
+    said = [_one(header, body, nucleotides) for (header, _), body in zip(records, bodies, strict=True)]
     return None if None in said else said  # type: ignore[return-value]
 
 
-def _one(header: bytes, body: bytes) -> Said | None:
-    letters = bytes(byte for byte in body if byte not in WHITE).upper()
-    letters = letters[:-1] if letters.endswith(b"*") else letters
-    letters = bytes(ord("X") if byte in b"J*" else byte for byte in letters)
-    if not letters or not set(letters) <= set(LETTERS) or b"\0" in header or b"\r" in header:
+def _is_of_the_other_kind(letters: bytes, nucleotides: bool) -> bool:
+    if nucleotides:  # N tells nothing
+        bases, others = (sum(is_base == (byte in BASES) for byte in letters if byte != ord("N")) for is_base in (1, 0))
+        return bases + others >= 20 and bases < others
+    others = sum(byte not in BASES + b"N" for byte in letters)
+    return len(letters) >= 200 and 50 * others <= len(letters)
+
+
+def _one(header: bytes, letters: bytes, nucleotides: bool) -> Said | None:
+    if nucleotides:
+        letters, legal = letters.replace(b"U", b"T"), BASES + IUPAC
+    else:
+        letters, legal = letters[:-1] if letters.endswith(b"*") else letters, LETTERS
+        letters = bytes(ord("X") if byte in b"J*" else byte for byte in letters)
+    if not letters or not set(letters) <= set(legal) or b"\0" in header or b"\r" in header:
         return None
     id_, description = header, b""
     for place, byte in enumerate(header.lstrip(WHITE)):

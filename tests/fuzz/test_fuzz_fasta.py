@@ -31,7 +31,8 @@ from pipeline import MODEL, SCRIPTS
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile, FastaRecord
 from seqpack.index import Fate, Index, open_index
-from seqpack.index_build import LengthPolicy, build_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.records import write_records
 
 HANG_SECONDS = 20

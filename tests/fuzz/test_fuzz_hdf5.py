@@ -43,6 +43,38 @@ def test_a_damaged_index(sound: Run, memory_folder: Path) -> None:
     assert not (wrong := failures(3000, attempt)), wrong
 
 
+def test_a_damaged_index_of_segments(sound_contigs: Run, memory_folder: Path) -> None:
+    data, expected = sound_contigs.index.read_bytes(), read_index(sound_contigs.index)
+    target = memory_folder / "index.h5"
+    metadata, _, _ = parts_of(sound_contigs.index)
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(damaged(data, random.Random(seed), metadata))
+        refused_or_equal(target, read_index, expected)
+
+    assert not (wrong := failures(1500, attempt)), wrong
+
+
+def test_damaged_segments(sound_contigs: Run, memory_folder: Path) -> None:
+    """No bit of the tokens, nor of where segments begin and what they weigh, is flipped unnoticed."""
+    data, target = sound_contigs.index.read_bytes(), memory_folder / "index.h5"
+    with h5py.File(sound_contigs.index) as file:
+        datasets = [file[name] for name in ("tokens", "sequence_segments", "segment_offsets", "segment_lengths")]
+        values = [range(d.id.get_offset(), d.id.get_offset() + d.nbytes) for d in datasets]
+    assert all(map(len, values))
+
+    def attempt(seed: int) -> None:
+        target.write_bytes(bits_flipped(data, random.Random(seed), values))
+        try:
+            read_index(target)
+        except SeqpackError as error:
+            check_message(error, target)
+        else:
+            assert target.read_bytes() == data, "taken for sound"
+
+    assert not (wrong := failures(500, attempt)), wrong
+
+
 def test_damaged_metadata_of_embeddings(sound: Run, memory_folder: Path) -> None:
     data, expected, target = sound.embeddings.read_bytes(), read_embeddings(sound.embeddings), memory_folder / "e.h5"
     metadata, _, _ = parts_of(sound.embeddings)
@@ -107,6 +139,12 @@ def read_index(path: Path) -> dict[str, Any]:
     found["descriptions"] = [index.record_description(number) for number in range(index.num_records)]
     found["packs"] = [as_bytes(index.pack_tokens(pack)) for pack in range(index.num_packs)]
     found["lengths"] = [as_bytes(index.pack_lengths(pack)) for pack in range(index.num_packs)]
+    rows = range(index.num_sequences)
+    found["segments"] = [[as_bytes(tokens) for tokens in index.row_segments(row)] for row in rows]
+    found["weights"] = [as_bytes(index.row_weights(row)) for row in rows]
+    found["pack segments"] = [
+        [as_bytes(values) for values in index.pack_segments(pack) or ()] for pack in range(index.num_packs)
+    ]
     found["rows"] = [as_bytes(rows_of_rank(index.pack_offsets, rank, 3)) for rank in range(3)]
     table = path.with_suffix(".tsv.gz")
     write_records(table, index)
@@ -168,6 +206,18 @@ def _merge_damaged(source: Run, copy: Run, intact: Path, expected: dict[str, Any
     else:
         different = [part for part in expected if found[part] != expected[part]]
         assert not different, f"merged, with other {different}"
+
+
+def test_a_damaged_index_of_segments_is_not_merged(sound_contigs: Run, memory_folder: Path) -> None:
+    copy = copy_of(sound_contigs, memory_folder / "copy of contigs")
+    expected, data = merged(sound_contigs, memory_folder / "merged"), sound_contigs.index.read_bytes()
+    metadata, _, _ = parts_of(sound_contigs.index)
+
+    def attempt(seed: int) -> None:
+        hit = damaged(data, random.Random(seed), metadata)
+        _merge_damaged(sound_contigs, copy, sound_contigs.index, expected, hit, vouch=False)
+
+    assert not (wrong := failures(200, attempt)), wrong
 
 
 def test_a_damaged_index_is_not_merged(sound: Run, memory_folder: Path) -> None:

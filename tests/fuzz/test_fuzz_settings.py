@@ -122,6 +122,10 @@ CONFIG = [
     for value in ("0", "-1", "1.5", "many", "[]", "{}", "null", "1e3", "1e999", "true", "", "10000000000")
 ]
 CONFIG += [("max_length", value) for value in ("0", "1e400", "'7'", "0x10", "nan", "[1]", "-5")]
+CONFIG += [("window", value) for value in ("0", "10", "1e400", "[1]", "x")]
+CONFIG += [("stride", value) for value in ("0", "auto", "null", "1.5")]
+CONFIG += [("strand", "reverse"), ("strand", "null"), ("pooling", "max"), ("pooling", "mean_tokens")]
+CONFIG += [("long_sequences", value) for value in ("window", "full", "null")]
 CONFIG += [("long_sequences", "drop"), ("device", "gpu"), ("precision", "float64"), ("precision", "null")]
 CONFIG += [("model", value) for value in ("", "x" * 300, "~nobody-here", "7", "untrained:x", "../..", "{x}", "a\nb")]
 CONFIG += [("fasta", value) for value in ("no.fa", "folder", "bad.fa", "x" * 5000, "7", "[a]", "~nobody-here/a")]

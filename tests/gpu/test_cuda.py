@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import DEMO, MODEL, Run
-from seqpack import open_embeddings
+from seqpack import alibi, open_embeddings
 from seqpack.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
 from seqpack.index import open_index
 from seqpack.kernels import fused
 from seqpack.memory import PackEmbedder
+from seqpack.models import dnabert_s
+from seqpack.models.dnabert_s import DnabertS
 from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
-from seqpack.models.registry import MODELS, Architecture
+from seqpack.models.registry import DNABERT_MODELS, MODELS, Architecture
 from seqpack.models.weights import untrained_tensors
 from seqpack.monitor import gemm_peak, monitor
 from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
+from seqpack.pooling import mean_over_residues, mean_over_tokens
 from seqpack.runner import embed_packs
 from seqpack.task import ShardTask
 from seqpack.worker import embed_shard
@@ -32,6 +34,9 @@ LENGTHS = [1024, 700, 350, 350, 129, 64, 33, 16, 7, 3]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 COSINES = {torch.float32: 0.9999999, torch.bfloat16: 0.9999, torch.float16: 0.999999}
 KERNELS = [name for name in FASTEST_FIRST if name != "avx512"]
+ALIBI_KERNELS = [name for name in alibi.FASTEST_FIRST if name != "avx512"]
+# Of the whole forward of DNABERT-S with seeded weights, which amplify roundings; the CPU's are half as large.
+DNABERT_ERRORS = {torch.float32: 5e-5, torch.bfloat16: 7e-2, torch.float16: 8e-3}
 # What a rounding may move a value by: half a step of the dtype, and float32's own error.
 HALF_STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
@@ -55,7 +60,7 @@ def skip_unless_usable(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def embedder(model: ESM2) -> PackEmbedder:
-    return PackEmbedder(model, lambda: model)
+    return PackEmbedder(model, mean_over_residues, lambda: model)
 
 
 def make_model(architecture: Architecture, dtype: torch.dtype, fuse: bool, max_tokens: int = 1024) -> ESM2:
@@ -90,6 +95,93 @@ def test_a_packed_kernel_gives_a_sequence_the_same_bits_in_any_company(kernel: s
     for sequence, expected in zip(qkv.split(lengths), together, strict=True):
         alone = attend(kernel, sequence.contiguous(), cos, sin, on(cuda(), make_pack([len(sequence)])))
         assert torch.equal(alone, expected)
+
+
+def attend_with_biases(kernel: str, qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
+    exact = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    biases = alibi.make_biases(kernel, qkv.shape[2], int(pack.lengths.max()), exact)
+    return alibi.attend(kernel, qkv, biases.to(qkv.device), pack)
+
+
+def skip_unless_usable_with_biases(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
+    if reason := alibi.why_not(kernel, cuda(), dtype, head_dim):
+        pytest.skip(f"{kernel}: {reason}")
+
+
+@pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("kernel", ALIBI_KERNELS)
+def test_every_kernel_with_biases_agrees_with_float64_on_the_cpu(
+    kernel: str, dtype: torch.dtype, head_dim: int
+) -> None:
+    skip_unless_usable_with_biases(kernel, dtype, head_dim)
+    pack = make_pack(LENGTHS)
+    qkv = torch.randn(sum(LENGTHS), 3, 12, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = attend_with_biases("sdpa", qkv.double(), pack).numpy()
+    found = attend_with_biases(kernel, qkv.cuda(), on(cuda(), pack)).double().cpu().numpy()
+    assert relative_error(found, expected) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("kernel", [name for name in ALIBI_KERNELS if name != "sdpa"])
+def test_a_kernel_with_biases_gives_a_sequence_the_same_bits_in_any_company(kernel: str, dtype: torch.dtype) -> None:
+    skip_unless_usable_with_biases(kernel, dtype, 64)
+    lengths = [1024, 700, 350, 33, 1]
+    qkv = torch.randn(sum(lengths), 3, 12, 64, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
+    together = attend_with_biases(kernel, qkv, on(cuda(), make_pack(lengths))).split(lengths)
+    for sequence, expected in zip(qkv.split(lengths), together, strict=True):
+        alone = attend_with_biases(kernel, sequence.contiguous(), on(cuda(), make_pack([len(sequence)])))
+        assert torch.equal(alone, expected)
+
+
+def test_tritons_attention_is_chosen_for_every_precision() -> None:
+    for dtype in TOLERANCES:
+        assert alibi.choose_kernel(cuda(), dtype, 64) == "triton"
+
+
+def test_a_long_sequence_makes_no_matrix_of_biases_on_the_gpu() -> None:
+    """Of 20,000 tokens the biases of one head would take 1.6 GB; the output takes 31 MB."""
+    skip_unless_usable_with_biases("triton", torch.bfloat16, 64)
+    qkv = torch.randn(20_000, 3, 12, 64, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
+    pack = on(cuda(), make_pack([20_000]))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    attend_with_biases("triton", qkv, pack)
+    assert torch.cuda.max_memory_allocated() - before < 64e6
+
+
+@pytest.mark.parametrize("dtype", list(DNABERT_ERRORS))
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("kernel", ALIBI_KERNELS)
+def test_the_forward_of_dnabert_s_agrees_with_float64_on_the_cpu(kernel: str, fuse: bool, dtype: torch.dtype) -> None:
+    architecture = DNABERT_MODELS["dnabert_s"]
+    skip_unless_usable_with_biases(kernel, dtype, architecture.head_dim)
+    lengths = [700, 350, 129, 64, 33, 16, 7, 3]
+    pack, tensors = make_pack(lengths), untrained_tensors(architecture)
+    expected = mean_over_tokens(DnabertS(architecture, tensors, torch.float64, 700)(pack), pack).numpy()
+    gpu_pack = on(cuda(), pack)
+    model = DnabertS(architecture, tensors, dtype, 700, kernel, fuse).cuda()
+    found = mean_over_tokens(model(gpu_pack), gpu_pack).double().cpu().numpy()
+    assert relative_error(found, expected) < DNABERT_ERRORS[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(HALF_STEPS))
+def test_fused_post_norm_and_gate_agree_with_float64_and_round_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, weight, bias = (torch.randn(*shape, generator=generator).cuda() for shape in ((1000, 768), (768,), (768,)))
+    delta = torch.randn(1000, 768, generator=generator).to(dtype).cuda()
+    added = x + delta
+    row = x[500:501].clone()
+    y = fused.post_norm(x, delta, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+    exact = F.layer_norm(added.double(), (768,), weight.double(), bias.double(), dnabert_s.LAYER_NORM_EPS)
+    assert ((x - exact).abs() <= exact.abs() * HALF_STEPS[torch.float32] + 4e-6).all()
+    assert ((y.double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 4e-6).all()
+    alone = fused.post_norm(row, delta[500:501], weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+    assert torch.equal(alone, y[500:501])
+    h = (torch.randn(1000, 6144, generator=generator) * 3).to(dtype).cuda()
+    first, second = h.double().chunk(2, dim=-1)
+    exact = F.gelu(first) * second
+    assert ((fused.gate(h).double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 4e-6).all()
 
 
 def test_tritons_kernels_are_available() -> None:

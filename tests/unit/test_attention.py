@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline import SCRIPTS
-from seqpack import attention
+from seqpack import alibi, attention
 from seqpack.attention import FASTEST_FIRST, attend, choose_kernel
 from seqpack.errors import SeqpackError
 from seqpack.kernels import avx512
@@ -187,7 +187,7 @@ def test_pytorchs_varlen_takes_what_it_is_given() -> None:
 
 def test_the_names_are_those_of_the_kernels_and_come_without_torch() -> None:
     assert ATTENTIONS[0] == "auto"
-    assert set(ATTENTIONS[1:]) == set(FASTEST_FIRST)
+    assert set(ATTENTIONS[1:]) == {*FASTEST_FIRST, *alibi.FASTEST_FIRST}
     code = "import sys; from seqpack.kernels.names import ATTENTIONS; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, check=True)
 
@@ -225,6 +225,7 @@ def test_a_kernel_asked_for_is_taken(capability: Callable[[int, int], None]) -> 
         ("varlen", CPU, torch.bfloat16, 64, "varlen can't be used: it runs on a CUDA device, and the device is cpu"),
         ("flash_attn_2", CPU, torch.bfloat16, 64, "the device is cpu"),
         ("avx512", CUDA, torch.bfloat16, 64, "it runs on a CPU, and the device is cuda"),
+        ("triton", CUDA, torch.bfloat16, 64, "triton can't be used: it is DNABERT-S's"),
         ("avx512", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
         ("avx512", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
         ("varlen", CUDA, torch.float32, 64, "it computes in bfloat16 or float16, and the precision is float32"),

@@ -21,10 +21,12 @@ from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqpack import audit as audit_module
 from seqpack.audit import MOST_SEQUENCES, Audit, audit_embeddings, available_memory, judge
 from seqpack.index import Index, open_index
-from seqpack.index_build import LengthPolicy, build_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.letters import ESM2_LETTERS
 from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import MODELS, ModelSource, find_model
+from seqpack.models.registry import DNABERT_S, MODELS, ModelSource, find_model
+from seqpack.models.registry import ESM2 as ESM2_FAMILY
 from seqpack.models.weights import Weights, load_weights
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
@@ -66,7 +68,7 @@ class Case:
         return np.arange(self.index.num_sequences)
 
     def audit(self, embeddings: np.ndarray, seconds: float = AMPLE) -> Audit:
-        return audit_embeddings(self.index, self.rows, embeddings.__getitem__, self.source, seconds)
+        return audit_embeddings(self.index, self.rows, embeddings.__getitem__, self.source, seconds, "mean")
 
 
 def make_case(folder: Path, model: str) -> Case:
@@ -129,7 +131,7 @@ def test_right_embeddings_pass(case: Case) -> None:
     assert audit.worst_cosine > 1 - 1e-9
     assert audit.reference == f"fair-esm {esm.__version__} float32"
     assert audit.longest_included
-    assert judge(audit, "float32")[0] == "ok"
+    assert judge(audit, "float32", ESM2_FAMILY)[0] == "ok"
 
 
 def test_one_layer_perturbed_is_caught(case: Case) -> None:
@@ -139,7 +141,7 @@ def test_one_layer_perturbed_is_caught(case: Case) -> None:
     tensors[name] = tensors[name] + 0.05 * tensors[name].std() * noise
     audit = case.audit(compute(case.index, load_model(replace(case.weights, tensors=tensors))))
     print(audit)
-    verdict, message = judge(audit, "float32")
+    verdict, message = judge(audit, "float32", ESM2_FAMILY)
     assert verdict in ("warn", "fail")
     assert audit.worst_sequence in message
 
@@ -151,8 +153,8 @@ def test_rows_that_are_swapped_are_caught(case: Case) -> None:
     audit = case.audit(swapped)
     print(audit)
     assert audit.worst_sequence in ("s0", "s1")
-    assert judge(audit, "float32")[0] == "fail"
-    assert judge(audit, "bfloat16")[0] in ("warn", "fail")
+    assert judge(audit, "float32", ESM2_FAMILY)[0] == "fail"
+    assert judge(audit, "bfloat16", ESM2_FAMILY)[0] in ("warn", "fail")
 
 
 def test_a_sum_in_place_of_the_mean_is_caught_at_16_bits(checkpoint: Case) -> None:
@@ -160,7 +162,20 @@ def test_a_sum_in_place_of_the_mean_is_caught_at_16_bits(checkpoint: Case) -> No
     residues = np.diff(checkpoint.index.token_offsets)[:, None] - 2
     audit = checkpoint.audit((checkpoint.embeddings * residues).astype(np.float32))
     assert audit.worst_cosine > 0.999
-    assert judge(audit, "bfloat16")[0] == "fail"
+    assert judge(audit, "bfloat16", ESM2_FAMILY)[0] == "fail"
+
+
+def test_embeddings_of_cls_are_compared_with_cls(checkpoint: Case) -> None:
+    index, model = checkpoint.index, load_model(checkpoint.weights)
+    packs = [Pack.from_tokens(index.pack_tokens(n), index.pack_lengths(n)) for n in range(index.num_packs)]
+    embeddings = np.concatenate([model(pack)[pack.cu_seqlens[:-1].long()].numpy() for pack in packs])
+    for pooling, stored, verdict in (
+        ("cls", embeddings, "ok"),
+        ("cls", checkpoint.embeddings, "fail"),
+        ("mean", embeddings, "fail"),
+    ):
+        found = audit_embeddings(index, checkpoint.rows, stored.__getitem__, checkpoint.source, AMPLE, pooling)
+        assert judge(found, "float32", ESM2_FAMILY)[0] == verdict
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
@@ -168,14 +183,14 @@ def test_embeddings_without_a_direction_fail(checkpoint: Case, value: float) -> 
     embeddings = checkpoint.embeddings.copy()
     embeddings[0] = value
     audit = checkpoint.audit(embeddings)
-    assert judge(audit, "float32")[0] == judge(audit, "bfloat16")[0] == "fail"
+    assert judge(audit, "float32", ESM2_FAMILY)[0] == judge(audit, "bfloat16", ESM2_FAMILY)[0] == "fail"
 
 
 def test_bfloat16_passes(case: Case) -> None:
     audit = case.audit(compute(case.index, load_model(case.weights, torch.bfloat16)))
     print(audit)
-    assert judge(audit, "bfloat16")[0] == "ok"
-    assert judge(audit, "float32")[0] != "ok"
+    assert judge(audit, "bfloat16", ESM2_FAMILY)[0] == "ok"
+    assert judge(audit, "float32", ESM2_FAMILY)[0] != "ok"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -188,7 +203,7 @@ def test_rotary_tables_in_bfloat16_are_caught(checkpoint: Case, dtype: torch.dty
     model.cos, model.sin = angles.cos().float(), angles.sin().float()
     audit = checkpoint.audit(compute(checkpoint.index, model))
     print(audit)
-    assert judge(audit, str(dtype).removeprefix("torch."))[0] in ("warn", "fail")
+    assert judge(audit, str(dtype).removeprefix("torch."), ESM2_FAMILY)[0] in ("warn", "fail")
 
 
 def rows_looked_at(case: Case, rows: np.ndarray, index: Index | None = None) -> list[int]:
@@ -198,7 +213,7 @@ def rows_looked_at(case: Case, rows: np.ndarray, index: Index | None = None) -> 
         seen.append(row)
         return case.embeddings[row]
 
-    audit_embeddings(index or case.index, rows, embedding_of, case.source, AMPLE)
+    audit_embeddings(index or case.index, rows, embedding_of, case.source, AMPLE, "mean")
     return seen
 
 
@@ -230,7 +245,7 @@ def assert_nothing(audit: Audit, reason: str) -> None:
     assert math.isnan(audit.worst_relative_error)
     assert not audit.longest_included
     assert reason in audit.reference
-    verdict, message = judge(audit, "float32")
+    verdict, message = judge(audit, "float32", ESM2_FAMILY)
     assert verdict == "none"
     assert reason in message
 
@@ -241,17 +256,17 @@ def assert_nothing(audit: Audit, reason: str) -> None:
 )
 def test_without_time_nothing_is_loaded(checkpoint: Case, model: str, seconds: float, reason: str) -> None:
     source = find_model(model) if model else checkpoint.source
-    assert_nothing(audit_embeddings(checkpoint.index, checkpoint.rows, refuse, source, seconds), reason)
+    assert_nothing(audit_embeddings(checkpoint.index, checkpoint.rows, refuse, source, seconds, "mean"), reason)
 
 
 def test_without_memory_nothing_is_loaded(untrained: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "available_memory", lambda: 10_000_000)
-    audit = audit_embeddings(untrained.index, untrained.rows, refuse, untrained.source, AMPLE)
+    audit = audit_embeddings(untrained.index, untrained.rows, refuse, untrained.source, AMPLE, "mean")
     assert_nothing(audit, "GB of memory")
 
 
 def test_without_rows_nothing_is_loaded(checkpoint: Case) -> None:
-    audit = audit_embeddings(checkpoint.index, np.empty(0, np.int64), refuse, checkpoint.source, AMPLE)
+    audit = audit_embeddings(checkpoint.index, np.empty(0, np.int64), refuse, checkpoint.source, AMPLE, "mean")
     assert_nothing(audit, "no sequences")
 
 
@@ -265,7 +280,7 @@ def test_a_sequence_too_long_for_time_or_memory_is_left_out(tmp_path: Path, untr
         seen.append(row)
         return np.ones(MODELS[NAME].hidden_dim, np.float32)
 
-    audit = audit_embeddings(index, np.arange(3), embedding_of, untrained.source, AMPLE)
+    audit = audit_embeddings(index, np.arange(3), embedding_of, untrained.source, AMPLE, "mean")
     assert sorted(seen) == [1, 2]
     assert audit.sequences == 2
     assert not audit.longest_included
@@ -292,7 +307,7 @@ index, embeddings, source = open_index(Path(index)), np.load(embeddings), find_m
 rows = np.arange(len(embeddings))
 swapped = embeddings.copy()
 swapped[[0, 1]] = embeddings[[1, 0]]
-audits = [audit_embeddings(index, rows, e.__getitem__, source, 600.0) for e in (embeddings, swapped)]
+audits = [audit_embeddings(index, rows, e.__getitem__, source, 600.0, 'mean') for e in (embeddings, swapped)]
 print(json.dumps([asdict(audit) for audit in audits]))
 """
 
@@ -317,8 +332,8 @@ def test_without_fair_esm_our_own_forward_is_the_reference(case: Case, tmp_path:
     right, wrong = audits_without_fair_esm(case, tmp_path, "raise ImportError('not here')")
     assert right.reference == "seqpack float32, one sequence at a time"
     assert right.worst_relative_error < 1e-5
-    assert judge(right, "float32")[0] == "ok"
-    assert judge(wrong, "float32")[0] == "fail"
+    assert judge(right, "float32", ESM2_FAMILY)[0] == "ok"
+    assert judge(wrong, "float32", ESM2_FAMILY)[0] == "fail"
 
 
 @pytest.mark.parametrize("content", ["raise ValueError('broken')", "version = 3"])
@@ -333,20 +348,22 @@ def audit_of(cosine: float, error: float) -> Audit:
 
 
 @pytest.mark.parametrize(
-    ("precision", "cosine", "error", "verdict"),
+    ("precision", "cosine", "error", "verdict", "of_nucleotides"),
     [
-        ("float32", 1.0, 9e-5, "ok"),
-        ("float32", 1.0, 2e-4, "warn"),
-        ("float32", 0.9999, 2e-2, "fail"),
-        ("bfloat16", 0.9995, 0.03, "ok"),
-        ("bfloat16", 0.9985, 0.05, "warn"),
-        ("float16", 0.991, 0.13, "warn"),
-        ("bfloat16", 0.989, 0.148, "fail"),
-        ("float16", math.nan, math.nan, "fail"),
+        ("float32", 1.0, 9e-5, "ok", "ok"),
+        ("float32", 1.0, 2e-4, "warn", "warn"),
+        ("float32", 0.9999, 2e-2, "fail", "fail"),
+        ("bfloat16", 0.9995, 0.03, "ok", "ok"),
+        ("bfloat16", 0.9985, 0.05, "warn", "ok"),
+        ("bfloat16", 0.9985, 0.07, "warn", "warn"),
+        ("float16", 0.991, 0.13, "warn", "warn"),
+        ("bfloat16", 0.989, 0.148, "fail", "fail"),
+        ("float16", math.nan, math.nan, "fail", "fail"),
     ],
 )
-def test_thresholds(precision: str, cosine: float, error: float, verdict: str) -> None:
-    found, message = judge(audit_of(cosine, error), precision)
+def test_thresholds(precision: str, cosine: float, error: float, verdict: str, of_nucleotides: str) -> None:
+    assert judge(audit_of(cosine, error), precision, DNABERT_S)[0] == of_nucleotides
+    found, message = judge(audit_of(cosine, error), precision, ESM2_FAMILY)
     assert found == verdict
     assert "here" in message
 

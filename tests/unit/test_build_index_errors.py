@@ -20,10 +20,15 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from dnabert_reference import seeded_state
+from families import save_dnabert
 from seqpack.index import open_index
+from seqpack.models.registry import DnabertArchitecture
 
 PROGRAM = Path(__file__).parents[2] / "scripts" / "build_index.py"
 MODEL = "untrained:esm2_t6_8M_UR50D"
+
+NARROW = DnabertArchitecture(num_layers=1, hidden_dim=16, num_heads=1, vocabulary=64)
 
 GOOD = b">first one\nMKVLA\n>second two\nACDEF\n>third three\nWWWWW\n"
 
@@ -202,7 +207,10 @@ def test_a_file_that_fails_while_it_is_read(output: Path):
         (("--max-length", "0"), "--max-length: 0 is below 1"),
         (("--max-length", "-5"), "--max-length: -5 is below 1"),
         (("--max-length", "1e3"), "--max-length: '1e3' is not an integer"),
-        (("--long-sequences", "window"), "--long-sequences: invalid choice: 'window'"),
+        (("--long-sequences", "drop"), "--long-sequences: invalid choice: 'drop'"),
+        (("--window", "0"), "--window: 0 is below 1"),
+        (("--stride", "none"), "--stride: 'none' is not an integer"),
+        (("--strand", "reverse"), "--strand: invalid choice: 'reverse'"),
     ],
 )
 def test_bad_options(options: tuple[str, ...], told: str, fasta: Path, output: Path):
@@ -226,9 +234,71 @@ def test_unknown_models(model: str, told: str, fasta: Path, output: Path):
     assert not output.parent.exists()
 
 
+DNA = b">a\n" + b"ACGTTGCA" * 40 + b"\n"
+NUCLEOTIDES = ("--model", "untrained:dnabert_s")
+WRONG_FAMILY = {
+    "DNA to ESM-2": Bad(DNA, ("looks like nucleotides", "embed them with dnabert_s")),
+    "RNA in lower case to ESM-2": Bad(DNA.lower().replace(b"t", b"u"), ("looks like nucleotides",)),
+    "proteins to DNABERT-S": Bad(
+        GOOD, ("record 1 ('first')", "'L' at base 4", "looks like a protein; use an ESM-2 model"), NUCLEOTIDES
+    ),
+    "proteins of IUPAC letters to DNABERT-S": Bad(
+        b">a\n" + b"MKVSDHRWTY" * 5 + b"\n", ("looks like proteins", "use an ESM-2 model"), NUCLEOTIDES
+    ),
+    "gaps in DNA": Bad(b">a\nACGT\n>b\nAC-GT\n", ("record 2 ('b')", "'-' at base 3", "alignment"), NUCLEOTIDES),
+    "no base": Bad(b">a\nACGT\n>b\n", ("record 2 ('b')", "no sequence"), NUCLEOTIDES),
+    "a masked base": Bad(b">a\nACXT\n", ("record 1 ('a')", "'X' at base 3", "write N"), NUCLEOTIDES),
+    "all rejected": Bad(
+        b">a\nACGTT\n",
+        ("all 1 records", "max_length=4"),
+        (*NUCLEOTIDES, "--long-sequences", "reject", "--max-length", "4"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FAMILY)
+def test_sequences_of_another_family(name: str, fasta: Path, output: Path):
+    bad = WRONG_FAMILY[name]
+    fasta.write_bytes(bad.stored)
+    error = the_error(run(fasta, output, *bad.options))
+    assert f"ERROR {fasta}: " in error
+    for told in bad.told:
+        assert told in error
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--long-sequences", "window"), "long_sequences window is for nucleotides; for proteins use"),
+        (
+            (*NUCLEOTIDES, "--window", "100", "--stride", "101"),
+            "stride must be 1 to 100 bases, no longer than the window",
+        ),
+        ((*NUCLEOTIDES, "--max-length", "99", "--window", "100"), "window must be 1 to 99 bases, no longer than"),
+    ],
+)
+def test_windows_that_cannot_be(options: tuple[str, ...], told: str, fasta: Path, output: Path):
+    assert told in the_error(run(fasta, output, *options))
+    assert not output.parent.exists()
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, fasta: Path, output: Path):
+    """A folder whose tokenizer.json knows more tokens than the model; one whose tokenizer.json is none."""
+    fasta.write_bytes(DNA)
+    narrow = save_dnabert(seeded_state(NARROW), NARROW, tmp_path / "narrow")
+    error = the_error(run(fasta, output, "--model", str(narrow)))
+    assert "tokenizer.json: it has 4,096 ids and the model knows 64" in error
+    (narrow / "tokenizer.json").write_text("{}")
+    assert f"{narrow}/tokenizer.json: not a tokenizer.json" in the_error(run(fasta, output, "--model", str(narrow)))
+    (narrow / "tokenizer.json").unlink()
+    assert "the folder has no tokenizer.json" in the_error(run(fasta, output, "--model", str(narrow)))
+    assert index_like_files(output.parent) == []
+
+
 def test_longest_allowed_length(fasta: Path, output: Path):
     error = the_error(run(fasta, output, "--max-length", "1000001"))
-    assert "max_length must be 1 to 1000000 residues, not 1000001" in error
+    assert "max_length must be 1 to 1000000 residues or bases, not 1000001" in error
     assert not output.parent.exists()
 
 

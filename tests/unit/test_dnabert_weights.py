@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from dnabert_reference import State, save_folder, seeded_state
-from seqpack.datasets import dataset_of_file
 from seqpack.errors import SeqpackError
 from seqpack.models.dnabert_s import parameter_shapes
 from seqpack.models.registry import (
@@ -22,7 +21,6 @@ from seqpack.models.registry import (
     WEIGHTS_FOLDER,
     DnabertArchitecture,
     find_model,
-    find_protein_model,
 )
 from seqpack.models.weights import Weights, load_weights
 
@@ -189,13 +187,6 @@ def test_the_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert source.architecture == DNABERT_MODELS[name]
     save_folder(seeded_state(TINY), TINY, WEIGHTS_FOLDER / name)
     assert f"but {name} is" in refusal(lambda: load_weights(find_model(name)))  # of another size
-
-
-def test_the_workflow_refuses_a_model_of_nucleotides(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.fasta").write_text(">a\nACGT\n")
-    for name in ("dnabert_s", "untrained:dnabert_s", str(folder)):
-        assert "embeds proteins only" in refusal(lambda name=name: find_protein_model(name))
-        assert "embeds proteins only" in refusal(lambda name=name: dataset_of_file("a.fasta", name, [tmp_path]))
 
 
 def test_untrained_weights_are_the_same_every_time() -> None:

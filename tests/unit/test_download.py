@@ -9,16 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from dnabert_reference import save_folder
 from reference import fair_esm_model, save_checkpoint
 from seqpack.download import TRIES, URL_VARIABLE
-from seqpack.models.registry import MODELS
+from seqpack.models.dnabert_s import parameter_shapes
+from seqpack.models.dnabert_weights import LAYER_PARTS, PARTS
+from seqpack.models.registry import DNABERT_MODELS, MODELS, RELEASED_FILES, UNTRAINED_TOKENIZER
 
 PROGRAM = Path(__file__).parents[2] / "scripts" / "fetch_weights.py"
 NAME = "esm2_t6_8M_UR50D"
@@ -26,30 +30,41 @@ PATIENCE_SECONDS = 60.0  # for what must happen; none of it takes so long
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves one model's file, as badly as its attributes say.
+    """Serves files of models, as badly as its attributes say.
 
     Attributes:
-        content: the file's bytes.
+        files: the bytes by path below models.
         ranges: whether Range requests are understood.
         errors: statuses that the next requests get.
         cuts: so many answers end in the middle.
         gate: if given, answers stop in the middle until it is set.
         halfway: set when an answer has stopped there.
         asked: the Range header of every request.
+        paths: the path of every request, below models.
     """
 
     daemon_threads = True
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.content = content
+        self.files = files
         self.ranges = True
         self.errors: list[int] = []
         self.cuts = 0
         self.gate: threading.Event | None = None
         self.halfway = threading.Event()
         self.asked: list[str | None] = []
+        self.paths: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}/models"
+
+    @property
+    def content(self) -> bytes:
+        """The file of ESM-2."""
+        return self.files[f"{NAME}.pt"]
+
+    @content.setter
+    def content(self, content: bytes) -> None:
+        self.files[f"{NAME}.pt"] = content
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -62,13 +77,16 @@ class Answer(BaseHTTPRequestHandler):
     def answer(self, mirror: Mirror) -> None:
         wanted = self.headers.get("Range")
         mirror.asked.append(wanted)
+        path = self.path.removeprefix("/models/")
+        mirror.paths.append(path)
         if mirror.errors:
             self.send_error(mirror.errors.pop(0))
             return
-        if self.path != f"/models/{NAME}.pt":
+        if path not in mirror.files:
             self.send_error(404)
             return
-        total = len(mirror.content)
+        content = mirror.files[path]
+        total = len(content)
         first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and mirror.ranges else 0
         if first >= total:
             self.send_response(416)
@@ -81,14 +99,14 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
         self.end_headers()
         middle = (first + total) // 2
-        self.wfile.write(mirror.content[first:middle])
+        self.wfile.write(content[first:middle])
         if mirror.cuts:
             mirror.cuts -= 1
             return
         if mirror.gate:
             mirror.halfway.set()
             mirror.gate.wait(PATIENCE_SECONDS)
-        self.wfile.write(mirror.content[middle:])
+        self.wfile.write(content[middle:])
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -100,9 +118,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return save_checkpoint(fair_esm_model(MODELS[NAME]), path).read_bytes()
 
 
-@pytest.fixture
-def mirror(checkpoint: bytes) -> Iterator[Mirror]:
-    with Mirror(checkpoint) as server:
+@pytest.fixture(scope="module")
+def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The three files of DNABERT-S by path. Its tensors share one small storage, as only their shapes are looked at."""
+    architecture, storage, state = DNABERT_MODELS["dnabert_s"], torch.zeros(1 << 14), {}
+    for name, shape in parameter_shapes(architecture).items():
+        name = name.replace("layers.", "encoder.layer.")
+        for ours, theirs in (PARTS | LAYER_PARTS).items():
+            name = name.replace(f"{ours}.", f"{theirs}.")
+        state[name] = storage[:1].expand(shape)
+    folder = save_folder(state, architecture, tmp_path_factory.mktemp("folder"))
+    (folder / "tokenizer.json").write_bytes(UNTRAINED_TOKENIZER.read_bytes())
+    return {f"dnabert_s/{name}": (folder / name).read_bytes() for name in RELEASED_FILES}
+
+
+@contextmanager
+def served(files: dict[str, bytes]) -> Iterator[Mirror]:
+    with Mirror(files) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server
@@ -111,8 +143,25 @@ def mirror(checkpoint: bytes) -> Iterator[Mirror]:
 
 
 @pytest.fixture
+def mirror(checkpoint: bytes) -> Iterator[Mirror]:
+    with served({f"{NAME}.pt": checkpoint}) as server:
+        yield server
+
+
+@pytest.fixture
+def folder_mirror(folder_files: dict[str, bytes]) -> Iterator[Mirror]:
+    with served(dict(folder_files)) as server:
+        yield server
+
+
+@pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "resources" / "models" / f"{NAME}.pt"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "resources" / "models" / "dnabert_s"
 
 
 def part_of(output: Path) -> Path:
@@ -127,7 +176,7 @@ def write_part(output: Path, content: bytes) -> None:
 def start(url: str, output: Path) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return subprocess.Popen(
-        [sys.executable, PROGRAM, "--model", NAME, "--output", output],
+        [sys.executable, PROGRAM, "--model", output.name.removesuffix(".pt"), "--output", output],
         env=environment | {URL_VARIABLE: url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -346,3 +395,84 @@ def test_two_programs_fetch_a_file_once(mirror: Mirror, output: Path) -> None:
     assert len(mirror.asked) == 1
     assert sum("there already" in stderr for stderr in stderrs) == 1
     assert_fetched(output, mirror.content)
+
+
+def assert_folder(folder: Path, files: dict[str, bytes]) -> None:
+    assert {f"{folder.name}/{path.name}": path.read_bytes() for path in folder.iterdir()} == files
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert not part_of(folder).exists()
+
+
+def paths_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in part_of(folder).iterdir())
+
+
+def test_a_folder_is_fetched_once(folder_mirror: Mirror, folder: Path) -> None:
+    folder_mirror.cuts = 1
+    fetch(folder_mirror.url + "/", folder)
+    assert_folder(folder, folder_mirror.files)
+    first, *others = folder_mirror.files
+    assert folder_mirror.paths == [first, first, *others]
+    middle = len(folder_mirror.files[first]) // 2
+    assert folder_mirror.asked == [None, f"bytes={middle}-", None, None]
+
+    assert "there already" in fetch(folder_mirror.url, folder)
+    assert len(folder_mirror.paths) == 4
+
+
+def test_a_folder_of_which_a_part_is_there_goes_on(folder_mirror: Mirror, folder: Path) -> None:
+    _, tokenizer, weights = folder_mirror.files
+    content = folder_mirror.files.pop(weights)
+    message = failure(folder_mirror.url, folder)
+    assert f"{folder_mirror.url}/{weights}: the server answers 404" in message
+    assert paths_in(folder) == ["config.json", "tokenizer.json"]
+
+    folder_mirror.files[weights] = content
+    (part_of(folder) / "pytorch_model.bin.part").write_bytes(content[:1000])
+    fetch(folder_mirror.url, folder)
+    assert folder_mirror.paths[3:] == [weights]
+    assert folder_mirror.asked[3:] == ["bytes=1000-"]
+    assert_folder(folder, folder_mirror.files)
+
+    (folder / "tokenizer.json").unlink()
+    fetch(folder_mirror.url, folder)
+    assert folder_mirror.paths[4:] == [tokenizer]
+    assert_folder(folder, folder_mirror.files)
+
+
+def test_another_model_of_the_same_shape_has_its_own_folder(folder_mirror: Mirror, folder: Path) -> None:
+    folder_mirror.files = {path.replace("_s/", "_2/"): content for path, content in folder_mirror.files.items()}
+    fetch(folder_mirror.url, folder.with_name("dnabert_2"))
+    assert_folder(folder.with_name("dnabert_2"), folder_mirror.files)
+
+
+def test_damaged_weights_of_a_folder_are_thrown_away_alone(folder_mirror: Mirror, folder: Path) -> None:
+    weights = "dnabert_s/pytorch_model.bin"
+    good = folder_mirror.files[weights]
+    folder_mirror.files[weights] = damaged(good, len(good) // 2)
+    assert "damaged on the way" in failure(folder_mirror.url, folder)
+    assert paths_in(folder) == ["config.json", "tokenizer.json"]
+
+    folder_mirror.files[weights] = good
+    fetch(folder_mirror.url, folder)
+    assert folder_mirror.paths[3:] == [weights]
+    assert_folder(folder, folder_mirror.files)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.json", b"<!DOCTYPE html><html><body>Please log in</body></html>", "no JSON and was removed"),
+        ("config.json", b'{"num_hidden_layers": 6}', "not dnabert_s and was removed: "),
+        ("tokenizer.json", b"{}", "not dnabert_s and was removed: "),
+        ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1", "not dnabert_s and was removed: "),
+    ],
+)
+def test_something_else_in_a_folder_is_refused(
+    folder_mirror: Mirror, folder: Path, name: str, content: bytes, expected: str
+) -> None:
+    folder_mirror.files[f"dnabert_s/{name}"] = content
+    message = failure(folder_mirror.url, folder)
+    assert expected in message
+    assert name in message
+    assert not (part_of(folder) / name).exists()

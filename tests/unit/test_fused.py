@@ -1,16 +1,14 @@
 """The Triton kernels, run by Triton's interpreter on the CPU, against their eager forms and float64.
 
-The interpreter must be chosen before Triton is imported, so the checks (check_*) run in a session of their own.
+The checks (check_*) run in a session of their own, see `triton_checks`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,32 +18,24 @@ import torch.nn.functional as F
 from pipeline import SCRIPTS
 from seqpack.attention import rotate
 from seqpack.kernels import fused
+from seqpack.models import dnabert_s
+from seqpack.models.dnabert_s import DnabertS
 from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
-from seqpack.models.registry import Architecture
+from seqpack.models.registry import Architecture, DnabertArchitecture
 from seqpack.models.weights import untrained_tensors
 from seqpack.packs import Pack
+from triton_checks import compiled, run_in_the_interpreter
 
 # The interpreter cuts float32 to bfloat16 where a GPU rounds: up to one step of bfloat16, not half a step.
 STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24: neither is a power of two
+SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
+MODELS = {"esm2": (ESM2, SMALL), "dnabert_s": (DnabertS, SMALL_DNABERT)}
 
 
 def test_the_kernels_in_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "python_functions=check_*",
-        __file__,
-    ]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^\d{2} passed in", done.stdout, re.MULTILINE), done.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -62,29 +52,12 @@ def test_they_compile_for_gpus_round_to_nearest_and_move_16_bytes_at_once(
     for ptx in (
         compiled(fused._add_norm, norm, {"eps": "fp32"}, norm_constants, capability),
         compiled(fused._rotate, rotation, {}, rotation_constants, capability),
+        compiled(fused._post_norm, norm, {"eps": "fp32"}, {**norm_constants, "dim": 768, "block": 1024}, capability),
+        compiled(fused._gate, {"h": "*bf16", "gated": "*bf16"}, {}, {"dim": 3072, "block": 1024}, capability),
     ):
         assert "cvt.rn.bf16x2.f32" in ptx
         assert "ld.global.v4.b32" in ptx
         assert "st.global.v4.b32" in ptx
-
-
-def compiled(kernel: Any, pointers: dict, scalars: dict, constants: dict, capability: int) -> str:
-    """Compile for a GPU as a launch with these arguments would, down to machine code; return the PTX."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    signature = (
-        {f"{name}_start": kind for name, kind in pointers.items()} | scalars | dict.fromkeys(constants, "constexpr")
-    )
-    source = triton.compiler.ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(list(signature).index(name),): value for name, value in constants.items()},
-        attrs={(place,): [["tt.divisibility", 16]] for place in range(len(pointers))},
-    )
-    result = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert result.asm["cubin"]
-    return result.asm["ptx"]
 
 
 def test_on_a_cpu_they_are_not_available() -> None:
@@ -104,10 +77,12 @@ def test_without_triton_the_eager_forms_serve() -> None:
     assert "triton is not installed" in done.stderr
 
 
-def test_float64_is_computed_without_them() -> None:
+@pytest.mark.parametrize("family", MODELS)
+def test_float64_is_computed_without_them(family: str) -> None:
+    model, architecture = MODELS[family]
     pack = make_pack([9, 5])
-    tensors = untrained_tensors(SMALL)
-    plain, asked = (ESM2(SMALL, tensors, torch.float64, 16, fuse=fuse)(pack) for fuse in (False, True))
+    tensors = untrained_tensors(architecture)
+    plain, asked = (model(architecture, tensors, torch.float64, 16, fuse=fuse)(pack) for fuse in (False, True))
     assert torch.equal(plain, asked)
 
 
@@ -143,6 +118,36 @@ def check_add_norm(dim: int, dtype: torch.dtype) -> None:
         assert ((y - eager).double().abs() <= step(exact, dtype)).all()
 
 
+@pytest.mark.parametrize("dtype", list(STEPS))
+@pytest.mark.parametrize("dim", [48, 768, 1280])
+def check_post_norm(dim: int, dtype: torch.dtype) -> None:
+    guarded = normal(6, dim) * 3 + 1
+    before = guarded.clone()
+    delta, weight, bias = normal(4, dim, seed=2).to(dtype), normal(dim, seed=3), normal(dim, seed=4)
+    for added in (delta, None):
+        guarded[1:5] = before[1:5]
+        y = fused.post_norm(guarded[1:5], added, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+        x = before[1:5] if added is None else before[1:5] + added
+        exact = F.layer_norm(x.double(), (dim,), weight.double(), bias.double(), dnabert_s.LAYER_NORM_EPS)
+        assert y.dtype == dtype
+        assert ((guarded[1:5] - exact).abs() <= step(exact, torch.float32)).all()  # the new residual stream
+        assert ((y.double() - exact).abs() <= step(exact, dtype)).all()
+        assert torch.equal(guarded[[0, 5]], before[[0, 5]])
+
+
+@pytest.mark.parametrize("dtype", list(STEPS))
+@pytest.mark.parametrize("dim", [48, 3072])
+def check_gate(dim: int, dtype: torch.dtype) -> None:
+    h = (normal(4, 2 * dim) * 3).to(dtype)
+    first, second = h.double().chunk(2, dim=-1)
+    exact = F.gelu(first) * second
+    found = fused.gate(h)
+    assert found.dtype == dtype
+    assert ((found.double() - exact).abs() <= step(exact, dtype)).all()
+    h[1, 5], h[2, dim + 7] = float("nan"), float("inf")
+    assert fused.gate(h).isfinite().logical_not().nonzero().tolist() == [[1, 5], [2, 7]]
+
+
 def check_norm_without_an_addition() -> None:
     x, weight, bias = normal(3, 320), normal(320, seed=3), normal(320, seed=4)
     before = x.clone()
@@ -167,6 +172,8 @@ def check_a_row_has_the_same_bits_in_any_company() -> None:
     assert torch.equal(together[2:3], alone)
     assert together[0].isnan().all()
     assert together[[1, 2, 4]].isfinite().all()
+    alone = fused.post_norm(x[2:3].clone(), delta[2:3], weight, bias, LAYER_NORM_EPS, torch.float16)
+    assert torch.equal(fused.post_norm(x, delta, weight, bias, LAYER_NORM_EPS, torch.float16)[2:3], alone)
 
 
 @pytest.mark.parametrize("dtype", list(STEPS))
@@ -187,11 +194,22 @@ def check_rotate(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
         assert torch.equal(guarded[1:7, :2], expected)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
-def check_the_forward(dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("family", "dtype", "tolerance"),
+    [
+        ("esm2", torch.float32, 1e-6),
+        ("esm2", torch.float16, 1e-3),
+        ("esm2", torch.bfloat16, 1e-2),
+        ("dnabert_s", torch.float32, 1e-6),
+        ("dnabert_s", torch.float16, 1e-3),
+        ("dnabert_s", torch.bfloat16, 2e-2),  # the interpreter's cut, before every product
+    ],
+)
+def check_the_forward(family: str, dtype: torch.dtype, tolerance: float) -> None:
+    model, architecture = MODELS[family]
     pack = make_pack([11, 11, 7, 3])
-    tensors = untrained_tensors(SMALL)
-    eager, found = (ESM2(SMALL, tensors, dtype, 16, fuse=fuse)(pack) for fuse in (False, True))
+    tensors = untrained_tensors(architecture)
+    eager, found = (model(architecture, tensors, dtype, 16, fuse=fuse)(pack) for fuse in (False, True))
     assert found.dtype == torch.float32
     assert ((found - eager).norm() / eager.norm()).item() < tolerance
     if dtype != torch.float32:

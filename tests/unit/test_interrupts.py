@@ -131,7 +131,7 @@ def interrupt():
 threading.Thread(target=interrupt).start()
 while True:
     with new_hdf5(Path(sys.argv[1])) as file:
-        write_strings(file, "ids", np.arange(100_000), str)
+        write_strings(file, "ids", np.arange(100_000), lambda rows: [str(row) for row in rows])
 """
 
 

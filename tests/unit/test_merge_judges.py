@@ -7,38 +7,53 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import pytest
 
+from families import ONE_EACH, PROTEINS, Family, write_fasta
 from pipeline import Run, run_script
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.index import open_index
-from seqpack.index_build import LengthPolicy
+from seqpack.length_policy import LengthPolicy
 from seqpack.verify import _verify_together, verify_shards
-from sequences import random_sequences
 
 WORLD_SIZE = 3
 
 
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Three sound shards, not yet merged, and a FASTA beside them."""
-    folder = tmp_path_factory.mktemp("embedded")
+@dataclass
+class Embedded(Run):
+    """Three sound shards, not yet merged, and the FASTA that they are of."""
+
+    family: Family = PROTEINS
+
+    @property
+    def fasta(self) -> Path:
+        return self.folder / "some.fa"
+
+    def other(self, world_size: int = WORLD_SIZE, policy: LengthPolicy | None = None) -> Run:
+        """An index of the same FASTA in another folder."""
+        return Run(self.folder / "other", world_size).build(self.fasta, self.family.model, policy or self.family.policy)
+
+
+@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+def embedded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
+    family: Family = request.param
+    run = Embedded(tmp_path_factory.mktemp("embedded"), WORLD_SIZE, family)
     # Long enough for three packs, so that no shard is empty.
-    sequences = random_sequences([900, 500, 500, 400, 300, 40, 40, 7])
-    fasta = folder / "some.faa"
-    fasta.write_text("".join(f">id{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-    return Run(folder, WORLD_SIZE).build(fasta).embed()
+    lengths = [900, 500, 500, 400, 300, 40, 40, 7] if family is PROTEINS else [1500, 800, 700, 610, 400, 300, 40, 7]
+    run.build(write_fasta(run.fasta, family.random(lengths)), family.model, family.policy).embed()
+    assert open_index(run.index).num_packs >= WORLD_SIZE
+    return run
 
 
 @pytest.fixture
-def run(embedded: Run, tmp_path: Path) -> Run:
+def run(embedded: Embedded, tmp_path: Path) -> Embedded:
     shutil.copytree(embedded.folder, tmp_path / "run")
-    return Run(tmp_path / "run", WORLD_SIZE)
+    return replace(embedded, folder=tmp_path / "run")
 
 
 def edit_status(run: Run, shard: int, **changes: object) -> None:
@@ -91,23 +106,25 @@ def one_id_less(file: h5py.File) -> None:
     file.create_dataset("sequence_ids", data=ids, dtype=dtype)
 
 
-def of_other_index(run: Run) -> None:
-    other = Run(run.folder / "other", WORLD_SIZE)
-    other.build(run.folder / "some.faa", policy=LengthPolicy("truncate", 800)).embed()
+def take_its_second(other: Run, run: Run) -> None:
     for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
         shutil.copy(pair[0][1], pair[1][1])
 
 
-def of_other_precision(run: Run) -> None:
-    other = Run(run.folder / "other", WORLD_SIZE).build(run.folder / "some.faa").embed("bfloat16")
-    for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
-        shutil.copy(pair[0][1], pair[1][1])
+def of_other_index(run: Embedded) -> None:
+    take_its_second(run.other(policy=LengthPolicy("truncate", 800)).embed(), run)
 
 
-def of_other_world_size(run: Run) -> None:
-    other = Run(run.folder / "other", 2).build(run.folder / "some.faa").embed()
-    for pair in ((other.shards, run.shards), (other.statuses, run.statuses)):
-        shutil.copy(pair[0][1], pair[1][1])
+def of_other_precision(run: Embedded) -> None:
+    take_its_second(run.other().embed("bfloat16"), run)
+
+
+def of_other_pooling(run: Embedded) -> None:
+    take_its_second(run.other().embed(pooling="cls"), run)
+
+
+def of_other_world_size(run: Embedded) -> None:
+    take_its_second(run.other(world_size=2).embed(), run)
 
 
 def copy_of_rank_0(run: Run) -> None:
@@ -115,7 +132,7 @@ def copy_of_rank_0(run: Run) -> None:
     shutil.copy(run.statuses[0], run.statuses[1])
 
 
-DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Embedded], object], str]] = {
     "no status": (lambda run: run.statuses[1].unlink(), "no such status JSON"),
     "status is not JSON": (lambda run: run.statuses[1].write_text("{"), "not a seqpack status JSON"),
     "status is a list": (lambda run: run.statuses[1].write_text("[1]"), "not a seqpack status JSON"),
@@ -134,6 +151,7 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "shard copied over another": (copy_of_rank_0, "rank 0 is also in"),
     "of another index": (of_other_index, "another index"),
     "of another precision": (of_other_precision, "precision is bfloat16, not float32"),
+    "of another pooling": (of_other_pooling, "pooling is cls, not mean"),
     "of another world size": (of_other_world_size, "one of 2 shards"),
     "NaN": (lambda run: edit_shard(run, 1, set_value("embeddings", (0, 3), float("nan"))), "is not finite"),
     "infinity": (lambda run: edit_shard(run, 1, set_value("embeddings", (1, 0), float("inf"))), "is not finite"),
@@ -141,7 +159,7 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
     "another row number": (lambda run: edit_shard(run, 1, set_value("index_rows", 0, 0)), "not those of rank 1"),
     "another id": (lambda run: edit_shard(run, 1, set_value("sequence_ids", 0, "other")), "the id 'other'"),
     "float64": (lambda run: edit_shard(run, 1, as_float64), "float64"),
-    "another dimension": (lambda run: edit_shard(run, 1, narrower), "embeddings have 319 dimensions"),
+    "another dimension": (lambda run: edit_shard(run, 1, narrower), "embeddings have {narrower} dimensions"),
     "an id too few": (lambda run: edit_shard(run, 1, one_id_less), "has the id None where the index has"),
     "no ids": (lambda run: edit_shard(run, 1, lambda file: file.__delitem__("sequence_ids")), "lacks sequence_ids"),
     "no fingerprint": (lambda run: edit_shard(run, 1, lambda file: file.attrs.__delitem__("layer")), "lacks 'layer'"),
@@ -153,8 +171,9 @@ DAMAGE: dict[str, tuple[Callable[[Run], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_named_and_nothing_is_written(run: Run, name: str) -> None:
+def test_damage_is_named_and_nothing_is_written(run: Embedded, name: str) -> None:
     damage, message = DAMAGE[name]
+    message = message.format(narrower=run.family.hidden_dim - 1)
     damage(run)
     before = sorted(run.folder.iterdir())
     with pytest.raises(SeqpackError) as error:
@@ -235,8 +254,8 @@ def test_a_damaged_index_is_refused(run: Run) -> None:
         run.merge()
 
 
-def test_equal_runs_give_equal_files(embedded: Run, tmp_path: Path) -> None:
-    fasta = embedded.folder / "some.faa"
-    runs = [Run(tmp_path / name, WORLD_SIZE).build(fasta).embed().merge() for name in ("first", "second")]
+def test_equal_runs_give_equal_files(embedded: Embedded, tmp_path: Path) -> None:
+    arguments = (embedded.fasta, embedded.family.model, embedded.family.policy)
+    runs = [Run(tmp_path / name, WORLD_SIZE).build(*arguments).embed().merge() for name in ("first", "second")]
     for name in ("embeddings.h5", "records.tsv.gz"):
         assert (runs[0].folder / name).read_bytes() == (runs[1].folder / name).read_bytes()

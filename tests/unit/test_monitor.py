@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from seqpack.models.esm2 import parameter_shapes
-from seqpack.models.registry import MODELS
+from seqpack.models.registry import DNABERT_MODELS, MODELS
+from seqpack.models.weights import parameter_shapes
 from seqpack.monitor import gemm_peak, model_flop, monitor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -106,9 +106,9 @@ def test_an_error_of_the_work_passes_through_and_ends_the_thread(monkeypatch: py
     assert "monitor" not in [thread.name for thread in threading.enumerate()]
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [*MODELS, *DNABERT_MODELS])
 def test_operations_are_those_of_the_matrices_and_of_attention(name: str) -> None:
-    architecture = MODELS[name]
+    architecture = (MODELS | DNABERT_MODELS)[name]
     lengths = np.array([1024, 350, 3])
     matrices = [s for key, s in parameter_shapes(architecture).items() if key.startswith("layers.") and len(s) == 2]
     expected = 2 * sum(rows * columns for rows, columns in matrices) * lengths.sum()

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import DEMO, MODEL, Run
+from families import ONE_EACH, PROTEINS, Family
+from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqpack import open_embeddings
 from seqpack.errors import SeqpackError
 from seqpack.fingerprint import Fingerprint
@@ -19,13 +20,18 @@ from seqpack.models.registry import find_model
 from seqpack.models.weights import load_weights
 from seqpack.part_writer import PartWriter
 from seqpack.parts import PackResult, Parts, find_parts, open_part, remove_parts
-from seqpack.worker import ShardTask, embed_shard
+
+
+@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The demo, computed in one shard without disturbance."""
-    return Run(tmp_path_factory.mktemp("done"), 1).build(DEMO).embed("float32").merge()
+def done(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The family's demo, computed in one shard without disturbance."""
+    fasta = DEMO if family is PROTEINS else CONTIGS_DEMO
+    return Run(tmp_path_factory.mktemp("done"), 1).build(fasta, family.model, family.policy).embed().merge()
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +40,25 @@ def index(done: Run) -> Index:
 
 
 @pytest.fixture(scope="module")
-def fingerprint(index: Index) -> Fingerprint:
-    weights = load_weights(find_model(MODEL))
-    return Fingerprint(index.digest, MODEL, weights.digest, 6, "mean", "float32")
+def fingerprint(family: Family, index: Index) -> Fingerprint:
+    weights = load_weights(find_model(family.model))
+    layer = weights.architecture.num_layers
+    return Fingerprint(index.digest, family.model, weights.digest, layer, "mean", "float32")
 
 
 @pytest.fixture(scope="module")
-def results(done: Run, index: Index) -> list[PackResult]:
-    with h5py.File(done.shards[0]) as shard:
-        embeddings, rows = shard["embeddings"][:], shard["index_rows"][:]
-    ends = index.pack_offsets
-    none = np.empty(0, np.int64)
-    return [
-        PackResult(p, rows[ends[p] : ends[p + 1]], embeddings[ends[p] : ends[p + 1]], none)
-        for p in range(index.num_packs)
-    ]
+def results(done: Run) -> list[PackResult]:
+    return results_of(done)
 
 
 def save(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str = "a") -> Parts:
-    parts = Parts(index)
-    with PartWriter(folder, name, fingerprint, "a CPU", 0, parts) as writer:
-        for result in results:
-            writer.add(result)
-    return parts
+    return save_parts(folder, index, fingerprint, results, name)
 
 
-def embed_from_parts(run: Run, world_size: int, **settings: object) -> list[dict]:
+def embed_from_parts(run: Run, world_size: int) -> list[dict]:
     """Embed and merge in `world_size` shards beside the parts that are in the folder; return the statuses."""
     other = Run(run.folder, world_size)
-    for rank, (shard, status) in enumerate(zip(other.shards, other.statuses, strict=True)):
-        task = ShardTask(run.index, rank, world_size, shard, status, device="cpu", precision="float32", audit_seconds=0)
-        embed_shard(replace(task, **settings))
-    other.merge()
+    other.embed().merge()
     return [json.loads(status.read_text()) for status in other.statuses]
 
 

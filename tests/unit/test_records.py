@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline import MODEL
 from seqpack.index import Index, open_index
-from seqpack.index_build import LengthPolicy, build_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.records import BLOCK, COLUMNS, write_records
 
 LONG = "MKVLAGSTCY"  # longer than max_length=5
@@ -42,10 +44,10 @@ IDS = [header.split(" ")[0].split("\t")[0].split("\x0b")[0] for header, *_ in RE
 DESCRIPTIONS = [header[len(id_) + 1 :] for (header, *_), id_ in zip(RECORDS, IDS, strict=True)]
 
 
-def index_of(folder: Path, records: list[tuple[str, str]], policy: LengthPolicy) -> Index:
-    fasta = folder / "proteins.fasta"
+def index_of(folder: Path, records: list[tuple[str, str]], policy: LengthPolicy, model: str = MODEL) -> Index:
+    fasta = folder / "some.fasta"
     fasta.write_bytes(b"".join(f">{header}\n{sequence}\n".encode() for header, sequence in records))
-    build_index(fasta, folder / "index.h5", "untrained:esm2_t6_8M_UR50D", policy)
+    build_index(fasta, folder / "index.h5", model, policy)
     return open_index(folder / "index.h5")
 
 
@@ -90,11 +92,37 @@ def test_every_record_has_its_row(read, long_sequences: str, table: Path):
         assert row["reason"] == ("longer than max_length=5" if length > 5 else "")
         assert row["same_as"] == (str(SAME_AS[number]) if fate == "duplicate" else "")
         if fate == "rejected":
-            assert (row["row"], row["embedded_length"]) == ("", "0")
+            assert (row["row"], row["embedded_length"], row["windows"]) == ("", "0", "0")
         else:
-            assert (row["row"], row["embedded_length"]) == (str(next_row), str(min(length, 5)))
+            assert (row["row"], row["embedded_length"], row["windows"]) == (str(next_row), str(min(length, 5)), "1")
             next_row += 1
     assert next_row == (19 if long_sequences == "truncate" else 16)
+
+
+@pytest.mark.parametrize("strand", ["forward", "both"])
+def test_windows_are_told_a_record(strand: str, tmp_path: Path):
+    """Up to max_length one; then windows of 6 bases, each 4 after the one before; strands are not counted."""
+    windows = {5: 1, 10: 1, 11: 3, 14: 3, 15: 4, 30: 7}
+    lengths = [30, 5, 10, 11, 14, 15, 30]
+    records = [(f"r{length}", ("ACGGT" * 6)[:length]) for length in lengths]
+    policy = LengthPolicy("window", 10, 6, 4, strand)
+    write_records(tmp_path / "records.tsv.gz", index_of(tmp_path, records, policy, "untrained:dnabert_s"))
+    rows = by_csv(tmp_path / "records.tsv.gz")
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        assert (row["length"], row["embedded_length"]) == (str(length), str(length))
+        assert (row["windows"], row["row"]) == (str(windows[length]), str(number))
+        assert row["reason"] == ("longer than max_length=10" if length > 10 else "")
+    fates = ["windowed", "embedded", "embedded", "windowed", "windowed", "windowed", "duplicate"]
+    assert [row["fate"] for row in rows] == fates
+    assert rows[-1]["same_as"] == "1"
+
+
+def test_nucleotides_without_a_long_one_are_one_window_each(tmp_path: Path):
+    records = [("a", "ACGT"), ("b", "acgu"), ("c", "TTT")]
+    index = index_of(tmp_path, records, LengthPolicy("window", 10, 10, 10), "untrained:dnabert_s")
+    write_records(tmp_path / "records.tsv.gz", index)
+    rows = by_csv(tmp_path / "records.tsv.gz")
+    assert [(row["windows"], row["fate"]) for row in rows] == [("1", "embedded"), ("1", "duplicate"), ("1", "embedded")]
 
 
 def test_two_writes_have_the_same_bytes(table: Path, tmp_path: Path):

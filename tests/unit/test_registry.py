@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from seqpack.errors import SeqpackError
-from seqpack.models.registry import MODELS, WEIGHTS_FOLDER, Architecture, find_model
+from seqpack.models.registry import (
+    DNABERT_MODELS,
+    DNABERT_S,
+    ESM2,
+    MODELS,
+    NAMES,
+    UNTRAINED_TOKENIZER,
+    WEIGHTS_FOLDER,
+    Architecture,
+    find_model,
+)
 
 NAME = "esm2_t6_8M_UR50D"
 
@@ -38,6 +48,14 @@ def write_folder(folder: Path, model_type: str = "esm") -> Path:
     return folder
 
 
+def write_dnabert(folder: Path, weights: str = "pytorch_model.bin") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "alibi_starting_size": 512}))
+    for name in ("tokenizer.json", weights):
+        (folder / name).write_bytes(b"")  # they are not opened here
+    return folder
+
+
 def write_checkpoint(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")  # it is not opened here
@@ -59,6 +77,8 @@ def test_a_released_model(name: str) -> None:
     assert (source.name, source.kind, source.slug) == (name, "released", name)
     assert source.path == WEIGHTS_FOLDER / f"{name}.pt"
     assert source.architecture == MODELS[name]
+    assert source.files == [source.path]
+    assert source.tokenizer is None
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,6 +86,39 @@ def test_an_untrained_model(name: str) -> None:
     source = find_model(f"untrained:{name}")
     assert (source.kind, source.slug, source.path) == ("untrained", f"untrained-{name}", None)
     assert source.architecture == MODELS[name]
+    assert source.files == []
+    assert source.tokenizer is None
+
+
+@pytest.mark.parametrize("name", DNABERT_MODELS)
+def test_a_model_of_nucleotides(name: str) -> None:
+    source, folder = find_model(name), WEIGHTS_FOLDER / name
+    assert (source.kind, source.family, source.slug, source.path) == ("released", DNABERT_S, name, folder)
+    assert source.tokenizer == folder / "tokenizer.json"
+    assert source.files == [folder / "config.json", folder / "tokenizer.json", folder / "pytorch_model.bin"]
+    source = find_model(f"untrained:{name}")
+    assert (source.kind, source.family, source.path, source.files) == ("untrained", DNABERT_S, None, [])
+    assert source.tokenizer == UNTRAINED_TOKENIZER
+    assert UNTRAINED_TOKENIZER.is_file()
+    assert source.architecture == DNABERT_MODELS[name]
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
+def test_a_folder_of_nucleotides(tmp_path: Path, weights: str) -> None:
+    folder = write_dnabert(tmp_path / "mine", weights)
+    source = find_model(str(folder))
+    assert (source.kind, source.family, source.path, source.slug) == ("folder", DNABERT_S, folder, "mine")
+    assert source.tokenizer == folder / "tokenizer.json"
+    assert source.files == [folder / "config.json", folder / "tokenizer.json", folder / weights]
+
+
+@pytest.mark.parametrize("absent", ["tokenizer.json", "pytorch_model.bin"])
+def test_a_folder_of_nucleotides_that_lacks_a_file(tmp_path: Path, absent: str) -> None:
+    folder = write_dnabert(tmp_path / "mine")
+    (folder / absent).unlink()
+    message = refusal(str(folder))
+    assert str(folder) in message
+    assert absent in message
 
 
 def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
@@ -73,11 +126,14 @@ def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
     source = find_model(str(file))
     assert (source.kind, source.path, source.slug) == ("checkpoint", file, "my.model-v2")
     assert source.architecture is None
+    assert source.files == [file]
 
     folder = write_folder(tmp_path / "esm2 (fine-tuned)")
     source = find_model(f"{folder}/")
     assert (source.kind, source.path, source.slug) == ("folder", folder, "esm2-fine-tuned-")
-    assert source.architecture is None
+    assert (source.architecture, source.family, source.tokenizer) == (None, ESM2, None)
+    (folder / "model-2.safetensors").write_bytes(b"")
+    assert source.files == [folder / name for name in ("config.json", "model-2.safetensors", "model.safetensors")]
 
 
 @pytest.mark.parametrize("below", ["", "x", "x/y"])
@@ -106,6 +162,11 @@ def test_a_folder_named_like_a_model_is_not_that_model(tmp_path: Path, monkeypat
         ("esm2-t12-35M-UR50D", "esm2_t12_35M_UR50D"),
         ("untrained:esm2_t6_8M", "untrained:esm2_t6_8M_UR50D"),
         ("facebook/esm2_t30_150M_UR50D", "esm2_t30_150M_UR50D"),
+        ("dnabert", "dnabert_s"),
+        ("DNABERT_S", "dnabert_s"),
+        ("zhihan1996/DNABERT-S", "dnabert_s"),
+        ("zhihan1996/DNABERT-2-117M", "dnabert_2"),
+        ("untrained:dnabert-s", "untrained:dnabert_s"),
     ],
 )
 def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
@@ -118,7 +179,7 @@ def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
 def test_an_unknown_name_gets_the_list(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_folder(tmp_path))  # which '' must not mean
     message = refusal(name)
-    for known in MODELS:
+    for known in NAMES:
         assert known in message
 
 

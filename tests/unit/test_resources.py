@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
-from pipeline import DEMO, MODEL, SCRIPTS, Run
+from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run
 from seqpack.errors import SeqpackError
-from seqpack.models.registry import MODELS, ModelSource, find_model
+from seqpack.index import open_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
+from seqpack.models.registry import DNABERT_S, ESM2, NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
+from seqpack.models.weights import parameter_shapes
 from seqpack.orphans import cancel_orphans, claim_folder
-from seqpack.resources import memory_mb, runtime_minutes, tokens_in
-
-# As published with the models: the numbers in their names (fair-esm's README), with the language-model head.
-PUBLISHED = {"8M": 8e6, "35M": 35e6, "150M": 150e6, "650M": 650e6, "3B": 3e9, "15B": 15e9}
+from seqpack.resources import BASE_MB, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_fit_twice_in_float32(name: str) -> None:
     source = find_model(name)
-    weights_mb = 4 * PUBLISHED[name.split("_")[2]] / 1e6
-    assert memory_mb(source, 1) > 1.8 * weights_mb + 5000
+    weights_mb = 4 * sum(map(math.prod, parameter_shapes(source.architecture).values())) / 1e6
+    assert memory_mb(source, 1) == math.ceil(BASE_MB + 2 * weights_mb)
     assert memory_mb(source, 2) == pytest.approx(1.5 * memory_mb(source, 1), abs=2)
 
 
@@ -42,6 +45,7 @@ def test_time_grows_with_everything_that_takes_time() -> None:
         return runtime_minutes(find_model(model), num_tokens, max_tokens, precision, on_gpu, threads, attempt)
 
     assert minutes() < minutes(model="esm2_t36_3B_UR50D")
+    assert minutes(model="esm2_t12_35M_UR50D") < minutes(model="dnabert_s") < minutes()
     assert minutes() < minutes(num_tokens=2 * 10**8)
     assert minutes() < minutes(max_tokens=4096)
     assert minutes() < minutes(precision="float32")
@@ -53,20 +57,47 @@ def test_time_grows_with_everything_that_takes_time() -> None:
 
 def test_tokens_are_those_of_the_index_or_at_least_those_of_the_fasta(tmp_path: Path) -> None:
     run = Run(tmp_path, 1)
-    before = tokens_in(run.index, DEMO)
+    before = tokens_in(run.index, DEMO, ESM2, 1)
     compressed = tmp_path / "demo.faa.gz"
     compressed.write_bytes(gzip.compress(DEMO.read_bytes()))
     run.build(DEMO)
-    tokens = tokens_in(run.index, DEMO)
+    tokens = tokens_in(run.index, DEMO, ESM2, 1)
     assert tokens == 20676  # 20,518 residues, and two more of each of 79 sequences
     assert before >= tokens
-    assert tokens_in(tmp_path / "none.h5", compressed) >= tokens
-    assert tokens_in(tmp_path / "none.h5", tmp_path / "none.faa") == 0
+    assert tokens_in(tmp_path / "none.h5", compressed, ESM2, 1) >= tokens
+    assert tokens_in(tmp_path / "none.h5", tmp_path / "none.faa", ESM2, 1) == 0
     run.index.write_bytes(b"no HDF5")
-    assert tokens_in(run.index, DEMO) == before
+    assert tokens_in(run.index, DEMO, ESM2, 1) == before
     run.index.unlink()
     run.build(DEMO)
-    assert tokens_in(run.index, DEMO) == tokens
+    assert tokens_in(run.index, DEMO, ESM2, 1) == tokens
+
+
+@pytest.mark.parametrize(
+    ("policy", "copies"), [(LengthPolicy("full", 0), 1), (LengthPolicy("window", 600, 500, 250, "both"), 4)], ids=str
+)
+def test_tokens_of_contigs_are_reckoned_with_before_they_are_known(
+    tmp_path: Path, policy: LengthPolicy, copies: int
+) -> None:
+    """As few as real contigs have, and not many more."""
+    compressed = tmp_path / "contigs.fna.gz"
+    compressed.write_bytes(gzip.compress(CONTIGS_DEMO.read_bytes()))
+    index = tmp_path / "index.h5"
+    before = [tokens_in(index, fasta, DNABERT_S, copies) for fasta in (CONTIGS_DEMO, compressed)]
+    build_index(CONTIGS_DEMO, index, "untrained:dnabert_s", policy)
+    tokens = tokens_in(index, CONTIGS_DEMO, DNABERT_S, copies)
+    assert all(tokens < number < 2 * tokens for number in before)
+    with h5py.File(index) as file:
+        assert tokens == len(file["tokens"])
+        longest = int(file["record_lengths"][:].max())
+    if not policy.window:
+        assert open_index(index).max_tokens <= tokens_of(DNABERT_S, longest)
+
+
+def test_tokens_of_a_length() -> None:
+    assert tokens_of(ESM2, 1022) == 1024
+    assert tokens_of(DNABERT_S, 10_000) == 2502
+    assert tokens_of(DNABERT_S, 1) == 3
 
 
 def test_weights_of_unknown_size_are_judged_by_their_files(tmp_path: Path) -> None:
@@ -82,6 +113,16 @@ def test_weights_of_unknown_size_are_judged_by_their_files(tmp_path: Path) -> No
         ModelSource("own.pt", "checkpoint", None, folder / "model.safetensors"), 1
     )
     assert memory_mb(find_model(MODEL), 1) < memory_mb(known, 1)
+
+
+def test_a_folder_of_nucleotides_is_judged_by_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "alibi_starting_size": 512}')
+    shutil.copy(UNTRAINED_TOKENIZER, tmp_path)
+    with (tmp_path / "pytorch_model.bin").open("wb") as file:
+        file.truncate(470_000_000)  # 117 million in float32
+    assert memory_mb(find_model(str(tmp_path)), 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    assert memory_mb(find_model(str(tmp_path)), 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
 
 
 SQUEUE = """#!/bin/sh

@@ -5,19 +5,43 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline import DEMO, SCRIPTS, Run, run_script
-from seqpack.index_build import LengthPolicy
+from families import (
+    CONTIGS,
+    EACH,
+    ONE_EACH,
+    PROTEINS,
+    SMALL,
+    WINDOWS,
+    Family,
+    dnabert_state,
+    save_dnabert,
+)
+from pipeline import DEMO, SCRIPTS, Run, results_of, run_script, save_parts
+from seqpack import open_embeddings
+from seqpack.errors import SeqpackError
+from seqpack.fingerprint import Fingerprint
+from seqpack.index import open_index
 from seqpack.interrupts import Signals
+from seqpack.length_policy import LengthPolicy
+from seqpack.parts import PackResult
+from seqpack.plan import rows_of_rank
+from seqpack.worker import embed_shard
 from sequences import random_sequences
+
+DIE_AT = Path(__file__).parents[1] / "faults/die_at.py"
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +61,89 @@ def read_status(run: Run) -> dict:
     return json.loads((run.folder / "s.json").read_text())
 
 
-def test_a_complete_shard_tells_all(indexed: Run) -> None:
-    done = embed(indexed, "--attempt", 2, "--audit-seconds", 10)
+@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+def test_a_complete_shard_tells_all(family: Family, tmp_path: Path) -> None:
+    run = Run(tmp_path, 2).build(family.write_odd(tmp_path), family.model, family.policy)
+    done = embed(run, "--attempt", 2, "--audit-seconds", 10)
     assert done.returncode == 0, done.stderr
-    assert "UNTRAINED WEIGHTS" in done.stderr
-    status = read_status(indexed)
+    status, index = read_status(run), open_index(run.index)
+    assert ("UNTRAINED WEIGHTS" in done.stderr) == bool(status["warning"]) == (family is PROTEINS)
     assert status["status"] == "complete"
     assert status["error"] is None
     assert status["attempt"] == 2
-    assert status["shard_bytes"] == (indexed.folder / "s.h5").stat().st_size
+    assert status["shard_bytes"] == (tmp_path / "s.h5").stat().st_size
     assert status["started"] <= status["ended"]
     assert {"import", "load", "resume", "compute", "audit", "write", "verify"} == status["seconds"].keys()
     assert status["num_packs"] == status["done_packs"] > status["resumed_packs"] == 0
     assert status["audit"]["verdict"] == "ok"
     assert status["audit"]["worst_cosine"] > 0.9999
-    run = status["run"]
-    assert run["num_tokens"] == run["num_residues"] + 2 * status["num_sequences"]
-    assert 0 < run["pack_fill"] <= 1
-    assert run["tokens_per_second"] > 0
-    assert run["peak_host_bytes"] > 50e6
+    said, rows = status["run"], rows_of_rank(index.pack_offsets, 0, 2)
+    assert status["num_sequences"] == len(rows)
+    assert said["num_tokens"] == sum(len(segment) for row in rows for segment in index.row_segments(row))
+    kept = [min(len(family.sequences[record]), family.longest) for record in index.sequence_records[rows]]
+    assert said["num_residues"] == sum(kept)
+    assert 0 < said["pack_fill"] <= 1
+    assert said["tokens_per_second"] > 0
+    assert said["peak_host_bytes"] > 50e6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", EACH, ids=str)
+def test_every_shard_with_work_is_audited(family: Family, precision: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, 3).build(family.write_odd(tmp_path), family.model, family.policy)
+    run.embed(precision, audit_seconds=10).merge()
+    reference = "fair-esm" if family is PROTEINS else "DNABERT-S written out"
+    for status in (json.loads(path.read_text()) for path in run.statuses):
+        audit = status["audit"]
+        if not status["num_sequences"]:
+            assert audit["verdict"] == "none"
+            continue
+        assert audit["verdict"] == "ok", audit
+        assert audit["worst_cosine"] > (0.999999 if precision == "float32" else 0.999)
+        assert audit["sequences"] >= 1  # more as time allows
+        assert audit["reference"].startswith(reference)
+    found = open_embeddings(run.embeddings).attrs
+    assert found["audit_reference"].startswith(reference)
+    assert found["audit_sequences"] == sum(a["audit"]["sequences"] for a in run.manifest["shards"])
+
+
+def each_of_the_one_before(run: Run, results: list[PackResult]) -> list[PackResult]:
+    return [replace(result, embeddings=np.roll(result.embeddings, 1, axis=0)) for result in results]
+
+
+def longest_by_one_strand(run: Run, results: list[PackResult]) -> list[PackResult]:
+    """In place of the embedding of the longest contig that of its forward strand, which is 4 % off."""
+    policy = replace(WINDOWS.policy, strand="forward")
+    forward = Run(run.folder / "forward", 1).build(WINDOWS.write_odd(run.folder), WINDOWS.model, policy)
+    first, *others = results
+    embeddings = first.embeddings.copy()
+    embeddings[0] = results_of(forward.embed())[0].embeddings[0]
+    return [replace(first, embeddings=embeddings), *others]
+
+
+@pytest.mark.parametrize(
+    ("family", "tamper"),
+    [
+        pytest.param(PROTEINS, each_of_the_one_before, id="proteins"),
+        pytest.param(CONTIGS, each_of_the_one_before, id="contigs"),
+        pytest.param(WINDOWS, each_of_the_one_before, id="windows"),
+        pytest.param(WINDOWS, longest_by_one_strand, id="one strand of two"),
+    ],
+)
+def test_wrong_embeddings_are_found_by_the_audit_and_not_merged(
+    family: Family, tamper: Callable[[Run, list[PackResult]], list[PackResult]], tmp_path: Path
+) -> None:
+    """They come from part files that are whole: a kernel may have gone wrong before they were saved."""
+    run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy).embed()
+    fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
+    save_parts(tmp_path / "parts", open_index(run.index), fingerprint, tamper(run, results_of(run)), "rank_0-of-1")
+    run.shards[0].unlink()
+    run.embed(audit_seconds=60)
+    status = json.loads(run.statuses[0].read_text())
+    assert status["resumed_packs"] == status["num_packs"]
+    assert status["audit"]["verdict"] == "fail"
+    with pytest.raises(SeqpackError, match=r"its audit failed, the embeddings are wrong"):
+        run.merge()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +193,41 @@ def test_the_three_programs_alone(tmp_path: Path) -> None:
     assert (tmp_path / "embeddings.h5").exists()
 
 
+@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+def test_an_index_of_another_family(family: Family, tmp_path: Path) -> None:
+    (other,) = (each for each in ONE_EACH if each is not family)
+    run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy)
+    with pytest.raises(SeqpackError, match=r"index\.h5: made for .*whose tokens are not those of") as error:
+        run.embed(model=other.model)
+    assert f"those of {other.model}; build the index again for this model" in str(error.value)
+    assert json.loads(run.statuses[0].read_text())["error"]["message"] == str(error.value)
+
+
+def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
+    """Of the same family, but other tokens: a rank would compute nonsense, or fail on an id that the model lacks."""
+    run = Run(tmp_path, 1).build(WINDOWS.write_odd(tmp_path), WINDOWS.model, WINDOWS.policy)
+    folder = save_dnabert(dnabert_state(SMALL), SMALL, tmp_path / "other")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].pop()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(SeqpackError, match=r"index\.h5: .*tokenizer.*build the index again for this model"):
+        run.embed(model=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "message"),
+    [
+        (PROTEINS, "mean_tokens", "pooling mean_tokens is not one of esm2: use mean or cls"),
+        (WINDOWS, "max", "pooling max is not one of dnabert_s: use mean or mean_tokens or cls"),
+    ],
+    ids=str,
+)
+def test_a_pooling_of_another_family(family: Family, pooling: str, message: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy)
+    with pytest.raises(SeqpackError, match=message):
+        run.embed(pooling=pooling)
+
+
 def test_another_model_than_the_indexs(indexed: Run) -> None:
     done = embed(indexed, "--model", "untrained:esm2_t12_35M_UR50D")
     assert done.returncode == 0, done.stderr
@@ -146,18 +269,20 @@ def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path
     assert of_another.exists()
 
 
-def test_a_damaged_index_is_noticed_by_the_packs_checksum(indexed: Run, tmp_path: Path) -> None:
-    data = bytearray(indexed.index.read_bytes())
-    position = data.find(bytes([0, 20, 14, 11]))  # cls M P T: the first tokens of a protein
+@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+def test_a_damaged_index_is_noticed_by_the_packs_checksum(family: Family, tmp_path: Path) -> None:
+    run = Run(tmp_path, 2).build(family.write_odd(tmp_path), family.model, family.policy)
+    data = bytearray(run.index.read_bytes())
+    position = data.find(open_index(run.index).tokens[:20].tobytes())
     assert position > 0
-    data[position + 2] ^= 1
-    (tmp_path / "index.h5").write_bytes(data)
-    statuses = []
-    for rank in range(2):
-        embed(Run(tmp_path, 2), rank=rank)
-        statuses.append(read_status(Run(tmp_path, 2)))
-    assert [status["status"] for status in statuses].count("failed") == 1
-    assert any("are damaged; build the index again" in str(status["error"]) for status in statuses)
+    data[position + 7] ^= 1
+    run.index.write_bytes(data)
+    with pytest.raises(SeqpackError, match=r"the tokens of pack 0 are damaged; build the index again"):
+        embed_shard(run.task(0))
+    embed_shard(run.task(1))
+    statuses = [json.loads(path.read_text()) for path in run.statuses]
+    assert [status["status"] for status in statuses] == ["failed", "complete"]
+    assert "are damaged; build the index again" in statuses[0]["error"]["message"]
 
 
 def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
@@ -214,6 +339,27 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
     assert content["error"]["message"] in {f"stopped by {number.name}" for number in numbers}
     assert not (tmp_path / "s.h5").exists()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+def test_a_killed_worker_is_resumed_in_other_shards(family: Family, tmp_path: Path) -> None:
+    """SIGKILL with two parts saved and a third half-written; tests/faults has every other moment."""
+    run = Run(tmp_path / "killed", 1).build(family.write_odd(tmp_path), family.model, family.policy)
+    shutil.copytree(run.folder, tmp_path / "alone")
+    arguments = ("--index", run.index, "--rank", 0, "--world-size", 1, "--output", run.shards[0], "--save-seconds", 0)
+    settings = ("--status", run.statuses[0], "--device", "cpu", "--precision", "float32")
+    died = subprocess.run(
+        [sys.executable, str(DIE_AT), "amid the third part's data", *map(str, (*arguments, *settings))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(DIE_AT.parents[1]), str(SCRIPTS)))},
+        capture_output=True,
+        text=True,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(list((run.folder / "parts").glob("*.part.h5"))) == 2
+    resumed = Run(run.folder, 3).embed().merge()
+    assert sum(json.loads(status.read_text())["resumed_packs"] for status in resumed.statuses) == 2
+    alone = Run(tmp_path / "alone", 1).embed().merge()
+    assert (open_embeddings(resumed.embeddings)[:] == open_embeddings(alone.embeddings)[:]).all()
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import DEMO, MODEL, REPOSITORY, Run
+from families import dnabert_folder
+from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
 from seqpack import open_embeddings
+from seqpack.length_policy import LengthPolicy
 
 BIN = Path(sys.executable).parent
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -146,6 +149,40 @@ def test_a_table_of_several_datasets_and_a_config_of_ones_own(tmp_path: Path) ->
         assert "\trejected\t\t\tlonger than max_length=30\t" in table.read()
 
 
+def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
+    """One call, two shards of each; both as without Snakemake, and the nucleotides by windows on both strands."""
+    model = dnabert_folder()
+    (tmp_path / "table.tsv").write_text(
+        f"dataset\tfasta\tmodel\nproteins\t{DEMO}\t{MODEL}\ncontigs\t{CONTIGS_DEMO}\t{model}\n"
+    )
+    settings = {"datasets": "table.tsv", "shards": 2, "precision": "float32", "strand": "both"}
+    done = snakemake(tmp_path, config={**settings, "window": 1000, "stride": 600, "audit_seconds": 1})
+    assert done.returncode == 0, done.stdout
+    steps = ["build_index", "embed_shard", "embed_shard", "merge_shards"]
+    assert rules_run(done.stdout) == sorted(["all", *steps, *steps])
+    policy = LengthPolicy("window", 1000, 1000, 600, "both")
+    for name, slug, fasta, which, longest in (
+        ("proteins", SLUG, DEMO, MODEL, LengthPolicy()),
+        ("contigs", model.name, CONTIGS_DEMO, str(model), policy),
+    ):
+        results = tmp_path / "results" / name / slug
+        alone = Run(tmp_path / f"{name} alone", 1).build(fasta, which, longest).embed().merge()
+        found, expected = open_embeddings(results / "embeddings.h5"), open_embeddings(alone.embeddings)
+        assert found.ids == expected.ids
+        assert (found[:] == expected[:]).all()
+        assert found.attrs["audit_worst_cosine"] > 0.9999
+        with gzip.open(results / "records.tsv.gz", "rt") as table:
+            rows = list(csv.DictReader(table, delimiter="\t"))
+        assert [row["id"] for row in rows] == found.ids
+    # Of the contigs, the last that were looked at:
+    assert {row["fate"] for row in rows} == {"embedded", "windowed", "duplicate"}
+    assert all((int(row["windows"]) > 1) == (int(row["length"]) > 1000) for row in rows)
+    assert (found.attrs["window"], found.attrs["stride"], found.attrs["strand"]) == (1000, 600, "both")
+    assert json.loads(found.attrs["letter_counts"])["n"] > 0
+    again = snakemake(tmp_path, config={**settings, "window": 1000, "stride": 600})
+    assert "Nothing to be done" in again.stdout
+
+
 def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
@@ -173,6 +210,8 @@ def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
     assert not list((tmp_path / "results").rglob("*.h5"))
 
 
+PROTEIN = {"fasta": "good.faa", "model": MODEL}
+CONTIG = {"fasta": "good.fna", "model": "untrained:dnabert_s"}
 WRONG = {
     "no such file": ({"fasta": "none.faa"}, "none.faa: no such FASTA file"),
     "a folder": ({"fasta": "."}, "is a folder"),
@@ -183,7 +222,22 @@ WRONG = {
     "unknown key": ({"modle": "x"}, "config keys: Additional properties are not allowed ('modle' was unexpected)"),
     "unknown device": ({"device": "gpu"}, "config device: 'gpu' is not one of ['auto', 'cpu', 'cuda']"),
     "no shards": ({"shards": 0}, "config shards: 0"),
-    "length in words": ({"max_length": "long"}, "config max_length: 'long' is not of type 'integer'"),
+    "length in words": ({"max_length": "long"}, "config max_length: 'long' is not valid"),
+    "windows of proteins": ({**PROTEIN, "long_sequences": "window"}, "window is for nucleotides; for proteins use"),
+    "pooling of proteins": (
+        {**PROTEIN, "pooling": "mean_tokens"},
+        "pooling mean_tokens is not one of esm2: use mean or cls",
+    ),
+    "stride beyond the window": (
+        {**CONTIG, "window": 100, "stride": 101},
+        "stride must be 1 to 100 bases, no longer than the window",
+    ),
+    "window beyond max_length": (
+        {**CONTIG, "window": 100, "max_length": 99},
+        "window must be 1 to 99 bases, no longer than max_length",
+    ),
+    "unknown strand": ({**CONTIG, "strand": "reverse"}, "config strand: 'reverse' is not one of ['forward', 'both']"),
+    "unknown pooling": ({**CONTIG, "pooling": "max"}, "config pooling: 'max' is not one of"),
     "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
     "braces": ({"fasta": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
     "a folder without weights": ({"fasta": "good.faa", "model": "folder"}, "the folder has no .safetensors file"),
@@ -194,6 +248,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "good.faa").write_text(">a\nMKV\n")
+    (tmp_path / "good.fna").write_text(">a\nACGT\n")
     (tmp_path / "a{b}.faa").write_text(">a\nMKV\n")
     (tmp_path / "empty.faa").write_text("")
     (tmp_path / "folder").mkdir()

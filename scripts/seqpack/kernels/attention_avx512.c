@@ -1,4 +1,5 @@
-/* Rotary position embedding and softmax attention over a pack of sequences, in bfloat16 on AVX512-BF16.
+/* Softmax attention over a pack of sequences, in bfloat16 on AVX512-BF16, with either of two kinds of
+ * positions: a rotation of queries and keys (ESM-2), or linear biases on the scores (DNABERT-S).
  *
  * One call does all heads of the given sequences, one after the other, on the calling thread. A head is
  * computed in blocks of ROWS queries: scores in float32 by bfloat16 dot products, exact softmax over the
@@ -9,65 +10,30 @@
  * Why not PyTorch's kernel: at ESM-2's head dimensions (16 to 64) it is 3 to 5 times slower, whatever the
  * dtype; see docs/performance.md.
  */
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { ROWS = 8, LANES = 16, KEY_BLOCK = 32, MAX_HEAD_DIM = 128 };
+#include "arithmetic_avx512.c"
+
+enum { ROWS = 8, KEY_BLOCK = 32, MAX_HEAD_DIM = 128 };
+enum kind { ROTATION, LINEAR_BIASES };
 
 #define LOG2_E 1.44269504088896340736f
 #define MASKED -1e30f /* far below any score, and finite */
+#define NEGLIGIBLE 32.0f /* in log2 */
 
-#define INLINE static inline __attribute__((always_inline))
+/* Where tokens stand, for one head: what `kind` makes of it. */
+typedef struct {
+    const float *cosines, *sines; /* ROTATION: [position][head_dim] */
+    float slope;                  /* LINEAR_BIASES: a score's loss for every token of distance, in log2 */
+} Positions;
 
-INLINE float to_float(uint16_t value) {
-    const uint32_t bits = (uint32_t)value << 16;
-    float result;
-    memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-/* Round to nearest even. A NaN stays one: its quiet bit is among the upper 16. */
-INLINE uint16_t to_bfloat16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
-}
-
-/* 2^x for x <= 0 to 3e-7 relative (Taylor series of 2^r, |r| <= 1/2, to degree 6); NaN stays NaN. */
-INLINE __m512 exp2_of(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x); /* the second operand is returned if either is NaN */
-    const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 rest = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.5403530e-4f);
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.3333558e-3f));
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
-}
-
-/* Rotate one head's query or key by halves of its dimension, times `scale`; round once. */
-INLINE void rotate(int head_dim, const uint16_t *x, const float *cosines, const float *sines, float scale,
-                   uint16_t *rotated) {
-    const int half = head_dim / 2;
-    for (int d = 0; d < half; d++) {
-        const float a = to_float(x[d]) * scale, b = to_float(x[d + half]) * scale;
-        rotated[d] = to_bfloat16(a * cosines[d] - b * sines[d]);
-        rotated[d + half] = to_bfloat16(b * cosines[d + half] + a * sines[d + half]);
-    }
-}
-
-/* Two neighboring bfloat16 values as one element of a dot product's operand. */
-INLINE __m512bh broadcast_pair(const uint16_t *pairs, long pair) {
-    int32_t bits;
-    memcpy(&bits, pairs + 2 * pair, sizeof bits);
-    return (__m512bh)_mm512_set1_epi32(bits);
+/* A query or key as the dot products take it. A rotation rounds anyway, so that the scale is free there. */
+INLINE void place(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, float scale,
+                  uint16_t *placed) {
+    if (kind == ROTATION)
+        rotate(head_dim, x, positions.cosines + t * head_dim, positions.sines + t * head_dim, scale, placed);
+    else
+        memcpy(placed, x, 2 * head_dim);
 }
 
 typedef struct {
@@ -77,37 +43,77 @@ typedef struct {
     uint16_t *weights; /* [ROWS][padded length] */
 } Workspace;
 
-/* Lay one head's keys (rotated) and values out as the dot products want them; pad with zeros. */
-INLINE void pack_keys_and_values(int head_dim, const uint16_t *keys, const uint16_t *values, long stride,
-                                 const float *cosines, const float *sines, long length, long padded,
-                                 Workspace work) {
+/* Lay one head's keys and values out as the dot products want them; pad with zeros.
+ *
+ * Returns, for linear biases, the largest norm of a key; infinity if a key or a value is not finite.
+ */
+INLINE float pack_keys_and_values(int head_dim, enum kind kind, const uint16_t *keys, const uint16_t *values,
+                                  long stride, Positions positions, long length, long padded, Workspace work) {
     const int pairs = head_dim / 2, width = (head_dim + LANES - 1) / LANES * LANES;
-    uint16_t rotated[MAX_HEAD_DIM];
+    uint16_t placed[MAX_HEAD_DIM];
+    float largest = 0;
     for (long t = 0; t < padded; t++) {
         uint32_t *column = work.keys + (t / LANES) * pairs * LANES + t % LANES;
         if (t < length)
-            rotate(head_dim, keys + t * stride, cosines + t * head_dim, sines + t * head_dim, 1.0f, rotated);
+            place(head_dim, kind, keys + t * stride, t, positions, 1.0f, placed);
         else
-            memset(rotated, 0, sizeof rotated);
-        for (int pair = 0; pair < pairs; pair++) memcpy(column + pair * LANES, rotated + 2 * pair, 4);
+            memset(placed, 0, sizeof placed);
+        for (int pair = 0; pair < pairs; pair++) memcpy(column + pair * LANES, placed + 2 * pair, 4);
+        if (kind == LINEAR_BIASES) {
+            const float squared = dot(head_dim, placed, placed);
+            if (!(squared <= largest)) largest = squared < INFINITY ? squared : INFINITY; /* NaN: infinity */
+        }
     }
+    uint32_t odd = 0;
     for (long t = 0; t < padded; t += 2) {
         uint32_t *row = work.values + (t / 2) * width;
         const uint16_t *first = values + t * stride, *second = first + stride;
         for (int d = 0; d < head_dim; d++) {
             const uint32_t low = t < length ? first[d] : 0, high = t + 1 < length ? second[d] : 0;
             row[d] = low | high << 16;
+            if (kind == LINEAR_BIASES) odd |= (low & 0x7f80) == 0x7f80 || (high & 0x7f80) == 0x7f80;
         }
         for (int d = head_dim; d < width; d++) row[d] = 0;
     }
+    return odd ? INFINITY : sqrtf(largest);
 }
 
-/* Scores of ROWS queries with all keys, in units of log2; returns each row's maximum in `maxima`. */
-INLINE void score(int head_dim, uint16_t queries[ROWS][MAX_HEAD_DIM], long length, long padded, Workspace work,
-                  __m512 maxima[ROWS]) {
+/* The keys whose weights count for the queries from `first` on, in whole blocks.
+ *
+ * A score is at most |query| |key| less its bias, and a query's best is at least that with its own key, which
+ * has no bias. So each key beyond some distance weighs less than 2^-NEGLIGIBLE of the sum, and weights fall
+ * with every further token: all of them together stay below float32's rounding. Steep heads thus cost time
+ * that grows with the length, not with its square. The distance depends on this sequence alone; where it is
+ * not a number, nothing is left out.
+ */
+INLINE void find_span(int head_dim, const uint16_t *queries, const uint16_t *keys, long stride, long first, int rows,
+                      float scale, float slope, float largest_key, long length, long padded, long *begin, long *end) {
+    *begin = 0;
+    *end = padded;
+    if (!(slope * (float)length > NEGLIGIBLE)) return;
+    long from = length, to = 0;
+    for (int r = 0; r < rows; r++) {
+        const long t = first + r;
+        const uint16_t *query = queries + t * stride;
+        const float best = sqrtf(dot(head_dim, query, query)) * largest_key;
+        const float own = dot(head_dim, query, keys + t * stride);
+        const float distance = ((best - own) * scale + NEGLIGIBLE) / slope;
+        if (!(distance < (float)length)) return;
+        if (t - (long)distance < from) from = t - (long)distance;
+        if (t + (long)distance > to) to = t + (long)distance;
+    }
+    if (from > 0) *begin = from / KEY_BLOCK * KEY_BLOCK;
+    if (to < length) *end = (to / KEY_BLOCK + 1) * KEY_BLOCK;
+}
+
+/* Scores of ROWS queries, the first at place `first`, with the keys from `begin` to `end`, in units of log2;
+ * returns each row's maximum in `maxima`. */
+INLINE void score(int head_dim, enum kind kind, uint16_t queries[ROWS][MAX_HEAD_DIM], long first, long begin, long end,
+                  float scale, float slope, long length, long padded, Workspace work, __m512 maxima[ROWS]) {
     const int pairs = head_dim / 2;
+    const __m512 lanes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int r = 0; r < ROWS; r++) maxima[r] = _mm512_set1_ps(MASKED);
-    for (long key = 0; key < padded; key += KEY_BLOCK) {
+    for (long key = begin; key < end; key += KEY_BLOCK) {
         const uint32_t *left = work.keys + key * pairs, *right = left + pairs * LANES;
         __m512 a[ROWS], b[ROWS];
         for (int r = 0; r < ROWS; r++) a[r] = b[r] = _mm512_setzero_ps();
@@ -120,6 +126,14 @@ INLINE void score(int head_dim, uint16_t queries[ROWS][MAX_HEAD_DIM], long lengt
                 b[r] = _mm512_dpbf16_ps(b[r], h, q);
             }
         }
+        if (kind == LINEAR_BIASES)
+            for (int r = 0; r < ROWS; r++) {
+                const __m512 ahead = _mm512_add_ps(_mm512_set1_ps((float)(key - first - r)), lanes);
+                const __m512 far = _mm512_add_ps(ahead, _mm512_set1_ps(LANES));
+                const __m512 step = _mm512_set1_ps(slope), factor = _mm512_set1_ps(scale);
+                a[r] = _mm512_fmsub_ps(a[r], factor, _mm512_mul_ps(step, _mm512_abs_ps(ahead)));
+                b[r] = _mm512_fmsub_ps(b[r], factor, _mm512_mul_ps(step, _mm512_abs_ps(far)));
+            }
         if (key + KEY_BLOCK > length) {
             const uint32_t live = (uint32_t)((1ull << (length - key)) - 1);
             for (int r = 0; r < ROWS; r++) {
@@ -136,10 +150,10 @@ INLINE void score(int head_dim, uint16_t queries[ROWS][MAX_HEAD_DIM], long lengt
 }
 
 /* Unnormalized softmax weights, rounded; returns one over the sum of the exact ones. */
-INLINE float softmax(const float *scores, uint16_t *weights, long padded, __m512 maxima) {
+INLINE float softmax(const float *scores, uint16_t *weights, long begin, long end, __m512 maxima) {
     const __m512 maximum = _mm512_set1_ps(_mm512_reduce_max_ps(maxima));
     __m512 sum = _mm512_setzero_ps();
-    for (long key = 0; key < padded; key += LANES) {
+    for (long key = begin; key < end; key += LANES) {
         const __m512 weight = exp2_of(_mm512_sub_ps(_mm512_loadu_ps(scores + key), maximum));
         sum = _mm512_add_ps(sum, weight);
         _mm256_storeu_si256((__m256i *)(weights + key), (__m256i)_mm512_cvtneps_pbh(weight));
@@ -148,12 +162,12 @@ INLINE float softmax(const float *scores, uint16_t *weights, long padded, __m512
 }
 
 /* Weighted sum of the values for one or two vectors of dimensions, from dimension `first` on. */
-INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *inverse_sums, long padded,
-                  Workspace work, uint16_t *output, long output_stride) {
+INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *inverse_sums, long begin, long end,
+                  long padded, Workspace work, uint16_t *output, long output_stride) {
     const int width = (head_dim + LANES - 1) / LANES * LANES;
     __m512 sums[ROWS][2];
     for (int r = 0; r < ROWS; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
-    for (long pair = 0; pair < padded / 2; pair++) {
+    for (long pair = begin / 2; pair < end / 2; pair++) {
         const uint32_t *row = work.values + pair * width + first;
         const __m512bh v0 = (__m512bh)_mm512_loadu_si512(row);
         const __m512bh v1 = vectors > 1 ? (__m512bh)_mm512_loadu_si512(row + LANES) : v0;
@@ -173,40 +187,47 @@ INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *i
         }
 }
 
-/* One head of one sequence. `head_dim` is a constant wherever this is inlined. */
-INLINE void attend(int head_dim, const uint16_t *queries, const uint16_t *keys, const uint16_t *values, long stride,
-                   const float *cosines, const float *sines, long length, Workspace work, uint16_t *output,
+/* One head of one sequence. `head_dim` and `kind` are constants wherever this is inlined. */
+INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const uint16_t *keys, const uint16_t *values,
+                   long stride, Positions positions, long length, Workspace work, uint16_t *output,
                    long output_stride) {
     const long padded = (length + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
     const float scale = LOG2_E / sqrtf((float)head_dim);
-    pack_keys_and_values(head_dim, keys, values, stride, cosines, sines, length, padded, work);
+    const float largest_key =
+        pack_keys_and_values(head_dim, kind, keys, values, stride, positions, length, padded, work);
     for (long first = 0; first < length; first += ROWS) {
         const int rows = length - first < ROWS ? (int)(length - first) : ROWS;
-        uint16_t rotated[ROWS][MAX_HEAD_DIM];
+        uint16_t placed[ROWS][MAX_HEAD_DIM];
         for (int r = 0; r < ROWS; r++) {
             const long t = r < rows ? first + r : length - 1; /* the last block repeats the last query */
-            rotate(head_dim, queries + t * stride, cosines + t * head_dim, sines + t * head_dim, scale, rotated[r]);
+            place(head_dim, kind, queries + t * stride, t, positions, scale, placed[r]);
         }
+        long begin = 0, end = padded;
+        if (kind == LINEAR_BIASES)
+            find_span(head_dim, queries, keys, stride, first, rows, scale, positions.slope, largest_key, length, padded,
+                      &begin, &end);
         __m512 maxima[ROWS];
         float inverse_sums[ROWS];
-        score(head_dim, rotated, length, padded, work, maxima);
+        score(head_dim, kind, placed, first, begin, end, scale, positions.slope, length, padded, work, maxima);
         for (int r = 0; r < ROWS; r++)
-            inverse_sums[r] = softmax(work.scores + r * padded, work.weights + r * padded, padded, maxima[r]);
+            inverse_sums[r] = softmax(work.scores + r * padded, work.weights + r * padded, begin, end, maxima[r]);
         uint16_t *place = output + first * output_stride;
         for (int d = 0; d < head_dim; d += 2 * LANES)
-            weigh(head_dim, d, head_dim - d > LANES ? 2 : 1, rows, inverse_sums, padded, work, place, output_stride);
+            weigh(head_dim, d, head_dim - d > LANES ? 2 : 1, rows, inverse_sums, begin, end, padded, work, place,
+                  output_stride);
     }
 }
 
 /* Attention of every sequence of a pack over itself.
  *
  * qkv: bfloat16 [tokens][3][num_heads][head_dim]; output: bfloat16 [tokens][num_heads][head_dim];
- * cosines, sines: float [longest length][head_dim]; starts, lengths: the sequences, in tokens.
+ * starts, lengths: the sequences, in tokens. Positions by `kind`:
+ * cosines, sines: float [longest length][head_dim]; slopes: float [num_heads].
  * Returns 0; 1 if memory is short; 2 if there is no code for head_dim.
  */
-int rope_attention(const uint16_t *qkv, const float *cosines, const float *sines, const int64_t *starts,
-                   const int64_t *lengths, int64_t num_sequences, int64_t num_heads, int64_t head_dim,
-                   uint16_t *output) {
+INLINE int attend_pack(enum kind kind, const uint16_t *qkv, const float *cosines, const float *sines,
+                       const float *slopes, const int64_t *starts, const int64_t *lengths, int64_t num_sequences,
+                       int64_t num_heads, int64_t head_dim, uint16_t *output) {
     long longest = 0;
     for (long i = 0; i < num_sequences; i++)
         if (lengths[i] > longest) longest = lengths[i];
@@ -224,9 +245,10 @@ int rope_attention(const uint16_t *qkv, const float *cosines, const float *sines
             const uint16_t *q = qkv + starts[i] * stride + h * head_dim;
             const uint16_t *k = q + output_stride, *v = k + output_stride;
             uint16_t *place = output + starts[i] * output_stride + h * head_dim;
+            const Positions positions = {cosines, sines, kind == LINEAR_BIASES ? slopes[h] * LOG2_E : 0.0f};
 #define CASE(n)                                                                                                 \
     case n:                                                                                                     \
-        attend(n, q, k, v, stride, cosines, sines, lengths[i], work, place, output_stride);                     \
+        attend(n, kind, q, k, v, stride, positions, lengths[i], work, place, output_stride);                    \
         break;
             switch (head_dim) {
                 CASE(16) CASE(24) CASE(32) CASE(64) CASE(128)
@@ -235,4 +257,17 @@ int rope_attention(const uint16_t *qkv, const float *cosines, const float *sines
         }
     free(memory);
     return status;
+}
+
+int rope_attention(const uint16_t *qkv, const float *cosines, const float *sines, const int64_t *starts,
+                   const int64_t *lengths, int64_t num_sequences, int64_t num_heads, int64_t head_dim,
+                   uint16_t *output) {
+    return attend_pack(ROTATION, qkv, cosines, sines, NULL, starts, lengths, num_sequences, num_heads, head_dim,
+                       output);
+}
+
+int alibi_attention(const uint16_t *qkv, const float *slopes, const int64_t *starts, const int64_t *lengths,
+                    int64_t num_sequences, int64_t num_heads, int64_t head_dim, uint16_t *output) {
+    return attend_pack(LINEAR_BIASES, qkv, NULL, NULL, slopes, starts, lengths, num_sequences, num_heads, head_dim,
+                       output);
 }

@@ -1,4 +1,4 @@
-"""The attention kernel for processors with AVX512-BF16, compiled once by the system's C compiler.
+"""The attention kernels for processors with AVX512-BF16, compiled once by the system's C compiler.
 
 Where there is no such processor or no compiler, PyTorch's attention serves.
 """
@@ -23,6 +23,7 @@ from seqpack.devices import processor
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("attention_avx512.c")
+INCLUDED = Path(__file__).with_name("arithmetic_avx512.c")
 HEAD_DIMS = (16, 24, 32, 64, 128)
 # Named extensions, not the machine's own, so that a cache on a shared home serves every node; no
 # contraction, so that compilers agree on the bits.
@@ -47,6 +48,7 @@ def load() -> ctypes.CDLL | None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.rope_attention.argtypes = [pointer] * 5 + [number] * 3 + [pointer]
+    library.alibi_attention.argtypes = [pointer] * 4 + [number] * 3 + [pointer]
     return library
 
 
@@ -61,23 +63,45 @@ def rope_attention(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, leng
     Returns:
         bfloat16 (num_tokens, num_heads * head_dim).
     """
+    assert cos.dtype == sin.dtype == torch.float32
+    assert cos.is_contiguous()
+    assert sin.is_contiguous()
+    assert int(lengths.max()) <= len(cos) == len(sin)
+    return _attention("rope_attention", qkv, (cos, sin), lengths)
+
+
+def alibi_attention(qkv: torch.Tensor, slopes: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
+    """Attend with linear biases: softmax of scores scaled by head_dim ** -0.5, less slope x distance.
+
+    Keys so far away that their weights are lost in float32's rounding are left out, by a bound from the
+    norms of the sequence's own queries and keys.
+
+    Args:
+        qkv: bfloat16 (num_tokens, 3, num_heads, head_dim), contiguous, on the CPU.
+        slopes: float32 (num_heads,), positive; see `alibi.slopes`.
+        lengths: int64 (num_sequences,), tokens in each sequence.
+
+    Returns:
+        bfloat16 (num_tokens, num_heads * head_dim).
+    """
+    assert slopes.dtype == torch.float32
+    assert slopes.shape == qkv.shape[2:3]
+    return _attention("alibi_attention", qkv, (slopes.contiguous(),), lengths)
+
+
+def _attention(name: str, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], lengths: np.ndarray) -> torch.Tensor:
     library = load()
     assert library is not None
     num_tokens, _, num_heads, head_dim = qkv.shape
     assert qkv.dtype == torch.bfloat16
     assert qkv.is_contiguous()
-    assert cos.dtype == sin.dtype == torch.float32
-    assert cos.is_contiguous()
-    assert sin.is_contiguous()
     assert int(lengths.sum()) == num_tokens
-    assert int(lengths.max()) <= len(cos) == len(sin)
     lengths = np.ascontiguousarray(lengths, np.int64)
     starts = np.cumsum(lengths) - lengths
     output = torch.empty((num_tokens, num_heads * head_dim), dtype=torch.bfloat16)
-    status = library.rope_attention(
+    status = getattr(library, name)(
         qkv.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
+        *(table.data_ptr() for table in tables),
         starts.ctypes.data,
         lengths.ctypes.data,
         len(lengths),
@@ -92,7 +116,7 @@ def rope_attention(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, leng
 
 def _compiled(compiler: str) -> Path:
     """Return the shared library, compiling it if the cache lacks it."""
-    source = SOURCE.read_bytes()
+    source = SOURCE.read_bytes() + INCLUDED.read_bytes()
     key = hashlib.sha256(source + " ".join(FLAGS).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqpack"
     try:

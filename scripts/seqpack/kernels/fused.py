@@ -1,8 +1,9 @@
 """Elementwise work of the forward on CUDA in one pass over memory each, written in Triton.
 
-The arithmetic is that of the eager forms beside which these stand (`esm2.Norm`, `attention.rotate`):
-float32 throughout, rounded once where the result is stored. A row or a token is one program and its
-reduction has a shape of its own, never tuned at run time, so its bits do not depend on its neighbors.
+The arithmetic is that of the eager forms beside which these stand (`esm2.Norm`, `attention.rotate`,
+`dnabert_s.Norm`, `dnabert_s.Layer`): float32 throughout, rounded once where the result is stored. A row or a
+token is one program and its reduction has a shape of its own, never tuned at run time, so its bits do not
+depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ except ImportError:  # the CPU build of torch does not bring it
     triton = None
 
 log = logging.getLogger(__name__)
+
+GATE_BLOCK = 1024
 
 
 def add_norm(
@@ -44,15 +47,39 @@ def add_norm(
     Returns:
         (num_tokens, hidden_dim).
     """
-    num_tokens, dim = x.shape
-    assert x.dtype == weight.dtype == bias.dtype == torch.float32
-    assert x.is_contiguous()
-    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
     y = torch.empty_like(x, dtype=dtype)
-    block = triton.next_power_of_2(dim)
-    warps = min(max(block // 256, 1), 16)
-    _add_norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, num_warps=warps)
+    _launch(_add_norm, x, delta, weight, bias, y, eps)
     return y
+
+
+def post_norm(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Put the layer norm of x + delta into the residual stream in place, and return it rounded to `dtype`.
+
+    The arguments are those of `add_norm`. Of float32 the result is x itself.
+    """
+    y = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
+    _launch(_post_norm, x, delta, weight, bias, y, eps)
+    return y
+
+
+def gate(h: torch.Tensor) -> torch.Tensor:
+    """Return the exact (erf) GELU of the first half of each row times the second: (num_tokens, dim).
+
+    Args:
+        h: (num_tokens, 2 * dim), any floating dtype but float64, contiguous.
+    """
+    num_tokens, dim = h.shape[0], h.shape[1] // 2
+    assert h.is_contiguous()
+    gated = torch.empty((num_tokens, dim), dtype=h.dtype, device=h.device)
+    _gate[(num_tokens, triton.cdiv(dim, GATE_BLOCK))](h, gated, dim, GATE_BLOCK, num_warps=4)
+    return gated
 
 
 def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
@@ -85,12 +112,32 @@ def available(device: torch.device) -> bool:
     try:
         x = torch.ones(1, 16, device=device)
         add_norm(x, x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
+        post_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
+        gate(x.bfloat16())
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
         log.warning("Triton's kernels can't be compiled, the elementwise work on the GPU will be slower: %s", error)
         return False
     return True
+
+
+def _launch(
+    kernel: Callable,
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor,
+    eps: float,
+) -> None:
+    num_tokens, dim = x.shape
+    assert x.dtype == weight.dtype == bias.dtype == torch.float32
+    assert x.is_contiguous()
+    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
+    block = triton.next_power_of_2(dim)
+    warps = min(max(block // 256, 1), 16)
+    kernel[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, num_warps=warps)
 
 
 def _jit(kernel: Callable) -> Callable:
@@ -116,13 +163,62 @@ def _add_norm(
     if has_delta:
         x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
         tl.store(x_start + place, x, mask=inside)
+    y = _layer_norm(x, weight_start, bias_start, column, inside, eps, dim)
+    tl.store(y_start + place, y.to(y_start.dtype.element_ty), mask=inside)
+
+
+@_jit
+def _post_norm(
+    x_start: tl.tensor,
+    delta_start: tl.tensor,
+    weight_start: tl.tensor,
+    bias_start: tl.tensor,
+    y_start: tl.tensor,
+    eps: float,
+    dim: tl.constexpr,
+    block: tl.constexpr,
+    has_delta: tl.constexpr,
+) -> None:
+    column = tl.arange(0, block)
+    inside = column < dim
+    place = tl.program_id(0).to(tl.int64) * dim + column
+    x = tl.load(x_start + place, mask=inside, other=0.0)
+    if has_delta:
+        x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
+    x = _layer_norm(x, weight_start, bias_start, column, inside, eps, dim)
+    tl.store(x_start + place, x, mask=inside)
+    if y_start.dtype.element_ty != tl.float32:  # else y is x
+        tl.store(y_start + place, x.to(y_start.dtype.element_ty), mask=inside)
+
+
+@_jit
+def _layer_norm(
+    x: tl.tensor,
+    weight_start: tl.tensor,
+    bias_start: tl.tensor,
+    column: tl.tensor,
+    inside: tl.tensor,
+    eps: float,
+    dim: tl.constexpr,
+) -> tl.tensor:
     mean = tl.sum(x, 0) / dim
     centered = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centered * centered, 0) / dim
     scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     weight = tl.load(weight_start + column, mask=inside, other=0.0)
     bias = tl.load(bias_start + column, mask=inside, other=0.0)
-    tl.store(y_start + place, (centered * scale * weight + bias).to(y_start.dtype.element_ty), mask=inside)
+    return centered * scale * weight + bias
+
+
+@_jit
+def _gate(h_start: tl.tensor, gated_start: tl.tensor, dim: tl.constexpr, block: tl.constexpr) -> None:
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    inside = column < dim
+    gate = tl.load(h_start + token * (2 * dim) + column, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(h_start + token * (2 * dim) + dim + column, mask=inside, other=0.0).to(tl.float32)
+    gelu = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    tl.store(gated_start + token * dim + column, (gelu * value).to(gated_start.dtype.element_ty), mask=inside)
 
 
 @_jit

@@ -3,7 +3,8 @@
 The reference is the published code of the model (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`,
 its PyTorch path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou
 et al. 2023, arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated
-feed-forward, a layer norm after each step. Here there is no padding and no pooler.
+feed-forward, a layer norm after each step. Here there is no padding and no pooler; each norm first adds what
+the step before it gave, so that both are one pass over memory where Triton's kernels run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from seqpack.alibi import attend, bias_table
+from seqpack.alibi import attend, make_biases
+from seqpack.kernels import fused
 from seqpack.models.registry import DnabertArchitecture
 from seqpack.packs import Pack
 
@@ -32,7 +34,9 @@ class DnabertS(torch.nn.Module):
         weights: tensors by canonical name, as `parameter_shapes` lists them.
         dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
         max_tokens: tokens in the longest sequence that will be given, CLS and SEP included.
-        attention: the kernel, see `seqpack.alibi.attend`.
+        attention: the kernel, a name from `seqpack.alibi.choose_kernel`.
+        fuse: do the elementwise work in Triton's kernels, see `seqpack.kernels.fused.available`; float64
+            is always computed without.
     """
 
     def __init__(
@@ -42,18 +46,22 @@ class DnabertS(torch.nn.Module):
         dtype: torch.dtype,
         max_tokens: int,
         attention: str = "sdpa",
+        fuse: bool = False,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
+        self.fuse = fuse and exact == torch.float32
         # Every token is of type 0, so that the two embeddings are one table.
         self.embed = _parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
-        self.embed_norm = Norm(weights, "embed_norm.", exact)
+        self.embed_norm = Norm(weights, "embed_norm.", exact, dtype, self.fuse)
         self.layers = torch.nn.ModuleList(
-            Layer(architecture, weights, f"layers.{layer}.", dtype, exact) for layer in range(architecture.num_layers)
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, self.fuse)
+            for layer in range(architecture.num_layers)
         )
-        self.register_buffer("biases", bias_table(architecture.num_heads, max_tokens, exact), persistent=False)
+        biases = make_biases(attention, architecture.num_heads, max_tokens, exact)
+        self.register_buffer("biases", biases, persistent=False)
 
     @torch.inference_mode()
     def forward(self, pack: Pack) -> torch.Tensor:
@@ -61,14 +69,14 @@ class DnabertS(torch.nn.Module):
 
         float32, or float64 for a float64 model.
         """
-        x = self.embed_norm(F.embedding(pack.tokens.int(), self.embed))
+        x, rounded = self.embed_norm(F.embedding(pack.tokens.int(), self.embed), None)
         for layer in self.layers:
-            x = layer(x, self.attention, self.biases, pack)
+            x, rounded = layer(x, rounded, self.attention, self.biases, pack)
         return x
 
 
 class Layer(torch.nn.Module):
-    """One post-norm transformer block: takes and gives the residual stream."""
+    """One post-norm transformer block: takes and gives the residual stream, exact and rounded."""
 
     def __init__(
         self,
@@ -77,29 +85,34 @@ class Layer(torch.nn.Module):
         prefix: str,
         dtype: torch.dtype,
         exact: torch.dtype,
+        fuse: bool,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.dtype = dtype
+        self.fuse = fuse
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact)
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
         self.gated = Linear(weights, prefix + "gated.", dtype)
         self.down = Linear(weights, prefix + "down.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
 
-    def forward(self, x: torch.Tensor, attention: str, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
-        qkv = self.qkv(x.to(self.dtype)).view(-1, 3, self.num_heads, self.head_dim)
+    def forward(
+        self, x: torch.Tensor, rounded: torch.Tensor, attention: str, biases: torch.Tensor, pack: Pack
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        qkv = self.qkv(rounded).view(-1, 3, self.num_heads, self.head_dim)
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
-        x = self.attention_norm(self.out(attended) + x)
-        for rows in x.split(FFN_TOKENS):
-            rows.copy_(self.ffn_norm(self._feed_forward(rows) + rows))
-        return x
+        x, rounded = self.attention_norm(x, self.out(attended))
+        delta = torch.cat([self._feed_forward(rows) for rows in rounded.split(FFN_TOKENS)])
+        return self.ffn_norm(x, delta)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, value = self.gated(x.to(self.dtype)).chunk(2, dim=-1)
-        return self.down(F.gelu(gate) * value)  # the exact (erf) GELU
+        if self.fuse:
+            return self.down(fused.gate(self.gated(x)))
+        # Two products: each half is dense, and one at a time costs the CPU less than both side by side.
+        gate, value = (F.linear(x, half) for half in self.gated.weight.chunk(2))
+        return self.down(F.gelu(gate).mul_(value))  # the exact (erf) GELU
 
 
 class Linear(torch.nn.Module):
@@ -114,13 +127,26 @@ class Linear(torch.nn.Module):
 
 
 class Norm(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype) -> None:
+    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
+
+    def __init__(
+        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
+    ) -> None:
         super().__init__()
         self.weight = _parameter(weights[prefix + "weight"], exact)
         self.bias = _parameter(weights[prefix + "bias"], exact)
+        self.dtype = dtype
+        self.fuse = fuse
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the layer norm of x + delta, and the same in the dtype of the matrix products; x may change."""
+        if self.fuse:
+            rounded = fused.post_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
+            return x, rounded
+        if delta is not None:
+            x = x + delta
+        x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        return x, x.to(self.dtype)
 
 
 def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, ...]]:

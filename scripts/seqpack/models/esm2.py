@@ -52,7 +52,7 @@ class ESM2(torch.nn.Module):
         self.architecture = architecture
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        fuse = fuse and exact == torch.float32
+        self.fuse = fuse = fuse and exact == torch.float32
         self.embed = _parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)

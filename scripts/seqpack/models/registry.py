@@ -12,7 +12,10 @@ from seqpack.errors import SeqpackError
 
 UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"  # DNABERT-S is published so
+RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a model of nucleotides
+UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: one module, one tokenizer, one reference each
 
 
@@ -34,6 +37,11 @@ class Architecture:
     def ffn_dim(self) -> int:
         return 4 * self.hidden_dim
 
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of all layers' matrices, each of which costs 2 FLOP a token: 4 d^2 of attention, 8 d^2 of FFN."""
+        return self.num_layers * 12 * self.hidden_dim**2
+
 
 @dataclass(frozen=True)
 class DnabertArchitecture:
@@ -53,6 +61,11 @@ class DnabertArchitecture:
     def ffn_dim(self) -> int:
         return 4 * self.hidden_dim
 
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters of all layers' matrices: 4 d^2 of attention, 8 d^2 of the gated layers, 4 d^2 of the last."""
+        return self.num_layers * 16 * self.hidden_dim**2
+
 
 AnyArchitecture = Architecture | DnabertArchitecture
 
@@ -66,6 +79,7 @@ MODELS = {
 }
 # Of nucleotides; their weights are folders, as Hugging Face has them.
 DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchitecture()}
+NAMES = [*MODELS, *DNABERT_MODELS]
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,25 @@ class ModelSource:
     architecture: AnyArchitecture | None
     path: Path | None
     family: str = ESM2
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer.json of a model of nucleotides; ESM-2 needs none."""
+        if self.family != DNABERT_S:
+            return None
+        return self.path / TOKENIZER if self.path else UNTRAINED_TOKENIZER
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that the model is made from; none for untrained ones. Those of a released one may not be there."""
+        if self.path is None:
+            return []
+        if self.kind == "folder":
+            weights = sorted(self.path.glob("*.safetensors")) or [self.path / PICKLED_WEIGHTS]
+            return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
+        if self.family == DNABERT_S:
+            return [self.path / name for name in RELEASED_FILES]
+        return [self.path]
 
     @property
     def slug(self) -> str:
@@ -109,10 +142,10 @@ def find_model(name: str) -> ModelSource:
     if name.startswith(UNTRAINED_PREFIX):
         architecture = MODELS.get(known)
         if architecture is None:
-            raise SeqpackError(_unknown(name, [UNTRAINED_PREFIX + known for known in MODELS]))
+            raise SeqpackError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
         return ModelSource(name, "untrained", architecture, None)
     if not name:
-        raise SeqpackError(_unknown(name, list(MODELS)))  # Path("") would be the current folder
+        raise SeqpackError(_unknown(name, NAMES))  # Path("") would be the current folder
     if name in MODELS:
         return ModelSource(name, "released", MODELS[name], WEIGHTS_FOLDER / f"{name}.pt")
     try:
@@ -125,25 +158,15 @@ def find_model(name: str) -> ModelSource:
         return ModelSource(name, "checkpoint", None, path)
     if path.suffix == ".pt" or path.is_absolute():
         raise SeqpackError(f"model {path}: no such fair-esm .pt file or Hugging Face folder")
-    raise SeqpackError(_unknown(name, list(MODELS)))
-
-
-def find_protein_model(name: str) -> ModelSource:
-    """Resolve a name as `find_model` does, for a step that knows ESM-2 alone.
-
-    Raises:
-        SeqpackError: as `find_model`, or the model is one of nucleotides.
-    """
-    source = find_model(name)
-    if source.family != ESM2:
-        raise SeqpackError(f"model {name}: it is one of nucleotides, and the workflow embeds proteins only: use ESM-2")
-    return source
+    raise SeqpackError(_unknown(name, NAMES))
 
 
 def _family_of_folder(path: Path) -> str:
-    config_path = path / "config.json"
+    config_path = path / CONFIG
     if not config_path.is_file():
-        raise SeqpackError(f"model {path}: the folder has no config.json; expected a Hugging Face ESM-2 folder")
+        raise SeqpackError(
+            f"model {path}: the folder has no {CONFIG}; expected a Hugging Face folder of ESM-2 or DNABERT-S"
+        )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         model_type = config.get("model_type")
@@ -153,6 +176,10 @@ def _family_of_folder(path: Path) -> str:
     if model_type == "bert" and "alibi_starting_size" in config:
         if not any(path.glob("*.safetensors")) and not (path / PICKLED_WEIGHTS).is_file():
             raise SeqpackError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+        if not (path / TOKENIZER).is_file():
+            raise SeqpackError(
+                f"model {path}: the folder has no {TOKENIZER}; put the one there that its model came with"
+            )
         return DNABERT_S
     if model_type != "esm":
         raise SeqpackError(
@@ -165,8 +192,10 @@ def _family_of_folder(path: Path) -> str:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else "."
+    # By the last part and in lower case, as in zhihan1996/DNABERT-S.
+    keys = {model.lower(): model for model in known}
+    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), keys, n=1)
+    hint = f"; did you mean {keys[close[0]]}?" if close else "."
     return (
         f"model {name!r} is not known{hint} "
         f"Give one of {', '.join(known)}, a fair-esm .pt file or a Hugging Face folder"

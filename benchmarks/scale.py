@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Time and memory of the steps around the model at 0.1, 1 and 10 million proteins: index, shards, merge.
+
+There is no model: each sequence gets a stand-in vector, written by the real shard writer in two shards, one after the
+other. Beside them, in turn: `samtools faidx` of the same FASTA, and a copy of as many bytes as the merge writes.
+
+    python benchmarks/scale.py --millions 0.1 1 10 --output benchmarks/results/scale
+
+Ten million need some 40 GB in the folder for temporary files (TMPDIR).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+from proteins import COMPOSITION, LOG_SPREAD, MEDIAN_LENGTH
+
+BENCHMARKS = Path(__file__).parent
+SCRIPTS = BENCHMARKS.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+MODEL, HIDDEN_DIM = "untrained:esm2_t6_8M_UR50D", 320
+WORLD_SIZE = 2
+BLOCK = 100_000  # records written, or vectors made, at a time
+LINE = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, nargs="+", default=[0.1, 1, 10], help="of proteins")
+    parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--stand-in", nargs=2, metavar=("INDEX", "RANK"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stand_in:
+        write_stand_in_shard(Path(arguments.stand_in[0]), int(arguments.stand_in[1]))
+        return
+    results = {"date": date.today().isoformat(), "cores": os.cpu_count(), "sizes": {}}
+    for millions in arguments.millions:
+        with tempfile.TemporaryDirectory() as folder:
+            results["sizes"][str(millions)] = measure(Path(folder), round(millions * 1e6))
+        if arguments.output:
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+            arguments.output.with_suffix(".md").write_text(table(results))
+    print(table(results))
+
+
+def measure(folder: Path, number: int) -> dict:
+    """Return bytes, and seconds and memory (bytes) of every step."""
+    fasta, index = folder / "proteins.faa", folder / "index.h5"
+    shards = [folder / f"shard_{rank}-of-{WORLD_SIZE}.h5" for rank in range(WORLD_SIZE)]
+    write_fasta(fasta, number)
+    python = sys.executable
+    steps = {}
+    if shutil.which("samtools"):
+        steps["samtools faidx"] = timed(["samtools", "faidx", str(fasta)])
+    steps["index"] = timed([python, f"{SCRIPTS}/build_index.py", "--fasta", fasta, "--model", MODEL, "--output", index])
+    steps["shards"] = [timed([python, __file__, "--stand-in", index, str(rank)]) for rank in range(WORLD_SIZE)]
+    steps["shards"] = {
+        "seconds": sum(step["seconds"] for step in steps["shards"]),
+        "peak_bytes": max(step["peak_bytes"] for step in steps["shards"]),
+    }
+    merged = folder / "embeddings.h5"
+    steps["merge"] = timed(
+        [python, f"{SCRIPTS}/merge_shards.py", "--index", index, "--shards", *shards, "--output", merged]
+    )
+    size = merged.stat().st_size
+    copied = folder / "copied"
+    steps["copy"] = timed(["dd", f"if={merged}", f"of={copied}", "bs=16M", "conv=fsync"])
+    print(json.dumps(steps), file=sys.stderr)
+    return {
+        "proteins": number,
+        "fasta_bytes": fasta.stat().st_size,
+        "index_bytes": index.stat().st_size,
+        "merged_bytes": size,
+        "steps": steps,
+    }
+
+
+def write_fasta(path: Path, number: int) -> None:
+    """Write seeded proteins with lengths and composition as UniProt's, in lines of 60."""
+    generator = np.random.default_rng(1)
+    letters = np.frombuffer("".join(COMPOSITION).encode(), np.uint8)
+    shares = np.array(list(COMPOSITION.values()))
+    # A table of 64 Ki letters in these shares: a random index is much faster than a weighted choice.
+    lookup = np.repeat(letters, np.diff(np.round(np.cumsum([0, *shares]) / shares.sum() * (1 << 16)).astype(int)))
+    with path.open("wb") as file:
+        for first in range(0, number, BLOCK):
+            count = min(BLOCK, number - first)
+            lengths = np.exp(generator.normal(np.log(MEDIAN_LENGTH), LOG_SPREAD, count)).astype(int).clip(30, 5000)
+            residues = lookup[generator.integers(0, 1 << 16, int(lengths.sum()), np.uint16)].tobytes()
+            ends = np.cumsum(lengths).tolist()
+            records = []
+            for record, (begin, end) in enumerate(zip([0, *ends], ends, strict=False), start=first):
+                lines = [residues[at : min(at + LINE, end)] for at in range(begin, end, LINE)]
+                records.append(b">UniRef50_A%09d protein n=1 Tax=synthetic\n%s\n" % (record, b"\n".join(lines)))
+            file.write(b"".join(records))
+
+
+def write_stand_in_shard(index_path: Path, rank: int) -> None:
+    """Write a rank's shard and status as a worker would, with vectors made of each sequence's digest."""
+    from seqpack.files import sha256_of_file
+    from seqpack.fingerprint import Fingerprint
+    from seqpack.index import open_index
+    from seqpack.plan import packs_of_rank, rows_of_rank
+    from seqpack.shard import new_shard
+    from seqpack.status import COMPLETE, ShardStatus, write_status
+
+    index = open_index(index_path)
+    path = index_path.with_name(f"shard_{rank}-of-{WORLD_SIZE}.h5")
+    rows = rows_of_rank(index.pack_offsets, rank, WORLD_SIZE)
+    fingerprint = Fingerprint(index.digest, MODEL, "stand-in", 6, "mean", "float32").attributes()
+    attributes = {**fingerprint, "rank": rank, "world_size": WORLD_SIZE, "computed_by": "stand-in"}
+    attributes |= {"audit_sequences": 0, "audit_reference": "none: there is no model"}
+    with new_shard(path, index, rows, rows[:0], HIDDEN_DIM, attributes) as shard:
+        for pack in packs_of_rank(index.num_packs, rank, WORLD_SIZE):
+            digests = index.sequence_digests[index.pack_offsets[pack] : index.pack_offsets[pack + 1]]
+            shard.append(np.tile(digests, HIDDEN_DIM // 16).astype(np.float32))
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    status = ShardStatus(rank, WORLD_SIZE, COMPLETE, str(path), started=now, ended=now, num_sequences=len(rows))
+    status.fingerprint = fingerprint
+    status.shard_sha256, status.shard_bytes = sha256_of_file(path), path.stat().st_size
+    write_status(path.with_suffix(".status.json"), status)
+
+
+def timed(command: list[object]) -> dict[str, float]:
+    """Run a command; return wall seconds and the most memory of its own, in bytes.
+
+    Of its own: without pages of mapped files, which the kernel takes back when memory is short. Looked at 50 times a
+    second.
+    """
+    start = time.perf_counter()
+    child = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    peak = 0
+    while child.poll() is None:
+        with suppress(OSError, TypeError):  # it ends at this moment
+            found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text())
+            peak = max(peak, int(found[1]) * 1024)
+        time.sleep(0.02)
+    if child.returncode:
+        raise SystemExit(f"failed: {command}")
+    return {"seconds": round(time.perf_counter() - start, 2), "peak_bytes": peak}
+
+
+def table(results: dict) -> str:
+    """Return the results in Markdown."""
+    lines = [
+        f"{results['cores']} cores, {results['date']}; {WORLD_SIZE} shards of {HIDDEN_DIM} dimensions, in turn.",
+        "",
+        "| proteins | FASTA | step | seconds | microseconds a protein | memory of its own | compared with |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    against = {"index": "samtools faidx", "merge": "copy"}
+    for size in results["sizes"].values():
+        steps = size["steps"]
+        for name, step in steps.items():
+            other = steps.get(against.get(name, ""))
+            ratio = f"{step['seconds'] / other['seconds']:.1f}x {against[name]}" if other else ""
+            lines.append(
+                f"| {size['proteins']:,} | {size['fasta_bytes'] / 1e9:.2f} GB | {name} | {step['seconds']:.1f} "
+                f"| {step['seconds'] / size['proteins'] * 1e6:.1f} | {step['peak_bytes'] / 1e9:.2f} GB | {ratio} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Time the tokenization of contigs: seqpack's index step, the tokens in it alone, and the tokenizers library alone.
+
+Same random DNA in contigs of mixed length, same tokenizer, same cores, ways taking turns. The index step reads a
+FASTA and writes index.h5; "tokens" takes the lines of records to uint16 (letters, cut, tokens); the library is given
+clean strings, all in one call, and returns the ids of each. The tokens must be equal.
+
+    python benchmarks/tokenization.py --output benchmarks/results/tokenization.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from cut_contigs import LINE, contig_lengths
+
+from seqpack.bpe import BpeTokenizer
+from seqpack.devices import processor
+from seqpack.index import open_index
+from seqpack.index_build import build_index
+from seqpack.length_policy import LengthPolicy
+from seqpack.letters import NucleotideLetters
+from seqpack.models.registry import UNTRAINED_TOKENIZER
+from seqpack.segments import Segmentation, cut
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=100, help="million bases (default: 100)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    parser.add_argument("--output", type=Path, required=True, help="the Markdown file to write")
+    arguments = parser.parse_args()
+    contigs = random_contigs(arguments.megabytes * 1_000_000)
+    bodies = [b"".join(contig[at : at + LINE] + b"\n" for at in range(0, len(contig), LINE)) for contig in contigs]
+    texts = [contig.decode("ascii") for contig in contigs]
+    ours, library = BpeTokenizer.from_file(UNTRAINED_TOKENIZER), Tokenizer.from_file(str(UNTRAINED_TOKENIZER))
+    seconds: dict[str, list[float]] = {"index step": [], "tokens": [], "tokenizers": []}
+    for number in range(arguments.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            fasta, index = Path(folder, "contigs.fna"), Path(folder, "index.h5")
+            fasta.write_bytes(b"".join(b">%d\n%s" % numbered for numbered in enumerate(bodies)))
+            start = time.perf_counter()
+            build_index(fasta, index, "untrained:dnabert_s", LengthPolicy("full", 0))
+            seconds["index step"].append(time.perf_counter() - start)
+            in_index = open_index(index).attributes["num_tokens"]
+        start = time.perf_counter()
+        tokens, _ = with_seqpack(ours, bodies)
+        seconds["tokens"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        ids = [encoding.ids for encoding in library.encode_batch_fast(texts)]
+        seconds["tokenizers"].append(time.perf_counter() - start)
+        if len(tokens) != in_index or not np.array_equal(
+            tokens, np.concatenate([np.array(one, np.uint16) for one in ids])
+        ):
+            sys.exit("the tokens differ")
+        print(f"round {number + 1}: {', '.join(f'{way} {runs[-1]:.2f} s' for way, runs in seconds.items())}")
+        del tokens, ids
+    arguments.output.write_text(table(seconds, contigs))
+    print(arguments.output.read_text())
+
+
+def random_contigs(num_bases: int) -> list[bytes]:
+    """Return random DNA with the lengths of the demo contigs."""
+    generator = random.Random(1)
+    contigs = []
+    for length in contig_lengths(generator):
+        contigs.append(generator.randbytes(min(length, num_bases)).translate(b"ACGT" * 64))
+        num_bases -= len(contigs[-1])
+        if num_bases == 0:
+            return contigs
+    raise AssertionError
+
+
+def with_seqpack(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the index step makes of the lines of records: all tokens, and the number of each."""
+    letters, segmentation = NucleotideLetters(), Segmentation()
+    return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body), segmentation)])
+
+
+def table(seconds: dict[str, list[float]], contigs: list[bytes]) -> str:
+    """Return the Markdown: median seconds and speed of each way, and the median of the rounds' ratios."""
+    num_bases = sum(map(len, contigs))
+    lines = [
+        f"{processor()[0]}, {len(os.sched_getaffinity(0))} cores, tokenizers {version('tokenizers')}, "
+        f"{date.today().isoformat()}. {len(contigs):,} contigs, {num_bases:,} bases.",
+        "",
+        "| way | seconds | Mb/s |",
+        "|---|---|---|",
+    ]
+    for way, runs in seconds.items():
+        median = statistics.median(runs)
+        lines.append(f"| {way} | {median:.2f} | {num_bases / 1e6 / median:.1f} |")
+    lines.append("")
+    for way in ("index step", "tokens"):
+        ratios = [library / ours for ours, library in zip(seconds[way], seconds["tokenizers"], strict=True)]
+        lines.append(f"{way} / tokenizers, in speed: {statistics.median(ratios):.2f} (median of {len(ratios)} rounds).")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Train the tokenizer of untrained:dnabert_s: byte pairs of a FASTA file and of seeded random DNA.
+
+Its special tokens, ids and template are those of DNABERT-S; its merges are its own.
+
+    python scripts/make_untrained_tokenizer.py --fasta tests/data/NC_005816.fna \\
+        --output scripts/seqpack/models/untrained_dnabert_s/tokenizer.json
+"""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from seqpack import command
+
+VOCABULARY = 4096
+SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]  # their ids are their places
+WORD_BASES = 1000  # training counts the pairs of whole words
+RANDOM_WORDS = 2000
+SEED = 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fasta", type=Path, required=True, help="nucleotides; plain, gzip, bgzip or zstd")
+    parser.add_argument("--output", type=Path, required=True, help="the tokenizer to write (tokenizer.json)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    command.start_log()
+    arguments = parse_arguments()
+
+    def work() -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+        from seqpack.files import whole_or_absent
+
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, limit_alphabet=4, show_progress=False
+        )
+        tokenizer.train_from_iterator(training_words(arguments.fasta), trainer)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
+        )
+        with whole_or_absent(arguments.output) as temporary:
+            temporary.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
+
+    return command.run(work)
+
+
+def training_words(fasta: Path) -> list[str]:
+    """Return the file's records in words of WORD_BASES, then as many random ones as to make 4096 frequent words."""
+    from seqpack.fasta import FastaFile
+    from seqpack.letters import NucleotideLetters
+    from seqpack.segments import Segmentation, cut
+
+    letters, words = NucleotideLetters(), Segmentation(WORD_BASES, WORD_BASES)
+    records = [letters.clean(record.body) for block in FastaFile(fasta).blocks() for record in block]
+    generator = random.Random(SEED)
+    records += [generator.randbytes(WORD_BASES).translate(b"ACGT" * 64) for _ in range(RANDOM_WORDS)]
+    return [word.decode("ascii") for record in records for word in cut(record, words)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

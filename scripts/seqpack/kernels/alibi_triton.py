@@ -1,0 +1,164 @@
+"""Attention with linear biases over a pack on CUDA, written in Triton: no padding, no matrix of biases.
+
+Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) over blocks of keys, as in FlashAttention (Dao et
+al. 2022, arXiv:2205.14135). A block of queries of one sequence and head is one program. It reads that sequence's
+keys in order, in blocks whose shape depends on the dtype and head dimension alone, never tuned at run time, so
+its bits do not depend on the rest of the pack.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the CPU build of torch does not bring it
+    triton = None
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
+LOG2_E = math.log2(math.e)
+
+
+def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Let each sequence attend over itself, scores scaled by head_dim ** -0.5, less slope x distance.
+
+    Scores and sums are float32; products of float32 are exact ones, not TF32. A float16 score that is not
+    finite gives NaN, never a weight of zero.
+
+    Args:
+        qkv: (num_tokens, 3, num_heads, head_dim), float32, bfloat16 or float16, contiguous.
+        slopes: float32 (num_heads,); see `alibi.slopes`.
+        cu_seqlens: int32 (num_sequences + 1,), where each sequence begins and the last ends.
+
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    """
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    assert qkv.dtype in DTYPES
+    assert qkv.is_contiguous()
+    assert head_dim <= MAX_HEAD_DIM
+    assert slopes.dtype == torch.float32
+    assert slopes.shape == (num_heads,)
+    assert cu_seqlens.dtype == torch.int32
+    output = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
+    num_sequences = len(cu_seqlens) - 1
+    columns = max(triton.next_power_of_2(head_dim), 16)  # what a matrix product takes at least
+    queries, keys, warps, stages = _blocks(qkv.dtype, columns)
+    # Of each sequence there is at most one block more than its tokens fill.
+    grid = (num_tokens // queries + num_sequences, num_heads)
+    _attention[grid](
+        qkv,
+        slopes,
+        cu_seqlens,
+        output,
+        LOG2_E * head_dim**-0.5,
+        num_sequences,
+        num_heads,
+        head_dim,
+        columns,
+        queries,
+        keys,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return output
+
+
+def _blocks(dtype: torch.dtype, columns: int) -> tuple[int, int, int, int]:
+    """Return queries and keys of a block, warps and stages: compiled for capability 8.0 or 9.0 next to none spills.
+
+    Not measured against others. Products of float32 have no tensor cores, and their operands fill the registers.
+    """
+    if dtype == torch.float32:
+        return 32, 32, 4, 2
+    return 128, 64 if columns <= 64 else 32, 8, 3
+
+
+@functools.cache
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why the kernel does not run on a CUDA device; empty if it does. It is compiled to find out."""
+    if triton is None:
+        return "triton is not installed"
+    try:
+        slopes, boundaries = torch.ones(1, device=device), torch.tensor([0, 1], dtype=torch.int32, device=device)
+        attention(torch.ones(1, 3, 1, head_dim, dtype=dtype, device=device), slopes, boundaries)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
+        return f"Triton's kernel does not run ({error})"
+    return ""
+
+
+def _jit(kernel: Callable) -> Callable:
+    # An own variant for one sequence, or for multiples of 16, would be compiled in the middle of a run.
+    return triton.jit(kernel, do_not_specialize=["num_sequences"]) if triton else kernel
+
+
+@_jit
+def _attention(
+    qkv_start: tl.tensor,
+    slopes_start: tl.tensor,
+    cu_seqlens_start: tl.tensor,
+    output_start: tl.tensor,
+    scale: float,
+    num_sequences: int,
+    num_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    columns: tl.constexpr,
+    queries: tl.constexpr,
+    keys: tl.constexpr,
+) -> None:
+    program, head = tl.program_id(0), tl.program_id(1)
+    # Sequence s has the programs from cu_seqlens[s] // queries + s on, which leaves room for all its blocks:
+    # its number is found by bisection, without a table of blocks made on the host.
+    sequence, after = 0, num_sequences
+    while after - sequence > 1:
+        middle = (sequence + after) // 2
+        if tl.load(cu_seqlens_start + middle) // queries + middle <= program:
+            sequence = middle
+        else:
+            after = middle
+    begin = tl.load(cu_seqlens_start + sequence)
+    length = tl.load(cu_seqlens_start + sequence + 1) - begin
+    first = (program - begin // queries - sequence) * queries
+    if first >= length:
+        return
+
+    stride, width = 3 * num_heads * head_dim, num_heads * head_dim
+    query, key, column = tl.arange(0, queries), tl.arange(0, keys), tl.arange(0, columns)
+    kept = (first + query < length)[:, None] & (column < head_dim)[None, :]
+    start = qkv_start + begin.to(tl.int64) * stride + head * head_dim
+    q_place = start + first.to(tl.int64) * stride + query[:, None] * stride + column[None, :]
+    k_place = start + width + key[None, :] * stride + column[:, None]
+    v_place = start + 2 * width + key[:, None] * stride + column[None, :]
+    q = tl.load(q_place, mask=kept, other=0.0)
+    slope = tl.load(slopes_start + head) * 1.4426950408889634  # scores are in units of log2
+    largest = tl.full([queries], float("-inf"), tl.float32)
+    total = tl.zeros([queries], tl.float32)
+    sums = tl.zeros([queries, columns], tl.float32)
+    for place in range(0, length, keys):
+        inside = place + key < length
+        k = tl.load(k_place, mask=inside[None, :] & (column < head_dim)[:, None], other=0.0)
+        v = tl.load(v_place, mask=inside[:, None] & (column < head_dim)[None, :], other=0.0)
+        products = tl.dot(q, k, input_precision="ieee")
+        distance = tl.abs((first + query)[:, None] - (place + key)[None, :]).to(tl.float32)
+        scores = products * scale - slope * distance
+        if q.dtype == tl.float16:
+            scores += 0.0 * products  # NaN for a query or key that overflowed, which may be a score of -inf
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        new = tl.maximum(largest, tl.max(scores, 1))
+        weights = tl.exp2(scores - new[:, None])
+        shrink = tl.exp2(largest - new)
+        total = total * shrink + tl.sum(weights, 1)
+        sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None], input_precision="ieee")
+        largest = new
+        k_place += keys * stride
+        v_place += keys * stride
+    output_place = output_start + (begin + first).to(tl.int64) * width + head * head_dim
+    output_place += query[:, None] * width + column[None, :]
+    tl.store(output_place, (sums / total[:, None]).to(output_start.dtype.element_ty), mask=kept)

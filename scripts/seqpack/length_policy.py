@@ -1,0 +1,101 @@
+"""The length policy: what is done with sequences longer than a model takes whole. Light: standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seqpack.errors import SeqpackError
+from seqpack.models.registry import DNABERT_S, ESM2
+
+AUTO = "auto"
+LONG_SEQUENCES = ("truncate", "window", "full", "reject")
+STRANDS = ("forward", "both")
+MAX_MAX_LENGTH = 1_000_000
+# ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, which are about 10,000 bases, and a contig's
+# embedding should be of all of it.
+DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
+
+
+@dataclass(frozen=True)
+class LengthPolicy:
+    """What becomes of a sequence.
+
+    Attributes:
+        long_sequences: of those longer than `max_length`: truncate them, embed them in windows or in full, or
+            reject the record.
+        max_length: in residues or bases; 0, no limit, goes with full.
+        window, stride: of windows, in bases: how long each is, and how far it begins after the one before; 0
+            without windows.
+        strand: forward, or both: the mean of a nucleotide sequence and its reverse complement.
+    """
+
+    long_sequences: str = "truncate"
+    max_length: int = 1022
+    window: int = 0
+    stride: int = 0
+    strand: str = "forward"
+
+    @property
+    def copies(self) -> float:
+        """How often a letter goes through the model, at most: on each strand, in windows that overlap."""
+        overlapping = self.window / self.stride if self.window else 1
+        return overlapping * (2 if self.strand == "both" else 1)
+
+    def __post_init__(self) -> None:
+        if self.long_sequences not in LONG_SEQUENCES:
+            raise SeqpackError(f"long_sequences must be one of {', '.join(LONG_SEQUENCES)}, not {self.long_sequences}")
+        if self.strand not in STRANDS:
+            raise SeqpackError(f"strand must be one of {', '.join(STRANDS)}, not {self.strand}")
+        if self.long_sequences == "full":
+            _require("max_length", self.max_length, 0, 0, "without a limit, as long_sequences is full")
+        else:
+            _require("max_length", self.max_length, 1, MAX_MAX_LENGTH, "residues or bases")
+        if self.long_sequences == "window":
+            _require("window", self.window, 1, self.max_length, "bases, no longer than max_length")
+            _require(
+                "stride", self.stride, 1, self.window, "bases, no longer than the window, so that no base is left out"
+            )
+        else:
+            _require("window", self.window, 0, 0, "without windows")
+            _require("stride", self.stride, 0, 0, "without windows")
+
+
+def choose_length_policy(
+    family: str,
+    long_sequences: str = AUTO,
+    max_length: int | str = AUTO,
+    window: int | str = AUTO,
+    stride: int | str = AUTO,
+    strand: str = "forward",
+) -> LengthPolicy:
+    """Return the policy that the settings ask for, auto being what suits the family of models.
+
+    `window`, `stride` and `strand` are of nucleotides and do not concern proteins.
+
+    Raises:
+        SeqpackError: a setting is out of its range, or proteins are to be embedded in windows.
+    """
+    usual, usual_length = DEFAULTS[family]
+    if long_sequences == AUTO:
+        long_sequences = usual
+    if long_sequences == "window" and family == ESM2:
+        raise SeqpackError("long_sequences window is for nucleotides; for proteins use truncate, full or reject")
+    if long_sequences == "full":
+        max_length = 0
+    if long_sequences != "window":
+        window = stride = 0
+    if max_length == AUTO:
+        max_length = window or usual_length if window != AUTO else usual_length
+    if window == AUTO:
+        window = max_length
+    if stride == AUTO:
+        stride = window
+    return LengthPolicy(
+        long_sequences, int(max_length), int(window), int(stride), strand if family == DNABERT_S else "forward"
+    )
+
+
+def _require(name: str, value: int, least: int, most: int, what: str) -> None:
+    if not least <= value <= most:
+        wanted = f"{least} to {most}" if least < most else str(least)
+        raise SeqpackError(f"{name} must be {wanted} {what}, not {value}")

@@ -1,0 +1,186 @@
+"""From the lines of records to tokens: letters cleaned, long sequences cut, the model's tokenizer applied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from seqpack.bpe import BpeTokenizer
+from seqpack.errors import SeqpackError
+from seqpack.fasta import FastaRecord
+from seqpack.length_policy import LengthPolicy
+from seqpack.letters import NucleotideLetters, ProteinLetters, looks_like_nucleotides, looks_like_protein
+from seqpack.models.registry import DNABERT_S, ModelSource
+from seqpack.segments import Segmentation, cut
+
+DIGEST_BYTES = 16
+SHOWN_ID = 100  # characters of an id in a message
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A block of records as tokens.
+
+    Attributes:
+        lengths: int32 (num_records,), residues or bases in the cleaned sequences.
+        digests: DIGEST_BYTES a record, of the cleaned sequences.
+        tokens: of all records end to end, special tokens included; a record to be rejected may have none.
+        num_tokens: int64 (num_records,).
+        num_segments: int32 (num_records,).
+        segment_tokens: int32 (segments of the block,), tokens in each.
+        segment_lengths: int32 (segments of the block,), residues or bases in each.
+    """
+
+    lengths: np.ndarray
+    digests: bytes
+    tokens: bytes
+    num_tokens: np.ndarray
+    num_segments: np.ndarray
+    segment_tokens: np.ndarray
+    segment_lengths: np.ndarray
+
+
+class RecordTokenizer(Protocol):
+    """What the index needs of a family of models.
+
+    Attributes:
+        dtype: of the tokens.
+        name: of the tokenizer, as recorded.
+        letter_policy: in words.
+    """
+
+    dtype: type
+    name: str
+    letter_policy: str
+
+    def __call__(self, block: list[FastaRecord]) -> Tokenized:
+        """Tokenize records; a SeqpackError names the record."""
+
+    def letter_counts(self) -> dict[str, int]:
+        """How many letters were changed, or are none that the model knows, so far."""
+
+
+def make_tokenizer(source: ModelSource, fasta: Path, policy: LengthPolicy) -> RecordTokenizer:
+    """Return the tokenizer of a model; `fasta` is for messages."""
+    return (NucleotideTokenizer if source.family == DNABERT_S else ProteinTokenizer)(source, fasta, policy)
+
+
+class ProteinTokenizer:
+    """A token a residue, framed by cls and eos; a sequence is one segment."""
+
+    dtype = np.uint8
+
+    def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
+        self._fasta, self._letters = fasta, ProteinLetters()
+        self._kept = policy.max_length or None
+        self.name = self._letters.tokenizer.name
+        self.letter_policy = self._letters.policy
+
+    def __call__(self, block: list[FastaRecord]) -> Tokenized:
+        if block[0].number == 1 and looks_like_nucleotides(_sample(block)):
+            raise SeqpackError(
+                f"{self._fasta}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
+                "one of proteins; translate the sequences, or embed them with dnabert_s"
+            )
+        cls, eos = bytes([self._letters.tokenizer.cls]), bytes([self._letters.tokenizer.eos])
+        residues = _clean(block, self._letters.tokens, self._fasta)
+        tokens = [cls + one[: self._kept] + eos for one in residues]
+        num_tokens = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        return Tokenized(
+            lengths=np.fromiter(map(len, residues), np.int32, len(residues)),
+            digests=_digests(residues),
+            tokens=b"".join(tokens),
+            num_tokens=num_tokens,
+            num_segments=np.ones(len(tokens), np.int32),
+            segment_tokens=num_tokens.astype(np.int32),
+            segment_lengths=(num_tokens - 2).astype(np.int32),
+        )
+
+    def letter_counts(self) -> dict[str, int]:
+        return asdict(self._letters.counts)
+
+
+class NucleotideTokenizer:
+    """Byte pairs by the model's own tokenizer.json; a sequence is as many segments as windows times strands."""
+
+    dtype = np.uint16
+
+    def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
+        assert source.tokenizer is not None
+        self._fasta, self._letters, self._policy = fasta, NucleotideLetters(), policy
+        self._whole = Segmentation(strand=policy.strand)
+        self._windows = Segmentation(policy.window, policy.stride, policy.strand)
+        self._bpe = BpeTokenizer.from_file(source.tokenizer, _vocabulary(source))
+        self.name = f"{self._bpe.name} {self._bpe.digest}"
+        self.letter_policy = self._letters.policy
+
+    def __call__(self, block: list[FastaRecord]) -> Tokenized:
+        if block[0].number == 1 and looks_like_protein(_sample(block)):
+            raise SeqpackError(
+                f"{self._fasta}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
+                "the model is one of nucleotides; use an ESM-2 model"
+            )
+        sequences = _clean(block, self._letters.clean, self._fasta)
+        segments = [self._cut(sequence) for sequence in sequences]
+        num_segments = np.fromiter(map(len, segments), np.int32, len(segments))
+        flat = [segment for one in segments for segment in one]
+        tokens, segment_tokens = self._bpe.encode(flat)
+        ends = np.cumsum(num_segments)
+        token_ends = np.concatenate(([0], np.cumsum(segment_tokens, dtype=np.int64)))
+        return Tokenized(
+            lengths=np.fromiter(map(len, sequences), np.int32, len(sequences)),
+            digests=_digests(sequences),
+            tokens=tokens.tobytes(),
+            num_tokens=np.diff(token_ends[ends], prepend=0),
+            num_segments=num_segments,
+            segment_tokens=segment_tokens,
+            segment_lengths=np.fromiter(map(len, flat), np.int32, len(flat)),
+        )
+
+    def letter_counts(self) -> dict[str, int]:
+        return asdict(self._letters.counts)
+
+    def _cut(self, sequence: bytes) -> list[bytes]:
+        policy = self._policy
+        if policy.max_length and len(sequence) > policy.max_length:
+            if policy.long_sequences == "window":
+                return cut(sequence, self._windows)
+            # Of what is rejected only the record is kept.
+            sequence = sequence[: policy.max_length if policy.long_sequences == "truncate" else 1]
+        return cut(sequence, self._whole)
+
+
+def _vocabulary(source: ModelSource) -> int:
+    """Return how many tokens a model knows."""
+    if source.architecture is not None:
+        return source.architecture.vocabulary
+    assert source.path is not None
+    config = source.path / "config.json"
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SeqpackError(f"{config}: has no usable vocab_size: {error}") from error
+
+
+def _clean(block: list[FastaRecord], clean: Callable[[bytes], bytes], fasta: Path) -> list[bytes]:
+    cleaned = []
+    for record in block:
+        try:
+            cleaned.append(clean(record.body))
+        except SeqpackError as error:
+            raise SeqpackError(f"{fasta}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
+    return cleaned
+
+
+def _digests(sequences: list[bytes]) -> bytes:
+    return b"".join(hashlib.blake2b(sequence, digest_size=DIGEST_BYTES).digest() for sequence in sequences)
+
+
+def _sample(block: list[FastaRecord]) -> bytes:
+    return b"".join(record.body for record in block)

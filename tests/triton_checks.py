@@ -1,0 +1,51 @@
+"""What tests of Triton kernels need where there is no GPU: its interpreter, and its compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+
+def run_in_the_interpreter(test_file: str) -> None:
+    """Run the checks (check_*) of a test file in a session of their own; all must pass, and be ten at least.
+
+    The interpreter must be chosen before Triton is imported.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "python_functions=check_*",
+        test_file,
+    ]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^\d{2} passed(, \d+ warnings?)? in", done.stdout, re.MULTILINE), done.stdout
+
+
+def compiled(
+    kernel: Any, pointers: dict, scalars: dict, constants: dict, capability: int, options: dict | None = None
+) -> str:
+    """Compile for a GPU as a launch with these arguments would, down to machine code; return the PTX."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    signature = (
+        {f"{name}_start": kind for name, kind in pointers.items()} | scalars | dict.fromkeys(constants, "constexpr")
+    )
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(list(signature).index(name),): value for name, value in constants.items()},
+        attrs={(place,): [["tt.divisibility", 16]] for place in range(len(pointers))},
+    )
+    result = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert result.asm["cubin"]
+    return result.asm["ptx"]
