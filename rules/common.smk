@@ -25,7 +25,7 @@ from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
 from seqpack.length_policy import choose_length_policy
-from seqpack.models.registry import MODELS
+from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.resources import memory_mb, runtime_minutes, tokens_in, tokens_of
 from seqpack.task import require_pooling
@@ -247,9 +247,10 @@ def results_message():
             )
     for dataset, _ in done:
         if dataset.model.kind == "untrained":
+            trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
             lines.append(
                 f"\nUNTRAINED WEIGHTS: the embeddings of {dataset.name} are random projections without any "
                 "biological meaning.\nFor real ones give a trained model, e.g. "
-                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model=esm2_t33_650M_UR50D"
+                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
             )
     return "\n".join(lines)
