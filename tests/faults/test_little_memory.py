@@ -85,7 +85,7 @@ def test_a_pack_that_does_not_fit_is_split() -> None:
 def test_a_sequence_that_does_not_fit_says_so() -> None:
     """One sequence can't be split: the error has its length, and it is tried once."""
     found = embed_with(1, 8000, 24)
-    assert found["error"] == "not enough memory for a sequence of 8000 residues"
+    assert found["error"] == "not enough memory for a sequence of 8002 tokens"
     assert found["tried"] == [8002]
 
 

@@ -50,7 +50,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
     for case, number in enumerate(STOPS * 2):
         early = case in (1, 3)
         before = len(parts_in(run))
-        worker = start(run, 0, "--save-seconds", 0.2, preexec_fn=heed_interrupts)
+        worker = start(run, 0, "--save-seconds", 0.5, preexec_fn=heed_interrupts)
         try:
             wait_for_a_status(run, worker, fingerprint=not early)
             while not early and len(parts_in(run)) == before:
