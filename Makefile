@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup run test faults fuzz test-slurm lint bench clean
 
 help:
-	@echo "make run    set up .venv and embed the demo proteins (results/demo)"
+	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
 	@echo "make test   set up .venv and run the tests"
 	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"

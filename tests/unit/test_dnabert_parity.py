@@ -64,6 +64,20 @@ def test_a_pack_agrees_with_the_padded_reference(name: str, tmp_path: Path) -> N
         assert max(errors) < limit
 
 
+def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
+    """Few and narrow heads, as the reference writes out every score; each sequence by itself there."""
+    architecture = DnabertArchitecture(num_layers=2, hidden_dim=96, num_heads=3)
+    state, sequences = seeded_state(architecture), random_tokens([5000, 1, 2100, 333, 64, 64, 2])
+    expected = [reference_hidden(state, architecture, [one], torch.float64)[0] for one in sequences]
+    means = torch.stack([hidden.mean(dim=0) for hidden in expected])
+    weights = load_weights(find_model(str(save_folder(state, architecture, tmp_path))))
+    for dtype, limit in ((torch.float64, 1e-8), (torch.float32, 5e-5)):
+        hidden, found = hidden_states(weights, sequences, dtype)
+        errors = worst_error(hidden, expected), worst_error([found], [means])
+        print(f"to 5,000 tokens {dtype}: per token {errors[0]:.2e}, pooled {errors[1]:.2e}")
+        assert max(errors) < limit
+
+
 # PyTorch's float16 products are slow on a CPU.
 @pytest.mark.parametrize(
     ("name", "dtype", "lengths"),
