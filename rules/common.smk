@@ -27,8 +27,8 @@ from seqpack.errors import SeqpackError
 from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
+from seqpack.outputs import Outputs, require_poolings
 from seqpack.resources import memory_mb, runtime_minutes, tokens_in, tokens_of
-from seqpack.task import require_pooling
 
 
 def check_config():
@@ -48,6 +48,9 @@ def check_config():
         files = ", ".join(map(str, workflow.configfiles))
         sys.exit("\n".join([*errors, f"seqpack: settings come from {files} and from --config"]))
     validate(config, str(SCHEMA))
+    for key in ("layers", "pooling"):
+        if not isinstance(config[key], list):
+            config[key] = [config[key]]
 
 
 def read_all_datasets():
@@ -68,7 +71,7 @@ def read_all_datasets():
                         f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
                     )
             length_policy(dataset)  # raises if the settings don't suit the model
-            require_pooling(dataset.model.family, config["pooling"])
+            require_outputs(dataset)
             refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
     except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")
@@ -79,6 +82,14 @@ def length_policy(dataset):
     """What becomes of long sequences, by the settings and by what suits the model."""
     settings = (config[key] for key in ("long_sequences", "max_length", "window", "stride"))
     return choose_length_policy(dataset.model.family, *settings, config["strand"])
+
+
+def require_outputs(dataset):
+    """Raise if the model has not the layers or poolings that the settings name."""
+    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+    require_poolings(dataset.model.family, outputs.poolings)
+    if dataset.model.architecture:
+        outputs.of(dataset.model.architecture.num_layers)
 
 
 def world_size_of(name, slug):

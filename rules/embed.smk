@@ -30,6 +30,7 @@ rule embed_shard:
         model=model_of,
         device=unrecorded(config["device"]),
         precision=config["precision"],
+        layers=config["layers"],
         pooling=config["pooling"],
         attention=unrecorded(config["attention"]),
         on_error=unrecorded(config["on_error"]),
@@ -39,7 +40,7 @@ rule embed_shard:
         "python {params.script} --index {input.index:q} --model={params.model:q}"
         " --rank {wildcards.rank} --world-size {wildcards.world_size}"
         " --device {params.device} --precision {params.precision} --attention {params.attention}"
-        " --pooling {params.pooling}"
+        " --layers {params.layers} --pooling {params.pooling}"
         " --on-error {params.on_error} --save-seconds {params.save_seconds}"
         " --audit-seconds {params.audit_seconds} --threads {threads} --parent $PPID"
         " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -23,7 +23,8 @@ rule merge_shards:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         script=script("merge_shards.py"),
+        dtype=config["dtype"],
     shell:
         "python {params.script} --index {input.index:q} --shards {input.shards:q}"
         " --statuses {input.statuses:q} --output {output.embeddings:q}"
-        " --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"
+        " --dtype {params.dtype} --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"

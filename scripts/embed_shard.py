@@ -9,7 +9,8 @@ from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.interrupts import stop_with_parent
 from seqpack.kernels.names import ATTENTIONS
-from seqpack.task import ALL_POOLINGS, ON_ERROR, ShardTask
+from seqpack.outputs import ALL_POOLINGS, Outputs
+from seqpack.task import ON_ERROR, ShardTask
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,11 +37,19 @@ def parse_arguments() -> argparse.Namespace:
         "--attention", choices=ATTENTIONS, default="auto", help="the attention kernel; auto takes the fastest"
     )
     parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[-1],
+        help="layers to read: 0 is the embedding of the tokens, k the output of block k, -1 the last (default: -1)",
+    )
+    parser.add_argument(
         "--pooling",
         choices=ALL_POOLINGS,
-        default="mean",
-        help="from one vector a token to one a sequence: mean, as the model's authors take it (default), mean_tokens "
-        "(nucleotides: without CLS and SEP), or cls (the first token's vector)",
+        nargs="+",
+        default=["mean"],
+        help="from one vector a token to one a sequence, of each layer: mean, as the model's authors take it "
+        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector)",
     )
     parser.add_argument(
         "--on-error",
@@ -74,27 +83,27 @@ def main() -> int:
 
     if arguments.parent:
         stop_with_parent(arguments.parent)
-    task = ShardTask(
-        index=arguments.index,
-        rank=arguments.rank,
-        world_size=arguments.world_size,
-        shard=arguments.output,
-        status=arguments.status,
-        model=arguments.model,
-        device=arguments.device,
-        precision=arguments.precision,
-        attention=arguments.attention,
-        threads=arguments.threads,
-        pooling=arguments.pooling,
-        on_error=arguments.on_error,
-        save_seconds=arguments.save_seconds,
-        audit_seconds=arguments.audit_seconds,
-        attempt=arguments.attempt,
-    )
 
     def work() -> None:
         from seqpack.worker import embed_shard
 
+        task = ShardTask(
+            index=arguments.index,
+            rank=arguments.rank,
+            world_size=arguments.world_size,
+            shard=arguments.output,
+            status=arguments.status,
+            model=arguments.model,
+            device=arguments.device,
+            precision=arguments.precision,
+            attention=arguments.attention,
+            threads=arguments.threads,
+            outputs=Outputs(tuple(arguments.layers), tuple(arguments.pooling)),
+            on_error=arguments.on_error,
+            save_seconds=arguments.save_seconds,
+            audit_seconds=arguments.audit_seconds,
+            attempt=arguments.attempt,
+        )
         embed_shard(task)
 
     return command.run(work)

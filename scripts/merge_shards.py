@@ -21,6 +21,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the embeddings.h5 to write")
     parser.add_argument("--records", type=Path, help="the table of fates (default: records.tsv.gz beside the output)")
     parser.add_argument("--manifest", type=Path, help="the manifest (default: manifest.json beside the output)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of the embeddings (default: float32)"
+    )
     return parser.parse_args()
 
 
@@ -39,6 +42,7 @@ def main() -> int:
             arguments.output,
             arguments.records or arguments.output.with_name("records.tsv.gz"),
             arguments.manifest or arguments.output.with_name("manifest.json"),
+            arguments.dtype,
         )
 
     return command.run(work)

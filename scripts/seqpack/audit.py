@@ -23,6 +23,7 @@ from seqpack.audit_references import make_reference, memory, operations
 from seqpack.index import Index
 from seqpack.models.registry import DNABERT_S, ESM2, ModelSource
 from seqpack.models.weights import open_weights, parameter_shapes, untrained_tensors
+from seqpack.outputs import Outputs
 
 MOST_SEQUENCES = 8
 # The first sequence may take so long whatever is allowed: a busy machine must not leave a shard without an audit, nor
@@ -41,6 +42,7 @@ POOLED = {
     (DNABERT_S, "mean"): slice(None),
     (DNABERT_S, "mean_tokens"): slice(1, -1),
     (DNABERT_S, "cls"): slice(0, 1),
+    **{(family, pooling): slice(1, -1) for family in (ESM2, DNABERT_S) for pooling in ("max", "std")},
 }
 
 # What an audit is judged by, the least cosine and the most relative error. float32 stays within 5e-5 of the reference,
@@ -92,7 +94,7 @@ def audit_embeddings(
     embedding_of: Callable[[int], np.ndarray],
     source: ModelSource,
     seconds: float,
-    pooling: str,
+    outputs: Outputs,
 ) -> Audit:
     """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
 
@@ -101,11 +103,11 @@ def audit_embeddings(
     Args:
         index: holds the tokens.
         rows: int64, index rows with a stored embedding, in any order.
-        embedding_of: gives the stored embedding of a row, float32 (hidden_dim,).
+        embedding_of: gives what is stored of a row, float32 (number of outputs * hidden_dim,).
         source: the model whose weights the embeddings were computed with.
         seconds: the most time the audit should take; after the first sequence, what is expected to exceed
             it is not begun.
-        pooling: how the embeddings were pooled, by name (`seqpack.pooling`).
+        outputs: layers, from 0 on, and poolings that are stored.
 
     Raises:
         SeqpackError: the weights can't be read.
@@ -144,9 +146,8 @@ def audit_embeddings(
         for _ in range(2):  # the first run also reads weights that are memory maps
             if rate == math.inf or elapsed() < seconds:
                 begin = time.perf_counter()
-                reference.embed(probe)
+                reference.embed(probe, outputs.layers)
                 rate = (time.perf_counter() - begin) / operations(architecture, len(probe))
-        pooled = POOLED[source.family, pooling]
         found: dict[int, tuple[float, float, int]] = {}
         reason = ""
         for position in _candidates(index, rows, lengths):
@@ -163,10 +164,16 @@ def audit_embeddings(
                 reason = "the memory suffices for not one sequence"
                 continue
             begin = time.perf_counter()
-            vectors = [reference.embed(tokens)[pooled].mean(dim=0).numpy() for tokens in segments]
+            hidden = [reference.embed(tokens, outputs.layers) for tokens in segments]
             rate = (time.perf_counter() - begin) / num_operations
-            expected = np.average(np.float64(vectors), axis=0, weights=index.row_weights(row))
-            found[row] = (*_compare(embedding_of(row), expected), length)
+            weights = index.row_weights(row)
+            expected = [
+                _pooled([states[layer] for states in hidden], weights, source.family, pooling)
+                for layer, pooling in outputs.pairs
+            ]
+            stored = np.split(embedding_of(row), len(expected))
+            cosines, errors = zip(*map(_compare, stored, expected), strict=True)
+            found[row] = (float(np.min(cosines)), float(np.max(errors)), length)  # nan where there is one
     if not found:
         return nothing(reason)
     cosines, errors, done_lengths = (np.array(column) for column in zip(*found.values(), strict=True))
@@ -250,9 +257,24 @@ def _segments(index: Index, row: int) -> list[torch.Tensor]:
     return [torch.from_numpy(tokens.astype(np.int64)) for tokens in index.row_segments(row)]
 
 
+def _pooled(hidden: list[torch.Tensor], weights: np.ndarray, family: str, pooling: str) -> np.ndarray:
+    """Return a sequence's vector, float64, of the hidden states of its segments."""
+    tokens = [states[POOLED[family, pooling]].double().numpy() for states in hidden]
+    if pooling == "max":
+        return np.concatenate(tokens).max(axis=0)
+
+    def average(values: list[np.ndarray]) -> np.ndarray:
+        return np.average([of_segment.mean(axis=0) for of_segment in values], axis=0, weights=weights)
+
+    mean = average(tokens)
+    return np.sqrt(average([(of_segment - mean) ** 2 for of_segment in tokens])) if pooling == "std" else mean
+
+
 def _compare(stored: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Return the cosine and the relative error, computed in float64."""
+    """Return the cosine and the relative error, computed in float64; of two vectors of zeros 1 and 0."""
     a, b = stored.astype(np.float64), reference
+    if not a.any() and not b.any():  # the deviation of a single residue
+        return 1.0, 0.0
     with np.errstate(invalid="ignore", divide="ignore"):  # nan says it
         cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
         return float(cosine), float(np.linalg.norm(a - b) / np.linalg.norm(b))

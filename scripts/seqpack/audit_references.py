@@ -37,7 +37,8 @@ ESM2_SCORE_OPERATIONS, DNABERT_SCORE_OPERATIONS = 400, 500
 log = logging.getLogger(__name__)
 
 Parts = dict[str, list[torch.Tensor]]
-Embed = Callable[[torch.Tensor], torch.Tensor]  # int64 (num_tokens,) to float32 (num_tokens, hidden_dim)
+# int64 (num_tokens,) and layers, to the hidden states of each, float32 (num_tokens, hidden_dim).
+Embed = Callable[[torch.Tensor, tuple[int, ...]], dict[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Reference:
 
     Attributes:
         name: what it is, for those who read the results.
-        embed: a segment's tokens, special ones included, to its hidden states after the last layer.
+        embed: a segment's tokens, special ones included, to the hidden states of some layers, from 0 on.
     """
 
     name: str
@@ -122,14 +123,17 @@ def _dnabert(architecture: DnabertArchitecture, parts: Parts) -> Embed:
         gate, value = wide[:, : 4 * d], wide[:, 4 * d :]
         return linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
 
-    def embed(tokens: torch.Tensor) -> torch.Tensor:
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
         x = norm(weights["embed.weight"][tokens] + weights["token_type.weight"][0], "embed_norm")
+        found = {0: x}
         for number in range(architecture.num_layers):
             layer = f"layers.{number}."
             q, k, v = linear(x, f"{layer}qkv").view(len(x), 3, heads, d // heads).permute(1, 2, 0, 3)
             x = norm(linear(attention(q, k, v), f"{layer}out") + x, f"{layer}attention_norm")
             x = torch.cat([norm(feed_forward(y, layer) + y, f"{layer}ffn_norm") for y in x.split(FFN_TOKENS)])
-        return x
+            if number + 1 in layers:
+                found[number + 1] = x
+        return found
 
     return embed
 
@@ -154,8 +158,9 @@ def _fair_esm(architecture: Architecture, parts: Parts) -> Embed:
     model.load_state_dict(_fair_esm_state(architecture, parts), strict=True, assign=True)
     model.eval()
 
-    def embed(tokens: torch.Tensor) -> torch.Tensor:
-        return model(tokens[None], repr_layers=[num_layers])["representations"][num_layers][0]
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        found = model(tokens[None], repr_layers=layers)["representations"]
+        return {layer: hidden[0] for layer, hidden in found.items()}
 
     return embed
 
@@ -182,7 +187,8 @@ def _our_own(architecture: Architecture, parts: Parts, max_tokens: int) -> Embed
     tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
     model = ESM2(architecture, tensors, torch.float32, max_tokens, "sdpa")
 
-    def embed(tokens: torch.Tensor) -> torch.Tensor:
-        return model(Pack.from_tokens(tokens.numpy(), np.array([len(tokens)], np.int64)))
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        pack = Pack.from_tokens(tokens.numpy(), np.array([len(tokens)], np.int64))
+        return {layer: hidden.clone() for layer, hidden in model.hidden_states(pack, layers)}
 
     return embed

@@ -20,7 +20,6 @@ from seqpack.models.encoders import Encoder
 from seqpack.models.registry import AnyArchitecture
 from seqpack.monitor import gemm_peak, model_flop, monitor
 from seqpack.part_writer import PartWriter
-from seqpack.pooling import Pooling
 from seqpack.runner import embed_packs
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -42,14 +41,12 @@ class Computation:
         index: holds the tokens.
         device: where to compute.
         embed: the model on that device.
-        pool: from one vector a token to one a segment.
         exact_model: makes the model in float32 on a device.
     """
 
     index: Index
     device: torch.device
     embed: PackEmbedder
-    pool: Pooling
     exact_model: Callable[[torch.device], Encoder]
 
 
@@ -63,7 +60,7 @@ def compute_packs(
         Interrupted: a signal came.
     """
     index, device, embed = work.index, work.device, work.embed
-    finite = FiniteResults(index, device, work.pool, work.exact_model)
+    finite = FiniteResults(index, device, embed.readout, work.exact_model)
     threads = status.run["threads"]
     # Sums are kept in float32 to their end, whatever the precision of the factors.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,33 +16,40 @@ from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 if TYPE_CHECKING:
     import pandas
 
-EMBEDDINGS_FORMAT = 1
+EMBEDDINGS_FORMAT = 2
+DTYPES = (np.float32, np.float16)
 
 
-def open_embeddings(path: str | Path) -> Embeddings:
+def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> Embeddings:
     """Open an `embeddings.h5`; the vectors stay on disk and are read as they are asked for.
 
+    Args:
+        path: the file.
+        layer, pooling: which output, if the file has several; the first that fits. `Embeddings.outputs` lists them.
+
     Raises:
-        SeqpackError: absent, truncated, or not written by seqpack's merge.
+        SeqpackError: absent, truncated, not written by seqpack's merge, or without such an output.
     """
-    return Embeddings(Path(path))
+    return Embeddings(Path(path), layer, pooling)
 
 
 class Embeddings:
     """The embeddings of a FASTA file, in its order.
 
-    `e[3]` and `e[-1]` are vectors, float32 (hidden_dim,); `e[10:20]` and `e[[1, 5]]` are arrays,
-    float32 (n, hidden_dim). `e["id"]` is the vector of that record; if several records bear the id,
+    `e[3]` and `e[-1]` are vectors, float32 (or float16, if so stored) (hidden_dim,); `e[10:20]` and `e[[1, 5]]` are
+    arrays, (n, hidden_dim). `e["id"]` is the vector of that record; if several records bear the id,
     an array (n, hidden_dim) of all of them, in the order of the FASTA.
 
     Attributes:
         ids: the records' ids, a list of str (a copy of the file's; made when first asked for).
         lengths: int32 (n,), residues in each record's sequence, before any truncation.
-        array: float32 (n, hidden_dim), a read-only memory map of all embeddings.
+        array: (n, hidden_dim), a read-only memory map of all embeddings.
+        outputs: layer and pooling of every output in the file.
+        layer, pooling: those of this one.
         attrs: the file's attributes as a dict: model, fingerprint, policies, source.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layer: int | None = None, pooling: str | None = None) -> None:
         self.path = path
         with open_hdf5(path, "embeddings file") as file:
             self.attrs: dict[str, Any] = read_attributes(file)
@@ -49,9 +57,17 @@ class Embeddings:
             if version != EMBEDDINGS_FORMAT:
                 found = "is not a seqpack embeddings file" if version is None else f"has format {version}"
                 raise SeqpackError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
-            self.array: np.ndarray = map_dataset(path, file["embeddings"])
+            outputs = json.loads(self.attrs["outputs"])
+            self.outputs = [(output["layer"], output["pooling"]) for output in outputs]
+            fits = [number for number, pair in enumerate(self.outputs) if _fits(pair, layer, pooling)]
+            if fits:
+                self.layer, self.pooling = self.outputs[fits[0]]
+                self.array: np.ndarray = map_dataset(path, file[outputs[fits[0]]["dataset"]])
             self.lengths: np.ndarray = file["lengths"][:]
-        if (self.array.ndim, self.array.dtype, self.lengths.dtype) != (2, np.float32, np.int32):
+        if not fits:
+            there = ", ".join(f"layer {layer} pooled by {pooling}" for layer, pooling in self.outputs)
+            raise SeqpackError(f"{path}: has no such output; there is {there}")
+        if self.array.ndim != 2 or self.array.dtype not in DTYPES or self.lengths.dtype != np.int32:
             raise SeqpackError(f"{path}: embeddings or lengths have another type or shape; merge the shards again")
         self._require_one_a_row("lengths", len(self.lengths))
 
@@ -92,10 +108,15 @@ class Embeddings:
 
     def __repr__(self) -> str:
         warning = f", {self.attrs['warning']}" if self.attrs.get("warning") else ""
-        return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}{warning}>"
+        what = f"layer {self.layer}, {self.pooling}"
+        return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}, {what}{warning}>"
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return all embeddings as a DataFrame: one row a record, the ids as its index. Loads everything."""
         import pandas
 
         return pandas.DataFrame(np.array(self.array), index=pandas.Index(self.ids, name="id"))
+
+
+def _fits(output: tuple[int, str], layer: int | None, pooling: str | None) -> bool:
+    return layer in (None, output[0]) and pooling in (None, output[1])

@@ -9,7 +9,7 @@ from typing import Any
 
 from seqpack.errors import SeqpackError
 
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Fingerprint:
         index_digest: the sequences, their order, the letter and length policies and the pack plan.
         model: the model's name, as given.
         model_digest: the weights' values.
-        layer: the layer that is read; the number of layers means the last, after its layer norm.
-        pooling: from tokens to a sequence.
+        layers: those that are read, from 0 on, separated by commas, in the order of the outputs.
+        pooling: those of each layer, from tokens to a sequence, separated by commas.
         precision: of the matrix products.
         shard_format: of the files.
     """
@@ -29,7 +29,7 @@ class Fingerprint:
     index_digest: str
     model: str
     model_digest: str
-    layer: int
+    layers: str
     pooling: str
     precision: str
     shard_format: int = SHARD_FORMAT

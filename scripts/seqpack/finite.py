@@ -17,7 +17,7 @@ from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder
 from seqpack.packs import Pack
 from seqpack.parts import PackResult
-from seqpack.pooling import Pooling, combine_segments
+from seqpack.readout import Readout
 
 SHOWN = 20
 
@@ -30,7 +30,7 @@ class FiniteResults:
     Args:
         index: holds the tokens.
         device: where to compute again.
-        pool: from one vector a token to one a segment.
+        readout: what is read of the model.
         make_model: makes the model in float32 on a device; called at the first embedding that needs it.
 
     Attributes:
@@ -39,9 +39,9 @@ class FiniteResults:
     """
 
     def __init__(
-        self, index: Index, device: torch.device, pool: Pooling, make_model: Callable[[torch.device], Encoder]
+        self, index: Index, device: torch.device, readout: Readout, make_model: Callable[[torch.device], Encoder]
     ) -> None:
-        self._index, self._device, self._pool, self._make_model = index, device, pool, make_model
+        self._index, self._device, self._readout, self._make_model = index, device, readout, make_model
         self._embed: PackEmbedder | None = None
         self.recomputed = 0
         self.quarantined: list[int] = []
@@ -66,9 +66,9 @@ class FiniteResults:
         index = self._index
         if self._embed is None:
             log.warning("an embedding is not finite: computing it in float32, by itself")
-            self._embed = PackEmbedder(self._model(), self._pool, lambda: self._make_model(torch.device("cpu")))
+            self._embed = PackEmbedder(self._model(), self._readout, lambda: self._make_model(torch.device("cpu")))
         vectors = [self._vector(tokens) for tokens in index.row_segments(row)]
-        embedding = combine_segments(np.stack(vectors), np.zeros(1, np.int64), index.row_weights(row))[0]
+        embedding = self._readout.combine(np.stack(vectors), (np.zeros(1, np.int64), index.row_weights(row)))[0]
         if np.isfinite(embedding).all():
             self.recomputed += 1
             if self.recomputed <= SHOWN:

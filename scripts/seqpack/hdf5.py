@@ -71,7 +71,7 @@ def write_strings(file: h5py.File, name: str, rows: np.ndarray, texts_of: Callab
         strings[start : start + len(block)] = texts_of(block)
 
 
-def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: type) -> None:
+def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
     """Create a contiguous dataset whose values a `RowWriter` will write when the file is closed."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)

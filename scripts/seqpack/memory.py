@@ -12,7 +12,7 @@ from seqpack.errors import SeqpackError
 from seqpack.models.encoders import Encoder
 from seqpack.models.registry import AnyArchitecture
 from seqpack.packs import Pack
-from seqpack.pooling import Pooling
+from seqpack.readout import Readout
 
 # How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
 SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -33,7 +33,7 @@ class PackEmbedder:
 
     Args:
         model: on the device.
-        pool: from one vector a token to one a segment.
+        readout: what is read of it, and how it is pooled.
         cpu_model: makes the same model on the CPU; called when a single sequence does not fit the device.
 
     Attributes:
@@ -42,8 +42,8 @@ class PackEmbedder:
         on_cpu: how many segments were left to the CPU.
     """
 
-    def __init__(self, model: Encoder, pool: Pooling, cpu_model: Callable[[], Encoder]) -> None:
-        self._model, self._pool, self._make_cpu_model = model, pool, cpu_model
+    def __init__(self, model: Encoder, readout: Readout, cpu_model: Callable[[], Encoder]) -> None:
+        self._model, self.readout, self._make_cpu_model = model, readout, cpu_model
         self._cpu_model: Encoder | None = None
         self.too_large = 0
         self.splits = 0
@@ -54,7 +54,7 @@ class PackEmbedder:
         return self._model.architecture
 
     def __call__(self, pack: Pack) -> torch.Tensor:
-        """Return the pooled vectors of a pack on the model's device, float32 (num_segments, hidden_dim).
+        """Return a row a segment of a pack on the model's device, float32, see `Readout`.
 
         Raises:
             DoesNotFit: a segment for which neither the device's nor the CPU's memory suffices.
@@ -62,7 +62,7 @@ class PackEmbedder:
         if not self._fits(pack):
             return self._in_pieces(pack)
         try:
-            return self._pool(self._model(pack), pack).float()
+            return self.readout(self._model, pack)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,7 +101,7 @@ class PackEmbedder:
         self.on_cpu += 1
         on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_segment)
         try:
-            return self._pool(self._cpu_model(on_cpu), on_cpu).float().to(device)
+            return self.readout(self._cpu_model, on_cpu).to(device)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise DoesNotFit(pack) from error

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +19,12 @@ import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
+from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
+from seqpack.outputs import Outputs, dataset_name
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
 from seqpack.records import final_fates, has_row, write_records
 from seqpack.shard_lock import remove_free_locks
@@ -58,6 +60,7 @@ def merge_shards(
     output: Path,
     records: Path,
     manifest: Path,
+    dtype: str = "float32",
 ) -> None:
     """Verify the shards and write the three results; a failed check writes nothing.
 
@@ -67,9 +70,10 @@ def merge_shards(
         output: embeddings.h5 to write.
         records: records.tsv.gz to write.
         manifest: manifest.json to write.
+        dtype: of the embeddings in it: float32 or float16.
 
     Raises:
-        SeqpackError: a check failed; names the shard and what is wrong.
+        SeqpackError: a check failed; names the shard and what is wrong. A value is beyond float16.
     """
     for source in (index_path, *shard_paths, *status_paths):
         for result in (output, records, manifest):
@@ -91,13 +95,13 @@ def merge_shards(
         # Side by side: the table is work for Python, the embeddings for the disk.
         with ThreadPoolExecutor(1) as thread:
             table = thread.submit(write_records, new_records, index, quarantined)
-            digest = _write_embeddings(new_output, index, shards, kept, fate_counts)
+            digest = _write_embeddings(new_output, index, shards, kept, fate_counts, dtype)
             table.result()
         content = _manifest(index, shards, fate_counts)
         content["outputs"] = {
             output.name: {
                 "rows": len(kept),
-                "hidden_dim": _hidden_dim(shards),
+                "hidden_dim": _width(shards) // len(_outputs(shards)),
                 "embeddings_sha256": digest,
                 **sha256_around(new_output, "embeddings"),
             },
@@ -108,7 +112,8 @@ def merge_shards(
             "write": round(time.perf_counter() - verified, 3),
         }
         new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), _hidden_dim(shards), len(shards))
+    hidden_dim = content["outputs"][output.name]["hidden_dim"]
+    log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), hidden_dim, len(shards))
     if len(kinds := _computed_by(shards)) > 1:
         log.warning("several kinds of device or kernel: another run may differ by rounding: %s", "; ".join(kinds))
     if fate_counts["quarantined"]:
@@ -139,36 +144,44 @@ def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -
 
 
 def _write_embeddings(
-    path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray, fate_counts: dict[str, int]
+    path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray, fate_counts: dict[str, int], dtype: str
 ) -> str:
-    """Write embeddings.h5; return the SHA-256 of the embeddings' bytes."""
-    digest = hashlib.sha256()
-    shape = (len(kept), _hidden_dim(shards))
+    """Write embeddings.h5; return the SHA-256 of the bytes of `embeddings`, which is the first output."""
+    names = _datasets(shards)
+    shape = (len(kept), _width(shards) // len(names))
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
         write_strings(file, "sequence_ids", kept, index.ids_of)
-        reserve_dataset(file, "embeddings", shape, np.float32)
-    with RowWriter(path, "embeddings") as writer:
+        for name in names:
+            reserve_dataset(file, name, shape, dtype)
+    digests = {name: hashlib.sha256() for name in names}
+    with ExitStack() as stack:
+        writers = [stack.enter_context(RowWriter(path, name)) for name in names]
         for block in _gather(index, shards, kept):
-            writer.append(block)
-            digest.update(block)
-    return digest.hexdigest()
+            for writer, name, columns in zip(writers, names, np.split(block, len(names), axis=1), strict=True):
+                with np.errstate(over="ignore"):
+                    columns = np.ascontiguousarray(columns, dtype)
+                if dtype == "float16" and not np.isfinite(columns).all():
+                    raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
+                writer.append(columns)
+                digests[name].update(columns)
+    return digests[names[0]].hexdigest()
 
 
 def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the embeddings of the kept records, in order, in blocks of bounded size."""
+    """Yield the embeddings of the kept records, all outputs side by side, in order, in blocks of bounded size."""
     shard_of_row = np.empty(index.num_sequences, np.int32)
     place_of_row = np.empty(index.num_sequences, np.int64)
     for number, verified in enumerate(shards):
         rows = verified.shard.index_rows
         shard_of_row[rows] = number
         place_of_row[rows] = np.arange(len(rows))
-    hidden_dim = _hidden_dim(shards)
-    block_rows = max(BLOCK_BYTES // (4 * hidden_dim), 1)
+    width = _width(shards)
+    block_rows = max(BLOCK_BYTES // (4 * width), 1)
     for start in range(0, len(kept), block_rows):
         rows = index.record_rows[kept[start : start + block_rows]]
-        block = np.empty((len(rows), hidden_dim), np.float32)
+        block = np.empty((len(rows), width), np.float32)
         numbers = shard_of_row[rows]
         for number in np.unique(numbers):
             wanted = numbers == number
@@ -176,11 +189,25 @@ def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iter
         yield block
 
 
+def _datasets(shards: list[VerifiedShard]) -> list[str]:
+    """Return the names of the outputs' datasets, in their order."""
+    return [output["dataset"] for output in _outputs(shards)]
+
+
+def _outputs(shards: list[VerifiedShard]) -> list[dict[str, Any]]:
+    fingerprint = shards[0].shard.fingerprint
+    outputs = Outputs(tuple(map(int, fingerprint.layers.split(","))), tuple(fingerprint.pooling.split(",")))
+    return [
+        {"dataset": dataset_name(layer, pooling, number == 0), "layer": layer, "pooling": pooling}
+        for number, (layer, pooling) in enumerate(outputs.pairs)
+    ]
+
+
 def _computed_by(shards: list[VerifiedShard]) -> list[str]:
     return sorted({kind for verified in shards for kind in verified.shard.computed_by})
 
 
-def _hidden_dim(shards: list[VerifiedShard]) -> int:
+def _width(shards: list[VerifiedShard]) -> int:
     return shards[0].shard.embeddings.shape[1]
 
 
@@ -191,6 +218,7 @@ def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str
         "embeddings_format": EMBEDDINGS_FORMAT,
         "seqpack_version": seqpack.__version__,
         **shards[0].shard.fingerprint.attributes(),
+        "outputs": json.dumps(_outputs(shards)),
         "computed_by": "; ".join(_computed_by(shards)),
         "trained_weights": not status.warning,
         "warning": status.warning,

@@ -26,13 +26,14 @@ from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder, make_encoder
 from seqpack.models.registry import ModelSource, find_model
 from seqpack.models.weights import load_weights
+from seqpack.outputs import Outputs, require_poolings
 from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
-from seqpack.pooling import BY_NAME
+from seqpack.readout import Readout
 from seqpack.shard import new_shard
 from seqpack.status import ShardStatus, stage, write_status
-from seqpack.task import ShardTask, require_pooling
+from seqpack.task import ShardTask
 
 UNTRAINED_WARNING = "UNTRAINED WEIGHTS: these embeddings are random projections and have no biological meaning"
 
@@ -74,6 +75,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         source = _find_model(task, index)
         weights = load_weights(source)
         architecture, dtype = weights.architecture, getattr(torch, precision)
+        outputs = task.outputs.of(architecture.num_layers)
+        width = len(outputs.pairs) * architecture.hidden_dim
         try:
             model = make_encoder(weights, dtype, index.max_tokens, device, task.attention)
         except (RuntimeError, MemoryError) as error:
@@ -81,7 +84,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
                 raise SeqpackError(f"{source.name} in {precision} does not fit {_room(device)}") from error
             raise
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
-        pool = BY_NAME[source.family][task.pooling]
+        readout = Readout(source.family, outputs)
     status.run["attention"] = model.attention
     status.run["elementwise"] = "Triton" if model.fuse else "eager"
     log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run["elementwise"])
@@ -92,8 +95,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         index_digest=index.digest,
         model=source.name,
         model_digest=weights.digest,
-        layer=architecture.num_layers,
-        pooling=task.pooling,
+        layers=",".join(map(str, outputs.layers)),
+        pooling=",".join(outputs.poolings),
         precision=precision,
     )
     status.fingerprint = fingerprint.attributes()
@@ -106,12 +109,12 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         status.resumed_packs = status.done_packs = len(packs) - len(todo)
         if status.resumed_packs:
             log.info("resuming: %d of %d packs are done", status.resumed_packs, len(packs))
-        _require_space(task, index, len(rows), todo, 4 * architecture.hidden_dim)
+        _require_space(task, index, len(rows), todo, 4 * width)
 
     with PartWriter(folder, name, fingerprint, "", task.save_seconds, parts) as writer:
-        embed = PackEmbedder(model, pool, lambda: _make_model(source, index, dtype, torch.device("cpu")))
+        embed = PackEmbedder(model, readout, lambda: _make_model(source, index, dtype, torch.device("cpu")))
         del model
-        work = Computation(index, device, embed, pool, lambda on: _make_model(source, index, torch.float32, on))
+        work = Computation(index, device, embed, lambda on: _make_model(source, index, torch.float32, on))
         compute_packs(work, todo, writer, task, status, signals)
     del embed, work  # room for the audit's reference
     status.run["computed_by"] = parts.computed_by(packs)
@@ -122,7 +125,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
             raise SeqpackError(f"{message}; the other packs are saved: set on_error: skip to leave these out")
         log.warning("%s; left out, as on_error is skip", message)
     kept = rows[~np.isin(rows, quarantined)]
-    audited = _audit(task, status, index, kept, parts, source, precision)
+    audited = _audit(task, status, index, kept, parts, source, outputs, precision)
     attributes = {
         **fingerprint.attributes(),
         "rank": task.rank,
@@ -134,7 +137,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     }
     with (
         stage(status, "write"),
-        new_shard(task.shard, index, kept, quarantined, architecture.hidden_dim, attributes) as shard,
+        new_shard(task.shard, index, kept, quarantined, width, attributes) as shard,
     ):
         for result in parts.results(packs):
             shard.append(result.embeddings)
@@ -171,7 +174,7 @@ def _find_model(task: ShardTask, index: Index) -> ModelSource:
         raise SeqpackError(
             f"{task.index}: made by another tokenizer than {source.tokenizer}; build the index again for this model"
         )
-    require_pooling(source.family, task.pooling)
+    require_poolings(source.family, task.outputs.poolings)
     return source
 
 
@@ -186,6 +189,7 @@ def _audit(
     rows: np.ndarray,
     parts: Parts,
     source: ModelSource,
+    outputs: Outputs,
     precision: str,
 ) -> dict[str, Any]:
     """Recompute a few sequences by the reference; return what was found as attributes of the shard."""
@@ -197,7 +201,7 @@ def _audit(
         if not status.resumed_packs:  # a small shard should not take many times longer for its audit
             limit = min(limit, 1 + computed)
         try:
-            audit = audit_embeddings(index, rows, parts.embedding, source, limit, task.pooling)
+            audit = audit_embeddings(index, rows, parts.embedding, source, limit, outputs)
             verdict, message = judge(audit, precision, source.family)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
             message = f"it failed: {type(error).__name__}: {error}"

@@ -16,7 +16,6 @@ from seqpack.index import Index
 from seqpack.memory import PackEmbedder
 from seqpack.packs import Pack
 from seqpack.plan import MAX_PACK_TOKENS
-from seqpack.pooling import combine_segments
 
 # On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
 # pooled vectors: the activations of a piece stay in the cache, threads never wait for one another, and the
@@ -33,9 +32,9 @@ IN_FLIGHT = 2  # pieces whose results are on their way while a later one is comp
 def embed_packs(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each pack's number and embeddings in turn: float32 (sequences in the pack, hidden_dim).
+    """Yield each pack's number and embeddings in turn: float32 (sequences in the pack, outputs x hidden_dim).
 
-    The embedding of a sequence of several segments is their mean, see `combine_segments`.
+    The embedding of a sequence of several segments is combined of theirs, see `Readout.combine`.
 
     Args:
         embed: holds the model, on the device.
@@ -47,8 +46,7 @@ def embed_packs(
     results = _on_cpu(embed, index, packs, threads) if device.type == "cpu" else _on_cuda(embed, index, packs, device)
     with closing(results):
         for pack, vectors in results:
-            segments = index.pack_segments(pack)
-            yield pack, combine_segments(vectors, *segments) if segments else vectors
+            yield pack, embed.readout.combine(vectors, index.pack_segments(pack))
 
 
 def whole_pack(index: Index, pack: int) -> Pack:

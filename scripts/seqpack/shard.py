@@ -63,7 +63,7 @@ def new_shard(
         index: for the ids.
         rows: int64, the index rows of the shard, in order; may be empty.
         quarantined: int64, the index rows that the shard should hold and does not.
-        hidden_dim: numbers in an embedding.
+        hidden_dim: numbers in a row, of all outputs side by side.
         attributes: rank, world_size, the fingerprint and whatever else describes the shard.
     """
     with whole_or_absent(path) as temporary:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from seqpack.errors import SeqpackError
-from seqpack.models.registry import DNABERT_S, ESM2
+from seqpack.outputs import Outputs
 
 ON_ERROR = ("fail", "skip")
-# By family; what each is stands in `seqpack.pooling`.
-POOLINGS = {ESM2: ("mean", "cls"), DNABERT_S: ("mean", "mean_tokens", "cls")}
-ALL_POOLINGS = tuple(dict.fromkeys(name for names in POOLINGS.values() for name in names))
-
-
-def require_pooling(family: str, pooling: str) -> None:
-    """Raise a SeqpackError if a family of models has no such pooling."""
-    if pooling not in POOLINGS[family]:
-        raise SeqpackError(f"pooling {pooling} is not one of {family}: use {' or '.join(POOLINGS[family])}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +23,7 @@ class ShardTask:
         precision: auto, float32, bfloat16 or float16.
         attention: auto, or a kernel's name (`seqpack.attention`).
         threads: CPU threads for the matrix products; 0 leaves it to torch.
-        pooling: from one vector a token to one a sequence, by name (`seqpack.pooling`).
+        outputs: which layers are read, and how they are pooled.
         on_error: what becomes of a sequence whose embedding is not finite, in float32 either: fail the
             shard, or skip the sequence.
         save_seconds: between two part files.
@@ -52,7 +42,7 @@ class ShardTask:
     precision: str = "auto"
     attention: str = "auto"
     threads: int = 0
-    pooling: str = "mean"
+    outputs: Outputs = field(default_factory=Outputs)
     on_error: str = "fail"
     save_seconds: float = 60.0
     audit_seconds: float = 10.0

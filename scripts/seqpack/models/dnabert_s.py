@@ -9,6 +9,8 @@ the step before it gave, so that both are one pass over memory where Triton's ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -69,10 +71,21 @@ class DnabertS(torch.nn.Module):
 
         float32, or float64 for a float64 model.
         """
+        ((_, hidden),) = self.hidden_states(pack, (len(self.layers),))
+        return hidden
+
+    def hidden_states(self, pack: Pack, layers: tuple[int, ...]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield some layers' numbers and hidden states, in ascending order; the next one may overwrite them.
+
+        0 is the embedding of the tokens after its layer norm, k the output of block k.
+        """
         x, rounded = self.embed_norm(F.embedding(pack.tokens.int(), self.embed), None)
-        for layer in self.layers:
+        if 0 in layers:
+            yield 0, x
+        for number, layer in enumerate(self.layers[: max(layers)], start=1):
             x, rounded = layer(x, rounded, self.attention, self.biases, pack)
-        return x
+            if number in layers:
+                yield number, x
 
 
 class Layer(torch.nn.Module):

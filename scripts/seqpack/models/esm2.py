@@ -8,6 +8,8 @@ the residual stream, so that both are one pass over memory where Triton's kernel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -69,13 +71,25 @@ class ESM2(torch.nn.Module):
 
         float32, or float64 for a float64 model.
         """
+        ((_, hidden),) = self.hidden_states(pack, (len(self.layers),))
+        return hidden
+
+    def hidden_states(self, pack: Pack, layers: tuple[int, ...]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield some layers' numbers and hidden states, in ascending order; the next one may overwrite them.
+
+        0 is the embedding of the tokens, k the output of block k, the last after its layer norm, as in fair-esm.
+        """
         x = F.embedding(pack.tokens.int(), self.embed)
         if self.architecture.token_dropout:
             x *= TOKEN_DROPOUT_SCALE
         delta = None
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if number in layers:
+                yield number, x if delta is None else x + delta
+            if number >= max(layers):
+                return
             delta = layer(x, delta, self.attention, self.cos, self.sin, pack)
-        return self.final_norm(x, delta)
+        yield len(self.layers), self.final_norm(x, delta)
 
 
 class Layer(torch.nn.Module):
