@@ -167,6 +167,8 @@ def audit_embeddings(
             hidden = [reference.embed(tokens, outputs.layers) for tokens in segments]
             rate = (time.perf_counter() - begin) / num_operations
             weights = index.row_weights(row)
+            if source.family == ESM2 and len(hidden) > 1:
+                hidden, weights = [_blended(hidden, index.stride)], np.ones(1)
             expected = [
                 _pooled([states[layer] for states in hidden], weights, source.family, pooling)
                 for layer, pooling in outputs.pairs
@@ -255,6 +257,25 @@ def _candidates(index: Index, rows: np.ndarray, lengths: np.ndarray) -> list[int
 
 def _segments(index: Index, row: int) -> list[torch.Tensor]:
     return [torch.from_numpy(tokens.astype(np.int64)) for tokens in index.row_segments(row)]
+
+
+def _blended(hidden: list[dict[int, torch.Tensor]], stride: int) -> dict[int, torch.Tensor]:
+    """Return the hidden states of a protein, of those of its windows; see `seqpack.windows`, but in float64."""
+    found = {}
+    for layer in hidden[0]:
+        windows = [states[layer].double().numpy() for states in hidden]
+        sums = np.zeros((stride * (len(windows) - 1) + len(windows[-1]), windows[0].shape[1]))
+        shares = np.zeros((len(sums), 1))
+        for number, states in enumerate(windows):
+            n = len(states) - 2
+            share = np.concatenate(([0], np.minimum(np.arange(n) + 1, n - np.arange(n)), [0]))[:, None]
+            sums[number * stride : number * stride + n + 2] += share * states
+            shares[number * stride : number * stride + n + 2] += share
+        for end in (0, -1):
+            sums[end] = np.average([states[end] for states in windows], axis=0, weights=[len(w) - 2 for w in windows])
+            shares[end] = 1
+        found[layer] = torch.from_numpy(sums / shares)
+    return found
 
 
 def _pooled(hidden: list[torch.Tensor], weights: np.ndarray, family: str, pooling: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from seqpack.index import Index
 from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder
-from seqpack.packs import Pack
+from seqpack.packs import Pack, Windows
 from seqpack.parts import PackResult
 from seqpack.readout import Readout
 
@@ -67,8 +67,13 @@ class FiniteResults:
         if self._embed is None:
             log.warning("an embedding is not finite: computing it in float32, by itself")
             self._embed = PackEmbedder(self._model(), self._readout, lambda: self._make_model(torch.device("cpu")))
-        vectors = [self._vector(tokens) for tokens in index.row_segments(row)]
-        embedding = self._readout.combine(np.stack(vectors), (np.zeros(1, np.int64), index.row_weights(row)))[0]
+        segments = index.row_segments(row)
+        if index.is_blended and len(segments) > 1:
+            windows = Windows(np.array([0, len(segments)]), index.stride)
+            embedding = self._readout.combine(self._rows(segments, windows), None)[0]
+        else:
+            rows = np.concatenate([self._rows([tokens]) for tokens in segments])
+            embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
         if np.isfinite(embedding).all():
             self.recomputed += 1
             if self.recomputed <= SHOWN:
@@ -79,11 +84,11 @@ class FiniteResults:
                 log.warning("%s: not finite in float32 either: quarantined", index.sequence_name(row))
         return embedding
 
-    def _vector(self, tokens: np.ndarray) -> np.ndarray:
+    def _rows(self, segments: list[np.ndarray], windows: Windows | None = None) -> np.ndarray:
         assert self._embed is not None
-        pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
-        pack = Pack(pack.tokens.int().to(self._device), pack.cu_seqlens.to(self._device), pack.lengths)
-        return self._embed(pack)[0].cpu().numpy()
+        pack = Pack.from_tokens(np.concatenate(segments), np.array([len(tokens) for tokens in segments], np.int64))
+        tokens, cu_seqlens = pack.tokens.int().to(self._device), pack.cu_seqlens.to(self._device)
+        return self._embed(Pack(tokens, cu_seqlens, pack.lengths, windows=windows)).cpu().numpy()
 
     def _model(self) -> Encoder:
         try:

@@ -40,6 +40,7 @@ import numpy as np
 
 from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
+from seqpack.models.registry import ESM2
 
 INDEX_FORMAT = 3
 DIGEST_ROWS = 16 << 20
@@ -178,13 +179,34 @@ class Index:
     def pack_segments(self, pack: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Return where each sequence's segments begin in the pack (int64), and the weight of every segment.
 
-        The weights are residues or bases (int32). None if every sequence is one segment.
+        The weights are residues or bases (int32). None if every sequence is one segment, or is blended of its own.
         """
-        if not self.has_segments:
+        if not self.has_segments or self.is_blended:
             return None
         first, last = self.pack_offsets[pack : pack + 2]
         begins = self.sequence_segments[first : last + 1]
         return begins[:-1] - begins[0], self.segment_lengths[begins[0] : begins[-1]]
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether segments are windows of proteins, whose residues are blended."""
+        return self.has_segments and self.attributes["family"] == ESM2
+
+    @property
+    def stride(self) -> int:
+        """Residues or bases from the beginning of a window to that of the next; 0 without windows."""
+        return int(self.attributes["stride"])
+
+    def pack_windows(self, pack: int) -> np.ndarray | None:
+        """Return where each sequence's windows begin among the pack's segments, and the end (int64).
+
+        None if no sequence of the pack is to be blended of several.
+        """
+        if not self.is_blended:
+            return None
+        first, last = self.pack_offsets[pack : pack + 2]
+        begins = self.sequence_segments[first : last + 1]
+        return begins - begins[0] if begins[-1] - begins[0] > last - first else None
 
     def first_segment(self, pack: int) -> int:
         """Return the number of the pack's first segment among all."""

@@ -21,11 +21,11 @@ class LengthPolicy:
     """What becomes of a sequence.
 
     Attributes:
-        long_sequences: of those longer than `max_length`: truncate them, embed them in windows or in full, or
+        long_sequences: of those longer than `max_length`: truncate, embed in windows or in full, or
             reject the record.
         max_length: in residues or bases; 0, no limit, goes with full.
-        window, stride: of windows, in bases: how long each is, and how far it begins after the one before; 0
-            without windows.
+        window, stride: of windows, in residues or bases: how long each is, and how far it begins after the one
+            before; 0 without windows.
         strand: forward, or both: the mean of a nucleotide sequence and its reverse complement.
     """
 
@@ -51,9 +51,13 @@ class LengthPolicy:
         else:
             _require("max_length", self.max_length, 1, MAX_MAX_LENGTH, "residues or bases")
         if self.long_sequences == "window":
-            _require("window", self.window, 1, self.max_length, "bases, no longer than max_length")
+            _require("window", self.window, 1, self.max_length, "residues or bases, no longer than max_length")
             _require(
-                "stride", self.stride, 1, self.window, "bases, no longer than the window, so that no base is left out"
+                "stride",
+                self.stride,
+                1,
+                self.window,
+                "residues or bases, no longer than the window, so that none is left out",
             )
         else:
             _require("window", self.window, 0, 0, "without windows")
@@ -70,16 +74,14 @@ def choose_length_policy(
 ) -> LengthPolicy:
     """Return the policy that the settings ask for, auto being what suits the family of models.
 
-    `window`, `stride` and `strand` are of nucleotides and do not concern proteins.
+    `strand` is of nucleotides and does not concern proteins.
 
     Raises:
-        SeqpackError: a setting is out of its range, or proteins are to be embedded in windows.
+        SeqpackError: a setting is out of its range.
     """
     usual, usual_length = DEFAULTS[family]
     if long_sequences == AUTO:
         long_sequences = usual
-    if long_sequences == "window" and family == ESM2:
-        raise SeqpackError("long_sequences window is for nucleotides; for proteins use truncate, full or reject")
     if long_sequences == "full":
         max_length = 0
     if long_sequences != "window":
@@ -88,8 +90,8 @@ def choose_length_policy(
         max_length = window or usual_length if window != AUTO else usual_length
     if window == AUTO:
         window = max_length
-    if stride == AUTO:
-        stride = window
+    if stride == AUTO:  # the windows of a protein overlap, for each residue to be well inside of one
+        stride = window if family == DNABERT_S else -(-window // 2)
     return LengthPolicy(
         long_sequences, int(max_length), int(window), int(stride), strand if family == DNABERT_S else "forward"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -17,7 +18,12 @@ from seqpack.readout import Readout
 # How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
 SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
+# Windows of long proteins go through the model in pieces of so many tokens; their hidden states are kept.
+CPU_WINDOW_TOKENS, CUDA_WINDOW_TOKENS = 2048, 32768
+
 log = logging.getLogger(__name__)
+
+Read = Callable[[Encoder, Pack], torch.Tensor]
 
 
 class DoesNotFit(SeqpackError):
@@ -54,15 +60,22 @@ class PackEmbedder:
         return self._model.architecture
 
     def __call__(self, pack: Pack) -> torch.Tensor:
-        """Return a row a segment of a pack on the model's device, float32, see `Readout`.
+        """Return a row a segment of a pack, or a sequence if it has windows, on the model's device; see `Readout`.
 
         Raises:
             DoesNotFit: a segment for which neither the device's nor the CPU's memory suffices.
         """
+        if pack.windows is None:
+            return self._compute(pack, self.readout)
+        pieces = replace(pack, windows=None).split(CUDA_WINDOW_TOKENS if pack.tokens.is_cuda else CPU_WINDOW_TOKENS)
+        hidden = torch.cat([self._compute(piece, self.readout.hidden) for piece in pieces])
+        return self.readout.of_windows(hidden, pack)
+
+    def _compute(self, pack: Pack, read: Read) -> torch.Tensor:
         if not self._fits(pack):
-            return self._in_pieces(pack)
+            return self._in_pieces(pack, read)
         try:
-            return self.readout(self._model, pack)
+            return read(self._model, pack)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,17 +94,18 @@ class PackEmbedder:
         if pack.tokens.is_cuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-        return self._in_pieces(pack)
+        return self._in_pieces(pack, read)
 
     def _fits(self, pack: Pack) -> bool:
         return not self.too_large or len(pack.tokens) < self.too_large
 
-    def _in_pieces(self, pack: Pack) -> torch.Tensor:
+    def _in_pieces(self, pack: Pack, read: Read) -> torch.Tensor:
         if len(pack.lengths) == 1:
-            return self._by_cpu(pack)
-        return torch.cat([self(piece) for piece in pack.split(min(self.too_large, len(pack.tokens)) // 2)])
+            return self._by_cpu(pack, read)
+        pieces = pack.split(min(self.too_large, len(pack.tokens)) // 2)
+        return torch.cat([self._compute(piece, read) for piece in pieces])
 
-    def _by_cpu(self, pack: Pack) -> torch.Tensor:
+    def _by_cpu(self, pack: Pack, read: Read) -> torch.Tensor:
         device = pack.tokens.device
         if device.type == "cpu":
             raise DoesNotFit(pack)
@@ -101,7 +115,7 @@ class PackEmbedder:
         self.on_cpu += 1
         on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_segment)
         try:
-            return self.readout(self._cpu_model, on_cpu).to(device)
+            return read(self._cpu_model, on_cpu).to(device)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise DoesNotFit(pack) from error

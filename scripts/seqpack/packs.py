@@ -13,6 +13,19 @@ from seqpack.plan import plan_packs
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How the segments of a pack are windows of sequences, to be blended (`seqpack.windows`).
+
+    Attributes:
+        begins: int64 (num_sequences + 1,), where each sequence's segments begin.
+        stride: residues from the beginning of a window to that of the next.
+    """
+
+    begins: np.ndarray
+    stride: int
+
+
+@dataclass(frozen=True)
 class Pack:
     """Segments end to end: whole sequences, or windows of long ones, each by itself for the model.
 
@@ -21,12 +34,14 @@ class Pack:
         cu_seqlens: int32 (num_segments + 1,), where each segment begins; on the device of the tokens.
         lengths: int64 (num_segments,), tokens in each segment; on the host.
         first_segment: the first segment's number in the index, for messages.
+        windows: given where the segments are to be blended to sequences.
     """
 
     tokens: torch.Tensor
     cu_seqlens: torch.Tensor
     lengths: np.ndarray
     first_segment: int = 0
+    windows: Windows | None = None
 
     @classmethod
     def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> Pack:
@@ -34,14 +49,27 @@ class Pack:
         return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_segment)
 
     def split(self, num_tokens: int) -> list[Pack]:
-        """Cut into packs of consecutive segments, each of at most `num_tokens` tokens or one segment."""
+        """Cut into packs of consecutive segments, each of at most `num_tokens` tokens or one segment.
+
+        The windows of a sequence are kept together.
+        """
         offsets = boundaries(self.lengths).astype(np.int64)
+        begins = self.windows.begins if self.windows else np.arange(len(offsets))
         pieces = []
-        for first, last in pairwise(plan_packs(offsets, num_tokens).tolist()):
+        for first_sequence, last_sequence in pairwise(plan_packs(offsets[begins], num_tokens).tolist()):
+            first, last = int(begins[first_sequence]), int(begins[last_sequence])
             begin, end = int(offsets[first]), int(offsets[last])
-            cu_seqlens = self.cu_seqlens[first : last + 1] - begin
+            windows = None
+            if self.windows:
+                windows = Windows(begins[first_sequence : last_sequence + 1] - first, self.windows.stride)
             pieces.append(
-                Pack(self.tokens[begin:end], cu_seqlens, self.lengths[first:last], self.first_segment + first)
+                Pack(
+                    self.tokens[begin:end],
+                    self.cu_seqlens[first : last + 1] - begin,
+                    self.lengths[first:last],
+                    self.first_segment + first,
+                    windows,
+                )
             )
         return pieces
 

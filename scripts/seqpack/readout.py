@@ -9,6 +9,7 @@ from seqpack.models.encoders import Encoder
 from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import BY_NAME
+from seqpack.windows import blend
 
 
 class Readout:
@@ -26,17 +27,31 @@ class Readout:
     @torch.inference_mode()
     def __call__(self, model: Encoder, pack: Pack) -> torch.Tensor:
         """Return a row a segment: the poolings of the layers side by side, float32, on the model's device."""
-        rows: dict[int, torch.Tensor] = {}
-        for layer, hidden in model.hidden_states(pack, self.outputs.layers):
-            rows[layer] = torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)
+        rows = {layer: self._pool(hidden, pack) for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
         return torch.cat([rows[layer] for layer in self.outputs.layers], dim=1).float()
+
+    @torch.inference_mode()
+    def hidden(self, model: Encoder, pack: Pack) -> torch.Tensor:
+        """Return a row a token: the layers side by side, float32."""
+        states = {layer: hidden.float().clone() for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
+        return torch.cat([states[layer] for layer in self.outputs.layers], dim=1)
+
+    @torch.inference_mode()
+    def of_windows(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """Return a row a sequence, of the hidden states (`hidden`) of a pack of windows."""
+        blended, sequences = blend(hidden, pack)
+        layers = blended.chunk(len(self.outputs.layers), dim=1)
+        return torch.cat([self._pool(states.contiguous(), sequences) for states in layers], dim=1)
+
+    def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        return torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)
 
     def combine(self, rows: np.ndarray, segments: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
         """Return a row a sequence, of rows of segments.
 
         Args:
             rows: float32 (num_segments, any width), as `__call__` gives them.
-            segments: where each sequence's segments begin, and the weights of all; None if each is a sequence.
+            segments: where each sequence's segments begin, and the weights of all; None if each row is a sequence's.
 
         Returns:
             float32 (num_sequences, number of outputs * hidden_dim).

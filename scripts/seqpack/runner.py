@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from queue import Full, Queue
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from seqpack.index import Index
 from seqpack.memory import PackEmbedder
-from seqpack.packs import Pack
+from seqpack.packs import Pack, Windows
 from seqpack.plan import MAX_PACK_TOKENS
 
 # On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
@@ -51,7 +52,10 @@ def embed_packs(
 
 def whole_pack(index: Index, pack: int) -> Pack:
     """Return a pack of the index on the CPU."""
-    return Pack.from_tokens(index.pack_tokens(pack), index.pack_lengths(pack), index.first_segment(pack))
+    tokens, lengths = index.pack_tokens(pack), index.pack_lengths(pack)
+    whole = Pack.from_tokens(tokens, lengths, index.first_segment(pack))
+    begins = index.pack_windows(pack)
+    return whole if begins is None else replace(whole, windows=Windows(begins, index.stride))
 
 
 def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -110,7 +114,7 @@ def _on_cuda(
                     with torch.cuda.stream(to_device):
                         tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
                         arrived = to_device.record_event()
-                    staged_piece = Pack(tokens, cu_seqlens, piece.lengths, piece.first_segment)
+                    staged_piece = replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
                     put((pack_number, number == len(pieces), staged_piece, arrived))
             put(None)
         except BaseException as error:  # to be raised where the results are awaited

@@ -17,7 +17,7 @@ from seqpack.fasta import FastaRecord
 from seqpack.length_policy import LengthPolicy
 from seqpack.letters import NucleotideLetters, ProteinLetters, looks_like_nucleotides, looks_like_protein
 from seqpack.models.registry import DNABERT_S, ModelSource
-from seqpack.segments import Segmentation, cut
+from seqpack.segments import Segmentation, cut, window_spans
 
 DIGEST_BYTES = 16
 SHOWN_ID = 100  # characters of an id in a message
@@ -72,13 +72,12 @@ def make_tokenizer(source: ModelSource, fasta: Path, policy: LengthPolicy) -> Re
 
 
 class ProteinTokenizer:
-    """A token a residue, framed by cls and eos; a sequence is one segment."""
+    """A token a residue, framed by cls and eos; a sequence is one segment, or as many as windows."""
 
     dtype = np.uint8
 
     def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
-        self._fasta, self._letters = fasta, ProteinLetters()
-        self._kept = policy.max_length or None
+        self._fasta, self._letters, self._policy = fasta, ProteinLetters(), policy
         self.name = self._letters.tokenizer.name
         self.letter_policy = self._letters.policy
 
@@ -90,17 +89,32 @@ class ProteinTokenizer:
             )
         cls, eos = bytes([self._letters.tokenizer.cls]), bytes([self._letters.tokenizer.eos])
         residues = _clean(block, self._letters.tokens, self._fasta)
-        tokens = [cls + one[: self._kept] + eos for one in residues]
-        num_tokens = np.fromiter(map(len, tokens), np.int64, len(tokens))
+        lengths = np.fromiter(map(len, residues), np.int32, len(residues))
+        num_segments = np.ones(len(residues), np.int32)
+        if self._policy.long_sequences == "window":
+            segments = [self._windows(one) for one in residues]
+            num_segments = np.fromiter(map(len, segments), np.int32, len(residues))
+            segments = [segment for one in segments for segment in one]
+        else:
+            kept = self._policy.max_length or None
+            segments = [one[:kept] for one in residues]
+        segment_lengths = np.fromiter(map(len, segments), np.int32, len(segments))
+        ends = np.concatenate(([0], np.cumsum(segment_lengths + 2, dtype=np.int64)))[np.cumsum(num_segments)]
         return Tokenized(
-            lengths=np.fromiter(map(len, residues), np.int32, len(residues)),
+            lengths=lengths,
             digests=_digests(residues),
-            tokens=b"".join(tokens),
-            num_tokens=num_tokens,
-            num_segments=np.ones(len(tokens), np.int32),
-            segment_tokens=num_tokens.astype(np.int32),
-            segment_lengths=(num_tokens - 2).astype(np.int32),
+            tokens=b"".join([cls + segment + eos for segment in segments]),
+            num_tokens=np.diff(ends, prepend=0),
+            num_segments=num_segments,
+            segment_tokens=segment_lengths + np.int32(2),
+            segment_lengths=segment_lengths,
         )
+
+    def _windows(self, residues: bytes) -> list[bytes]:
+        if len(residues) <= self._policy.max_length:
+            return [residues]
+        spans = window_spans(len(residues), self._policy.window, self._policy.stride)
+        return [residues[start:end] for start, end in spans]
 
     def letter_counts(self) -> dict[str, int]:
         return asdict(self._letters.counts)
