@@ -15,6 +15,8 @@ from seqpack.models.registry import DNABERT_S, ESM2
         (ESM2, {}, LengthPolicy("truncate", 1022)),
         (ESM2, {"window": 500, "stride": 100, "strand": "both"}, LengthPolicy("truncate", 1022)),
         (ESM2, {"long_sequences": "reject", "max_length": 30}, LengthPolicy("reject", 30)),
+        (ESM2, {"long_sequences": "window"}, LengthPolicy("window", 1022, 1022, 511)),
+        (ESM2, {"long_sequences": "window", "window": 101}, LengthPolicy("window", 101, 101, 51)),
         (ESM2, {"long_sequences": "full"}, LengthPolicy("full", 0)),
         (ESM2, {"long_sequences": "full", "max_length": 100}, LengthPolicy("full", 0)),
         (DNABERT_S, {}, LengthPolicy("window", 10_000, 10_000, 10_000)),
@@ -34,7 +36,6 @@ def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: Len
 @pytest.mark.parametrize(
     ("family", "settings", "words"),
     [
-        (ESM2, {"long_sequences": "window"}, "window is for nucleotides; for proteins use truncate, full or reject"),
         (ESM2, {"max_length": 0}, "max_length must be 1 to 1000000 residues or bases, not 0"),
         (ESM2, {"max_length": 1_000_001}, "max_length must be 1 to 1000000 residues or bases, not 1000001"),
         (ESM2, {"long_sequences": "drop"}, "long_sequences must be one of truncate, window, full, reject, not drop"),
@@ -42,10 +43,10 @@ def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: Len
         (
             DNABERT_S,
             {"max_length": 300, "window": 400},
-            "window must be 1 to 300 bases, no longer than max_length, not 400",
+            "window must be 1 to 300 residues or bases, no longer than max_length, not 400",
         ),
-        (DNABERT_S, {"window": 400, "stride": 401}, "stride must be 1 to 400 bases"),
-        (DNABERT_S, {"window": 400, "stride": 0}, "so that no base is left out, not 0"),
+        (DNABERT_S, {"window": 400, "stride": 401}, "stride must be 1 to 400 residues or bases"),
+        (DNABERT_S, {"window": 400, "stride": 0}, "so that none is left out, not 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(family: str, settings: dict, words: str) -> None:

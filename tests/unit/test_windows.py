@@ -14,12 +14,13 @@ from test_outputs import embed, pooled_by_hand
 from pipeline import Run
 from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqpack import memory, open_embeddings, runner
+from seqpack.audit import audit_embeddings
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import ESM2, MODELS
+from seqpack.models.registry import ESM2, MODELS, find_model
 from seqpack.outputs import POOLINGS, Outputs
 from seqpack.runner import whole_pack
-from seqpack.status import read_status
+from seqpack.shard import open_shard
 from sequences import random_sequences, relative_error
 
 # Of 60 residues or fewer; of one residue more than a window; of many windows, the last of them short.
@@ -72,7 +73,7 @@ def test_windows_are_blended_residue_by_residue(
     monkeypatch.setattr(memory, "CPU_WINDOW_TOKENS", 200)
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 300)
     outputs = Outputs((-1, 2), POOLINGS[ESM2])
-    run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES[name]), outputs, audit_seconds=60)
+    run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES[name]), outputs)
     index = open_index(run.index)
     assert index.is_blended
     for layer in (6, 2):
@@ -85,9 +86,11 @@ def test_windows_are_blended_residue_by_residue(
                     assert relative_error(found, expected) < 5e-5, (layer, record, pooling)
                 else:
                     assert not found.any()
-    audit = read_status(run.statuses[0]).audit
-    assert audit["verdict"] == "ok"  # of a short one and the longest at least
-    assert audit["longest_included"]
+    stored = open_shard(run.shards[0]).embeddings
+    rows = np.arange(index.num_sequences)
+    audit = audit_embeddings(index, rows, stored.__getitem__, find_model(str(checkpoint)), 600, outputs.of(6))
+    assert (audit.sequences, audit.longest_included) == (8, True)
+    assert audit.worst_relative_error < 5e-5
     with gzip.open(tmp_path / "records.tsv.gz", "rt") as text:
         rows = list(csv.DictReader(text, delimiter="\t"))
     for row, length in zip(rows, LENGTHS, strict=True):
