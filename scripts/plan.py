@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Say what embedding will take, without embedding: counts, shards, time, disk, memory; write nothing that stays."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from seqpack import command
+from seqpack.devices import DEVICES, PRECISIONS
+from seqpack.kernels.names import ATTENTIONS
+from seqpack.length_policy import AUTO, LONG_SEQUENCES, STRANDS, choose_length_policy
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
+    source.add_argument("--fasta", type=Path, help="a FASTA file; its index goes to a temporary folder")
+    parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
+    as_built = parser.add_argument_group("with --fasta, as for build_index.py")
+    as_built.add_argument("--long-sequences", choices=(AUTO, *LONG_SEQUENCES), default=AUTO)
+    as_built.add_argument("--max-length", type=_auto_or_length, default=AUTO)
+    as_built.add_argument("--window", type=_auto_or_length, default=AUTO)
+    as_built.add_argument("--stride", type=_auto_or_length, default=AUTO)
+    as_built.add_argument("--strand", choices=STRANDS, default="forward")
+    parser.add_argument("--world-size", type=command.at_least(1), default=1, help="number of shards (default: 1)")
+    parser.add_argument(
+        "--seconds", type=command.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
+    )
+    as_run = parser.add_argument_group("as for embed_shard.py")
+    as_run.add_argument("--device", choices=DEVICES, default="auto")
+    as_run.add_argument("--precision", choices=PRECISIONS, default="auto")
+    as_run.add_argument("--attention", choices=ATTENTIONS, default="auto")
+    as_run.add_argument("--threads", type=command.at_least(0), default=0)
+    arguments = parser.parse_args()
+    if arguments.fasta and not arguments.model:
+        parser.error("--fasta needs --model")
+    return arguments
+
+
+def _auto_or_length(text: str) -> int | str:
+    return text if text == AUTO else command.at_least(1)(text)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from seqpack.index import open_index
+
+    with ExitStack() as stack:
+        path = arguments.index
+        if path is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seqpack-plan-")))
+            remove_when_stopped(folder)
+            path = folder / "index.h5"
+            build(arguments, path)
+        index = open_index(path)
+
+        # Only now: what imports torch takes longer than to find a mistake.
+        from seqpack.calibration import Settings, calibrate, describe_calibration
+        from seqpack.forecast import (
+            architecture_of,
+            describe_disk,
+            describe_index,
+            describe_shares,
+            disk_needed,
+            model_for,
+            share_work,
+        )
+
+        source = model_for(index, arguments.model)
+        architecture = architecture_of(source)
+        shares = share_work(index, arguments.world_size, architecture)
+        lines = [*describe_index(index), *describe_shares(shares)]
+        if arguments.seconds:
+            settings = Settings(arguments.device, arguments.precision, arguments.attention, arguments.threads)
+            lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)
+        disk = disk_needed(index, arguments.world_size, architecture.hidden_dim)
+        lines += describe_disk(disk, arguments.index.absolute().parent if arguments.index else Path.cwd())
+    sys.stdout.reconfigure(errors="backslashreplace")
+    print("\n".join(lines))
+
+
+def remove_when_stopped(folder: Path) -> None:
+    """Let a signal that ends this program remove the folder first; at once, as nothing else is to be saved."""
+
+    def stop(number: int, frame: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
+def build(arguments: argparse.Namespace, path: Path) -> None:
+    from seqpack.index_build import build_index
+    from seqpack.models.registry import find_model
+
+    policy = choose_length_policy(
+        find_model(arguments.model).family,
+        arguments.long_sequences,
+        arguments.max_length,
+        arguments.window,
+        arguments.stride,
+        arguments.strand,
+    )
+    build_index(arguments.fasta, path, arguments.model, policy)
+
+
+def main() -> int:
+    command.start_log()
+    arguments = parse_arguments()
+    try:
+        return command.run(lambda: plan(arguments))
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

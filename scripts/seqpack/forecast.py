@@ -1,0 +1,177 @@
+"""What a run will take, told before it begins: the work of every shard, and disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from seqpack.errors import SeqpackError
+from seqpack.findings import size_in_words
+from seqpack.index import Fate, Index
+from seqpack.models.registry import AnyArchitecture, ModelSource, find_model
+from seqpack.models.weights import open_weights
+from seqpack.monitor import model_flop
+from seqpack.records import write_records
+
+SAMPLED_RECORDS = 20_000  # of the table of records, whose compression is tried
+# What HDF5 takes for a text of variable length besides its bytes: a reference, and an object in a heap, padded to 8.
+TEXT_BYTES = 16 + 16
+SHARD_BYTES, MERGED_BYTES = 6000, 7500  # attributes and HDF5's own, about
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The work of each shard.
+
+    Attributes:
+        packs, tokens: int64 (world_size,).
+        flop: float64 (world_size,), see `seqpack.monitor.model_flop`.
+        longest_flop: float64 (world_size,), of the longest segment alone.
+    """
+
+    packs: np.ndarray
+    tokens: np.ndarray
+    flop: np.ndarray
+    longest_flop: np.ndarray
+
+    @property
+    def balance(self) -> float:
+        """Tokens of the largest shard over their mean; 1 is even."""
+        return float(self.tokens.max() / self.tokens.mean())
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of each kind of file; `parts` are gone when a shard is complete, or the merge is done."""
+
+    index: int
+    parts: int
+    shards: int
+    merged: int
+
+    @property
+    def most(self) -> int:
+        """Bytes that lie there at one time: at first parts and shards, later shards and what they are merged to."""
+        return self.index + self.shards + max(self.parts, self.merged)
+
+
+def share_work(index: Index, world_size: int, architecture: AnyArchitecture) -> Shares:
+    """Count the work of each shard."""
+    tokens = np.diff(index.token_offsets[index.pack_offsets])
+    flop, longest = np.empty(index.num_packs), np.empty(index.num_packs)
+    for pack in range(index.num_packs):
+        lengths = index.pack_lengths(pack)
+        flop[pack] = model_flop(architecture, lengths)
+        longest[pack] = model_flop(architecture, lengths.max(keepdims=True))
+    ranks = [slice(rank, None, world_size) for rank in range(world_size)]
+    return Shares(
+        packs=np.array([len(tokens[packs]) for packs in ranks]),
+        tokens=np.array([tokens[packs].sum() for packs in ranks]),
+        flop=np.array([flop[packs].sum() for packs in ranks]),
+        longest_flop=np.array([longest[packs].max(initial=0) for packs in ranks]),
+    )
+
+
+def disk_needed(index: Index, world_size: int, hidden_dim: int) -> Disk:
+    """Estimate the bytes of all files of a run, from the index and a trial of the table of records."""
+    text_bytes = -(-np.diff(index.record_id_offsets) // 8) * 8 + TEXT_BYTES  # of each record's id
+    kept = index.record_fates != Fate.REJECTED
+    vector = 4 * hidden_dim
+    num_rows = index.num_sequences
+    return Disk(
+        index=index.path.stat().st_size,
+        parts=num_rows * (vector + 8) + index.num_packs * 56,
+        shards=num_rows * (vector + 8) + int(text_bytes[index.sequence_records].sum()) + world_size * SHARD_BYTES,
+        merged=int(np.count_nonzero(kept)) * (vector + 4) + int(text_bytes[kept].sum()) + MERGED_BYTES + _table(index),
+    )
+
+
+def _table(index: Index) -> int:
+    """Return the bytes of records.tsv.gz, judged by a block of records from the middle."""
+    number = min(index.num_records, SAMPLED_RECORDS)
+    first = (index.num_records - number) // 2
+    block = slice(first, first + number)
+    sample = replace(
+        index,
+        record_id_offsets=index.record_id_offsets[first : first + number + 1],
+        record_description_offsets=index.record_description_offsets[first : first + number + 1],
+        record_lengths=index.record_lengths[block],
+        record_fates=index.record_fates[block],
+        record_rows=index.record_rows[block],
+    )
+    with tempfile.NamedTemporaryFile() as file:
+        write_records(Path(file.name), sample)
+        return round(Path(file.name).stat().st_size * index.num_records / number)
+
+
+def architecture_of(source: ModelSource) -> AnyArchitecture:
+    """Return a model's shape, from its file if the name does not tell.
+
+    Raises:
+        SeqpackError: the weights can't be read.
+    """
+    return source.architecture or open_weights(source)[0]
+
+
+def model_for(index: Index, name: str) -> ModelSource:
+    """Return the model of that name, empty for the index's own, once it is known to read the index's tokens.
+
+    Raises:
+        SeqpackError: no such model, or one of another family.
+    """
+    source = find_model(name or index.attributes["model"])
+    if source.family != index.attributes["family"]:
+        raise SeqpackError(
+            f"{index.path}: made for {index.attributes['model']}, whose tokens are not those of {source.name}; "
+            "build the index again for this model"
+        )
+    return source
+
+
+def describe_index(index: Index) -> list[str]:
+    """Return what is in the index, in lines."""
+    attributes = index.attributes
+    fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
+    most = int(attributes["pack_tokens"])
+    return [
+        line("records", f"{index.num_records:,}: " + ", ".join(f"{number:,} {fate}" for fate, number in fates.items())),
+        line("unique", f"{index.num_sequences:,} sequences, {attributes['num_tokens']:,} tokens"),
+        line("longest", f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"),
+        line("packs", f"{index.num_packs:,}, of at most {most:,} tokens or one sequence"),
+    ]
+
+
+def describe_shares(shares: Shares) -> list[str]:
+    """Return how even the shards are, in lines."""
+    packs, tokens = _span(shares.packs), _span(shares.tokens)
+    idle = int(np.count_nonzero(shares.packs == 0))
+    lines = [
+        line("shards", f"{len(shares.packs):,}: {packs} packs and {tokens} tokens in each"),
+        line("balance", f"{shares.balance:.2f}, the most tokens of a shard over their mean"),
+    ]
+    return lines + [line("", f"{idle:,} shards have no work: take fewer")] * bool(idle)
+
+
+def describe_disk(disk: Disk, folder: Path) -> list[str]:
+    """Return what the files take and what is free on the disk of a folder, in lines."""
+    free = shutil.disk_usage(folder).free
+    kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in vars(disk).items())
+    lines = [
+        line("disk", f"{size_in_words(disk.most)} at one time: {kinds}"),
+        line("", f"{size_in_words(free)} free on the disk of {folder}"),
+    ]
+    return lines + [line("", "THE DISK HAS NO ROOM FOR IT")] * (disk.most > free)
+
+
+def _span(values: np.ndarray) -> str:
+    least, most = int(values.min()), int(values.max())
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def line(label: str, text: str) -> str:
+    return f"{label:<12}{text}"

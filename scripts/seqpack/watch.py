@@ -1,0 +1,161 @@
+"""Showing how far runs have come: a table that is drawn in place on a terminal, else a line for what has changed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from seqpack import command
+from seqpack.errors import SeqpackError
+from seqpack.progress import STALE, UNREADABLE, WAITING, Progress, progress_of
+from seqpack.status import COMPLETE, FAILED, RUNNING
+
+SHOWN_NOTES = 5
+STATES = (RUNNING, STALE, FAILED, UNREADABLE, WAITING)
+UP, CLEAR_LINE, CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"  # ANSI: so many lines, to the right, below
+
+
+def main(given: list[str] | None = None) -> int:
+    """Watch as the command line says; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="watch", description="Show how far runs have come, here or on a cluster, until they are complete."
+    )
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("results"),
+        help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
+    )
+    parser.add_argument(
+        "--interval", type=command.seconds, help="seconds between two looks (default: 2 on a terminal, else 60)"
+    )
+    parser.add_argument("--once", action="store_true", help="look once and end")
+    arguments = parser.parse_args(given)
+    command.start_log()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0
+    try:
+        return command.run(lambda: watch(arguments.results, interval, arguments.once, sys.stdout))
+    except KeyboardInterrupt:  # how one leaves it
+        return 130
+
+
+def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
+    """Show how far runs have come until all are merged: on a terminal in place, else a line for what has changed.
+
+    Args:
+        results: as for `progress_of`.
+        interval: seconds between two looks.
+        once: look once, print all and end.
+        out: where to write.
+
+    Raises:
+        SeqpackError: no such folder; with `once` also one without runs.
+    """
+    drawn = 0
+    said: dict[str, object] = {}
+    while True:
+        runs = progress_of(results)
+        if once and not runs:
+            raise SeqpackError(f"{results}: no run has begun in this folder")
+        if once:
+            print("\n".join(table(runs)), file=out)
+        elif out.isatty():
+            drawn = _draw(table(runs) or [f"{results}: no run has begun yet"], drawn, out)
+        else:
+            _say_changes(runs or [Progress(f"{results}: no run yet")], said, out)
+        if once or (runs and all(run.merged for run in runs)):
+            return
+        time.sleep(interval)
+
+
+def _draw(lines: list[str], drawn: int, out: TextIO) -> int:
+    """Draw lines over the `drawn` ones before; return how many, which are no more than the terminal has."""
+    width, height = shutil.get_terminal_size()
+    lines = [line[: width - 1] for line in lines[: height - 1]]
+    out.write((UP.format(drawn) if drawn else "") + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
+    out.flush()
+    return len(lines)
+
+
+def _say_changes(runs: list[Progress], said: dict[str, object], out: TextIO) -> None:
+    """Print a line for each run that is no longer as it was said to be."""
+    for run in runs:
+        seen = (run.shards, sorted(run.states.items()), run.done, run.total, run.merged)
+        if said.get(run.name) != seen:
+            said[run.name] = seen
+            text = "; ".join([", ".join(filter(None, cells(run))), *run.notes[:SHOWN_NOTES]])
+            print(f"{datetime.now():%H:%M:%S} {text}", file=out, flush=True)
+
+
+def table(runs: list[Progress]) -> list[str]:
+    """Return the runs as aligned lines, their sum if there are several, and what is to be said of shards."""
+    rows = [cells(run) for run in ([*runs, total_of(runs)] if len(runs) > 1 else runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for run in runs:
+        where = f"{run.name}: " if len(runs) > 1 else ""
+        lines += [f"  {where}{note}" for note in run.notes[:SHOWN_NOTES]]
+        if len(run.notes) > SHOWN_NOTES:
+            lines.append(f"  {where}and {len(run.notes) - SHOWN_NOTES} more shards")
+    return lines
+
+
+def total_of(runs: list[Progress]) -> Progress:
+    """Return the sum of several runs; the longest of their times."""
+    result = Progress("all", merged=all(run.merged for run in runs))
+    for run in runs:
+        result.shards += run.shards
+        result.done += run.done
+        result.total += run.total
+        result.resumed, result.rate = result.resumed + run.resumed, result.rate + run.rate
+        for state, number in run.states.items():
+            result.states[state] = result.states.get(state, 0) + number
+    if result.rate:
+        left = (result.total.tokens - result.done.tokens) / result.rate
+        result.seconds = max(left, *(run.seconds for run in runs if run.rate))
+    return result
+
+
+def cells(run: Progress) -> list[str]:
+    """Return what is shown of a run, from its name to the time that is left."""
+    states = [f"{number} {state}" for state in STATES if (number := run.states.get(state))]
+    shards = ", ".join([f"{run.states.get(COMPLETE, 0)} of {run.shards} shards done", *states])
+    share = f"{100 * run.done.tokens // run.total.tokens} %" if run.total.tokens else ""
+    packs = f"{run.done.packs}/{run.total.packs} packs" + (f" ({run.resumed} resumed)" if run.resumed else "")
+    tokens = f"{_short(run.done.tokens)}/{_short(run.total.tokens)} tokens"
+    rate = f"{_short(round(run.rate))} tokens/s" if run.rate else ""
+    left = f"{in_words(run.seconds)} left" if run.rate else ""
+    if run.shards and run.states.get(COMPLETE, 0) == run.shards:
+        left = "not merged yet"
+    if run.merged:
+        left = "merged"
+    return [run.name, share, shards if run.shards else "no shard begun", packs, tokens, rate, left]
+
+
+def in_words(seconds: float) -> str:
+    """Return a time for the reader, in two units at most."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def _short(number: float) -> str:
+    """Return a number in four characters or so, as 20.7k."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"
+    return f"{number:.0f}"
