@@ -32,8 +32,10 @@ from seqpack.memory import PackEmbedder
 from seqpack.models.esm2 import ESM2, rope_tables
 from seqpack.models.registry import MODELS
 from seqpack.models.weights import untrained_tensors
+from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
+from seqpack.readout import Readout
 from seqpack.runner import CPU_PIECE_TOKENS, embed_packs
 
 CPU = torch.device("cpu")
@@ -89,9 +91,13 @@ def threads_in_operations(model: ESM2, index: Index, packs: range) -> None:
         mean_over_residues(model(pack), pack)
 
 
+def embedder(model: ESM2) -> PackEmbedder:
+    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+
+
 def thread_a_piece(model: ESM2, index: Index, packs: range) -> None:
     """The runner's way."""
-    for _ in embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, CPU, THREADS):
+    for _ in embed_packs(embedder(model), index, packs, CPU, THREADS):
         pass
 
 

@@ -43,8 +43,10 @@ from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, Architecture
 from seqpack.models.weights import untrained_tensors
 from seqpack.monitor import gemm_peak, model_flop, monitor
+from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
+from seqpack.readout import Readout
 from seqpack.runner import embed_packs
 from seqpack.task import ShardTask
 from seqpack.worker import embed_shard
@@ -171,15 +173,31 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
         step(f"{name} {precision} {kernel} {'fused' if fuse else 'eager'}", lambda w=(precision, kernel, fuse): way(*w))
 
 
+def embedder(model: ESM2) -> PackEmbedder:
+    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+
+
 def embeddings(model: ESM2, index: Index, packs: list[int], device: torch.device) -> np.ndarray:
-    computed = embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, device, threads=1)
+    computed = embed_packs(
+        embedder(model),
+        index,
+        packs,
+        device,
+        threads=1,
+    )
     return np.concatenate([means for _, means in computed])
 
 
 def timed(model: ESM2, index: Index, packs: list[int], device: torch.device) -> float:
     """Return the seconds from the index's tokens to embeddings on the host."""
     start = time.perf_counter()
-    for _ in embed_packs(PackEmbedder(model, mean_over_residues, lambda: model), index, packs, device, threads=1):
+    for _ in embed_packs(
+        embedder(model),
+        index,
+        packs,
+        device,
+        threads=1,
+    ):
         pass
     return time.perf_counter() - start
 

@@ -30,7 +30,8 @@ from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS
 from seqpack.models.weights import untrained_tensors
 from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
+from seqpack.outputs import Outputs
+from seqpack.readout import Readout
 
 number, length, megabytes = map(int, sys.argv[1:])
 torch.set_num_threads(1)
@@ -38,15 +39,16 @@ architecture = MODELS["esm2_t6_8M_UR50D"]
 model = ESM2(architecture, untrained_tensors(architecture), torch.float32, length + 2, "sdpa")
 tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
 pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
-unlimited = PackEmbedder(model, mean_over_residues, lambda: model)(pack)
+readout = Readout("esm2", Outputs((6,)))
+unlimited = PackEmbedder(model, readout, lambda: model)(pack)
 tried, limits = [], []
 def note(module, inputs):
-    tried.append(len(inputs[0].tokens))
+    tried.append(len(inputs[0]))  # the residual stream
     limits.append(embed.too_large)
-model.register_forward_pre_hook(note)
+model.layers[0].register_forward_pre_hook(note)
 held = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
 resource.setrlimit(resource.RLIMIT_AS, (held + (megabytes << 20),) * 2)
-embed = PackEmbedder(model, mean_over_residues, lambda: model)
+embed = PackEmbedder(model, readout, lambda: model)
 found = {"error": "", "difference": None}
 try:
     limited = embed(pack)

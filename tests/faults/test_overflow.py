@@ -16,7 +16,8 @@ from seqpack.memory import PackEmbedder
 from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import MODELS, find_model
 from seqpack.models.weights import load_weights
-from seqpack.pooling import mean_over_residues
+from seqpack.outputs import Outputs
+from seqpack.readout import Readout
 from seqpack.runner import embed_packs
 from seqpack.shard import open_shard
 from sequences import random_sequences, relative_error
@@ -48,7 +49,7 @@ def embed_alone(checkpoint: Path, index: Index, precision: torch.dtype, packs: r
     """Return the embeddings of all sequences in the order of the index, as one precision gives them."""
     weights = load_weights(find_model(str(checkpoint)))
     model = ESM2(weights.architecture, weights.tensors, precision, index.max_tokens, "sdpa")
-    embedder = PackEmbedder(model, mean_over_residues, lambda: model)
+    embedder = PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
     return np.concatenate([rows for _, rows in embed_packs(embedder, index, packs, torch.device("cpu"), 1)])
 
 

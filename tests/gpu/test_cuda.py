@@ -21,8 +21,10 @@ from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
 from seqpack.models.registry import DNABERT_MODELS, MODELS, Architecture
 from seqpack.models.weights import untrained_tensors
 from seqpack.monitor import gemm_peak, monitor
+from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues, mean_over_tokens
+from seqpack.readout import Readout
 from seqpack.runner import embed_packs
 from seqpack.task import ShardTask
 from seqpack.worker import embed_shard
@@ -60,7 +62,7 @@ def skip_unless_usable(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def embedder(model: ESM2) -> PackEmbedder:
-    return PackEmbedder(model, mean_over_residues, lambda: model)
+    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
 
 
 def make_model(architecture: Architecture, dtype: torch.dtype, fuse: bool, max_tokens: int = 1024) -> ESM2:

@@ -28,6 +28,7 @@ from seqpack.models.esm2 import ESM2
 from seqpack.models.registry import DNABERT_S, MODELS, ModelSource, find_model
 from seqpack.models.registry import ESM2 as ESM2_FAMILY
 from seqpack.models.weights import Weights, load_weights
+from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import mean_over_residues
 from sequences import random_sequences
@@ -35,6 +36,7 @@ from sequences import random_sequences
 NAME = "esm2_t6_8M_UR50D"
 LENGTHS = [1022, 700, 350, 350, 128, 64, 64, 64, 40, 33, 17, 3, 2, 1]
 AMPLE = 600.0  # seconds: more than a slow machine needs
+LAST = Outputs((6,))
 
 
 def write_index(folder: Path, sequences: list[str], model: str, max_length: int = 1022) -> Index:
@@ -68,7 +70,7 @@ class Case:
         return np.arange(self.index.num_sequences)
 
     def audit(self, embeddings: np.ndarray, seconds: float = AMPLE) -> Audit:
-        return audit_embeddings(self.index, self.rows, embeddings.__getitem__, self.source, seconds, "mean")
+        return audit_embeddings(self.index, self.rows, embeddings.__getitem__, self.source, seconds, LAST)
 
 
 def make_case(folder: Path, model: str) -> Case:
@@ -174,7 +176,9 @@ def test_embeddings_of_cls_are_compared_with_cls(checkpoint: Case) -> None:
         ("cls", checkpoint.embeddings, "fail"),
         ("mean", embeddings, "fail"),
     ):
-        found = audit_embeddings(index, checkpoint.rows, stored.__getitem__, checkpoint.source, AMPLE, pooling)
+        found = audit_embeddings(
+            index, checkpoint.rows, stored.__getitem__, checkpoint.source, AMPLE, Outputs((6,), (pooling,))
+        )
         assert judge(found, "float32", ESM2_FAMILY)[0] == verdict
 
 
@@ -213,7 +217,7 @@ def rows_looked_at(case: Case, rows: np.ndarray, index: Index | None = None) -> 
         seen.append(row)
         return case.embeddings[row]
 
-    audit_embeddings(index or case.index, rows, embedding_of, case.source, AMPLE, "mean")
+    audit_embeddings(index or case.index, rows, embedding_of, case.source, AMPLE, LAST)
     return seen
 
 
@@ -256,17 +260,17 @@ def assert_nothing(audit: Audit, reason: str) -> None:
 )
 def test_without_time_nothing_is_loaded(checkpoint: Case, model: str, seconds: float, reason: str) -> None:
     source = find_model(model) if model else checkpoint.source
-    assert_nothing(audit_embeddings(checkpoint.index, checkpoint.rows, refuse, source, seconds, "mean"), reason)
+    assert_nothing(audit_embeddings(checkpoint.index, checkpoint.rows, refuse, source, seconds, LAST), reason)
 
 
 def test_without_memory_nothing_is_loaded(untrained: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "available_memory", lambda: 10_000_000)
-    audit = audit_embeddings(untrained.index, untrained.rows, refuse, untrained.source, AMPLE, "mean")
+    audit = audit_embeddings(untrained.index, untrained.rows, refuse, untrained.source, AMPLE, LAST)
     assert_nothing(audit, "GB of memory")
 
 
 def test_without_rows_nothing_is_loaded(checkpoint: Case) -> None:
-    audit = audit_embeddings(checkpoint.index, np.empty(0, np.int64), refuse, checkpoint.source, AMPLE, "mean")
+    audit = audit_embeddings(checkpoint.index, np.empty(0, np.int64), refuse, checkpoint.source, AMPLE, LAST)
     assert_nothing(audit, "no sequences")
 
 
@@ -280,7 +284,7 @@ def test_a_sequence_too_long_for_time_or_memory_is_left_out(tmp_path: Path, untr
         seen.append(row)
         return np.ones(MODELS[NAME].hidden_dim, np.float32)
 
-    audit = audit_embeddings(index, np.arange(3), embedding_of, untrained.source, AMPLE, "mean")
+    audit = audit_embeddings(index, np.arange(3), embedding_of, untrained.source, AMPLE, LAST)
     assert sorted(seen) == [1, 2]
     assert audit.sequences == 2
     assert not audit.longest_included
@@ -301,13 +305,14 @@ import numpy as np
 from seqpack.audit import audit_embeddings
 from seqpack.index import open_index
 from seqpack.models.registry import find_model
+from seqpack.outputs import Outputs
 
 index, embeddings, model = sys.argv[1:]
 index, embeddings, source = open_index(Path(index)), np.load(embeddings), find_model(model)
 rows = np.arange(len(embeddings))
 swapped = embeddings.copy()
 swapped[[0, 1]] = embeddings[[1, 0]]
-audits = [audit_embeddings(index, rows, e.__getitem__, source, 600.0, 'mean') for e in (embeddings, swapped)]
+audits = [audit_embeddings(index, rows, e.__getitem__, source, 600.0, Outputs((6,))) for e in (embeddings, swapped)]
 print(json.dumps([asdict(audit) for audit in audits]))
 """
 

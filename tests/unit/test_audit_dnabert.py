@@ -29,8 +29,9 @@ from seqpack.models.dnabert_s import LAYER_NORM_EPS, DnabertS
 from seqpack.models.dnabert_weights import LAYER_PARTS, PARTS
 from seqpack.models.registry import DNABERT_S, DnabertArchitecture, ModelSource, find_model
 from seqpack.models.weights import load_weights
+from seqpack.outputs import Outputs
 from seqpack.packs import Pack
-from seqpack.pooling import BY_NAME, combine_segments
+from seqpack.pooling import BY_NAME, combine_means
 
 ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two parts
 BASES = [1300, 1000, 700, 300, 300, 250, 60, 17, 2]
@@ -62,9 +63,9 @@ class Case:
         """Return the embeddings of all sequences from the hidden states of the packs, as a worker computes them."""
         found = []
         for number, (pack, states) in enumerate(zip(self.packs(), hidden, strict=True)):
-            vectors = BY_NAME[DNABERT_S][pooling](states, pack).numpy()
+            vectors = BY_NAME[DNABERT_S][pooling].of_segment(states, pack).numpy()
             segments = self.index.pack_segments(number)
-            found.append(vectors if segments is None else combine_segments(vectors, *segments))
+            found.append(vectors if segments is None else combine_means(vectors, *segments))
         return np.concatenate(found)
 
     def compute(self, model: DnabertS, pooling: str = "mean") -> np.ndarray:
@@ -72,7 +73,14 @@ class Case:
 
     def audit(self, embeddings: np.ndarray, pooling: str = "mean") -> Audit:
         rows = np.arange(self.index.num_sequences)
-        audit = audit_embeddings(self.index, rows, embeddings.__getitem__, self.source, AMPLE, pooling)
+        audit = audit_embeddings(
+            self.index,
+            rows,
+            embeddings.__getitem__,
+            self.source,
+            AMPLE,
+            Outputs((self.architecture.num_layers,), (pooling,)),
+        )
         print(audit)
         return audit
 
@@ -116,7 +124,7 @@ def test_the_reference_has_the_numbers_of_the_published_code() -> None:
     reference = make_reference(SMALL, parts_of(seeded_state(SMALL)), max(GOLDEN_LENGTHS))
     assert reference.name == "DNABERT-S written out in float32, one segment at a time"
     for tokens, (first, norm, last) in zip(random_tokens(GOLDEN_LENGTHS), GOLDEN, strict=True):
-        hidden = reference.embed(torch.from_numpy(tokens.astype(np.int64)))
+        hidden = reference.embed(torch.from_numpy(tokens.astype(np.int64)), (3,))[3]
         mean = hidden.double().mean(dim=0)
         assert mean[:3].tolist() == pytest.approx(first, abs=2e-5)
         assert float(mean.norm()) == pytest.approx(norm, rel=1e-5)
@@ -132,7 +140,7 @@ def test_any_number_of_heads_and_of_queries_at_a_time(num_heads: int, monkeypatc
     reference = make_reference(architecture, parts_of(state), 100)
     for tokens in random_tokens([100, 31, 3]):
         (expected,) = reference_hidden(state, architecture, [tokens], torch.float64)
-        found = reference.embed(torch.from_numpy(tokens.astype(np.int64))).double()
+        found = reference.embed(torch.from_numpy(tokens.astype(np.int64)), (2,))[2].double()
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
@@ -267,7 +275,7 @@ def test_rows_that_are_swapped_are_caught(case: Case) -> None:
 def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> None:
     """The last of a contig's windows is shorter than the others, and half of its segments are of the other strand."""
     model, index = windows.model(), windows.index
-    vectors = torch.cat([BY_NAME[DNABERT_S]["mean"](model(pack), pack) for pack in windows.packs()]).numpy()
+    vectors = torch.cat([BY_NAME[DNABERT_S]["mean"].of_segment(model(pack), pack) for pack in windows.packs()]).numpy()
     embeddings = []
     for first, last in itertools.pairwise(index.sequence_segments):
         weights = index.segment_lengths[first:last].astype(np.float64)
@@ -306,10 +314,10 @@ architecture, num_tokens = DnabertArchitecture(num_layers=1), int(sys.argv[1])
 parts = {name: [tensor] for name, tensor in untrained_tensors(architecture).items()}
 with torch.inference_mode():
     reference = make_reference(architecture, parts, num_tokens)
-    reference.embed(torch.arange(10))
+    reference.embed(torch.arange(10), (1,))
     before = kilobytes("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")  # forgets the peak
-    reference.embed(torch.arange(num_tokens) % 4096)
+    reference.embed(torch.arange(num_tokens) % 4096, (1,))
 print(1024 * (kilobytes("VmHWM") - before), memory(architecture, num_tokens))
 """
 

@@ -68,7 +68,7 @@ def test_attributes_say_what_was_done(path: Path) -> None:
     assert attrs["model"] == "untrained:esm2_t6_8M_UR50D"
     assert not attrs["trained_weights"]
     assert "UNTRAINED WEIGHTS" in attrs["warning"]
-    assert (attrs["precision"], attrs["pooling"], attrs["layer"]) == ("float32", "mean", 6)
+    assert (attrs["precision"], attrs["pooling"], attrs["layers"]) == ("float32", "mean", "6")
     assert (attrs["max_length"], attrs["long_sequences"]) == (1022, "truncate")
     assert attrs["num_records"] == 4
     assert "UNTRAINED" in repr(open_embeddings(path))

@@ -164,7 +164,7 @@ signals = Signals()
 signals.catch()
 threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 none = np.empty(0, np.int64)
-fingerprint = Fingerprint("i", "m", "d", 6, "mean", "float32")
+fingerprint = Fingerprint("i", "m", "d", "6", "mean", "float32")
 with part_writer.PartWriter(Path(sys.argv[1]), "a", fingerprint, "", 0, Told()) as w:
     w.add(PackResult(0, np.arange(2), np.ones((2, 4), np.float32), none))
     w._seconds = 1000

@@ -19,6 +19,7 @@ from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
+from seqpack.outputs import Outputs
 from seqpack.verify import _verify_together, verify_shards
 
 WORLD_SIZE = 3
@@ -120,7 +121,7 @@ def of_other_precision(run: Embedded) -> None:
 
 
 def of_other_pooling(run: Embedded) -> None:
-    take_its_second(run.other().embed(pooling="cls"), run)
+    take_its_second(run.other().embed(outputs=Outputs((-1,), ("cls",))), run)
 
 
 def of_other_world_size(run: Embedded) -> None:
@@ -162,7 +163,7 @@ DAMAGE: dict[str, tuple[Callable[[Embedded], object], str]] = {
     "another dimension": (lambda run: edit_shard(run, 1, narrower), "embeddings have {narrower} dimensions"),
     "an id too few": (lambda run: edit_shard(run, 1, one_id_less), "has the id None where the index has"),
     "no ids": (lambda run: edit_shard(run, 1, lambda file: file.__delitem__("sequence_ids")), "lacks sequence_ids"),
-    "no fingerprint": (lambda run: edit_shard(run, 1, lambda file: file.attrs.__delitem__("layer")), "lacks 'layer'"),
+    "no fingerprint": (lambda run: edit_shard(run, 1, lambda file: file.attrs.__delitem__("layers")), "lacks 'layers'"),
     "changed fingerprint": (
         lambda run: edit_shard(run, 1, lambda file: file.attrs.__setitem__("precision", "float16")),
         "does not match its fields",

@@ -42,8 +42,8 @@ def index(done: Run) -> Index:
 @pytest.fixture(scope="module")
 def fingerprint(family: Family, index: Index) -> Fingerprint:
     weights = load_weights(find_model(family.model))
-    layer = weights.architecture.num_layers
-    return Fingerprint(index.digest, family.model, weights.digest, layer, "mean", "float32")
+    layers = str(weights.architecture.num_layers)
+    return Fingerprint(index.digest, family.model, weights.digest, layers, "mean", "float32")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pipeline import CONTIGS_DEMO, DEMO, Run
 from seqpack import open_embeddings
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
+from seqpack.outputs import Outputs
 from sequences import relative_error
 
 
@@ -81,7 +82,7 @@ def test_the_demos_have_the_same_bits_with_any_number_of_shards_and_threads(
 def test_values_are_those_of_the_reference_record_by_record(tmp_path: Path, family: Family, pooling: str) -> None:
     """From the FASTA to the merged file, so that a mix-up of rows, windows or strands anywhere would show."""
     run = Run(tmp_path, 3).build(family.write_odd(tmp_path), family.seeded_model, family.policy)
-    found = open_embeddings(run.embed(pooling=pooling).merge().embeddings)
+    found = open_embeddings(run.embed(outputs=Outputs((-1,), (pooling,))).merge().embeddings)
     assert found.attrs["pooling"] == pooling
     for row, sequence in enumerate(family.sequences):
         assert relative_error(found[row], family.expected(sequence, pooling)) < 5e-5, row

@@ -150,7 +150,9 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", normal(9))
     for field, value in (("model_digest", "2"), ("layers", "5"), ("pooling", "cls")):
         other = write_embeddings(tmp_path / "other.h5", normal(9), **{field: value})
-        with pytest.raises(SeqpackError, match=rf"other\.h5 and .*e\.h5 can't be compared: {field.removesuffix('s')} is {value} and"):
+        with pytest.raises(
+            SeqpackError, match=rf"other\.h5 and .*e\.h5 can't be compared: {field.removesuffix('s')} is {value} and"
+        ):
             search(other, path)
     same = write_embeddings(tmp_path / "same.h5", normal(9), precision="bfloat16", index_digest="9")
     assert len(search(same, path, 1)) == 9

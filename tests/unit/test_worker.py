@@ -36,6 +36,7 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.index import open_index
 from seqpack.interrupts import Signals
 from seqpack.length_policy import LengthPolicy
+from seqpack.outputs import Outputs
 from seqpack.parts import PackResult
 from seqpack.plan import rows_of_rank
 from seqpack.worker import embed_shard
@@ -225,7 +226,7 @@ def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
 def test_a_pooling_of_another_family(family: Family, pooling: str, message: str, tmp_path: Path) -> None:
     run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy)
     with pytest.raises(SeqpackError, match=message):
-        run.embed(pooling=pooling)
+        run.embed(outputs=Outputs((-1,), (pooling,)))
 
 
 def test_another_model_than_the_indexs(indexed: Run) -> None:
