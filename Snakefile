@@ -26,6 +26,7 @@ include: "rules/fetch.smk"
 include: "rules/index.smk"
 include: "rules/embed.smk"
 include: "rules/merge.smk"
+include: "rules/export.smk"
 
 
 localrules:
@@ -39,6 +40,7 @@ rule all:
     default_target: True
     input:
         EMBEDDINGS,
+        EXPORTS,
         SHARDS,
 
 

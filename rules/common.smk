@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -38,6 +39,11 @@ def check_config():
             isinstance(value, float) and value.is_integer()
         ):  # 1e3, which JSON Schema takes for an integer
             config[key] = int(value)
+    if isinstance(config.get("layers"), list):  # on the command line Snakemake leaves them text
+        config["layers"] = [
+            int(layer) if re.fullmatch(r"-?\d+", str(layer)) else layer
+            for layer in config["layers"]
+        ]
     validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text()))
     errors = [
         f"seqpack: config {'.'.join(map(str, error.path)) or 'keys'}: {error.message}; "

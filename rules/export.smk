@@ -36,7 +36,7 @@ for export_format in ("parquet", "npy", "h5ad", "h5", "faiss", "pt"):
         benchmark:
             f"benchmarks/{{dataset}}/{{model}}/export_{export_format}.benchmark.tsv"
         conda:
-            "../envs/seqpack.yaml"
+            "../envs/export.yaml"
         resources:
             mem_mb=lambda wildcards, attempt: 4000 * attempt,
             runtime=lambda wildcards, attempt: 120 * attempt,

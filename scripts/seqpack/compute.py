@@ -24,7 +24,7 @@ from seqpack.runner import embed_packs
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
 
-PROGRESS_SECONDS = 30.0
+PROGRESS_SECONDS = 10.0
 # With on_error=fail the search ends after so many: something is wrong with the weights. With skip it ends after ten
 # times as many if they are most of all.
 MAX_QUARANTINED = 100
@@ -65,7 +65,9 @@ def compute_packs(
     # Sums are kept in float32 to their end, whatever the precision of the factors.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    said, num_sequences = time.monotonic(), 0
+    sizes = np.diff(index.token_offsets[index.pack_offsets])
+    resumed_tokens = status.run["num_tokens"] - int(sizes[np.array(packs, np.int64)].sum())
+    num_sequences = num_tokens = 0
     try:
         if device.type == "cuda" and packs:
             with stage(status, "warm_up"):  # the first pack for nothing: kernels are loaded and compiled
@@ -75,15 +77,19 @@ def compute_packs(
             monitor(device) as gpu,
             closing(embed_packs(embed, index, packs, device, threads)) as computed,
         ):
+            began = said = time.monotonic()
             for result in finite(computed):
                 writer.computed_by = _with_detours(status, embed, finite)
                 writer.add(result)
                 status.done_packs += 1
+                num_tokens += int(sizes[result.pack])
                 num_sequences += len(result.index_rows) + len(result.quarantined_rows)
                 _require_few_quarantined(index, finite, num_sequences, task, status)
                 if time.monotonic() - said >= PROGRESS_SECONDS:
                     said = time.monotonic()
                     log.info("%d of %d packs", status.done_packs, status.num_packs)
+                    rate = round(num_tokens / (said - began), 1)
+                    status.run.update(done_tokens=resumed_tokens + num_tokens, tokens_per_second=rate)
                     write_status(task.status, status)
                 signals.check()
     except DoesNotFit as error:
