@@ -27,6 +27,7 @@ include: "rules/index.smk"
 include: "rules/embed.smk"
 include: "rules/merge.smk"
 include: "rules/export.smk"
+include: "rules/report.smk"
 
 
 localrules:
@@ -41,6 +42,7 @@ rule all:
     input:
         EMBEDDINGS,
         EXPORTS,
+        REPORTS,
         SHARDS,
 
 

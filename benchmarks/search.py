@@ -28,7 +28,6 @@ REPOSITORY = Path(__file__).parent.parent
 sys.path[:0] = [str(REPOSITORY / "scripts"), str(REPOSITORY / "tests")]
 
 from embeddings_file import random_blocks, write_blocks
-
 from seqpack import open_embeddings, search
 from seqpack.devices import processor
 from seqpack.export import export_embeddings

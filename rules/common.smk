@@ -28,8 +28,8 @@ from seqpack.errors import SeqpackError
 from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
-from seqpack.outputs import Outputs, require_poolings
-from seqpack.resources import memory_mb, runtime_minutes, tokens_in, tokens_of
+from seqpack.outputs import Outputs
+from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
 def check_config():
@@ -76,8 +76,11 @@ def read_all_datasets():
                     raise SeqpackError(
                         f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
                     )
-            length_policy(dataset)  # raises if the settings don't suit the model
-            require_outputs(dataset)
+            try:
+                length_policy(dataset)
+                require_outputs(dataset)
+            except SeqpackError as error:
+                raise SeqpackError(f"dataset {dataset.name}, model {dataset.model.name}: {error}")
             refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
     except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")
@@ -91,9 +94,8 @@ def length_policy(dataset):
 
 
 def require_outputs(dataset):
-    """Raise if the model has not the layers or poolings that the settings name."""
+    """Raise if the model has not the layers that the settings name."""
     outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
-    require_poolings(dataset.model.family, outputs.poolings)
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
 
@@ -184,9 +186,27 @@ def statuses_of(wildcards):
     return [shard.removesuffix(".h5") + ".status.json" for shard in shards_of(wildcards)]
 
 
-def shard_memory(wildcards, attempt):
+def index_threads(wildcards):
+    return min(CORES, 8) if dataset_of(wildcards).model.family == DNABERT_S else 1
+
+
+def index_runtime(wildcards, attempt):
+    """The time limit of build_index in minutes."""
+    dataset = dataset_of(wildcards)
+    return index_minutes(dataset.fasta, length_policy(dataset).copies, attempt)
+
+
+def longest_segment(dataset):
+    """About how many tokens go through the model at once."""
+    letters = length_policy(dataset).max_length or FULL_LENGTH
+    return tokens_of(dataset.model.family, letters)
+
+
+def shard_memory(wildcards, threads, attempt):
     """What embed_shard asks a cluster for, in MB."""
-    return memory_mb(dataset_of(wildcards).model, attempt)
+    dataset = dataset_of(wildcards)
+    on_cpu = 0 if USE_GPU else threads
+    return memory_mb(dataset.model, longest_segment(dataset), on_cpu, attempt)
 
 
 def shard_runtime(wildcards, threads, attempt):
@@ -195,8 +215,7 @@ def shard_runtime(wildcards, threads, attempt):
     family, policy = dataset.model.family, length_policy(dataset)
     index = Path("results", dataset.name, dataset.model.slug, "index.h5")
     tokens = -(-tokens_in(index, dataset.fasta, family, policy.copies) // int(wildcards.world_size))
-    longest = tokens_of(family, policy.max_length or FULL_LENGTH)
-    settings = (longest, config["precision"], USE_GPU, threads, attempt)
+    settings = (longest_segment(dataset), config["precision"], USE_GPU, threads, attempt)
     return runtime_minutes(dataset.model, tokens, *settings)
 
 
@@ -252,6 +271,7 @@ def results_message():
         lines.append(f"\n{dataset.name}: {path}")
         lines.append(f"    what became of each record: {Path(path).with_name('records.tsv.gz')}")
         lines.append(f"    how it was made:            {Path(path).with_name('manifest.json')}")
+        lines.append(f"    at a glance:                {Path(path).with_name('report.html')}")
     if done:
         lines.append("\nIn Python:")
         lines.append(f"    import seqpack; e = seqpack.open_embeddings({str(done[0][1])!r})")

@@ -24,7 +24,8 @@ rule fetch_weights:
 
 rule fetch_folder:
     output:
-        expand("resources/models/{{name}}/{file}", file=RELEASED_FILES),
+        # update: Snakemake would remove files that were put there by hand before it fetches the others.
+        update(expand("resources/models/{{name}}/{file}", file=RELEASED_FILES)),
     log:
         "logs/fetch_weights/{name}.log",
     benchmark:

@@ -15,13 +15,15 @@ rule build_index:
         "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
     conda:
         "../envs/seqpack.yaml"
+    # Byte pairs are found on all cores, letters of proteins on one.
+    threads: index_threads
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=index_runtime,
     params:
         script=script("build_index.py"),
         model=model_of,
         policy=length_policy_of,
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
-        " {params.policy} --output {output.index:q} 2> {log:q}"
+        " {params.policy} --threads {threads} --output {output.index:q} 2> {log:q}"

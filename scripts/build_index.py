@@ -2,6 +2,7 @@
 """Build the sequence index of a FASTA file: validated, deduplicated, tokenized, sorted, packed."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def parse_arguments() -> argparse.Namespace:
         default="forward",
         help="of nucleotides: as given, or the mean of both strands (default: forward)",
     )
+    parser.add_argument(
+        "--threads",
+        type=command.at_least(0),
+        default=0,
+        help="CPU threads for byte pairs (default: 0, all cores)",
+    )
     return parser.parse_args()
 
 
@@ -55,6 +62,8 @@ def main() -> int:
         from seqpack.index_build import build_index
         from seqpack.models.registry import find_model
 
+        if arguments.threads:
+            os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
         policy = choose_length_policy(
             find_model(arguments.model).family,
             arguments.long_sequences,

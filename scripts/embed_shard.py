@@ -9,7 +9,7 @@ from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.interrupts import stop_with_parent
 from seqpack.kernels.names import ATTENTIONS
-from seqpack.outputs import ALL_POOLINGS, Outputs
+from seqpack.outputs import POOLINGS, Outputs
 from seqpack.task import ON_ERROR, ShardTask
 
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pooling",
-        choices=ALL_POOLINGS,
+        choices=POOLINGS,
         nargs="+",
         default=["mean"],
         help="from one vector a token to one a sequence, of each layer: mean, as the model's authors take it "

@@ -23,20 +23,22 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--fasta", type=Path, help="a FASTA file; its index goes to a temporary folder")
     parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
     as_built = parser.add_argument_group("with --fasta, as for build_index.py")
-    as_built.add_argument("--long-sequences", choices=(AUTO, *LONG_SEQUENCES), default=AUTO)
-    as_built.add_argument("--max-length", type=_auto_or_length, default=AUTO)
-    as_built.add_argument("--window", type=_auto_or_length, default=AUTO)
-    as_built.add_argument("--stride", type=_auto_or_length, default=AUTO)
-    as_built.add_argument("--strand", choices=STRANDS, default="forward")
+    as_built.add_argument(
+        "--long-sequences", choices=(AUTO, *LONG_SEQUENCES), default=AUTO, help="what becomes of long ones"
+    )
+    as_built.add_argument("--max-length", type=_auto_or_length, default=AUTO, help="in residues or bases")
+    as_built.add_argument("--window", type=_auto_or_length, default=AUTO, help="length of a window")
+    as_built.add_argument("--stride", type=_auto_or_length, default=AUTO, help="from a window to the next")
+    as_built.add_argument("--strand", choices=STRANDS, default="forward", help="one strand or both")
     parser.add_argument("--world-size", type=command.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(
         "--seconds", type=command.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
     )
     as_run = parser.add_argument_group("as for embed_shard.py")
-    as_run.add_argument("--device", choices=DEVICES, default="auto")
-    as_run.add_argument("--precision", choices=PRECISIONS, default="auto")
-    as_run.add_argument("--attention", choices=ATTENTIONS, default="auto")
-    as_run.add_argument("--threads", type=command.at_least(0), default=0)
+    as_run.add_argument("--device", choices=DEVICES, default="auto", help="what will compute it")
+    as_run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the matrix products")
+    as_run.add_argument("--attention", choices=ATTENTIONS, default="auto", help="the attention kernel's name")
+    as_run.add_argument("--threads", type=command.at_least(0), default=0, help="CPU threads of a worker")
     arguments = parser.parse_args()
     if arguments.fasta and not arguments.model:
         parser.error("--fasta needs --model")

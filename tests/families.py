@@ -76,7 +76,15 @@ def segments_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
         while end < len(sequence):
             start, end = start + policy.stride, end + policy.stride
             segments.append(strand[start:end])
+    if any(base in "ACGT" for base in sequence):
+        segments = [segment for segment in segments if any(base in "ACGT" for base in segment)]
     return segments
+
+
+def weights_of(segments: list[str]) -> list[int]:
+    """Return what the segments of a sequence weigh: their known bases, or all if none is known anywhere."""
+    known = [sum(base in "ACGT" for base in segment) for segment in segments]
+    return known if any(known) else [len(segment) for segment in segments]
 
 
 @cache
@@ -188,12 +196,12 @@ class Nucleotides(Family):
         segments = segments_written_out(sequence, self.policy)
         tokenizer = BpeTokenizer.from_file(UNTRAINED_TOKENIZER)
         total = np.zeros(self.hidden_dim)
-        for segment in segments:
+        for segment, weight in zip(segments, weights_of(segments), strict=True):
             tokens, _ = tokenizer.encode([segment.encode()])
             (hidden,) = reference_hidden(dnabert_state(SMALL), SMALL, [tokens], torch.float32)
             pooled = {"mean": hidden.mean(dim=0), "mean_tokens": hidden[1:-1].mean(dim=0), "cls": hidden[0]}[pooling]
-            total += len(segment) * pooled.numpy()
-        return total / sum(map(len, segments))
+            total += weight * pooled.numpy()
+        return total / sum(weights_of(segments))
 
 
 @cache

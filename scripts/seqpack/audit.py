@@ -38,6 +38,7 @@ MEMORY_FACTOR = 1.3  # of the weights alone
 # The tokens whose hidden states are averaged; as `seqpack.pooling` says.
 POOLED = {
     (ESM2, "mean"): slice(1, -1),
+    (ESM2, "mean_tokens"): slice(1, -1),
     (ESM2, "cls"): slice(0, 1),
     (DNABERT_S, "mean"): slice(None),
     (DNABERT_S, "mean_tokens"): slice(1, -1),

@@ -57,6 +57,11 @@ class BpeTokenizer:
         """
         try:
             stored = path.read_bytes()
+        except FileNotFoundError:
+            raise SeqpackError(
+                f"{path}: no such tokenizer; `snakemake fetch_models` or scripts/fetch_weights.py "
+                "fetches those of released models"
+            ) from None
         except OSError as error:
             raise SeqpackError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:

@@ -15,7 +15,7 @@
     pack_checksums     uint32 (num_packs,)        CRC-32 of the pack's tokens
     sequence_segments  int64 (num_sequences + 1,) where each sequence's segments begin
     segment_offsets    int64 (num_segments + 1,)  where each segment's tokens begin
-    segment_lengths    int32 (num_segments,)      residues or bases in it
+    segment_lengths    int32 (num_segments,)      residues in it, or known bases (ACGT): what it weighs
 
 Unique sequences stand by descending number of tokens, ties by first appearance. A segment is what goes through
 the model by itself: a window of a long contig, on one strand. Where every sequence is one segment the last three

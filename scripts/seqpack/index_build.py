@@ -288,8 +288,8 @@ def _report(
     )
     log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))
     for change, count in letters.items():
-        if count:
-            log.warning("letters: %s: %d", change, count)
+        if count:  # lower case marks repeats in genomes: nothing to worry about
+            log.log(logging.INFO if change == "lower_case" else logging.WARNING, "letters: %s: %d", change, count)
     for fate in ("truncated", "rejected", "windowed"):
         if fates[fate]:
             log.warning("%d records are longer than max_length=%d and were %s", fates[fate], policy.max_length, fate)

@@ -11,6 +11,7 @@ AUTO = "auto"
 LONG_SEQUENCES = ("truncate", "window", "full", "reject")
 STRANDS = ("forward", "both")
 MAX_MAX_LENGTH = 1_000_000
+MAX_OVERLAP = 64  # windows over a letter
 # ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, which are about 10,000 bases, and a contig's
 # embedding should be of all of it.
 DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
@@ -51,6 +52,11 @@ class LengthPolicy:
         else:
             _require("max_length", self.max_length, 1, MAX_MAX_LENGTH, "residues or bases")
         if self.long_sequences == "window":
+            if self.stride >= 1 and self.window > MAX_OVERLAP * self.stride:
+                raise SeqpackError(
+                    f"stride must be at least a {MAX_OVERLAP}th of the window of {self.window}, not {self.stride}: "
+                    "each letter would be computed as often as windows hold it"
+                )
             _require("window", self.window, 1, self.max_length, "residues or bases, no longer than max_length")
             _require(
                 "stride",

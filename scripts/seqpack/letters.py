@@ -205,6 +205,7 @@ def looks_like_protein(letters: bytes) -> bool:
     Args:
         letters: sequences, end to end, of as many records as are at hand; case and white space do not matter.
     """
-    sample = letters.translate(None, LAYOUT).upper().translate(None, b"N")
+    # What no sequence should hold says nothing either, and has messages of its own: gaps, X that masks, numbers.
+    sample = letters.translate(None, LAYOUT).upper().translate(None, b"NX-.*0123456789")
     others = len(sample.translate(None, b"ACGTU"))
     return len(sample) >= MIN_PROTEIN_SAMPLE and 2 * others > len(sample)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seqpack.errors import SeqpackError
-from seqpack.models.registry import DNABERT_S, ESM2
 
-# By family; what each is stands in `seqpack.pooling`.
-POOLINGS = {ESM2: ("mean", "max", "std", "cls"), DNABERT_S: ("mean", "mean_tokens", "max", "std", "cls")}
-ALL_POOLINGS = tuple(dict.fromkeys(name for names in POOLINGS.values() for name in names))
+# What each is stands in `seqpack.pooling`.
+POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class Outputs:
     poolings: tuple[str, ...] = ("mean",)
 
     def __post_init__(self) -> None:
+        if unknown := set(self.poolings) - set(POOLINGS):
+            raise SeqpackError(f"pooling must be of {', '.join(POOLINGS)}, not {', '.join(sorted(unknown))}")
         for name, values in (("layers", self.layers), ("poolings", self.poolings)):
             if not values or len(set(values)) < len(values):
                 raise SeqpackError(
@@ -47,13 +47,6 @@ class Outputs:
             if not -num_layers - 1 <= layer <= num_layers:
                 raise SeqpackError(f"layer {layer}: the model has layers 0 to {num_layers}, or -{num_layers + 1} to -1")
         return Outputs(tuple(layer % (num_layers + 1) for layer in self.layers), self.poolings)
-
-
-def require_poolings(family: str, poolings: tuple[str, ...]) -> None:
-    """Raise a SeqpackError if a family of models has not these poolings."""
-    for pooling in poolings:
-        if pooling not in POOLINGS[family]:
-            raise SeqpackError(f"pooling {pooling} is not one of {family}: use {' or '.join(POOLINGS[family])}")
 
 
 def dataset_name(layer: int, pooling: str, is_first: bool) -> str:

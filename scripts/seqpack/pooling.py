@@ -1,10 +1,10 @@
 """Pooling: from one vector a token to one vector a segment, and from segments to one vector a sequence.
 
-By name, for each family of models (`seqpack.outputs.POOLINGS`):
+By name, for each family of models:
 
 | family | name | what |
 |---|---|---|
-| ESM-2 | mean | the mean over the residues, neither cls nor eos, as fair-esm does |
+| ESM-2 | mean, mean_tokens | the mean over the residues, neither cls nor eos, as fair-esm does |
 | DNABERT-S | mean | the mean over all tokens, CLS and SEP included, as the authors do |
 | DNABERT-S | mean_tokens | the mean over the tokens of the sequence alone |
 | both | max, std | each channel's maximum and standard deviation over the same, without special tokens |
@@ -142,7 +142,7 @@ SHARED = {
     "std": Pooling(mean_and_variance, combine_deviations, 2),
 }
 BY_NAME: dict[str, dict[str, Pooling]] = {
-    ESM2: {"mean": Pooling(mean_over_residues), **SHARED},
+    ESM2: {"mean": Pooling(mean_over_residues), "mean_tokens": Pooling(mean_over_residues), **SHARED},
     DNABERT_S: {"mean": Pooling(mean_over_tokens), "mean_tokens": Pooling(mean_over_residues), **SHARED},
 }
 

@@ -26,7 +26,7 @@ from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder, make_encoder
 from seqpack.models.registry import ModelSource, find_model
 from seqpack.models.weights import load_weights
-from seqpack.outputs import Outputs, require_poolings
+from seqpack.outputs import Outputs
 from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
@@ -163,18 +163,21 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
 
 
 def _find_model(task: ShardTask, index: Index) -> ModelSource:
-    """Return the model that is asked for, once it is known to read the index's tokens and to be pooled so."""
+    """Return the model that is asked for, once it is known to read the index's tokens."""
     source = find_model(task.model or index.attributes["model"])
     if source.family != index.attributes["family"]:
         raise SeqpackError(
             f"{task.index}: made for {index.attributes['model']}, whose tokens are not those of {source.name}; "
             "build the index again for this model"
         )
-    if source.tokenizer and sha256_of_file(source.tokenizer) not in index.attributes["tokenizer"]:
+    if (
+        source.tokenizer
+        and source.tokenizer.exists()
+        and sha256_of_file(source.tokenizer) not in index.attributes["tokenizer"]
+    ):
         raise SeqpackError(
             f"{task.index}: made by another tokenizer than {source.tokenizer}; build the index again for this model"
         )
-    require_poolings(source.family, task.outputs.poolings)
     return source
 
 

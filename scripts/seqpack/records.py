@@ -101,4 +101,5 @@ def _windows(index: Index, rows: np.ndarray) -> np.ndarray:
     if not index.has_segments:
         return np.ones(len(rows), np.int64)
     segments = index.sequence_segments[rows + 1] - index.sequence_segments[rows]
-    return segments // (2 if index.attributes["strand"] == "both" else 1)
+    # A window of nothing but N is left out, perhaps on one strand only, as both begin at their own ends.
+    return -(-segments // (2 if index.attributes["strand"] == "both" else 1))

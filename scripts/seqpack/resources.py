@@ -23,15 +23,34 @@ CPU_THREAD_FLOPS = 20e9
 BASE_MB = 6000
 BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
+INDEX_BYTES_PER_SECOND = 2e6  # a slow core's
+CPU_PIECE_TOKENS = 2048  # of the runner
+UNKNOWN_DIM = 1280
 COMPRESSED = (".gz", ".bgz", ".zst")
 COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
 LETTERS_A_TOKEN = {ESM2: 1, DNABERT_S: 4}
 WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
-def memory_mb(model: ModelSource, attempt: int) -> int:
-    """Return the memory (MB) for a worker: the weights in float32 twice, as a file and as a model."""
+def index_minutes(fasta: Path, copies: float, attempt: int) -> int:
+    """Return the time limit (minutes) for building an index; see `tokens_in` for `copies`."""
+    size = fasta.stat().st_size if fasta.exists() else 0
+    if fasta.suffix.lower() in COMPRESSED:
+        size *= max(COMPRESSION.values())
+    return attempt * (60 + math.ceil(size * copies / INDEX_BYTES_PER_SECOND / 60))
+
+
+def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int) -> int:
+    """Return the memory (MB) for a worker: the weights in float32 twice, as a file and as a model, and activations.
+
+    Args:
+        model: what it embeds with.
+        longest: tokens of the longest segment.
+        threads: on a CPU, each of which has a piece of the longest segment or of 2,048 tokens; 0 on a GPU.
+        attempt: 1 for the first.
+    """
     needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
+    needed += threads * max(longest, CPU_PIECE_TOKENS) * _bytes_a_token(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
 
 
@@ -83,6 +102,12 @@ def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
 def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # asked for again with every attempt and rule
     with h5py.File(index, "r") as file:
         return int(file.attrs["num_tokens"])
+
+
+def _bytes_a_token(model: ModelSource) -> float:
+    """Return the bytes of activations that a token takes in float32: some 24 hidden states."""
+    dim = model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
+    return 4 * 24 * dim
 
 
 def _num_parameters(model: ModelSource) -> float:

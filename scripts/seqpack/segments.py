@@ -41,6 +41,23 @@ def reverse_complement(sequence: bytes) -> bytes:
     return sequence.translate(_COMPLEMENT)[::-1]
 
 
+def known_bases(segment: bytes) -> int:
+    """Return how many bases of a segment are known: A, C, G or T, no N or other IUPAC code."""
+    return len(segment) - len(segment.translate(None, b"ACGT"))
+
+
+def weigh(segments: list[bytes]) -> tuple[list[bytes], list[int]]:
+    """Return the segments that count and their weights: the known bases of each.
+
+    A window of nothing but N, a gap of a scaffold, would be nothing but unknown tokens, so it is left out. If there
+    is no other, all stay and weigh by their length.
+    """
+    weights = [known_bases(segment) for segment in segments]
+    if not any(weights):
+        return segments, [len(segment) for segment in segments]
+    return [segment for segment, weight in zip(segments, weights, strict=True) if weight], [w for w in weights if w]
+
+
 def cut(sequence: bytes, segmentation: Segmentation) -> list[bytes]:
     """Return the segments: the windows in order, then for strand "both" those of the reverse complement.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,10 +18,11 @@ from seqpack.fasta import FastaRecord
 from seqpack.length_policy import LengthPolicy
 from seqpack.letters import NucleotideLetters, ProteinLetters, looks_like_nucleotides, looks_like_protein
 from seqpack.models.registry import DNABERT_S, ModelSource
-from seqpack.segments import Segmentation, cut, window_spans
+from seqpack.segments import Segmentation, cut, known_bases, weigh, window_spans
 
 DIGEST_BYTES = 16
 SHOWN_ID = 100  # characters of an id in a message
+GAPPED = 0.1  # a contig with more unknown bases is counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Tokenized:
         num_tokens: int64 (num_records,).
         num_segments: int32 (num_records,).
         segment_tokens: int32 (segments of the block,), tokens in each.
-        segment_lengths: int32 (segments of the block,), residues or bases in each.
+        segment_lengths: int32 (segments of the block,), residues or known bases in each: what it weighs.
     """
 
     lengths: np.ndarray
@@ -131,8 +133,9 @@ class NucleotideTokenizer:
         self._whole = Segmentation(strand=policy.strand)
         self._windows = Segmentation(policy.window, policy.stride, policy.strand)
         self._bpe = BpeTokenizer.from_file(source.tokenizer, _vocabulary(source))
+        self._gapped = 0
         self.name = f"{self._bpe.name} {self._bpe.digest}"
-        self.letter_policy = self._letters.policy
+        self.letter_policy = f"{self._letters.policy}; windows weigh by their known bases"
 
     def __call__(self, block: list[FastaRecord]) -> Tokenized:
         if block[0].number == 1 and looks_like_protein(_sample(block)):
@@ -141,7 +144,8 @@ class NucleotideTokenizer:
                 "the model is one of nucleotides; use an ESM-2 model"
             )
         sequences = _clean(block, self._letters.clean, self._fasta)
-        segments = [self._cut(sequence) for sequence in sequences]
+        self._gapped += sum(known_bases(one) < (1 - GAPPED) * len(one) for one in sequences)
+        segments, weights = zip(*(weigh(self._cut(sequence)) for sequence in sequences), strict=True)
         num_segments = np.fromiter(map(len, segments), np.int32, len(segments))
         flat = [segment for one in segments for segment in one]
         tokens, segment_tokens = self._bpe.encode(flat)
@@ -154,11 +158,11 @@ class NucleotideTokenizer:
             num_tokens=np.diff(token_ends[ends], prepend=0),
             num_segments=num_segments,
             segment_tokens=segment_tokens,
-            segment_lengths=np.fromiter(map(len, flat), np.int32, len(flat)),
+            segment_lengths=np.fromiter(itertools.chain(*weights), np.int32, len(flat)),
         )
 
     def letter_counts(self) -> dict[str, int]:
-        return asdict(self._letters.counts)
+        return {**asdict(self._letters.counts), "records_over_10_percent_unknown": self._gapped}
 
     def _cut(self, sequence: bytes) -> list[bytes]:
         policy = self._policy

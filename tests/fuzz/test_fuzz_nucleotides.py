@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_fuzz_fasta import LONGEST_MESSAGE, cases, names_in, time_limit, work_folder
 
-from families import segments_written_out
+from families import segments_written_out, weights_of
 from seqpack.bpe import BpeTokenizer
 from seqpack.errors import SeqpackError
 from seqpack.index import Fate, Index, open_index
@@ -80,7 +80,7 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
         expected = [TOKENIZER.encode([segment.encode()])[0].tolist() for segment in segments]
         assert [tokens.tolist() for tokens in index.row_segments(row)] == expected
         if len(segments) > 1:
-            assert index.row_weights(row).tolist() == [len(segment) for segment in segments]
+            assert index.row_weights(row).tolist() == weights_of(segments)
     assert len(set(rows.values())) == len(rows) == index.num_sequences
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from families import SMALL, dnabert_folder, segments_written_out
+from families import SMALL, dnabert_folder, segments_written_out, weights_of
 from seqpack.bpe import BpeTokenizer
 from seqpack.errors import SeqpackError
 from seqpack.index import Fate, Index, open_index
@@ -178,7 +178,8 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
         for tokens in segments:
             assert (tokens[0], tokens[-1]) == (CLS, SEP)
         weights = index.row_weights(row).tolist()
-        assert weights == ([len(segment) for segment in record.segments] if index.has_segments else [1])
+        expected_weights = weights_of(record.segments)
+        assert weights == (expected_weights if index.has_segments else [1])
         assert (
             index.sequence_digests[row].tobytes() == hashlib.blake2b(record.cleaned.encode(), digest_size=16).digest()
         )

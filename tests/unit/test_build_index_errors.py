@@ -270,12 +270,18 @@ def test_sequences_of_another_family(name: str, fasta: Path, output: Path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--long-sequences", "window"), "long_sequences window is for nucleotides; for proteins use"),
+        (
+            ("--long-sequences", "window", "--stride", "5"),
+            "stride must be at least a 64th of the window of 1022, not 5",
+        ),
         (
             (*NUCLEOTIDES, "--window", "100", "--stride", "101"),
-            "stride must be 1 to 100 bases, no longer than the window",
+            "stride must be 1 to 100 residues or bases, no longer than the window",
         ),
-        ((*NUCLEOTIDES, "--max-length", "99", "--window", "100"), "window must be 1 to 99 bases, no longer than"),
+        (
+            (*NUCLEOTIDES, "--max-length", "99", "--window", "100"),
+            "window must be 1 to 99 residues or bases, no longer than",
+        ),
     ],
 )
 def test_windows_that_cannot_be(options: tuple[str, ...], told: str, fasta: Path, output: Path):

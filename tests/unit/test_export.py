@@ -14,8 +14,8 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from embeddings_file import random_blocks, write_blocks, write_embeddings
 
+from embeddings_file import random_blocks, write_blocks, write_embeddings
 from pipeline import SCRIPTS, Run, run_script
 from seqpack import Embeddings, SeqpackError, export_blocks, open_embeddings
 from seqpack.export import WRITERS, export_embeddings

@@ -19,8 +19,8 @@ from seqpack import open_embeddings
 from seqpack.errors import SeqpackError
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import DNABERT_S, ESM2, MODELS
-from seqpack.outputs import POOLINGS, Outputs, require_poolings
+from seqpack.models.registry import MODELS
+from seqpack.outputs import POOLINGS, Outputs
 from seqpack.status import read_status
 from seqpack.task import ShardTask
 from seqpack.worker import embed_shard
@@ -64,7 +64,7 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
 
 def test_layers_and_poolings_of_proteins(proteins: tuple, tmp_path: Path) -> None:
     fasta, checkpoint, sequences, model = proteins
-    outputs = Outputs(LAYERS, POOLINGS[ESM2])
+    outputs = Outputs(LAYERS, POOLINGS)
     run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint)), outputs, audit_seconds=60)
     layers = [layer % 7 for layer in LAYERS]
     expected: dict[tuple[int, str], list[np.ndarray]] = {}
@@ -73,11 +73,11 @@ def test_layers_and_poolings_of_proteins(proteins: tuple, tmp_path: Path) -> Non
         with torch.no_grad():
             hidden = model.double()(tokens, repr_layers=layers)["representations"]
         for layer in layers:
-            for pooling in POOLINGS[ESM2]:
+            for pooling in POOLINGS:
                 vector = pooled_by_hand(hidden[layer][0].numpy(), pooling, special_too=False)
                 expected.setdefault((layer, pooling), []).append(vector)
     everything = open_embeddings(run.embeddings)
-    assert everything.outputs == [(layer, pooling) for layer in layers for pooling in POOLINGS[ESM2]]
+    assert everything.outputs == [(layer, pooling) for layer in layers for pooling in POOLINGS]
     assert (everything.layer, everything.pooling) == (6, "mean")
     for (layer, pooling), vectors in expected.items():
         found = open_embeddings(run.embeddings, layer, pooling)
@@ -112,7 +112,7 @@ def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
     contigs = ["".join(generator.choice(list("ACGT"), length)) for length in (700, 90, 230, 5)]
     (tmp_path / "c.fna").write_text("".join(f">c{n}\n{contig}\n" for n, contig in enumerate(contigs)))
-    outputs = Outputs((-1, 1), POOLINGS[DNABERT_S])
+    outputs = Outputs((-1, 1), POOLINGS)
     policy = LengthPolicy("window", 200, 200, 150, "both")
     run = embed(Run(tmp_path, 1).build(tmp_path / "c.fna", str(folder), policy), outputs, audit_seconds=60)
     index = open_index(run.index)
@@ -124,7 +124,7 @@ def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
             weights = index.row_weights(row).astype(float)
             segments = [np.array(tokens) for tokens in index.row_segments(row)]
             hidden = [h.numpy() for h in reference_hidden(state, shorter, segments, torch.float64)]
-            for pooling in POOLINGS[DNABERT_S]:
+            for pooling in POOLINGS:
                 if pooling == "max":
                     expected = np.concatenate([states[1:-1] for states in hidden]).max(axis=0)
                 elif pooling == "std":
@@ -169,12 +169,10 @@ def test_what_the_model_has_not_is_refused(proteins: tuple, tmp_path: Path) -> N
 
     assert "layer 7: the model has layers 0 to 6, or -7 to -1" in refused("--layers", 7)
     assert "layers must be one or more, each once, not 6, 6" in refused("--layers", 6, -1)
-    assert "pooling mean_tokens is not one of esm2: use mean or max or std or cls" in refused(
-        "--pooling", "mean_tokens"
-    )
     with pytest.raises(SeqpackError, match="poolings must be one or more"):
         Outputs((-1,), ())
-    require_poolings(DNABERT_S, POOLINGS[DNABERT_S])
+    with pytest.raises(SeqpackError, match="pooling must be of mean, mean_tokens, max, std, cls, not sum"):
+        Outputs((-1,), ("mean", "sum"))
     embed(run, Outputs((-1, 3)))
     with pytest.raises(SeqpackError, match="no such output; there is layer 6 pooled by mean, layer 3 pooled by mean"):
         open_embeddings(run.embeddings, layer=5)

@@ -23,13 +23,25 @@ from seqpack.models.weights import parameter_shapes
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.resources import BASE_MB, memory_mb, runtime_minutes, tokens_in, tokens_of
 
+SIZES = ((500, 1), (4000, 1), (4000, 8), (100_000, 1))  # tokens, threads
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_fit_twice_in_float32(name: str) -> None:
     source = find_model(name)
     weights_mb = 4 * sum(map(math.prod, parameter_shapes(source.architecture).values())) / 1e6
-    assert memory_mb(source, 1) == math.ceil(BASE_MB + 2 * weights_mb)
-    assert memory_mb(source, 2) == pytest.approx(1.5 * memory_mb(source, 1), abs=2)
+    assert memory_mb(source, 1024, 0, 1) == math.ceil(BASE_MB + 2 * weights_mb)
+    assert memory_mb(source, 1024, 0, 2) == pytest.approx(1.5 * memory_mb(source, 1024, 0, 1), abs=2)
+
+
+def test_memory_grows_with_threads_and_the_longest_segment_on_a_cpu() -> None:
+    source = find_model("dnabert_s")
+    beyond = [memory_mb(source, longest, threads, 1) - memory_mb(source, longest, 0, 1) for longest, threads in SIZES]
+    # 270 MB were measured for 4,000 tokens on one thread in float32 (docs/performance.md).
+    assert beyond[0] >= 150
+    assert beyond[1] >= 270
+    assert beyond[2] == pytest.approx(8 * beyond[1], abs=8)
+    assert beyond[3] == pytest.approx(25 * beyond[1], abs=25)
 
 
 def test_time_grows_with_everything_that_takes_time() -> None:
@@ -105,14 +117,14 @@ def test_weights_of_unknown_size_are_judged_by_their_files(tmp_path: Path) -> No
     with path.open("wb") as file:
         file.truncate(2_600_000_000)  # 650 million in float32
     own, known = ModelSource("own.pt", "checkpoint", None, path), find_model("esm2_t33_650M_UR50D")
-    assert memory_mb(own, 1) >= memory_mb(known, 1)
+    assert memory_mb(own, 1024, 0, 1) >= memory_mb(known, 1024, 0, 1)
     folder = tmp_path / "folder"
     folder.mkdir()
     path.rename(folder / "model.safetensors")
-    assert memory_mb(ModelSource("folder", "folder", None, folder), 1) == memory_mb(
-        ModelSource("own.pt", "checkpoint", None, folder / "model.safetensors"), 1
+    assert memory_mb(ModelSource("folder", "folder", None, folder), 1024, 0, 1) == memory_mb(
+        ModelSource("own.pt", "checkpoint", None, folder / "model.safetensors"), 1024, 0, 1
     )
-    assert memory_mb(find_model(MODEL), 1) < memory_mb(known, 1)
+    assert memory_mb(find_model(MODEL), 1024, 0, 1) < memory_mb(known, 1024, 0, 1)
 
 
 def test_a_folder_of_nucleotides_is_judged_by_its_weights(tmp_path: Path) -> None:
@@ -120,9 +132,9 @@ def test_a_folder_of_nucleotides_is_judged_by_its_weights(tmp_path: Path) -> Non
     shutil.copy(UNTRAINED_TOKENIZER, tmp_path)
     with (tmp_path / "pytorch_model.bin").open("wb") as file:
         file.truncate(470_000_000)  # 117 million in float32
-    assert memory_mb(find_model(str(tmp_path)), 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
+    assert memory_mb(find_model(str(tmp_path)), 1024, 0, 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
-    assert memory_mb(find_model(str(tmp_path)), 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
+    assert memory_mb(find_model(str(tmp_path)), 1024, 0, 1) == math.ceil(BASE_MB + 2 * 4 * 470 / 2)
 
 
 SQUEUE = """#!/bin/sh

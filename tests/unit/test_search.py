@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from embeddings_file import random_blocks, write_blocks, write_embeddings
 
 import seqpack
+from embeddings_file import random_blocks, write_blocks, write_embeddings
 from pipeline import SCRIPTS, run_script
 from seqpack import SeqpackError, neighbors, open_embeddings, search
 

@@ -17,7 +17,7 @@ from seqpack import memory, open_embeddings, runner
 from seqpack.audit import audit_embeddings
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import ESM2, MODELS, find_model
+from seqpack.models.registry import MODELS, find_model
 from seqpack.outputs import POOLINGS, Outputs
 from seqpack.runner import whole_pack
 from seqpack.shard import open_shard
@@ -72,14 +72,14 @@ def test_windows_are_blended_residue_by_residue(
     # So that windows of one sequence come from several pieces, and sequences from several as well.
     monkeypatch.setattr(memory, "CPU_WINDOW_TOKENS", 200)
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 300)
-    outputs = Outputs((-1, 2), POOLINGS[ESM2])
+    outputs = Outputs((-1, 2), POOLINGS)
     run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES[name]), outputs)
     index = open_index(run.index)
     assert index.is_blended
     for layer in (6, 2):
         for record, sequence in enumerate(sequences):
             states = blended_by_hand(sequence, POLICIES[name], model, layer)
-            for pooling in POOLINGS[ESM2]:
+            for pooling in POOLINGS:
                 found = open_embeddings(run.embeddings, layer, pooling)[record]
                 expected = pooled_by_hand(states, pooling, special_too=False)
                 if expected.any():

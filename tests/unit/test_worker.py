@@ -36,7 +36,6 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.index import open_index
 from seqpack.interrupts import Signals
 from seqpack.length_policy import LengthPolicy
-from seqpack.outputs import Outputs
 from seqpack.parts import PackResult
 from seqpack.plan import rows_of_rank
 from seqpack.worker import embed_shard
@@ -213,20 +212,6 @@ def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(SeqpackError, match=r"index\.h5: .*tokenizer.*build the index again for this model"):
         run.embed(model=str(folder))
-
-
-@pytest.mark.parametrize(
-    ("family", "pooling", "message"),
-    [
-        (PROTEINS, "mean_tokens", "pooling mean_tokens is not one of esm2: use mean or cls"),
-        (WINDOWS, "max", "pooling max is not one of dnabert_s: use mean or mean_tokens or cls"),
-    ],
-    ids=str,
-)
-def test_a_pooling_of_another_family(family: Family, pooling: str, message: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy)
-    with pytest.raises(SeqpackError, match=message):
-        run.embed(outputs=Outputs((-1,), (pooling,)))
 
 
 def test_another_model_than_the_indexs(indexed: Run) -> None:

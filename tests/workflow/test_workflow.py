@@ -225,21 +225,22 @@ WRONG = {
     "unknown device": ({"device": "gpu"}, "config device: 'gpu' is not one of ['auto', 'cpu', 'cuda']"),
     "no shards": ({"shards": 0}, "config shards: 0"),
     "length in words": ({"max_length": "long"}, "config max_length: 'long' is not valid"),
-    "windows of proteins": ({**PROTEIN, "long_sequences": "window"}, "window is for nucleotides; for proteins use"),
-    "pooling of proteins": (
-        {**PROTEIN, "pooling": "mean_tokens"},
-        "pooling mean_tokens is not one of esm2: use mean or cls",
+    "a layer too many": (
+        {**PROTEIN, "layers": 7},
+        "dataset good, model untrained:esm2_t6_8M_UR50D: layer 7: the model has layers 0 to 6, or -7 to -1",
     ),
+    "a layer twice": ({**PROTEIN, "layers": "[6,-1]"}, "layers must be one or more, each once, not 6, 6"),
+    "very much overlap": ({**CONTIG, "stride": 1}, "stride must be at least a 64th of the window of 10000, not 1"),
     "stride beyond the window": (
         {**CONTIG, "window": 100, "stride": 101},
-        "stride must be 1 to 100 bases, no longer than the window",
+        "stride must be 1 to 100 residues or bases, no longer than the window",
     ),
     "window beyond max_length": (
         {**CONTIG, "window": 100, "max_length": 99},
-        "window must be 1 to 99 bases, no longer than max_length",
+        "window must be 1 to 99 residues or bases, no longer than max_length",
     ),
     "unknown strand": ({**CONTIG, "strand": "reverse"}, "config strand: 'reverse' is not one of ['forward', 'both']"),
-    "unknown pooling": ({**CONTIG, "pooling": "max"}, "config pooling: 'max' is not one of"),
+    "unknown pooling": ({**CONTIG, "pooling": "sum"}, "config pooling: 'sum' is not valid"),
     "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
     "braces": ({"fasta": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
     "a folder without weights": ({"fasta": "good.faa", "model": "folder"}, "the folder has no .safetensors file"),
@@ -298,3 +299,21 @@ def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
     done = snakemake(tmp_path, config={"fasta": "p.faa", "model": MODEL}, PATH="/usr/bin:/bin")
     assert done.returncode == 0, done.stdout
+
+
+def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
+    """Two of three files are there and the third can't be fetched."""
+    (tmp_path / "c.fna").write_text(">a\nACGT\n")
+    folder = tmp_path / "resources/models/dnabert_s"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"weights")
+    # Port 9 (discard) is closed on any machine that could run this.
+    settings = {"fasta": "c.fna", "model": "dnabert_s"}
+    done = snakemake(
+        tmp_path, "--retries", "0", "fetch_models", config=settings, SEQPACK_WEIGHTS_URL="http://127.0.0.1:9"
+    )
+    assert done.returncode != 0
+    assert "cannot fetch http://127.0.0.1:9/dnabert_s/tokenizer.json" in done.stdout
+    assert (folder / "config.json").read_text() == "{}"
+    assert (folder / "pytorch_model.bin").read_bytes() == b"weights"

@@ -45,7 +45,10 @@ def open_dnabert_folder(path: Path) -> tuple[DnabertArchitecture, dict[str, list
         SeqpackError: a file is absent, damaged or not of DNABERT-S; lists missing and unknown keys.
     """
     if not path.is_dir():
-        raise SeqpackError(f"{path}: no such weights; put the folder of the model on Hugging Face there")
+        raise SeqpackError(
+            f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py, or put "
+            "the folder of the model on Hugging Face there"
+        )
     architecture = _read_config(path / "config.json")
     pickled = path / PICKLED_WEIGHTS
     if any(path.glob("*.safetensors")):
