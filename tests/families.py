@@ -65,6 +65,13 @@ def write_fasta(path: Path, sequences: list[str]) -> Path:
 
 def segments_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
     """Return what of a clean nucleotide sequence goes through the model by itself, in order."""
+    segments = windows_written_out(sequence, policy)
+    known = [segment for segment in segments if any(base in "ACGT" for base in segment)]
+    return known or segments
+
+
+def windows_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
+    """Return the windows of a clean nucleotide sequence on its strands, also those without a known base."""
     if policy.long_sequences == "truncate":
         sequence = sequence[: policy.max_length]
     # The windows are those of the reverse complement, not the reverse complements of the windows.
@@ -76,8 +83,6 @@ def segments_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
         while end < len(sequence):
             start, end = start + policy.stride, end + policy.stride
             segments.append(strand[start:end])
-    if any(base in "ACGT" for base in sequence):
-        segments = [segment for segment in segments if any(base in "ACGT" for base in segment)]
     return segments
 
 

@@ -144,7 +144,7 @@ class NucleotideTokenizer:
                 "the model is one of nucleotides; use an ESM-2 model"
             )
         sequences = _clean(block, self._letters.clean, self._fasta)
-        self._gapped += sum(known_bases(one) < (1 - GAPPED) * len(one) for one in sequences)
+        self._gapped += sum(len(one) - known_bases(one) > GAPPED * len(one) for one in sequences)
         segments, weights = zip(*(weigh(self._cut(sequence)) for sequence in sequences), strict=True)
         num_segments = np.fromiter(map(len, segments), np.int32, len(segments))
         flat = [segment for one in segments for segment in one]

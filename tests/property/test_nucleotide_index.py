@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from families import SMALL, dnabert_folder, segments_written_out, weights_of
+from families import SMALL, dnabert_folder, segments_written_out, weights_of, windows_written_out
 from seqpack.bpe import BpeTokenizer
 from seqpack.errors import SeqpackError
 from seqpack.index import Fate, Index, open_index
@@ -55,6 +55,7 @@ def expectations(entries: list[Entry], policy: LengthPolicy) -> tuple[list[Expec
             counts["n"] += letter in "nN"
             counts["other_iupac"] += letter.upper() in "RYSWKMBDHV"
         cleaned = sequence.upper().replace("U", "T")
+        counts["records_over_10_percent_unknown"] += sum(base not in "ACGT" for base in cleaned) > 0.1 * len(cleaned)
         too_long = len(cleaned) > policy.max_length > 0
         if too_long and policy.long_sequences == "reject":
             expected.append(Expected(cleaned, "rejected", -1, []))
@@ -161,7 +162,8 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     assert fates == {fate.name.lower(): [r.fate for r in expected].count(fate.name.lower()) for fate in Fate}
     assert sum(fates.values()) == len(entries) == index.num_records == index.attributes["num_records"]
     letters = json.loads(index.attributes["letter_counts"])
-    assert letters == {change: counts[change] for change in ("lower_case", "u_to_t", "n", "other_iupac")}
+    changes = ("lower_case", "u_to_t", "n", "other_iupac", "records_over_10_percent_unknown")
+    assert letters == {change: counts[change] for change in changes}
     assert [index.record_id(number) for number in range(len(entries))] == [id_ for id_, _ in entries]
     assert index.record_lengths.tolist() == [len(record.cleaned) for record in expected]
 
@@ -237,7 +239,7 @@ def test_segments_are_those_written_out(sequence: str, policy: LengthPolicy):
     if len(sequence) <= policy.max_length or policy.long_sequences not in ("window", "full"):
         policy = LengthPolicy("full", 0, strand=policy.strand)
     found = cut(sequence.encode(), Segmentation(policy.window, policy.stride, policy.strand))
-    assert [segment.decode() for segment in found] == segments_written_out(sequence, policy)
+    assert [segment.decode() for segment in found] == windows_written_out(sequence, policy)
     forward = found[: len(found) // 2] if policy.strand == "both" else found
     together = "".join(segment.decode()[: policy.stride or None] for segment in forward[:-1]) + forward[-1].decode()
     assert together == sequence
