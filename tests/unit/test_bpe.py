@@ -217,7 +217,7 @@ def test_files_that_are_no_tokenizer(stored: bytes, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot be read: No such file" in refusal(tmp_path / "tokenizer.json")
+    assert "no such tokenizer; `snakemake fetch_models`" in refusal(tmp_path / "tokenizer.json")
     assert "cannot be read: Is a directory" in refusal(tmp_path)
 
 

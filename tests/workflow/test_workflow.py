@@ -59,10 +59,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_demo_makes_verified_results(demo: tuple[Path, str], tmp_path: Path) -> None:
     folder, output = demo
-    assert rules_run(output) == ["all", "build_index", "embed_shard", "embed_shard", "merge_shards"]
+    assert rules_run(output) == ["all", "build_index", "embed_shard", "embed_shard", "merge_shards", "report"]
     results = folder / "results/demo" / SLUG
     assert {path.name for path in results.iterdir()} == {
-        *("index.h5", "shards", "embeddings.h5", "records.tsv.gz", "manifest.json")
+        *("index.h5", "shards", "embeddings.h5", "records.tsv.gz", "manifest.json", "report.html")
     }
     embeddings = open_embeddings(results / "embeddings.h5")
     assert len(embeddings) == 85
@@ -100,7 +100,7 @@ def test_a_deleted_shard_is_repeated_alone(demo: tuple[Path, str]) -> None:
     (results / "shards/shard_1-of-2.h5").unlink()
     done = snakemake(folder, config={"shards": 2, "precision": "float32"})
     assert done.returncode == 0, done.stdout
-    assert rules_run(done.stdout) == ["all", "embed_shard", "merge_shards"]
+    assert rules_run(done.stdout) == ["all", "embed_shard", "merge_shards", "report"]
     assert "rank=1" in done.stdout
     assert (open_embeddings(results / "embeddings.h5")[:] == before).all()
 
@@ -112,7 +112,7 @@ def test_the_printed_commands_can_be_pasted(demo: tuple[Path, str], tmp_path: Pa
     results = folder / "results/demo" / SLUG
     (results / "embeddings.h5").unlink()
     commands = re.findall(r"^ *(?:Shell command: )?(python .*\.py.*)$", output, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         assert shlex.split(command)[0] == "python"
         environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -160,7 +160,7 @@ def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
     settings = {"datasets": "table.tsv", "shards": 2, "precision": "float32", "strand": "both"}
     done = snakemake(tmp_path, config={**settings, "window": 1000, "stride": 600, "audit_seconds": 1})
     assert done.returncode == 0, done.stdout
-    steps = ["build_index", "embed_shard", "embed_shard", "merge_shards"]
+    steps = ["build_index", "embed_shard", "embed_shard", "merge_shards", "report"]
     assert rules_run(done.stdout) == sorted(["all", *steps, *steps])
     policy = LengthPolicy("window", 1000, 1000, 600, "both")
     for name, slug, fasta, which, longest in (
