@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough that each of four workers on this machine computes for about 10 s."""
-    lengths = np.random.default_rng(3).integers(20, 300, 500).tolist()
+    lengths = np.random.default_rng(3).integers(20, 300, 900).tolist()
     path = tmp_path_factory.mktemp("fasta") / "proteins.faa"
     path.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
     return path
