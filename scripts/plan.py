@@ -13,7 +13,6 @@ from pathlib import Path
 from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.kernels.names import ATTENTIONS
-from seqpack.length_policy import AUTO, LONG_SEQUENCES, STRANDS, choose_length_policy
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,14 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
     source.add_argument("--fasta", type=Path, help="a FASTA file; its index goes to a temporary folder")
     parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
-    as_built = parser.add_argument_group("with --fasta, as for build_index.py")
-    as_built.add_argument(
-        "--long-sequences", choices=(AUTO, *LONG_SEQUENCES), default=AUTO, help="what becomes of long ones"
-    )
-    as_built.add_argument("--max-length", type=_auto_or_length, default=AUTO, help="in residues or bases")
-    as_built.add_argument("--window", type=_auto_or_length, default=AUTO, help="length of a window")
-    as_built.add_argument("--stride", type=_auto_or_length, default=AUTO, help="from a window to the next")
-    as_built.add_argument("--strand", choices=STRANDS, default="forward", help="one strand or both")
+    command.add_length_options(parser.add_argument_group("with --fasta, as for build_index.py"))
     parser.add_argument("--world-size", type=command.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(
         "--seconds", type=command.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
@@ -45,12 +37,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _auto_or_length(text: str) -> int | str:
-    return text if text == AUTO else command.at_least(1)(text)
-
-
 def plan(arguments: argparse.Namespace) -> None:
     from seqpack.index import open_index
+    from seqpack.index_build import build_index
+    from seqpack.index_model import model_of
 
     with ExitStack() as stack:
         path = arguments.index
@@ -58,7 +48,7 @@ def plan(arguments: argparse.Namespace) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seqpack-plan-")))
             remove_when_stopped(folder)
             path = folder / "index.h5"
-            build(arguments, path)
+            build_index(arguments.fasta, path, arguments.model, command.length_policy_of(arguments))
         index = open_index(path)
 
         # Only now: what imports torch takes longer than to find a mistake.
@@ -69,11 +59,10 @@ def plan(arguments: argparse.Namespace) -> None:
             describe_index,
             describe_shares,
             disk_needed,
-            model_for,
             share_work,
         )
 
-        source = model_for(index, arguments.model)
+        source = model_of(index, arguments.model)
         architecture = architecture_of(source)
         shares = share_work(index, arguments.world_size, architecture)
         lines = [*describe_index(index), *describe_shares(shares)]
@@ -95,21 +84,6 @@ def remove_when_stopped(folder: Path) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-
-
-def build(arguments: argparse.Namespace, path: Path) -> None:
-    from seqpack.index_build import build_index
-    from seqpack.models.registry import find_model
-
-    policy = choose_length_policy(
-        find_model(arguments.model).family,
-        arguments.long_sequences,
-        arguments.max_length,
-        arguments.window,
-        arguments.stride,
-        arguments.strand,
-    )
-    build_index(arguments.fasta, path, arguments.model, policy)
 
 
 def main() -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -100,13 +99,7 @@ def dnabert_state(architecture: DnabertArchitecture) -> dict[str, torch.Tensor]:
 @cache
 def dnabert_folder(architecture: DnabertArchitecture = SMALL, name: str = "dnabert") -> Path:
     """Save seeded weights and the packaged tokenizer as a Hugging Face folder; once a process."""
-    return save_dnabert(dnabert_state(architecture), architecture, Path(_folder.name) / name)
-
-
-def save_dnabert(state: dict[str, torch.Tensor], architecture: DnabertArchitecture, folder: Path) -> Path:
-    save_folder(state, architecture, folder)
-    shutil.copy(UNTRAINED_TOKENIZER, folder / "tokenizer.json")
-    return folder
+    return save_folder(dnabert_state(architecture), architecture, Path(_folder.name) / name)
 
 
 @dataclass(frozen=True)

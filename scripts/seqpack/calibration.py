@@ -15,7 +15,7 @@ import torch
 from seqpack import devices
 from seqpack.audit import available_memory
 from seqpack.errors import SeqpackError
-from seqpack.findings import size_in_words
+from seqpack.findings import size_in_words, time_in_words
 from seqpack.forecast import Shares, line
 from seqpack.index import Index
 from seqpack.kernels.names import AUTO
@@ -28,7 +28,6 @@ from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.readout import Readout
 from seqpack.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs
-from seqpack.watch import in_words
 
 PROBE_TOKENS = 256  # of the sequence that is timed first, to know what the others may take
 FEWEST_TOKENS = 128  # in a piece of a pack, on a slow CPU
@@ -222,11 +221,12 @@ def describe_calibration(measured: Calibration, shares: Shares) -> list[str]:
     memory = f"{size_in_words(peak['peak_host_bytes'])} by this process"
     if "peak_device_bytes" in peak:
         memory += f", {size_in_words(peak['peak_device_bytes'])} on the GPU"
+    longest, together, load = map(time_in_words, (seconds.max(), seconds.sum(), measured.load_seconds))
     lines = [
         line("device", f"{measured.device}, {measured.precision}, attention {measured.attention}"),
         line("speed", speed),
-        line("time", f"{in_words(seconds.max())} for the longest shard, {in_words(seconds.sum())} one after another"),
-        line("", f"besides, each shard: {in_words(measured.load_seconds)} for the model, 10 s or 1 % for its audit"),
+        line("time", f"{longest} for the longest shard, {together} one after another"),
+        line("", f"besides, each shard: {load} for the model, 10 s or 1 % for its audit"),
         line("memory", f"{memory}; {size_in_words(available_memory())} free"),
     ]
     if measured.weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import math
@@ -13,6 +14,8 @@ from collections.abc import Callable
 
 from seqpack.errors import SeqpackError
 from seqpack.interrupts import Interrupted
+from seqpack.length_policy import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
+from seqpack.models.registry import find_model
 
 log = logging.getLogger("seqpack")
 
@@ -46,6 +49,49 @@ def run(work: Callable[[], object]) -> int:
         logging.shutdown()
         os._exit(stop.code)  # at once: threads may be in the midst of minutes of work that no one awaits
     return 0
+
+
+def add_length_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say what becomes of long sequences, and of strands; see `length_policy_of`."""
+    parser.add_argument(
+        "--long-sequences",
+        choices=(AUTO, *LONG_SEQUENCES),
+        default=AUTO,
+        help="what to do with sequences longer than max-length: truncate (embed the beginning), window (in windows), "
+        "full (embed all in one), reject (leave the record out); auto: truncate proteins, window nucleotides",
+    )
+    for name, explanation in (
+        ("--max-length", "in residues or bases; auto: 1022 or 10000"),
+        ("--window", "residues or bases in a window; auto: max-length"),
+        ("--stride", "from a window to the next; auto: half a window of proteins, a window of nucleotides"),
+    ):
+        parser.add_argument(name, type=_auto_or_length, default=AUTO, help=explanation)
+    parser.add_argument(
+        "--strand",
+        choices=STRANDS,
+        default="forward",
+        help="of nucleotides: as given, or the mean of both strands (default: forward)",
+    )
+
+
+def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
+    """Return the policy that the options of `add_length_options` and `--model` ask for.
+
+    Raises:
+        SeqpackError: no such model, or an option is out of its range.
+    """
+    return choose_length_policy(
+        find_model(arguments.model).family,
+        arguments.long_sequences,
+        arguments.max_length,
+        arguments.window,
+        arguments.stride,
+        arguments.strand,
+    )
+
+
+def _auto_or_length(text: str) -> int | str:
+    return text if text == AUTO else at_least(1)(text)
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

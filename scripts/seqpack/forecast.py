@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seqpack.errors import SeqpackError
 from seqpack.findings import size_in_words
 from seqpack.index import Fate, Index
-from seqpack.models.registry import AnyArchitecture, ModelSource, find_model
+from seqpack.models.registry import AnyArchitecture, ModelSource
 from seqpack.models.weights import open_weights
 from seqpack.monitor import model_flop
 from seqpack.records import write_records
@@ -116,21 +115,6 @@ def architecture_of(source: ModelSource) -> AnyArchitecture:
         SeqpackError: the weights can't be read.
     """
     return source.architecture or open_weights(source)[0]
-
-
-def model_for(index: Index, name: str) -> ModelSource:
-    """Return the model of that name, empty for the index's own, once it is known to read the index's tokens.
-
-    Raises:
-        SeqpackError: no such model, or one of another family.
-    """
-    source = find_model(name or index.attributes["model"])
-    if source.family != index.attributes["family"]:
-        raise SeqpackError(
-            f"{index.path}: made for {index.attributes['model']}, whose tokens are not those of {source.name}; "
-            "build the index again for this model"
-        )
-    return source
 
 
 def describe_index(index: Index) -> list[str]:

@@ -20,11 +20,12 @@ from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
 from seqpack.index import Index, embedded_lengths, open_index
+from seqpack.index_model import model_of
 from seqpack.interrupts import Signals
 from seqpack.kernels.names import AUTO
 from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder, make_encoder
-from seqpack.models.registry import ModelSource, find_model
+from seqpack.models.registry import ModelSource
 from seqpack.models.weights import load_weights
 from seqpack.outputs import Outputs
 from seqpack.part_writer import PartWriter
@@ -72,7 +73,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     log.info("device %s (%s), precision %s", device, status.run["device"], precision)
 
     with stage(status, "load"):
-        source = _find_model(task, index)
+        source = model_of(index, task.model)
         weights = load_weights(source)
         architecture, dtype = weights.architecture, getattr(torch, precision)
         outputs = task.outputs.of(architecture.num_layers)
@@ -160,25 +161,6 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
         "num_residues": int(embedded_lengths(index, index.sequence_records[rows]).sum()),
         "pack_fill": round(num_tokens / capacity, 4) if capacity else 0.0,
     }
-
-
-def _find_model(task: ShardTask, index: Index) -> ModelSource:
-    """Return the model that is asked for, once it is known to read the index's tokens."""
-    source = find_model(task.model or index.attributes["model"])
-    if source.family != index.attributes["family"]:
-        raise SeqpackError(
-            f"{task.index}: made for {index.attributes['model']}, whose tokens are not those of {source.name}; "
-            "build the index again for this model"
-        )
-    if (
-        source.tokenizer
-        and source.tokenizer.exists()
-        and sha256_of_file(source.tokenizer) not in index.attributes["tokenizer"]
-    ):
-        raise SeqpackError(
-            f"{task.index}: made by another tokenizer than {source.tokenizer}; build the index again for this model"
-        )
-    return source
 
 
 def _make_model(source: ModelSource, index: Index, dtype: torch.dtype, device: torch.device) -> Encoder:

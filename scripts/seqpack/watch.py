@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import TextIO
 
 from seqpack import command
 from seqpack.errors import SeqpackError
+from seqpack.findings import time_in_words
 from seqpack.progress import STALE, UNREADABLE, WAITING, Progress, progress_of
 from seqpack.status import COMPLETE, FAILED, RUNNING
 
@@ -132,25 +132,12 @@ def cells(run: Progress) -> list[str]:
     packs = f"{run.done.packs}/{run.total.packs} packs" + (f" ({run.resumed} resumed)" if run.resumed else "")
     tokens = f"{_short(run.done.tokens)}/{_short(run.total.tokens)} tokens"
     rate = f"{_short(round(run.rate))} tokens/s" if run.rate else ""
-    left = f"{in_words(run.seconds)} left" if run.rate else ""
+    left = f"{time_in_words(run.seconds)} left" if run.rate else ""
     if run.shards and run.states.get(COMPLETE, 0) == run.shards:
         left = "not merged yet"
     if run.merged:
         left = "merged"
     return [run.name, share, shards if run.shards else "no shard begun", packs, tokens, rate, left]
-
-
-def in_words(seconds: float) -> str:
-    """Return a time for the reader, in two units at most."""
-    if not math.isfinite(seconds):
-        return "an unknown time"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
 def _short(number: float) -> str:

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, reference_hidden, seeded_state
-from families import random_contigs, save_dnabert
+from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, reference_hidden, save_folder, seeded_state
+from families import random_contigs
 from pipeline import SCRIPTS
 from seqpack import audit_references
 from seqpack.alibi import attend
@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = seeded_state(ARCHITECTURE)
     for number in range(ARCHITECTURE.num_layers):
         state[f"encoder.layer.{number}.attention.self.Wqkv.weight"][: 2 * ARCHITECTURE.hidden_dim] *= 1.5
-    return save_dnabert(state, ARCHITECTURE, tmp_path_factory.mktemp("dnabert") / "model")
+    return save_folder(state, ARCHITECTURE, tmp_path_factory.mktemp("dnabert") / "model")
 
 
 @pytest.fixture(scope="module")

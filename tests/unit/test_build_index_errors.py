@@ -20,8 +20,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from dnabert_reference import seeded_state
-from families import save_dnabert
+from dnabert_reference import save_folder, seeded_state
 from seqpack.index import open_index
 from seqpack.models.registry import DnabertArchitecture
 
@@ -292,7 +291,7 @@ def test_windows_that_cannot_be(options: tuple[str, ...], told: str, fasta: Path
 def test_a_tokenizer_of_another_model(tmp_path: Path, fasta: Path, output: Path):
     """A folder whose tokenizer.json knows more tokens than the model; one whose tokenizer.json is none."""
     fasta.write_bytes(DNA)
-    narrow = save_dnabert(seeded_state(NARROW), NARROW, tmp_path / "narrow")
+    narrow = save_folder(seeded_state(NARROW), NARROW, tmp_path / "narrow")
     error = the_error(run(fasta, output, "--model", str(narrow)))
     assert "tokenizer.json: it has 4,096 ids and the model knows 64" in error
     (narrow / "tokenizer.json").write_text("{}")

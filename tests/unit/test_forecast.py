@@ -20,8 +20,9 @@ from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script
 from seqpack.calibration import Calibration, Settings, calibrate, sample_order, sample_packs
 from seqpack.errors import SeqpackError
 from seqpack.fingerprint import Fingerprint
-from seqpack.forecast import Shares, architecture_of, describe_shares, disk_needed, model_for, share_work
+from seqpack.forecast import Shares, architecture_of, describe_shares, disk_needed, share_work
 from seqpack.index import Index, open_index
+from seqpack.index_model import model_of
 from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import MODELS, find_model
 from seqpack.monitor import model_flop
@@ -180,11 +181,11 @@ def test_a_model_that_is_not_there_yet_is_stood_in_for(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = model_for(index, "esm2_t6_8M_UR50D")
+    source = model_of(index, "esm2_t6_8M_UR50D")
     assert "untrained weights" in calibrate(index, source, ON_CPU, 0.01).weights
     assert calibrate(index, find_model(MODEL), ON_CPU, 0.01).weights == ""
     with pytest.raises(SeqpackError, match=r"index\.h5: made for untrained:esm2_t6_8M_UR50D, whose tokens are not"):
-        model_for(index, "untrained:dnabert_s")
+        model_of(index, "untrained:dnabert_s")
 
 
 def facts(text: str) -> dict[str, str]:

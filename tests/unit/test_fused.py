@@ -47,12 +47,13 @@ def test_they_compile_for_gpus_round_to_nearest_and_move_16_bytes_at_once(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     norm = {"x": "*fp32", "delta": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16"}
     norm_constants = {"dim": 320, "block": 512, "has_delta": True}
+    post_constants = {**norm_constants, "dim": 768, "block": 1024}
     rotation = {"qkv": "*bf16", "cos": "*fp32", "sin": "*fp32", "positions": "*i64"}
     rotation_constants = {"num_heads": 20, "half": 32, "rows": 64, "columns": 32}
     for ptx in (
-        compiled(fused._add_norm, norm, {"eps": "fp32"}, norm_constants, capability),
+        compiled(fused._norm, norm, {"eps": "fp32"}, {**norm_constants, "post": False}, capability),
         compiled(fused._rotate, rotation, {}, rotation_constants, capability),
-        compiled(fused._post_norm, norm, {"eps": "fp32"}, {**norm_constants, "dim": 768, "block": 1024}, capability),
+        compiled(fused._norm, norm, {"eps": "fp32"}, {**post_constants, "post": True}, capability),
         compiled(fused._gate, {"h": "*bf16", "gated": "*bf16"}, {}, {"dim": 3072, "block": 1024}, capability),
     ):
         assert "cvt.rn.bf16x2.f32" in ptx
@@ -194,23 +195,20 @@ def check_rotate(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
         assert torch.equal(guarded[1:7, :2], expected)
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype", "tolerance"),
-    [
-        ("esm2", torch.float32, 1e-6),
-        ("esm2", torch.float16, 1e-3),
-        ("esm2", torch.bfloat16, 1e-2),
-        ("dnabert_s", torch.float32, 1e-6),
-        ("dnabert_s", torch.float16, 1e-3),
-        ("dnabert_s", torch.bfloat16, 2e-2),  # the interpreter's cut, before every product
-    ],
-)
-def check_the_forward(family: str, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("dtype", list(STEPS))
+def check_the_forward(family: str, dtype: torch.dtype) -> None:
+    """In 16 bits it is as far from float32 as the eager form; twice as far where the interpreter cuts."""
     model, architecture = MODELS[family]
     pack = make_pack([11, 11, 7, 3])
     tensors = untrained_tensors(architecture)
     eager, found = (model(architecture, tensors, dtype, 16, fuse=fuse)(pack) for fuse in (False, True))
     assert found.dtype == torch.float32
-    assert ((found - eager).norm() / eager.norm()).item() < tolerance
-    if dtype != torch.float32:
-        assert not torch.equal(found, eager)  # or both took one way
+    if dtype == torch.float32:
+        assert ((found - eager).norm() / eager.norm()).item() < 1e-6
+        return
+    exact = model(architecture, tensors, torch.float32, 16)(pack)
+    off, eagerly_off = ((states - exact).norm().item() for states in (found, eager))
+    print(f"{family} {dtype}: {off / eagerly_off:.2f} times as far")
+    assert off < (2 if dtype == torch.bfloat16 else 1.25) * eagerly_off
+    assert not torch.equal(found, eager)  # or both took one way

@@ -18,11 +18,12 @@ import pytest
 
 from pipeline import SCRIPTS, Run, run_script
 from seqpack.errors import SeqpackError
+from seqpack.findings import time_in_words
 from seqpack.index import open_index
 from seqpack.progress import OLD_SECONDS, Amount, Progress, progress_of
 from seqpack.shard_lock import lock_path_of, locked_shard
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
-from seqpack.watch import cells, in_words, table, total_of
+from seqpack.watch import cells, table, total_of
 from sequences import random_sequences
 
 NAME = "tiny/untrained-esm2_t6_8M_UR50D"
@@ -284,7 +285,7 @@ def test_only_the_first_notes_are_shown() -> None:
 
 def test_times_in_words() -> None:
     seconds = (0.25, 59.4, 90, 3700, 90000, float("nan"))
-    assert [in_words(value) for value in seconds] == [
+    assert [time_in_words(value) for value in seconds] == [
         "0.2 s",
         "59 s",
         "2 min",

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from dnabert_reference import seeded_state
-from families import ONE_EACH, PROTEINS, SMALL, Family, save_dnabert
+from dnabert_reference import save_folder, seeded_state
+from families import ONE_EACH, PROTEINS, SMALL, Family
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqpack import open_embeddings
@@ -35,7 +35,7 @@ def broken_model(family: Family, folder: Path, value: float) -> str:
         return str(save_checkpoint(model, folder / "weights.pt"))
     state = seeded_state(SMALL)
     state["embeddings.word_embeddings.weight"][UNKNOWN] = value
-    return str(save_dnabert(state, SMALL, folder / "weights"))
+    return str(save_folder(state, SMALL, folder / "weights"))
 
 
 def overflowing_model(family: Family, folder: Path) -> str:
@@ -60,7 +60,7 @@ def overflowing_model(family: Family, folder: Path) -> str:
     state[f"{layer}mlp.gated_layers.weight"][gate_and_value] = 0
     state[f"{layer}mlp.gated_layers.weight"][gate_and_value, CHANNEL] = 300
     state[f"{layer}mlp.wo.weight"][:, UNIT] = 0
-    return str(save_dnabert(state, SMALL, folder / "weights"))
+    return str(save_folder(state, SMALL, folder / "weights"))
 
 
 def write(path: Path, sequences: list[str]) -> Path:

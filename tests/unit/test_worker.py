@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dnabert_reference import save_folder
 from families import (
     CONTIGS,
     EACH,
@@ -27,7 +28,6 @@ from families import (
     WINDOWS,
     Family,
     dnabert_state,
-    save_dnabert,
 )
 from pipeline import DEMO, SCRIPTS, Run, results_of, run_script, save_parts
 from seqpack import open_embeddings
@@ -206,7 +206,7 @@ def test_an_index_of_another_family(family: Family, tmp_path: Path) -> None:
 def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
     """Of the same family, but other tokens: a rank would compute nonsense, or fail on an id that the model lacks."""
     run = Run(tmp_path, 1).build(WINDOWS.write_odd(tmp_path), WINDOWS.model, WINDOWS.policy)
-    folder = save_dnabert(dnabert_state(SMALL), SMALL, tmp_path / "other")
+    folder = save_folder(dnabert_state(SMALL), SMALL, tmp_path / "other")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].pop()
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

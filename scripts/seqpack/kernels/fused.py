@@ -48,7 +48,7 @@ def add_norm(
         (num_tokens, hidden_dim).
     """
     y = torch.empty_like(x, dtype=dtype)
-    _launch(_add_norm, x, delta, weight, bias, y, eps)
+    _launch_norm(x, delta, weight, bias, y, eps, post=False)
     return y
 
 
@@ -65,7 +65,7 @@ def post_norm(
     The arguments are those of `add_norm`. Of float32 the result is x itself.
     """
     y = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
-    _launch(_post_norm, x, delta, weight, bias, y, eps)
+    _launch_norm(x, delta, weight, bias, y, eps, post=True)
     return y
 
 
@@ -122,14 +122,14 @@ def available(device: torch.device) -> bool:
     return True
 
 
-def _launch(
-    kernel: Callable,
+def _launch_norm(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
     y: torch.Tensor,
     eps: float,
+    post: bool,
 ) -> None:
     num_tokens, dim = x.shape
     assert x.dtype == weight.dtype == bias.dtype == torch.float32
@@ -137,7 +137,7 @@ def _launch(
     assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
     block = triton.next_power_of_2(dim)
     warps = min(max(block // 256, 1), 16)
-    kernel[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, num_warps=warps)
+    _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
 
 
 def _jit(kernel: Callable) -> Callable:
@@ -145,7 +145,7 @@ def _jit(kernel: Callable) -> Callable:
 
 
 @_jit
-def _add_norm(
+def _norm(
     x_start: tl.tensor,
     delta_start: tl.tensor,
     weight_start: tl.tensor,
@@ -155,6 +155,7 @@ def _add_norm(
     dim: tl.constexpr,
     block: tl.constexpr,
     has_delta: tl.constexpr,
+    post: tl.constexpr,
 ) -> None:
     column = tl.arange(0, block)
     inside = column < dim
@@ -162,52 +163,19 @@ def _add_norm(
     x = tl.load(x_start + place, mask=inside, other=0.0)
     if has_delta:
         x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(x_start + place, x, mask=inside)
-    y = _layer_norm(x, weight_start, bias_start, column, inside, eps, dim)
-    tl.store(y_start + place, y.to(y_start.dtype.element_ty), mask=inside)
-
-
-@_jit
-def _post_norm(
-    x_start: tl.tensor,
-    delta_start: tl.tensor,
-    weight_start: tl.tensor,
-    bias_start: tl.tensor,
-    y_start: tl.tensor,
-    eps: float,
-    dim: tl.constexpr,
-    block: tl.constexpr,
-    has_delta: tl.constexpr,
-) -> None:
-    column = tl.arange(0, block)
-    inside = column < dim
-    place = tl.program_id(0).to(tl.int64) * dim + column
-    x = tl.load(x_start + place, mask=inside, other=0.0)
-    if has_delta:
-        x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
-    x = _layer_norm(x, weight_start, bias_start, column, inside, eps, dim)
-    tl.store(x_start + place, x, mask=inside)
-    if y_start.dtype.element_ty != tl.float32:  # else y is x
-        tl.store(y_start + place, x.to(y_start.dtype.element_ty), mask=inside)
-
-
-@_jit
-def _layer_norm(
-    x: tl.tensor,
-    weight_start: tl.tensor,
-    bias_start: tl.tensor,
-    column: tl.tensor,
-    inside: tl.tensor,
-    eps: float,
-    dim: tl.constexpr,
-) -> tl.tensor:
     mean = tl.sum(x, 0) / dim
     centered = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centered * centered, 0) / dim
     scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     weight = tl.load(weight_start + column, mask=inside, other=0.0)
     bias = tl.load(bias_start + column, mask=inside, other=0.0)
-    return centered * scale * weight + bias
+    y = centered * scale * weight + bias
+    if post:
+        tl.store(x_start + place, y, mask=inside)
+    elif has_delta:
+        tl.store(x_start + place, x, mask=inside)
+    if not post or y_start.dtype.element_ty != tl.float32:  # else y is x
+        tl.store(y_start + place, y.to(y_start.dtype.element_ty), mask=inside)
 
 
 @_jit

@@ -20,14 +20,12 @@ ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: one module, one tokenizer, on
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The shape of an ESM-2 model (Lin et al. 2023, doi:10.1126/science.ade2574; fair-esm 2.0.0)."""
+class Transformer:
+    """What the shapes of both families have in common."""
 
     num_layers: int
     hidden_dim: int
     num_heads: int
-    vocabulary: int = 33
-    token_dropout: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -36,6 +34,14 @@ class Architecture:
     @property
     def ffn_dim(self) -> int:
         return 4 * self.hidden_dim
+
+
+@dataclass(frozen=True)
+class Architecture(Transformer):
+    """The shape of an ESM-2 model (Lin et al. 2023, doi:10.1126/science.ade2574; fair-esm 2.0.0)."""
+
+    vocabulary: int = 33
+    token_dropout: bool = True
 
     @property
     def matrix_parameters(self) -> int:
@@ -44,7 +50,7 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class DnabertArchitecture:
+class DnabertArchitecture(Transformer):
     """The shape of DNABERT-2 (Zhou et al. 2023, arXiv:2306.15006) and of DNABERT-S, which was trained from it."""
 
     num_layers: int = 12
@@ -52,14 +58,6 @@ class DnabertArchitecture:
     num_heads: int = 12
     vocabulary: int = 4096
     token_types: int = 2
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_dim // self.num_heads
-
-    @property
-    def ffn_dim(self) -> int:
-        return 4 * self.hidden_dim
 
     @property
     def matrix_parameters(self) -> int:
