@@ -28,6 +28,7 @@ include: "rules/embed.smk"
 include: "rules/merge.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
+include: "rules/plan.smk"
 
 
 localrules:
@@ -35,6 +36,7 @@ localrules:
     fetch_folder,
     fetch_models,
     fetch_weights,
+    plan,
 
 
 rule all:

@@ -29,6 +29,7 @@ from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.outputs import Outputs
+from seqpack.report_colors import require_column
 from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
@@ -44,6 +45,8 @@ def check_config():
             int(layer) if re.fullmatch(r"-?\d+", str(layer)) else layer
             for layer in config["layers"]
         ]
+    if config.get("per_residue") in ("true", "True", "false", "False"):  # likewise
+        config["per_residue"] = config["per_residue"].lower() == "true"
     validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text()))
     errors = [
         f"seqpack: config {'.'.join(map(str, error.path)) or 'keys'}: {error.message}; "
@@ -82,6 +85,7 @@ def read_all_datasets():
             try:
                 length_policy(dataset)
                 require_outputs(dataset)
+                require_metadata(dataset)
             except SeqpackError as error:
                 raise SeqpackError(f"dataset {dataset.name}, model {dataset.model.name}: {error}")
             refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
@@ -102,6 +106,23 @@ def require_outputs(dataset):
     outputs.require_family(dataset.model.family)
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
+
+
+def require_metadata(dataset):
+    """Raise if the report can't be colored as the settings ask: its job would begin by losing the report before."""
+    metadata, color = config["metadata"], config["color"]
+    if bool(metadata) != bool(color):
+        raise SeqpackError(
+            "metadata and color go together: a table, and the column of it that colors the map; set both or neither"
+        )
+    path = metadata.replace("{dataset}", dataset.name).replace("{model}", dataset.model.slug)
+    if "{" in path or "}" in path:
+        raise SeqpackError(
+            f"metadata {metadata}: Snakemake takes braces for wildcards, of which there are {{dataset}} and {{model}}; "
+            "rename the file or link to it"
+        )
+    if path:
+        require_column(Path(path), color)
 
 
 def world_size_of(name, slug):

@@ -112,7 +112,7 @@ def main() -> int:
         )
         embed_shard(task)
 
-    return command.run(work)
+    return command.run(work, when_full="finished parts are kept")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,7 @@ import sys
 from pathlib import Path
 
 from seqpack import command
-
-FORMATS = (
-    "parquet",
-    "npy",
-    "h5ad",
-    "h5",
-    "h5_residues",
-    "faiss",
-    "pt",
-)  # seqpack.export.WRITERS, without what that imports
+from seqpack.export_formats import FORMATS
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,6 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="the file to write; of pt the folder to make")
     parser.add_argument("--records", type=Path, help="pt: the records.tsv.gz, for labels with the whole header")
+    command.add_output_options(parser)
     return parser.parse_args()
 
 
@@ -40,7 +32,14 @@ def main() -> int:
     def work() -> None:
         from seqpack.export import export_embeddings
 
-        export_embeddings(arguments.embeddings, arguments.output, arguments.format, arguments.records)
+        export_embeddings(
+            arguments.embeddings,
+            arguments.output,
+            arguments.format,
+            arguments.records,
+            arguments.layer,
+            arguments.pooling,
+        )
 
     return command.run(work)
 

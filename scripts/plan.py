@@ -13,6 +13,8 @@ from pathlib import Path
 from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.kernels.names import ATTENTIONS
+from seqpack.lease import leased_gpu
+from seqpack.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,6 +33,12 @@ def parse_arguments() -> argparse.Namespace:
     as_run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the matrix products")
     as_run.add_argument("--attention", choices=ATTENTIONS, default="auto", help="the attention kernel's name")
     as_run.add_argument("--threads", type=command.at_least(0), default=0, help="CPU threads of a worker")
+    as_run.add_argument("--layers", type=int, nargs="+", default=[-1], help="layers to read")
+    as_run.add_argument("--pooling", choices=POOLINGS, nargs="+", default=["mean"], help="of each layer")
+    as_run.add_argument("--per-residue", choices=RESIDUE_DTYPES, default="", help="keep every residue's vector as well")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="as for merge_shards.py (default: float32)"
+    )
     arguments = parser.parse_args()
     if arguments.fasta and not arguments.model:
         parser.error("--fasta needs --model")
@@ -42,6 +50,7 @@ def plan(arguments: argparse.Namespace) -> None:
     from seqpack.index_build import build_index
     from seqpack.index_model import model_of
 
+    outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
     with ExitStack() as stack:
         path = arguments.index
         if path is None:
@@ -50,6 +59,8 @@ def plan(arguments: argparse.Namespace) -> None:
             path = folder / "index.h5"
             build_index(arguments.fasta, path, arguments.model, command.length_policy_of(arguments))
         index = open_index(path)
+        if arguments.seconds and arguments.device != "cpu":
+            stack.enter_context(leased_gpu())  # as a worker does: other work on it would make it slow
 
         # Only now: what imports torch takes longer than to find a mistake.
         from seqpack.calibration import Settings, calibrate, describe_calibration
@@ -59,17 +70,23 @@ def plan(arguments: argparse.Namespace) -> None:
             describe_index,
             describe_shares,
             disk_needed,
+            line,
             share_work,
         )
 
         source = model_of(index, arguments.model)
+        outputs.require_family(source.family)
         architecture = architecture_of(source)
+        outputs = outputs.of(architecture.num_layers)
         shares = share_work(index, arguments.world_size, architecture)
-        lines = [*describe_index(index), *describe_shares(shares)]
+        lines = [*describe_index(index, source.name), *describe_shares(shares)]
+        if arguments.index:
+            lines.insert(2, line("index", f"{path}, which the run takes as it is"))
         if arguments.seconds:
-            settings = Settings(arguments.device, arguments.precision, arguments.attention, arguments.threads)
+            as_run = (arguments.device, arguments.precision, arguments.attention, arguments.threads)
+            settings = Settings(*as_run, outputs)
             lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)
-        disk = disk_needed(index, arguments.world_size, architecture.hidden_dim)
+        disk = disk_needed(index, arguments.world_size, architecture.hidden_dim, outputs, arguments.dtype)
         lines += describe_disk(disk, arguments.index.absolute().parent if arguments.index else Path.cwd())
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
@@ -89,10 +106,7 @@ def remove_when_stopped(folder: Path) -> None:
 def main() -> int:
     command.start_log()
     arguments = parse_arguments()
-    try:
-        return command.run(lambda: plan(arguments))
-    except KeyboardInterrupt:
-        return 130
+    return command.run(lambda: plan(arguments))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=Path, required=True, help="the embeddings.h5 that is searched")
     parser.add_argument("--k", type=command.at_least(1), default=10, help="neighbors of each record (default: 10)")
     parser.add_argument("--output", type=Path, required=True, help="the tab-separated table to write")
+    command.add_output_options(parser)
     return parser.parse_args()
 
 
@@ -24,7 +25,8 @@ def main() -> int:
     def work() -> None:
         from seqpack.neighbors import write_neighbors
 
-        write_neighbors(arguments.query, arguments.target, arguments.output, arguments.k)
+        settings = (arguments.k, arguments.layer, arguments.pooling)
+        write_neighbors(arguments.query, arguments.target, arguments.output, *settings)
 
     return command.run(work)
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import resource
+import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from seqpack.errors import SeqpackError
 from seqpack.interrupts import Interrupted
 from seqpack.length_policy import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqpack.models.registry import find_model
+from seqpack.outputs import POOLINGS
 
 log = logging.getLogger("seqpack")
 
@@ -27,11 +29,15 @@ def start_log() -> None:
     )
 
 
-def run(work: Callable[[], object]) -> int:
-    """Do the work and return the program's exit code.
+def run(work: Callable[[], object], when_full: str = "") -> int:
+    """Do the work and return the program's exit code, after Ctrl-C 130.
 
     A SeqpackError or an error of the operating system (disk full, no permission) is told in one line;
     anything else is a defect of seqpack and keeps its traceback.
+
+    Args:
+        work: what the program does.
+        when_full: what is to be known besides when the disk is full.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard: 1024 would not do for many
@@ -42,8 +48,12 @@ def run(work: Callable[[], object]) -> int:
         return 1
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        log.error("%s%s", error, "; make room and run again: finished parts are kept" if full else "")
+        advice = "; make room and run again" + (f": {when_full}" if when_full else "")
+        log.error("%s%s", error, advice if full else "")
         return 1
+    except KeyboardInterrupt:
+        log.info("stopped by Ctrl-C")
+        return 128 + signal.SIGINT
     except Interrupted as stop:
         log.error("%s; what was finished is saved", stop)
         logging.shutdown()
@@ -88,6 +98,12 @@ def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
         arguments.stride,
         arguments.strand,
     )
+
+
+def add_output_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say which output of an embeddings.h5 is meant, as for `seqpack.open_embeddings`."""
+    parser.add_argument("--layer", type=int, help="of a file with several outputs: the layer (default: of the first)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="and the pooling (default: the first of that layer)")
 
 
 def _auto_or_length(text: str) -> int | str:

@@ -23,6 +23,7 @@ from seqpack.part_writer import PartWriter
 from seqpack.runner import embed_packs
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
+from seqpack.throughput import Throughput
 
 PROGRESS_SECONDS = 10.0
 # With on_error=fail the search ends after so many: something is wrong with the weights. With skip it ends after ten
@@ -77,12 +78,15 @@ def compute_packs(
             monitor(device) as gpu,
             closing(embed_packs(embed, index, packs, device, threads)) as computed,
         ):
+            throughput = Throughput()
+            status.run["throughput"] = throughput.points
             began = said = time.monotonic()
             for result in finite(computed):
                 writer.computed_by = _with_detours(status, embed, finite)
                 writer.add(result)
                 status.done_packs += 1
                 num_tokens += int(sizes[result.pack])
+                throughput.add(time.monotonic() - began, num_tokens)
                 num_sequences += len(result.index_rows) + len(result.quarantined_rows)
                 _require_few_quarantined(index, finite, num_sequences, task, status)
                 if time.monotonic() - said >= PROGRESS_SECONDS:
@@ -92,6 +96,7 @@ def compute_packs(
                     status.run.update(done_tokens=resumed_tokens + num_tokens, tokens_per_second=rate)
                     write_status(task.status, status)
                 signals.check()
+            throughput.add(time.monotonic() - began, num_tokens, is_last=True)
     except DoesNotFit as error:
         name = index.sequence_name(index.row_of_segment(error.segment))
         raise SeqpackError(f"{error}, that of {name}; give the job more memory, or lower max_length") from error

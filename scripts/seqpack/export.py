@@ -9,11 +9,14 @@ from pathlib import Path
 
 from seqpack.embeddings import Embeddings, open_embeddings
 from seqpack.errors import SeqpackError
-from seqpack.export_entries import names_path, write_h5, write_pt
-from seqpack.export_tables import ids_path, write_faiss, write_h5ad, write_npy, write_parquet
-from seqpack.files import refuse_to_replace, require_space
+from seqpack.export_entries import write_h5, write_pt
+from seqpack.export_files import refuse_folder, require_room
+from seqpack.export_formats import BESIDE, FORMATS
+from seqpack.export_tables import write_faiss, write_h5ad, write_npy, write_parquet
+from seqpack.files import refuse_to_replace
 
-WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {
+# Each takes the records.tsv.gz as well, or None; only pt, whose entries hold descriptions, reads it.
+WRITERS: dict[str, Callable[[Embeddings, Path, Path | None], None]] = {
     "parquet": write_parquet,
     "npy": write_npy,
     "h5ad": write_h5ad,
@@ -26,38 +29,47 @@ WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {
 log = logging.getLogger(__name__)
 
 
-def export_embeddings(source: str | Path, output: str | Path, format_name: str, records: Path | None = None) -> None:
-    """Write an embeddings file in another format, in blocks of bounded size.
+def export_embeddings(
+    source: str | Path,
+    output: str | Path,
+    format_name: str,
+    records: Path | None = None,
+    layer: int | None = None,
+    pooling: str | None = None,
+) -> None:
+    """Write an output of an embeddings file in another format, in blocks of bounded size.
 
     Args:
         source: the embeddings.h5.
         output: the file to write; of `pt` the folder to make. What lies beside it: docs/exports.md.
-        format_name: one of `WRITERS`.
+        format_name: one of `FORMATS`.
         records: of `pt`, the records.tsv.gz with the descriptions.
+        layer, pooling: which output, as for `open_embeddings`; the first that fits.
 
     Raises:
-        SeqpackError: a package is missing, the source is damaged, there is too little room.
+        SeqpackError: a package is missing, the source is damaged or has no such output, there is too little room.
     """
     if format_name not in WRITERS:
-        raise SeqpackError(f"no format is called {format_name!r}; there are {', '.join(WRITERS)}")
+        raise SeqpackError(f"no format is called {format_name!r}; there are {', '.join(FORMATS)}")
     source, output = Path(source), Path(output)
-    embeddings = open_embeddings(source)
-    for path in (output, ids_path(output), names_path(output)):
+    embeddings = open_embeddings(source, layer, pooling)
+    beside = [output.with_name(output.name + BESIDE[format_name])] if format_name in BESIDE else []
+    for path in (output, *beside):
         for read in (source, records):
             if read:
                 refuse_to_replace(read, path)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    num_bytes = embeddings.array.nbytes
+        if format_name != "pt":
+            refuse_folder(path)
     if format_name == "h5_residues" and not embeddings.has_residues:
         raise SeqpackError(f"{source}: has no vectors of residues; make it with per_residue: float16")
-    if embeddings.has_residues and format_name in ("h5_residues", "pt"):
-        as_float32 = 2 if format_name == "pt" and embeddings.attrs["per_residue"] == "float16" else 1
-        num_bytes += as_float32 * embeddings.residue_bytes
-    require_space(output.parent, num_bytes, f"{len(embeddings)} embeddings as {format_name}")
-    if format_name == "pt":
-        write_pt(embeddings, output, records)
-    else:
-        WRITERS[format_name](embeddings, output)
-    log.info("%s: %d embeddings of %d dimensions as %s", output, *embeddings.array.shape, format_name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    require_room(output.parent, embeddings, format_name)
+    WRITERS[format_name](embeddings, output, records)
+    rows, width = embeddings.array.shape
+    what = f"layer {embeddings.layer}" + (f", {embeddings.pooling}" if format_name != "h5_residues" else "")
+    log.info("%s: %d embeddings of %d dimensions (%s) as %s", output, rows, width, what, format_name)
+    others = [f"{layer} {pooling}" for layer, pooling in embeddings.outputs]
+    if len(others) > 1 and layer is None and pooling is None:
+        log.info("%s has several outputs (%s): --layer and --pooling choose another", source, ", ".join(others))
     if embeddings.attrs.get("warning"):
         log.warning(embeddings.attrs["warning"])

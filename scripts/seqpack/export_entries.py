@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import csv
-import glob
 import gzip
-import os
-import shutil
-import socket
+import io
+import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 
 from seqpack.embeddings import Embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_blocks import read_blocks, read_ids
+from seqpack.export_files import whole_export, whole_folder_or_absent
+from seqpack.export_formats import NAMES
 from seqpack.export_names import UniqueNames, dataset_name, file_name
-from seqpack.files import fsync, whole_or_absent
+from seqpack.files import name_errors, whole_or_absent
 from seqpack.hdf5 import new_hdf5
 
 NAME_COLUMNS = ("name", "id", "row")
+CHECKED_ROWS = 256  # after so many entries, is there still room, and no one who wants to stop?
 # fair-esm calls the first token bos; the mean over all tokens of nucleotides is a mean as well.
 REPRESENTATIONS = {"cls": "bos", "mean_tokens": "mean"}
 
 
-def names_path(output: Path) -> Path:
-    """Return where the table of names of a per-record HDF5 file is; that of a folder lies in it, as names.tsv."""
-    return output.with_name(output.name + ".names.tsv")
-
-
-def write_h5(embeddings: Embeddings, output: Path, per_residue: bool = False) -> None:
+def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, per_residue: bool = False) -> None:
     """Write a dataset (hidden_dim,) a record at the root, with the id in its attribute `original_id`.
 
     UniProt's files have accessions as names (help page "Protein Embeddings"), those of bio_embeddings the attribute.
     The attributes of the whole are those of the embeddings file. With `per_residue` the datasets are the vectors of
-    residues, (residues, hidden_dim).
+    residues, (residues, hidden_dim). Beside it the table of names.
     """
+    names = output.with_name(output.name + NAMES)
     with (
-        whole_or_absent(output) as temporary,
-        whole_or_absent(names_path(output)) as names,
-        names.open("w", encoding="utf-8", newline="") as text,
+        whole_or_absent(names) as new_names,
+        new_names.open("w", encoding="utf-8", newline="") as text,
+        whole_export(output, names) as temporary,
         new_hdf5(temporary) as file,
     ):
         file.attrs.update(embeddings.attrs)
@@ -49,11 +45,15 @@ def write_h5(embeddings: Embeddings, output: Path, per_residue: bool = False) ->
         table.writerow(NAME_COLUMNS)
         unique = UniqueNames(read_ids(embeddings), dataset_name)
         for block in read_blocks(embeddings):
-            for row, (id_, vector) in enumerate(zip(block.ids, block.vectors, strict=True), start=block.start):
-                name = unique.next(id_)
+            named = [(unique.next(id_), id_, row) for row, id_ in enumerate(block.ids, start=block.start)]
+            for (name, id_, row), vector in zip(named, block.vectors, strict=True):
                 values = embeddings.residues(row) if per_residue else vector
                 file.create_dataset(name, data=values).attrs["original_id"] = id_
-                table.writerow((name, id_, row))
+                if row % CHECKED_ROWS == 0:
+                    file.check()
+            with name_errors(names):
+                table.writerows(named)
+                text.flush()
 
 
 def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
@@ -91,7 +91,9 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
                 if embeddings.has_residues:
                     residues = torch.from_numpy(embeddings.residues(row)).float()
                     entry = {"label": label, "representations": {layer: residues}, key: {layer: values}}
-                torch.save(entry, folder / f"{name}.pt")
+                content = io.BytesIO()  # torch's own writing tells no error of the disk from others
+                torch.save(entry, content)
+                (folder / f"{name}.pt").write_bytes(content.getbuffer())
                 table.writerow((name, id_, row))
 
 
@@ -101,6 +103,7 @@ def read_descriptions(path: Path) -> Iterator[tuple[str, int, str]]:
     Raises:
         SeqpackError: absent, damaged, or another table.
     """
+    csv.field_size_limit(sys.maxsize)  # else 131,072: shorter than some headers
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as text:
             for record in csv.DictReader(text, delimiter="\t"):
@@ -116,33 +119,3 @@ def _label(id_: str, row: int, record: tuple[str, int, str] | None, records: Pat
     if record[:2] != (id_, row):
         raise SeqpackError(f"{records}: row {row} is {record[0]!r} there, {id_!r} in the embeddings: of another merge?")
     return f"{id_} {record[2]}".strip()
-
-
-@contextmanager
-def whole_folder_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, else remove it.
-
-    Raises:
-        SeqpackError: `path` exists; a folder that may hold something else is not replaced.
-    """
-    _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.sync()  # once, not once a file: there may be millions
-        _refuse_existing(path)
-        temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise SeqpackError(f"{path}: exists; remove it, or name another folder")

@@ -33,16 +33,22 @@ def file_name(id_: str) -> str:
 class UniqueNames:
     """Names made unique as AnnData's `obs_names_make_unique` does: `a`, `a-1`, `a-2`.
 
-    The first bearer of a name keeps it, and a new name is never one that stands in the file. Asked in the order of
-    the ids that it was made from. Memory: 8 bytes an id, and the names that occur more than once.
+    An id that may stay as it is has itself as its name (of several records with it, the first); else the first bearer
+    of a name keeps it. A new name is never one that stands in the file. Asked in the order of the ids that it was
+    made from. Memory: 8 bytes an id, and the names that occur more than once.
     """
 
     def __init__(self, ids: Iterable[str], name_of: Callable[[str], str] = str) -> None:
         self._name_of = name_of
-        hashes = np.fromiter((hash(name_of(id_)) for id_ in ids), np.int64)
-        hashes.sort()
+        names = ((name_of(id_), id_) for id_ in ids)
+        found = np.fromiter(((hash(name), name == id_) for name, id_ in names), [("hash", np.int64), ("is_id", bool)])
+        hashes = found["hash"]
+        ids_kept = hashes[found["is_id"]]
+        hashes = np.sort(hashes)
         self._hashes = hashes
         self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        self._reserved = self._repeated[np.isin(self._repeated, ids_kept)]
+        self._given: set[str] = set()
         self._last: dict[str, int] = {}
 
     def next(self, id_: str) -> str:
@@ -50,15 +56,15 @@ class UniqueNames:
         name = self._name_of(id_)
         if not _holds(self._repeated, name):
             return name
-        if name not in self._last:
-            self._last[name] = 0
-            return name
         # A hash that another name happens to share only costs a number.
-        while True:
-            self._last[name] += 1
-            unique = f"{name}-{self._last[name]}"
-            if not _holds(self._hashes, unique):
-                return unique
+        if name not in self._given and (name == id_ or not _holds(self._reserved, name)):
+            self._given.add(name)
+            return name
+        number = self._last.get(name, 0) + 1
+        while _holds(self._hashes, f"{name}-{number}"):
+            number += 1
+        self._last[name] = number
+        return f"{name}-{number}"
 
 
 def _holds(hashes: np.ndarray, name: str) -> bool:

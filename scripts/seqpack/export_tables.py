@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,19 +15,16 @@ import numpy as np
 from seqpack.embeddings import Embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_blocks import ID_BLOCK, read_blocks, read_ids
+from seqpack.export_files import whole_export
+from seqpack.export_formats import IDS
 from seqpack.export_names import UniqueNames
 from seqpack.files import whole_or_absent
-from seqpack.hdf5 import STRINGS, RowWriter, new_hdf5, reserve_dataset
+from seqpack.hdf5 import STRINGS, NewFile, RowWriter, new_hdf5, reserve_dataset
 
 FLAT_INNER_PRODUCT = b"IxFI"  # what a file of faiss.IndexFlatIP begins with
 
 
-def ids_path(output: Path) -> Path:
-    """Return where the ids of an export without ids of its own are: one a line, in the order of the rows."""
-    return output.with_name(output.name + ".ids.txt")
-
-
-def write_parquet(embeddings: Embeddings, output: Path) -> None:
+def write_parquet(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
     """Write columns `id`, `length` (int32) and `embedding` (a list of fixed size, float32), a row group a block.
 
     The file's attributes stand as JSON in the schema's metadata, under `seqpack`.
@@ -42,7 +41,7 @@ def write_parquet(embeddings: Embeddings, output: Path) -> None:
     )
     # Dictionaries would not pay: hardly an id or a number is repeated.
     with (
-        whole_or_absent(output) as temporary,
+        whole_export(output) as temporary,
         pyarrow.parquet.ParquetWriter(temporary, schema, use_dictionary=False) as writer,
     ):
         for block in read_blocks(embeddings):
@@ -51,19 +50,17 @@ def write_parquet(embeddings: Embeddings, output: Path) -> None:
             writer.write_table(pyarrow.table(columns, schema), row_group_size=len(block.ids))
 
 
-def write_npy(embeddings: Embeddings, output: Path) -> None:
+def write_npy(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
     """Write an array (records, hidden_dim) that `numpy.load(mmap_mode="r")` maps, and its ids beside it."""
     array = embeddings.array
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    with whole_or_absent(output) as temporary, whole_or_absent(ids_path(output)) as ids:
-        with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for block in read_blocks(embeddings):
-                file.write(block.vectors)
-        _write_ids(embeddings, ids)
+    with _ids_beside(embeddings, output) as ids, whole_export(output, ids) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in read_blocks(embeddings):
+            file.write(block.vectors)
 
 
-def write_faiss(embeddings: Embeddings, output: Path) -> None:
+def write_faiss(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
     """Write a faiss.IndexFlatIP over the vectors divided by their norms, so that its scores are cosines; ids beside it.
 
     FAISS itself would hold all vectors in memory to write them. Its file of a flat index is that of an empty one with
@@ -78,25 +75,23 @@ def write_faiss(embeddings: Embeddings, output: Path) -> None:
     # Magic, dimension (int32), rows (int64) ... number of values (int64), values (float32).
     if empty[:16] != FLAT_INNER_PRODUCT + struct.pack("<iq", width, 0) or empty[-8:] != bytes(8):
         raise SeqpackError(f"faiss {faiss.__version__} writes flat indexes in a way that seqpack does not know yet")
-    with whole_or_absent(output) as temporary, whole_or_absent(ids_path(output)) as ids:
-        with temporary.open("wb") as file:
-            file.write(empty[:8] + struct.pack("<q", rows) + empty[16:-8] + struct.pack("<q", rows * width))
-            for block in read_blocks(embeddings):
-                file.write(normalized(block.vectors))
-        _write_ids(embeddings, ids)
+    with _ids_beside(embeddings, output) as ids, whole_export(output, ids) as temporary, temporary.open("wb") as file:
+        file.write(empty[:8] + struct.pack("<q", rows) + empty[16:-8] + struct.pack("<q", rows * width))
+        for block in read_blocks(embeddings):
+            file.write(normalized(block.vectors))
 
 
-def write_h5ad(embeddings: Embeddings, output: Path) -> None:
+def write_h5ad(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
     """Write an AnnData file: `X`, `obs` (unique names; `id`, `length`), `uns` (the file's attributes).
 
     It follows AnnData's specification of its files (docs/fileformat-prose.md there, encoding versions of 0.8 and
     later), because AnnData itself would hold all ids, and its writing of `X` all vectors, in memory.
     """
     rows, width = embeddings.array.shape
-    with whole_or_absent(output) as temporary:
+    with whole_export(output) as temporary:
         with new_hdf5(temporary) as file:
             _encode(file, "anndata", "0.1.0")
-            _write_obs(file.create_group("obs"), embeddings)
+            _write_obs(file, embeddings)
             var = file.create_group("var")
             _encode_frame(var, [])
             _encode(var.create_dataset("_index", data=[str(n) for n in range(width)], dtype=STRINGS), "string-array")
@@ -126,12 +121,18 @@ def missing(format_name: str, package: str) -> SeqpackError:
     return SeqpackError(f"the format {format_name} needs {package}: pip install 'seqpack[export]' (or {package})")
 
 
-def _write_ids(embeddings: Embeddings, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(f"{id_}\n" for id_ in read_ids(embeddings))
+@contextmanager
+def _ids_beside(embeddings: Embeddings, output: Path) -> Iterator[Path]:
+    """Write the ids, one a line; yield where they will be when the block has succeeded."""
+    ids = output.with_name(output.name + IDS)
+    with whole_or_absent(ids) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(f"{id_}\n" for id_ in read_ids(embeddings))
+        yield ids
 
 
-def _write_obs(obs: h5py.Group, embeddings: Embeddings) -> None:
+def _write_obs(file: NewFile, embeddings: Embeddings) -> None:
+    obs = file.create_group("obs")
     _encode_frame(obs, ["id", "length"])
     _encode(obs.create_dataset("length", data=embeddings.lengths), "array")
     names, ids = (obs.create_dataset(name, (len(embeddings),), STRINGS) for name in ("_index", "id"))
@@ -142,6 +143,7 @@ def _write_obs(obs: h5py.Group, embeddings: Embeddings) -> None:
         block = list(islice(every, ID_BLOCK))
         ids[start : start + len(block)] = block
         names[start : start + len(block)] = [unique.next(id_) for id_ in block]
+        file.check()
 
 
 def _encode_frame(group: h5py.Group, columns: list[str]) -> None:

@@ -115,9 +115,10 @@ def ago(when: str) -> str:
 
 
 def in_one_line(message: object) -> str:
-    """Return a message in one line of bounded length."""
+    """Return a message in one line of bounded length; what can't be printed is escaped: it may steer a terminal."""
     text = " ".join(str(message).split())
-    return text if len(text) <= MESSAGE else f"{text[:MESSAGE]} ..."
+    text = text if len(text) <= MESSAGE else f"{text[:MESSAGE]} ..."
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def size_in_words(num_bytes: int) -> str:

@@ -15,6 +15,7 @@ from seqpack.index import Fate, Index
 from seqpack.models.registry import AnyArchitecture, ModelSource
 from seqpack.models.weights import open_weights
 from seqpack.monitor import model_flop
+from seqpack.outputs import Outputs
 from seqpack.records import write_records
 
 SAMPLED_RECORDS = 20_000  # of the table of records, whose compression is tried
@@ -76,17 +77,35 @@ def share_work(index: Index, world_size: int, architecture: AnyArchitecture) -> 
     )
 
 
-def disk_needed(index: Index, world_size: int, hidden_dim: int) -> Disk:
-    """Estimate the bytes of all files of a run, from the index and a trial of the table of records."""
+def disk_needed(
+    index: Index, world_size: int, hidden_dim: int, outputs: Outputs | None = None, dtype: str = "float32"
+) -> Disk:
+    """Estimate the bytes of all files of a run, from the index and a trial of the table of records.
+
+    Args:
+        index: whole.
+        world_size: number of shards.
+        hidden_dim: of the model.
+        outputs: what is read of it; by default one vector a sequence.
+        dtype: of the embeddings in the merged file, float32 or float16.
+    """
+    outputs = outputs or Outputs()
     text_bytes = -(-np.diff(index.record_id_offsets) // 8) * 8 + TEXT_BYTES  # of each record's id
     kept = index.record_fates != Fate.REJECTED
-    vector = 4 * hidden_dim
-    num_rows = index.num_sequences
+    num_kept, num_rows = int(np.count_nonzero(kept)), index.num_sequences
+    numbers = len(outputs.pairs) * hidden_dim
+    vectors = num_rows * (4 * numbers + 8)
+    residues = offsets = merged_offsets = 0
+    if outputs.per_residue:  # kept once for each unique sequence, in the merged file as well
+        a_residue = np.dtype(outputs.per_residue).itemsize * len(outputs.layers) * hidden_dim
+        residues = int(index.attributes["num_residues"]) * a_residue
+        offsets, merged_offsets = 8 * num_rows, 12 * num_kept
+    merged = num_kept * (np.dtype(dtype).itemsize * numbers + 4) + int(text_bytes[kept].sum())
     return Disk(
         index=index.path.stat().st_size,
-        parts=num_rows * (vector + 8) + index.num_packs * 56,
-        shards=num_rows * (vector + 8) + int(text_bytes[index.sequence_records].sum()) + world_size * SHARD_BYTES,
-        merged=int(np.count_nonzero(kept)) * (vector + 4) + int(text_bytes[kept].sum()) + MERGED_BYTES + _table(index),
+        parts=vectors + residues + index.num_packs * 64,
+        shards=vectors + residues + offsets + int(text_bytes[index.sequence_records].sum()) + world_size * SHARD_BYTES,
+        merged=merged + residues + merged_offsets + MERGED_BYTES + _table(index),
     )
 
 
@@ -117,12 +136,14 @@ def architecture_of(source: ModelSource) -> AnyArchitecture:
     return source.architecture or open_weights(source)[0]
 
 
-def describe_index(index: Index) -> list[str]:
-    """Return what is in the index, in lines."""
+def describe_index(index: Index, model: str) -> list[str]:
+    """Return what is in the index, and the model that it will be embedded by, in lines."""
     attributes = index.attributes
     fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
     most = int(attributes["pack_tokens"])
     return [
+        line("fasta", str(attributes["source_path"])),
+        line("model", model),
         line("records", f"{index.num_records:,}: " + ", ".join(f"{number:,} {fate}" for fate, number in fates.items())),
         line("unique", f"{index.num_sequences:,} sequences, {attributes['num_tokens']:,} tokens"),
         line("longest", f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"),

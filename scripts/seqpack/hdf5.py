@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,16 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def new_hdf5(path: Path) -> Iterator[h5py.File]:
+def new_hdf5(path: Path) -> Iterator[NewFile]:
     """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends.
 
-    So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to.
+    So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to. A block that
+    writes for long asks `check` in between.
     """
-    with held_back_signals(), _PatientFile(path) as raw:
+    with ExitStack() as held, _PatientFile(path) as raw:
+        held.enter_context(held_back_signals())
         try:
-            with h5py.File(raw, "w", libver=FORMAT) as file:
+            with NewFile(raw, held) as file:
                 yield file
         finally:
             if raw.error is not None:
@@ -116,6 +118,23 @@ class RowWriter:
         self._file.close()
         if kind is None:
             assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
+
+
+class NewFile(h5py.File):
+    """What `new_hdf5` yields: an HDF5 file that is written to."""
+
+    def __init__(self, raw: _PatientFile, held: ExitStack) -> None:
+        super().__init__(raw, "w", libver=FORMAT)
+        self._raw, self._held = raw, held
+
+    def check(self) -> None:
+        """Raise the error of a write that failed, or call the handlers of signals that came since the last time."""
+        if self._raw.error is not None:
+            raise self._raw.error
+        try:
+            self._held.close()
+        finally:  # the file has still to be closed
+            self._held.enter_context(held_back_signals())
 
 
 class _PatientFile(io.FileIO):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import numpy as np
 from seqpack.embeddings import Embeddings, open_embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_blocks import ids_of, read_rows
+from seqpack.export_files import refuse_folder
 from seqpack.files import refuse_to_replace, whole_or_absent
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ QUERY_ROWS = 1024
 TARGET_ROWS = 8192
 PAIR_QUERIES = 64  # queries whose candidates are ranked at once; at most this times TARGET_ROWS pairs
 PAIR_BYTES = 16 << 20
+CROWD = 2  # candidates for each neighbor; where there are more, copies of vectors may be among them
 UNIT = 2.0**-24  # rounding of float32
 PLAIN_SQUARES = (1e-20, 1e30)  # sums of squares that float32 holds as well as any
 
@@ -59,18 +62,25 @@ def search(
     return pandas.DataFrame(columns, columns=list(COLUMNS))
 
 
-def write_neighbors(query: Path, target: Path, output: Path, k: int = 10) -> None:
-    """Write what `search` finds as a tab-separated table, block by block: any number of queries in bounded memory."""
+def write_neighbors(
+    query: Path, target: Path, output: Path, k: int = 10, layer: int | None = None, pooling: str | None = None
+) -> None:
+    """Write what `search` finds as a tab-separated table, block by block: any number of queries in bounded memory.
+
+    `layer` and `pooling` say which output of both files, as for `open_embeddings`.
+    """
     for source in (query, target):
         refuse_to_replace(source, output)
-    embeddings = open_embeddings(target)
-    found = _neighbors(open_embeddings(query), embeddings, k)
+    refuse_folder(output)
+    embeddings = open_embeddings(target, layer, pooling)
+    found = _neighbors(open_embeddings(query, layer, pooling), embeddings, k)
     with whole_or_absent(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)
         for block in found:
             table.writerows(zip(*(column.tolist() for column in _columns(*block).values()), strict=True))
-    log.info("%s: neighbors among %d records of %s", output, len(embeddings), target)
+    space = f"layer {embeddings.layer}, {embeddings.pooling}"
+    log.info("%s: neighbors among %d records of %s (%s)", output, len(embeddings), target, space)
     if embeddings.attrs.get("warning"):
         log.warning(embeddings.attrs["warning"])
 
@@ -88,7 +98,7 @@ def nearest(queries: np.ndarray, target: Embeddings, k: int) -> tuple[np.ndarray
         target: the embeddings file to search.
         k: at least 1.
     """
-    exact = queries.astype(np.float64)
+    exact = _scaled(queries.astype(np.float64))
     norms = _norms(exact)
     unit = (exact / norms[:, None]).astype(np.float32)
     margin = 2 * (queries.shape[1] + 8) * UNIT  # half of it for the norms of the target, in float32 as well
@@ -102,11 +112,17 @@ def nearest(queries: np.ndarray, target: Embeddings, k: int) -> tuple[np.ndarray
         enough[~exact.any(axis=1) & (best_scores[:, -1] == 0)] = np.inf  # to a zero query all are as near as the first
         if start == 0 and k <= len(block):  # nothing to beat yet: the k-th best of these, as well as it is known
             enough = np.partition(about, len(block) - k, axis=1)[:, len(block) - k].astype(np.float64) - 2 * margin
+        useful = None
         for first in range(0, len(queries), PAIR_QUERIES):
             some = slice(first, first + PAIR_QUERIES)
             wanted, places = np.nonzero(about[some] >= enough[some, None].astype(np.float32))
+            if len(wanted) > CROWD * k * len(about[some]):
+                useful = _first_copies(block, k) if useful is None else useful
+                wanted, places = wanted[useful[places]], places[useful[places]]
             if len(wanted):
                 scores = _cosines(exact[some], norms[some], block, wanted, places)
+                better = scores > best_scores[some][wanted, -1]  # an equal score does not displace an earlier row
+                wanted, places, scores = wanted[better], places[better], scores[better]
                 _keep_best(best_rows[some], best_scores[some], wanted, start + places, scores)
     return best_rows, best_scores
 
@@ -158,6 +174,23 @@ def _keep_best(
     begins = np.searchsorted(queries[order], np.arange(len(best_rows)))
     taken = order[begins[:, None] + np.arange(k)]
     best_rows[:], best_scores[:] = rows[taken], scores[taken]
+
+
+def _first_copies(block: np.ndarray, k: int) -> np.ndarray:
+    """Return for each row whether it is among the first `k` with its values, bool (rows,); later ones win no rank."""
+    seen: Counter[bytes] = Counter()
+    first = np.empty(len(block), bool)
+    for place, row in enumerate(block):
+        values = row.tobytes()
+        seen[values] += 1
+        first[place] = seen[values] <= k
+    return first
+
+
+def _scaled(exact: np.ndarray) -> np.ndarray:
+    """Return rows (float64) times powers of two, so that their squares neither overflow nor vanish: same directions."""
+    _, exponents = np.frexp(np.abs(exact).max(axis=1, initial=0))
+    return np.ldexp(exact, -exponents[:, None])
 
 
 def _norms(exact: np.ndarray) -> np.ndarray:

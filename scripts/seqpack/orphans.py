@@ -37,7 +37,7 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
     except OSError:  # held by another, or no locks here
         alone = False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits: no one holds the exclusive one for long
     except OSError:
         alone = False
     file.seek(0)

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from seqpack.errors import SeqpackError
-from seqpack.findings import Stats, ago, entries_of, in_one_line
+from seqpack.findings import Stats, ago, entries_of, exists, in_one_line, last_error, logs_folder
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.shard_lock import lock_holder, lock_path_of
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
@@ -27,7 +27,9 @@ from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
 OLD_SECONDS = 300.0
 DEPTH = 2  # of a run's folder below results
 STALE, WAITING, UNREADABLE = "stale", "waiting", "unreadable"
+BUILDING, NOT_BUILT = "index being built", "no index: its build has failed"
 SHARD_FILE = re.compile(r"\.?shard_(\d{1,5})-of-(\d{1,5})\.(?:h5|status\.json|h5\.lock)")
+UNFINISHED_INDEX = re.compile(r"\.index\.h5\..+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Progress:
         seconds: to the end of the last shard, at this rate; nan if that can't be told.
         merged: whether the results are there.
         notes: of shards that are stale, failed or at a later attempt, in words.
+        missing: what is said where there is no index to begin with; all else is unknown then.
+        folder: where its results lie.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Progress:
     seconds: float = math.nan
     merged: bool = False
     notes: list[str] = field(default_factory=list)
+    missing: str = ""
+    folder: Path = Path()
 
 
 def progress_of(results: Path) -> list[Progress]:
@@ -78,7 +84,7 @@ def progress_of(results: Path) -> list[Progress]:
         SeqpackError: no such folder.
     """
     if not results.is_dir():
-        raise SeqpackError(f"{results}: no such folder; name one of results, and begin the run first")
+        raise SeqpackError(f"{in_one_line(results)}: no such folder; name one of results, and begin the run first")
     # A link keeps its name: it tells the dataset.
     return list(_runs(results.resolve() if ".." in results.parts else results.absolute(), DEPTH))
 
@@ -92,7 +98,9 @@ def _runs(folder: Path, depth: int) -> Iterator[Progress]:
         if depth == DEPTH and not isinstance(error, FileNotFoundError):
             raise
         return
-    if {"index.h5", "embeddings.h5"} & names.keys() or any(map(SHARD_FILE.fullmatch, files)):
+    begun = {"index.h5", "embeddings.h5"} & names.keys() or any(map(SHARD_FILE.fullmatch, files))
+    # The workflow makes both folders before it builds the index, which has no name until it is nearly there.
+    if begun or any(map(UNFINISHED_INDEX.fullmatch, names)) or exists(logs_folder(folder)):
         yield _progress(folder, names, files)
     elif depth:
         for name in sorted(name for name in names if stat.S_ISDIR(names[name].st_mode)):
@@ -101,16 +109,24 @@ def _runs(folder: Path, depth: int) -> Iterator[Progress]:
 
 def _progress(folder: Path, names: Stats, files: Stats) -> Progress:
     """Judge one run; `names` are the folder's entries, `files` those of its shards."""
-    result = Progress(f"{folder.parent.name}/{folder.name}")
+    result = Progress(f"{folder.parent.name}/{folder.name}", folder=folder)
     matches = [match for name in files if (match := SHARD_FILE.fullmatch(name)) and int(match[1]) < int(match[2])]
     # Of several sets of shards the one that was touched last.
     newest = max(matches, key=lambda match: files[match[0]].st_mtime_ns, default=None)
+    if _waits_for_index(names, bool(matches)):
+        error = last_error(logs_folder(folder) / "build_index.log")
+        result.missing, result.notes = (NOT_BUILT, [f"index{error}"]) if error else (BUILDING, [])
+        return result
     result.shards = int(newest[2]) if newest else 0
     said, remaining = Amount(), [0.0]
     total_of_index, digest = _totals(folder / "index.h5", names)
-    for rank in sorted({int(match[1]) for match in matches if int(match[2]) == result.shards}):
-        shard = folder / f"shards/shard_{rank}-of-{result.shards}.h5"
-        state, status, note = _shard_state(shard, files, "embeddings.h5" in names, digest)
+    ranks = sorted({int(match[1]) for match in matches if int(match[2]) == result.shards})
+    shards = [folder / f"shards/shard_{rank}-of-{result.shards}.h5" for rank in ranks]
+    judged = [_shard_state(shard, files, "embeddings.h5" in names) for shard in shards]
+    current = _last_fingerprint([status for _, status, _ in judged if status], files)
+    for rank, (state, status, note) in zip(ranks, judged, strict=True):
+        if status and state != RUNNING and _is_of_another(status, digest, current):
+            state, note = WAITING, ""
         result.states[state] = result.states.get(state, 0) + 1
         if note:
             result.notes.append(f"shard {rank}: {note}")
@@ -132,16 +148,43 @@ def _progress(folder: Path, names: Stats, files: Stats) -> Progress:
         result.done = result.total
     if result.rate:
         result.seconds = max((result.total.tokens - result.done.tokens) / result.rate, *remaining)
-    shards = [files[name].st_mtime_ns for name in files if name.endswith(f"-of-{result.shards}.h5")]
+    times = [files[name].st_mtime_ns for name in files if name.endswith(f"-of-{result.shards}.h5")]
     merged = names.get("embeddings.h5")
-    result.merged = merged is not None and complete and merged.st_mtime_ns >= max(shards, default=0)
+    result.merged = merged is not None and complete and merged.st_mtime_ns >= max(times, default=0)
     return result
 
 
-def _shard_state(shard: Path, files: Stats, merged: bool, digest: str) -> tuple[str, ShardStatus | None, str]:
+def _waits_for_index(names: Stats, begun: bool) -> bool:
+    """Return whether there is no index, and one is needed or built: after the merge it may have been deleted."""
+    if "index.h5" in names:
+        return False
+    merged = names["embeddings.h5"].st_mtime_ns if "embeddings.h5" in names else 0
+    times = [names[name].st_mtime_ns for name in names if UNFINISHED_INDEX.fullmatch(name)]
+    return max(times, default=0) > merged or not (merged or begun)
+
+
+def _last_fingerprint(statuses: list[ShardStatus], files: Stats) -> object:
+    """Return the fingerprint of the status that was updated last, of those that have one; None if none has."""
+    known = [status for status in statuses if status.fingerprint.get("fingerprint")]
+
+    def age(status: ShardStatus) -> tuple[float, int]:  # of two in one second by their files
+        file = files.get(f"shard_{status.rank}-of-{status.world_size}.status.json")
+        return _seconds_of(status.updated), file.st_mtime_ns if file else 0
+
+    last = max(known, key=age, default=None)
+    return last.fingerprint["fingerprint"] if last else None
+
+
+def _is_of_another(status: ShardStatus, digest: str, current: object) -> bool:
+    """Return whether a status is of another index or of other settings, so that its shard will be computed again."""
+    other_index = digest and status.fingerprint.get("index_digest", digest) != digest
+    return bool(other_index) or status.fingerprint.get("fingerprint", current) != current
+
+
+def _shard_state(shard: Path, files: Stats, merged: bool) -> tuple[str, ShardStatus | None, str]:
     """Return a shard's state, its status JSON (None if none can be read), and what is to be said of it.
 
-    `merged` says whether there is a merged file, `digest` is that of the index, empty if unknown.
+    `merged` says whether there is a merged file.
     """
     path = shard.with_suffix(".status.json")
     if path.name not in files:
@@ -153,8 +196,6 @@ def _shard_state(shard: Path, files: Stats, merged: bool, digest: str) -> tuple[
             status = read_status(path)
     except SeqpackError as error:
         return UNREADABLE, None, in_one_line(str(error))
-    if status.status != RUNNING and digest and status.fingerprint.get("index_digest", digest) != digest:
-        return WAITING, status, ""  # it is of an earlier index
     tried = f" at attempt {_count(status.attempt)}" if status.attempt > 1 else ""
     if status.status == FAILED:
         error = status.error or {}
@@ -189,10 +230,15 @@ def _why_stale(shard: Path, status: ShardStatus) -> str:
 
 
 def _is_old(when: str) -> bool:
+    return time.time() - _seconds_of(when) > OLD_SECONDS
+
+
+def _seconds_of(when: str) -> float:
+    """Return an ISO 8601 time in seconds since 1970; minus infinity if it is none."""
     try:
-        return time.time() - datetime.fromisoformat(when).timestamp() > OLD_SECONDS
+        return datetime.fromisoformat(when).timestamp()
     except (ValueError, OverflowError, OSError):
-        return True
+        return -math.inf
 
 
 def _amounts(status: ShardStatus, state: str) -> tuple[Amount, Amount]:

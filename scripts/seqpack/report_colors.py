@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
-import csv
+import logging
+import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import numpy as np
 
 from seqpack.embeddings import Embeddings
 from seqpack.errors import SeqpackError
-from seqpack.report_map import ids_of
+from seqpack.export_blocks import ids_of, read_ids
 
-MISSING = ("", "NA")
+MISSING = ("", "NA", "N/A", "NaN", "nan")
 MAX_CATEGORIES = 10  # with a color of their own, as map.js has them
 SHOWN_UNKNOWN = 5
 SHOWN_LABEL = 40  # characters
-CHECKED_ROWS = 65536
+QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+
+log = logging.getLogger(__name__)
 
 
 def length_scale(embeddings: Embeddings, rows: np.ndarray, unit: str) -> dict[str, Any]:
@@ -31,75 +35,106 @@ def column_scale(
 ) -> dict[str, Any]:
     """Return the scale of a column of a table: of numbers, or of categories.
 
-    Categories are all that is not numbers, and whole numbers of up to MAX_CATEGORIES kinds, as of clusters. Nothing
-    and NA are no value; a record that the table does not name has none either.
+    Categories are all that is not numbers, and whole numbers of up to MAX_CATEGORIES kinds, as of clusters. MISSING is
+    no value; a record that the table does not name has none either.
 
     Args:
-        path: tab-separated, with a header line and the ids in its first column.
+        path: tab-separated, with a header line and the ids in its first column; it may name any other records as well,
+            of which nothing is kept.
         column: by name.
         embeddings: the file whose records the table is about.
         rows: int64, increasing, the rows shown.
-        left_out: ids of records that have no embedding, which the table may name as well.
+        left_out: ids of records that have no embedding.
 
     Raises:
-        SeqpackError: no such table or column; an id twice, or one that no record has.
+        SeqpackError: no such table or column; an id twice, or none that a record has; a number that is not finite.
     """
-    values = _read_column(path, column)
-    _require_known(path, values, embeddings, left_out)
-    texts = [values.get(id_, "") for id_ in ids_of(embeddings, rows)]
-    return _number_scale(column, numbers) if (numbers := _as_numbers(texts)) is not None else _categories(column, texts)
+    ids = ids_of(embeddings, rows)
+    values, num_rows = _read_column(path, column, set(ids))
+    log.info("%s: %d of its %d rows are of the %d embeddings shown", path, len(values), num_rows, len(ids))
+    if num_rows and len(ids) and not values:
+        _require_known(path, column, embeddings, left_out)
+    texts = [values.get(id_, "") for id_ in ids]
+    numbers = _as_numbers(texts)
+    if numbers is None:
+        return _categories(column, texts)
+    for place in np.flatnonzero(~np.isfinite(numbers)):
+        if texts[place] not in MISSING:
+            raise SeqpackError(
+                f"{path}: {texts[place]!r}, the {column} of {ids[place]!r}, is not a finite number, though all others "
+                "are numbers; leave the field empty, or write NA"
+            )
+    is_whole = bool((numbers % 1 == 0)[~np.isnan(numbers)].all())
+    few = is_whole and len(np.unique(numbers[~np.isnan(numbers)])) <= MAX_CATEGORIES
+    return _categories(column, texts) if few else _number_scale(column, numbers)
 
 
-def _read_column(path: Path, column: str) -> dict[str, str]:
-    values: dict[str, str] = {}
+def require_column(path: Path, column: str) -> None:
+    """Raise a SeqpackError unless the table is there and has the column beside its ids; see `column_scale`."""
+    next(_rows_of(path, column), None)
+
+
+def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
+    """Yield the number of each line, its id, and what stands in the column."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="\t")
-            header = next(lines, [])
+        with path.open(encoding="utf-8-sig") as file:
+            header = [_unquoted(name) for name in file.readline().rstrip("\n").split("\t")]
             if column not in header[1:]:
                 there = ", ".join(header[1:]) or "none"
                 raise SeqpackError(f"{path}: has no column {column!r} beside its ids; there are: {there}")
             place = header.index(column, 1)
-            for fields in lines:
-                if not fields:
+            for number, line in enumerate(file, start=2):
+                fields = line.rstrip("\n").split("\t")
+                if fields == [""]:
                     continue
-                if len(fields) <= place:
-                    raise SeqpackError(f"{path}, line {lines.line_num}: {len(fields)} fields, no {column!r} among them")
-                if fields[0] in values:
-                    raise SeqpackError(f"{path}, line {lines.line_num}: the id {fields[0]!r} stands there twice")
-                values[fields[0]] = fields[place].strip()
+                if not place < len(fields) <= len(header):  # more: its columns are not where the header has them
+                    raise SeqpackError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} names above")
+                yield number, _unquoted(fields[0]), _unquoted(fields[place]).strip()
     except FileNotFoundError:
         raise SeqpackError(f"{path}: no such table") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SeqpackError(f"{path}: not a tab-separated table in UTF-8: {error}") from error
-    return values
 
 
-def _require_known(path: Path, values: dict[str, str], embeddings: Embeddings, left_out: set[str]) -> None:
-    unknown = values.keys() - left_out
-    for start in range(0, len(embeddings), CHECKED_ROWS):
-        rows = np.arange(start, min(start + CHECKED_ROWS, len(embeddings)))
-        unknown.difference_update(ids_of(embeddings, rows))
-    if unknown:
-        first = [id_ for id_ in values if id_ in unknown][:SHOWN_UNKNOWN]
-        more = f" and {len(unknown) - len(first):,} more" if len(unknown) > len(first) else ""
+def _unquoted(field: str) -> str:
+    """Return a field without the quotes that pandas, R and records.tsv.gz put around all of it; others are text."""
+    return field[1:-1].replace('""', '"') if QUOTED.fullmatch(field) else field
+
+
+def _read_column(path: Path, column: str, wanted: set[str]) -> tuple[dict[str, str], int]:
+    """Return what the column holds for the ids that are wanted, and the number of rows."""
+    values: dict[str, str] = {}
+    num_rows = 0
+    for number, id_, text in _rows_of(path, column):
+        if id_ in values:
+            raise SeqpackError(f"{path}, line {number}: the id {id_!r} stands there twice")
+        if id_ in wanted:
+            values[id_] = text
+        num_rows += 1
+    return values, num_rows
+
+
+def _require_known(path: Path, column: str, embeddings: Embeddings, left_out: set[str]) -> None:
+    """Raise if the table names no record at all, whether shown or not."""
+    named = dict.fromkeys(id_ for _, id_, _ in _rows_of(path, column))
+    if named.keys().isdisjoint(left_out) and named.keys().isdisjoint(read_ids(embeddings)):
+        first = ", ".join(map(repr, list(named)[:SHOWN_UNKNOWN]))
+        more = f" and {len(named) - SHOWN_UNKNOWN:,} more" if len(named) > SHOWN_UNKNOWN else ""
         raise SeqpackError(
-            f"{path}: no record of {embeddings.path} has the id {', '.join(map(repr, first))}{more}; the first column "
-            "must hold ids as they stand in records.tsv.gz"
+            f"{path}: no record of {embeddings.path} has any of its ids: {first}{more}; the first column must hold "
+            "ids as they stand in records.tsv.gz"
         )
 
 
 def _as_numbers(texts: list[str]) -> np.ndarray | None:
-    """Return texts as float64, missing ones as nan; None if they are names: of categories."""
+    """Return texts as float64, missing ones as nan; None if there are others, or nothing: names of categories."""
+    if any("_" in text for text in texts):  # Python takes 1_0 for 10
+        return None
     try:
         numbers = np.array([np.nan if text in MISSING else float(text) for text in texts])
     except ValueError:
         return None
-    there = numbers[~np.isnan(numbers)]
-    if not np.isfinite(there).all() or not len(there):
-        return None
-    is_whole = bool((there % 1 == 0).all())
-    return None if is_whole and len(np.unique(there)) <= MAX_CATEGORIES else numbers
+    return None if all(text in MISSING for text in texts) else numbers
 
 
 def _number_scale(name: str, numbers: np.ndarray, is_log: bool = False) -> dict[str, Any]:

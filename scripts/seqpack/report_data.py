@@ -18,6 +18,7 @@ from seqpack.errors import SeqpackError
 from seqpack.index import Fate, open_index
 from seqpack.report_colors import column_scale, length_scale
 from seqpack.report_map import MAX_SHOWN, draw_maps, shown_rows
+from seqpack.report_throughput import read_points, speeds
 from seqpack.status import read_status
 
 RECORDS_BLOCK = 65536
@@ -42,7 +43,7 @@ RUN_NUMBERS = (
     "recomputed_float32",
 )
 # What comes of JSON that has other values than it should.
-WRONG_JSON = (ValueError, KeyError, TypeError, AttributeError)
+WRONG_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ def gather(sources: Sources) -> dict[str, Any]:
     fates = json.loads(attributes.get("fate_counts", "{}")) or records.get("fates", {})
     unit = "residues" if str(attributes.get("tokenizer", "esm2")).startswith("esm2") else "bases"
     rows = shown_rows(len(embeddings), MAX_SHOWN)
+    shards = sorted(shards, key=lambda shard: shard["rank"])
+    throughput = speeds(shards)
+    for shard in shards:
+        del shard["points"]  # no figures of JSON
     scales = [length_scale(embeddings, rows, unit)]
     if sources.metadata:
         scales.insert(0, column_scale(sources.metadata, sources.color, embeddings, rows, left_out))
@@ -106,7 +111,8 @@ def gather(sources: Sources) -> dict[str, Any]:
         "fates": fates,
         "letters": json.loads(attributes.get("letter_counts", "{}")),
         "lengths": _length_histogram(lengths, bool(sources.records)),
-        "shards": sorted(shards, key=lambda shard: shard["rank"]),
+        "shards": shards,
+        "throughput": throughput,
         "merge_seconds": manifest.get("seconds", {}),
         "versions": manifest.get("versions", {}),
         "packs": _pack_fill(sources.index, embeddings) if sources.index else {},
@@ -160,6 +166,7 @@ def _shard(shard: dict[str, Any]) -> dict[str, Any]:
         **{name: str(run[name]) if name in run else None for name in RUN_WORDS},
         **{name: _time(shard.get(name)) for name in ("started", "ended")},
         "seconds": _numbers(shard["seconds"]),
+        "points": read_points(run.get("throughput")),
         "audit": dict(shard["audit"]),
     }
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from seqpack.embeddings import Embeddings
 from seqpack.errors import SeqpackError
-from seqpack.export_blocks import read_rows
-from seqpack.hdf5 import STRING_BLOCK, open_hdf5
+from seqpack.export_blocks import ids_of, read_rows
 
 MAX_SHOWN = 100_000  # points
 MAX_NAMED = 20_000  # up to so many points the page holds their ids
@@ -71,18 +70,6 @@ def shown_rows(total: int, most: int) -> np.ndarray:
     begins = np.arange(shown + 1, dtype=np.int64) * total // max(shown, 1)
     shares = np.arange(shown) * GOLDEN % 1
     return begins[:-1] + np.floor(shares * np.diff(begins)).astype(np.int64)
-
-
-def ids_of(embeddings: Embeddings, rows: np.ndarray) -> list[str]:
-    """Return the ids of some rows (int64, increasing), without holding all others."""
-    found: list[str] = []
-    with open_hdf5(embeddings.path, "embeddings file") as file:
-        ids = file["sequence_ids"].asstr()
-        for start in range(0, len(embeddings), STRING_BLOCK):
-            wanted = rows[slice(*np.searchsorted(rows, (start, start + STRING_BLOCK)))] - start
-            if len(wanted):
-                found.extend(ids[start : start + STRING_BLOCK][wanted].tolist())
-    return found
 
 
 def principal_components(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 WIDTH = 760
@@ -13,6 +13,8 @@ LABEL_WIDTH, VALUE_WIDTH = 170, 170
 TICK_WIDTH = 90  # of one, at least
 MAP_SIZE = (WIDTH, 600)
 MINUS = "\u2212"
+
+Scale = Callable[[float], float]
 
 
 def histogram(
@@ -81,6 +83,34 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     return _svg(len(rows) * BAR_PITCH + 4, parts, title)
 
 
+def steps(lines: Sequence[tuple[str, float, float, Sequence[float]]], x_title: str, y_title: str, kind: str) -> str:
+    """Draw lines in steps over time, each with its title for who points at it or hears it read.
+
+    Args:
+        lines: of each its title, where it begins and how long a step is (seconds), and its values, 0 or more.
+        x_title: without unit.
+        y_title: with unit.
+        kind: `area`, filled to the axis, or `line`.
+    """
+    height, top = 220, 22
+    bottom = height - BOTTOM
+    last = max(begin + step * len(values) for _, begin, step, values in lines)
+    most = max(max(values) for *_, values in lines) or 1
+    place, rise = _scale(0, last, LEFT, WIDTH - RIGHT), _scale(0, most, bottom, top)
+    y_ticks = ticks(0, most, 4)
+    parts = [
+        f'<path class="grid" d="{"".join(f"M{LEFT} {rise(y):.1f}H{WIDTH - RIGHT}" for y in y_ticks)}"/>',
+        *(_text(LEFT - 8, rise(y) + 4, number(y), "end") for y in y_ticks),
+    ]
+    for title, begin, step, values in lines:
+        path = "".join(f"V{rise(y):.1f}H{place(begin + step * k):.1f}" for k, y in enumerate(values, start=1))
+        start = f"M{place(begin):.1f} {bottom if kind == 'area' else format(rise(values[0]), '.1f')}"
+        end = f"V{bottom}Z" if kind == "area" else ""
+        parts.append(f'<path class="{kind}" d="{start}{path}{end}"><title>{escape(title)}</title></path>')
+    parts += [*_time_axis(last, place, bottom, x_title), _text(LEFT - 56, 12, y_title, "start", "title")]
+    return _svg(height, parts, f"{y_title} over time")
+
+
 def spans(rows: Sequence[tuple[str, float, float]], x_title: str) -> str:
     """Draw a line from begin to end a row: its label, and both in seconds."""
     pitch = min(BAR_PITCH, max(400 / len(rows), 1))
@@ -97,15 +127,22 @@ def spans(rows: Sequence[tuple[str, float, float]], x_title: str) -> str:
         )
         if row % max(math.ceil(14 / pitch), 1) == 0:
             parts.append(_text(LEFT - 8, y + thick / 2 + 4, label, "end"))
+    parts += _time_axis(last, place, bottom, x_title)
+    return _svg(math.ceil(bottom) + 42, parts, x_title)
+
+
+def _time_axis(last: float, place: Scale, bottom: float, title: str) -> list[str]:
+    """Draw an axis of seconds from 0 to `last`, in the unit that suits them."""
     unit, name = next(
         (u, n) for u, n in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")) if last > 3 * u or u == 1
     )
+    parts = []
     for x in ticks(0, last / unit, (WIDTH - LEFT - RIGHT) // TICK_WIDTH):
         at = place(x * unit)
         parts.append(f'<path class="axis" d="M{at:.1f} {bottom}v5"/>{_text(at, bottom + 19, number(x))}')
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, f"{x_title} ({name})", "middle", "title"))
-    return _svg(math.ceil(bottom) + 42, parts, x_title)
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, f"{title} ({name})", "middle", "title"))
+    return parts
 
 
 def map_axes(x: tuple[str, float, float], y: tuple[str, float, float]) -> tuple[str, dict[str, float]]:
@@ -167,7 +204,7 @@ def number(value: float) -> str:
     return (f"{int(value):,}" if value == int(value) else f"{value:.4g}").replace("-", MINUS)
 
 
-def _scale(low: float, high: float, begin: float, end: float, is_log: bool = False):  # noqa: ANN202
+def _scale(low: float, high: float, begin: float, end: float, is_log: bool = False) -> Scale:
     if is_log:
         inner = _scale(math.log(low), math.log(high), begin, end)
         return lambda value: inner(math.log(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from seqpack.report_plots import bars, histogram, spans
+from seqpack.report_plots import bars, histogram, spans, steps
 from seqpack.report_words import duration, facts, figure, many, percent, table, written
 
 MAX_BARS = 16  # shards; more are drawn as columns
@@ -38,7 +38,7 @@ def computation(data: dict[str, Any]) -> str:
         known.append(("packs", written(data["counts"]["packs"], "{:,}")))
     if not any(text for _, text in known):
         return ""
-    parts = ["<h2>Computation</h2>", facts(known), *_by_shard(shards)]
+    parts = ["<h2>Computation</h2>", facts(known), *_over_time(data["throughput"]), *_by_shard(shards)]
     if shards:
         parts.extend(_stages(shards, data["merge_seconds"]))
     if packs:
@@ -86,10 +86,36 @@ def _by_shard(shards: Shards) -> Iterator[str]:
         else:
             chart = histogram(range(len(shards) + 1), values, "shard (rank)", title, height=200)
         yield figure(chart, caption)
-    if all(shard["started"] is not None for shard in shards):
+    if all(shard["started"] is not None and shard["ended"] is not None for shard in shards):
         first = min(shard["started"] for shard in shards)
         rows = [(str(s["rank"]), s["started"] - first, s["ended"] - first) for s in shards]
         yield figure(spans(rows, "time since the first shard began"), "When each shard's last attempt ran, by rank.")
+
+
+def _over_time(throughput: dict[str, Any]) -> Iterator[str]:
+    if not throughput:
+        return
+    title, together, lines = "time since computing began", throughput["all"], throughput["shards"]
+    yield "<h3>Speed over time</h3>"
+    whole = ("all shards together", together["begin"], together["step"], together["rates"])
+    alone = len(lines) == 1
+    caption = "Tokens computed per second" + ("." if alone else ", by all shards together.")
+    caption += " What earlier attempts computed is not in it." * throughput["later_attempts"]
+    yield figure(steps([whole], title, "tokens/s", "area"), caption)
+    if alone:
+        return
+    means = {line["rank"]: sum(line["rates"]) / len(line["rates"]) for line in lines}
+    slowest, fastest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    drawn = [
+        (f"shard {line['rank']}: {means[line['rank']]:,.0f} tokens/s", line["begin"], line["step"], line["rates"])
+        for line in lines
+    ]
+    caption = (
+        f"By shard, a line each; on average from {means[slowest]:,.0f} tokens/s (shard {slowest}) to "
+        f"{means[fastest]:,.0f} (shard {fastest})."
+    )
+    caption += f" The first {len(lines)} of {throughput['number']:,}." * (throughput["number"] > len(lines))
+    yield figure(steps(drawn, title, "tokens/s", "line"), caption)
 
 
 def _stages(shards: Shards, merge: dict[str, float]) -> Iterator[str]:

@@ -37,7 +37,8 @@ class ShardStatus:
         fingerprint: `Fingerprint.attributes()`, once known.
         run: device, device_uuid, attention, elementwise, computed_by (of resumed packs as well), precision, threads,
             torch, num_tokens, num_residues, done_tokens (of done packs, resumed ones included, as of `updated`),
-            pack_fill, tokens_per_second (of the packs computed now, over the compute stage), model_flops_per_second,
+            throughput (points of `seqpack.throughput`), pack_fill, tokens_per_second (of the packs computed now, over
+            the compute stage), model_flops_per_second,
             out_of_memory_splits, sequences_on_cpu, recomputed_float32 (sequences), peak_host_bytes, and on a GPU
             peak_device_bytes, model_flop_utilization (of a matrix product's speed on this device),
             gpu_utilization_mean, gpu_memory_bytes_max, gpu_power_watts_mean.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import shutil
 import sys
 import time
@@ -12,12 +14,14 @@ from typing import TextIO
 
 from seqpack import command
 from seqpack.errors import SeqpackError
-from seqpack.findings import time_in_words
+from seqpack.findings import in_one_line, root_of, time_in_words
+from seqpack.orphans import IN_USE
 from seqpack.progress import STALE, UNREADABLE, WAITING, Progress, progress_of
 from seqpack.status import COMPLETE, FAILED, RUNNING
 
 SHOWN_NOTES = 5
 STATES = (RUNNING, STALE, FAILED, UNREADABLE, WAITING)
+STILL_ALIVE = "  the workflow in this folder has not ended yet"
 UP, CLEAR_LINE, CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"  # ANSI: so many lines, to the right, below
 
 
@@ -41,14 +45,13 @@ def main(given: list[str] | None = None) -> int:
     command.start_log()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0
-    try:
-        return command.run(lambda: watch(arguments.results, interval, arguments.once, sys.stdout))
-    except KeyboardInterrupt:  # how one leaves it
-        return 130
+    return command.run(lambda: watch(arguments.results, interval, arguments.once, sys.stdout))
 
 
 def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
-    """Show how far runs have come until all are merged: on a terminal in place, else a line for what has changed.
+    """Show how far runs have come until all are merged and no workflow is alive that might begin them anew.
+
+    On a terminal a table is drawn in place, else there is a line for what has changed.
 
     Args:
         results: as for `progress_of`.
@@ -64,16 +67,39 @@ def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
     while True:
         runs = progress_of(results)
         if once and not runs:
-            raise SeqpackError(f"{results}: no run has begun in this folder")
+            raise SeqpackError(f"{in_one_line(results)}: no run has begun in this folder")
+        merged = bool(runs) and all(run.merged for run in runs)
+        alive = merged and not once and in_use(runs)
         if once:
             print("\n".join(table(runs)), file=out)
         elif out.isatty():
-            drawn = _draw(table(runs) or [f"{results}: no run has begun yet"], drawn, out)
+            lines = table(runs) or [f"{in_one_line(results)}: no run has begun yet"]
+            drawn = _draw([*lines, STILL_ALIVE] if alive else lines, drawn, out)
         else:
             _say_changes(runs or [Progress(f"{results}: no run yet")], said, out)
-        if once or (runs and all(run.merged for run in runs)):
+        if once or (merged and not alive):
             return
         time.sleep(interval)
+
+
+def in_use(runs: list[Progress]) -> bool:
+    """Return whether a workflow is alive where these results lie, by the lock of `orphans.claim_folder`.
+
+    False as well where that can't be told.
+    """
+    return any(_is_locked(folder / IN_USE) for folder in {root_of(run.folder) for run in runs})
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        # Only an exclusive lock tells of the shared ones; for it NFS wants a file that is open for writing.
+        with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _draw(lines: list[str], drawn: int, out: TextIO) -> int:
@@ -88,7 +114,7 @@ def _draw(lines: list[str], drawn: int, out: TextIO) -> int:
 def _say_changes(runs: list[Progress], said: dict[str, object], out: TextIO) -> None:
     """Print a line for each run that is no longer as it was said to be."""
     for run in runs:
-        seen = (run.shards, sorted(run.states.items()), run.done, run.total, run.merged)
+        seen = (run.shards, sorted(run.states.items()), run.done, run.total, run.merged, run.missing)
         if said.get(run.name) != seen:
             said[run.name] = seen
             text = "; ".join([", ".join(filter(None, cells(run))), *run.notes[:SHOWN_NOTES]])
@@ -101,7 +127,7 @@ def table(runs: list[Progress]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for run in runs:
-        where = f"{run.name}: " if len(runs) > 1 else ""
+        where = f"{in_one_line(run.name)}: " if len(runs) > 1 else ""
         lines += [f"  {where}{note}" for note in run.notes[:SHOWN_NOTES]]
         if len(run.notes) > SHOWN_NOTES:
             lines.append(f"  {where}and {len(run.notes) - SHOWN_NOTES} more shards")
@@ -126,6 +152,8 @@ def total_of(runs: list[Progress]) -> Progress:
 
 def cells(run: Progress) -> list[str]:
     """Return what is shown of a run, from its name to the time that is left."""
+    if run.missing:
+        return [in_one_line(run.name), "", run.missing, "", "", "", ""]
     states = [f"{number} {state}" for state in STATES if (number := run.states.get(state))]
     shards = ", ".join([f"{run.states.get(COMPLETE, 0)} of {run.shards} shards done", *states])
     share = f"{100 * run.done.tokens // run.total.tokens} %" if run.total.tokens else ""
@@ -137,7 +165,7 @@ def cells(run: Progress) -> list[str]:
         left = "not merged yet"
     if run.merged:
         left = "merged"
-    return [run.name, share, shards if run.shards else "no shard begun", packs, tokens, rate, left]
+    return [in_one_line(run.name), share, shards if run.shards else "no shard begun", packs, tokens, rate, left]
 
 
 def _short(number: float) -> str:

@@ -48,9 +48,7 @@ class Blender:
             span = slice(self._begins[sequence], self._begins[sequence + 1])
             self._add(self._states[span], self._total[span], window, int(place), self._counts[sequence] == 1)
 
-    def _add(
-        self, states: torch.Tensor, total: torch.Tensor, window: torch.Tensor, place: int, is_whole: bool
-    ) -> None:
+    def _add(self, states: torch.Tensor, total: torch.Tensor, window: torch.Tensor, place: int, is_whole: bool) -> None:
         if is_whole:  # keeps its bits
             states.copy_(window)
             total.fill_(1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,12 +17,17 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import yaml
 
 from embeddings_file import random_blocks, write_blocks, write_embeddings
-from pipeline import SCRIPTS, Run, run_script
+from families import write_fasta
+from pipeline import MODEL, REPOSITORY, SCRIPTS, Run, run_script
 from seqpack import Embeddings, SeqpackError, export_blocks, open_embeddings
 from seqpack.export import WRITERS, export_embeddings
-from seqpack.export_names import UniqueNames, file_name
+from seqpack.export_formats import FORMATS
+from seqpack.export_names import NAME_BYTES, UNNAMED, UniqueNames, dataset_name, file_name
+from seqpack.merge import merge_shards
+from seqpack.outputs import Outputs
 from sequences import random_sequences
 
 HEADERS = [
@@ -107,26 +115,8 @@ def test_npy(embeddings: Embeddings, tmp_path: Path) -> None:
     assert ids_beside(path) == embeddings.ids
 
 
-def test_h5ad_as_anndata_reads_it(embeddings: Embeddings, tmp_path: Path) -> None:
-    anndata = pytest.importorskip("anndata", reason="needs Python 3.12 beside pandas 3")
-    path = tmp_path / "e.h5ad"
-    export_embeddings(embeddings.path, path, "h5ad")
-    data = anndata.read_h5ad(path)
-    assert np.array_equal(data.X, embeddings.array)
-    assert data.obs["id"].tolist() == embeddings.ids
-    assert data.obs["length"].tolist() == embeddings.lengths.tolist()
-    assert dict(data.uns) == embeddings.attrs
-    assert data.var_names.tolist() == [str(n) for n in range(WIDTH)]
-    theirs = anndata.AnnData(obs=pandas.DataFrame(index=embeddings.ids))
-    theirs.obs_names_make_unique()
-    assert data.obs_names.tolist() == theirs.obs_names.tolist()
-    assert np.array_equal(anndata.read_h5ad(path, backed="r")[3:5].to_memory().X, embeddings.array[3:5])
-    data.write_h5ad(tmp_path / "again.h5ad")
-    assert np.array_equal(anndata.read_h5ad(tmp_path / "again.h5ad").X, embeddings.array)
-
-
 def test_h5ad_follows_the_specification(embeddings: Embeddings, tmp_path: Path) -> None:
-    """Where AnnData can't be installed, this much is checked all the same."""
+    """AnnData itself reads one in tests/fuzz/test_anndata.py."""
     path = tmp_path / "e.h5ad"
     export_embeddings(embeddings.path, path, "h5ad")
     with h5py.File(path) as file:
@@ -161,8 +151,8 @@ def test_h5_as_uniprot_says_to_read_it(embeddings: Embeddings, tmp_path: Path) -
         assert np.array_equal(file["P12345"], embeddings["sp|P12345|NAME_HUMAN"])
         assert np.array_equal(file["P12345-1"], embeddings["P12345-1"])
         assert np.array_equal(file["P12345-2"], embeddings["tr|P12345|OTHER_HUMAN"])
-        assert file["b_c"].attrs["original_id"] == "b/c"
-        assert file["b_c-1"].attrs["original_id"] == "b_c"
+        assert file["b_c"].attrs["original_id"] == "b_c"
+        assert file["b_c-1"].attrs["original_id"] == "b/c"
         assert file.attrs["fingerprint"] == embeddings.attrs["fingerprint"]
 
 
@@ -277,7 +267,7 @@ def test_a_file_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     os.truncate(path, embeddings.array.offset + 4 * WIDTH * 6)
     for format_name in ("npy", "h5", "h5ad", "pt"):
         with pytest.raises(SeqpackError, match=r"e\.h5"):
-            WRITERS[format_name](embeddings, tmp_path / f"new.{format_name}")
+            WRITERS[format_name](embeddings, tmp_path / f"new.{format_name}", None)
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
 
 
@@ -290,6 +280,19 @@ def test_unique_names() -> None:
     first = {id_: names[ids.index(id_)] for id_ in set(ids)}
     assert all(id_ == name for id_, name in first.items())
     assert all(name.startswith(id_) for id_, name in zip(ids, names, strict=True))
+
+
+@pytest.mark.parametrize("name_of", [dataset_name, file_name])
+def test_an_id_that_may_stay_as_it_is_has_itself_as_its_name(name_of: Callable[[str], str]) -> None:
+    generator = np.random.default_rng(6)
+    letters = list("a_/-1")
+    ids = ["".join(generator.choice(letters, generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
+    ids += ["a/b", "a_b", "a/b-1", "a_b", "sp|P1|X", "P1", "P1-1", "tr|P1|Y", ".", UNNAMED, "x" * 300, "x" * NAME_BYTES]
+    unique = UniqueNames(ids, name_of)
+    names = [unique.next(id_) for id_ in ids]
+    assert len(set(names)) == len(ids)
+    assert all(names[ids.index(id_)] == id_ for id_ in set(ids) if name_of(id_) == id_)
+    assert all(name.startswith(name_of(id_)) for id_, name in zip(ids, names, strict=True))
 
 
 def test_file_names_fit_a_file_system(tmp_path: Path) -> None:
@@ -331,8 +334,101 @@ def test_memory_is_bounded(format_name: str, large: Path, no_rows: Path) -> None
     assert int(process.stdout) < 384 < open_embeddings(large).array.nbytes >> 20  # MB
 
 
+OUTPUTS = [(6, "mean"), (6, "max"), (3, "mean"), (3, "max")]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float16 file of two layers and two poolings, and of the residues of both."""
+    folder = tmp_path_factory.mktemp("several")
+    run = Run(folder, 1).build(write_fasta(folder / "f.faa", random_sequences([40, 7, 7, 30])))
+    run.embed(outputs=Outputs((-1, 3), ("mean", "max"), "float16"))
+    where = (run.embeddings, folder / "records.tsv.gz", folder / "manifest.json")
+    merge_shards(run.index, run.shards, run.statuses, *where, dtype="float16")
+    assert open_embeddings(run.embeddings).outputs == OUTPUTS
+    return run.embeddings
+
+
+@pytest.mark.parametrize(("layer", "pooling"), OUTPUTS)
+def test_every_output_of_a_float16_file(layer: int, pooling: str, several: Path, tmp_path: Path) -> None:
+    expected = open_embeddings(several, layer, pooling)
+    assert expected.array.dtype == np.float16
+    for format_name in ("npy", "h5", "pt", "h5ad"):
+        export_embeddings(several, tmp_path / f"e.{format_name}", format_name, layer=layer, pooling=pooling)
+    array = np.load(tmp_path / "e.npy")
+    assert array.dtype == np.float16
+    assert np.array_equal(array, expected.array)
+    key = f"{pooling}_representations"
+    with h5py.File(tmp_path / "e.h5") as h5, h5py.File(tmp_path / "e.h5ad") as h5ad:
+        assert np.array_equal(h5ad["X"], expected.array)
+        for row, name in enumerate(expected.ids):
+            assert h5[name].dtype == np.float16
+            assert np.array_equal(h5[name], expected.array[row])
+            content = torch.load(tmp_path / f"e.pt/{name}.pt")
+            assert content[key][layer].dtype == torch.float32
+            assert np.array_equal(content[key][layer].numpy(), expected.array[row])
+            assert np.array_equal(content["representations"][layer].numpy(), expected.residues(row))
+
+
+def test_residues_by_every_layer(several: Path, tmp_path: Path) -> None:
+    for layer in (6, 3):
+        expected = open_embeddings(several, layer)
+        export_embeddings(several, tmp_path / "residues.h5", "h5_residues", layer=layer)
+        with h5py.File(tmp_path / "residues.h5") as file:
+            assert all(np.array_equal(file[name], expected.residues(name)) for name in expected.ids)
+
+
+def test_the_program_chooses_an_output(several: Path, tmp_path: Path) -> None:
+    arguments = ("--embeddings", several, "--format", "npy", "--output", tmp_path / "e.npy")
+    done = run_script("export.py", *arguments)
+    assert "(layer 6, mean) as npy" in done.stderr
+    assert "has several outputs (6 mean, 6 max, 3 mean, 3 max): --layer and --pooling choose" in done.stderr
+    done = run_script("export.py", *arguments, "--layer", "-4", "--pooling", "max")
+    assert done.returncode == 0, done.stderr
+    assert "(layer 3, max) as npy" in done.stderr
+    assert "several outputs" not in done.stderr
+    assert np.array_equal(np.load(tmp_path / "e.npy"), open_embeddings(several, 3, "max").array)
+    done = run_script("export.py", *arguments, "--layer", 2)
+    assert done.returncode == 1
+    assert "has no such output; there is layer 6 pooled by mean, layer 6 pooled by max" in done.stderr
+
+
+@pytest.mark.parametrize(("model", "second"), [(MODEL, "6"), ("own.pt", "-1")])
+def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Path) -> None:
+    """Of a model that is a file, whose layers Snakemake can't count, a layer is called as it was asked for."""
+    fasta = write_fasta(tmp_path / "some.faa", ["MKV"])
+    (tmp_path / "own.pt").touch()
+    settings = ("layers=[3,-1]", "pooling=[max,mean_tokens]", "exports=[npy,pt,h5_residues]", "per_residue=float16")
+    command = [Path(sys.executable).parent / "snakemake", "--snakefile", REPOSITORY / "Snakefile", "--cores", "1"]
+    command += ["--directory", tmp_path, "--dry-run", "--printshellcmds"]
+    command += ["--config", f"fasta={fasta}", f"model={model}", *settings]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.findall(r"--format (\w+) (.*?) ?--output \S+/exports/(\S+)", done.stdout + done.stderr)
+    expected = [("h5_residues", "", "residues.h5"), ("h5_residues", f"--layer {second}", f"residues_{second}.h5")]
+    for layer, pooling in ((3, "mean_tokens"), (second, "max"), (second, "mean_tokens")):
+        options, name = f"--layer {layer} --pooling {pooling}", f"embeddings_{layer}_{pooling}"
+        expected += [("npy", options, f"{name}.npy"), ("pt", options, f"{name}_pt")]
+    expected += [("npy", "", "embeddings.npy"), ("pt", "", "embeddings_pt")]
+    assert sorted(set(found)) == sorted(expected)
+
+
+def test_formats_have_the_same_names_everywhere() -> None:
+    schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
+    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS) == list(WRITERS)
+
+
+def test_pt_with_a_long_header(tmp_path: Path) -> None:
+    header = f"a {'description ' * 20_000}".strip()
+    path = write_embeddings(tmp_path / "e.h5", np.ones((1, 3)), ["a"])
+    with gzip.open(tmp_path / "records.tsv.gz", "wt") as file:
+        file.write(f"record\tid\trow\tdescription\n1\ta\t0\t{header[2:]}\n")
+    export_embeddings(path, tmp_path / "pt", "pt", tmp_path / "records.tsv.gz")
+    assert torch.load(tmp_path / "pt/a.pt")["label"] == header
+
+
 def test_the_program(run: Run, embeddings: Embeddings, tmp_path: Path) -> None:
-    assert f"{{{','.join(WRITERS)}}}" in run_script("export.py", "--help").stdout
+    assert f"{{{','.join(FORMATS)}}}" in run_script("export.py", "--help").stdout
     arguments = ("--embeddings", run.embeddings, "--format", "npy", "--output", tmp_path / "new/e.npy")
     process = run_script("export.py", *arguments)
     assert process.returncode == 0, process.stderr

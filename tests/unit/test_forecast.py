@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,13 +22,19 @@ from seqpack.calibration import Calibration, Settings, calibrate, sample_order, 
 from seqpack.errors import SeqpackError
 from seqpack.fingerprint import Fingerprint
 from seqpack.forecast import Shares, architecture_of, describe_shares, disk_needed, share_work
-from seqpack.index import Index, open_index
+from seqpack.index import Index, open_index, residue_counts
 from seqpack.index_model import model_of
 from seqpack.length_policy import LengthPolicy
+from seqpack.memory import PackEmbedder
+from seqpack.merge import merge_shards
 from seqpack.models.registry import MODELS, find_model
 from seqpack.monitor import model_flop
+from seqpack.outputs import Outputs
+from seqpack.packs import Pack
+from seqpack.part_file import PackResult
 from seqpack.part_writer import PartWriter
-from seqpack.parts import PackResult, Parts
+from seqpack.parts import Parts
+from seqpack.readout import Vectors
 from seqpack.runner import CPU_PIECE_TOKENS
 from seqpack.status import read_status
 from sequences import random_sequences
@@ -101,15 +108,42 @@ def test_files_take_what_was_expected(run: Run, index: Index) -> None:
     assert disk.most == disk.index + disk.shards + max(disk.parts, disk.merged)
 
 
-def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index) -> None:
+@pytest.mark.parametrize("outputs", [Outputs((6,)), Outputs((2, 6), ("mean", "max"), "float16")])
+def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index, outputs: Outputs) -> None:
+    dim = ARCHITECTURE.hidden_dim
     fingerprint = Fingerprint.from_attributes(read_status(run.statuses[0]).fingerprint)
+    fingerprint = replace(fingerprint, per_residue=outputs.per_residue)
     none = np.empty(0, np.int64)
     with PartWriter(tmp_path, "rank_0-of-1", fingerprint, "a CPU", math.inf, Parts(index)) as writer:
         for pack in range(index.num_packs):
             rows = np.arange(*index.pack_offsets[pack : pack + 2])
-            writer.add(PackResult(pack, rows, np.zeros((len(rows), ARCHITECTURE.hidden_dim), np.float32), none))
+            vectors = np.zeros((len(rows), len(outputs.pairs) * dim), np.float32)
+            number = int(residue_counts(index, rows).sum()) if outputs.per_residue else 0
+            residues = np.zeros((number, len(outputs.layers) * dim), outputs.per_residue or "float16")
+            writer.add(PackResult(pack, rows, vectors, none, residues))
     (part,) = tmp_path.iterdir()
-    assert disk_needed(index, 1, ARCHITECTURE.hidden_dim).parts == pytest.approx(part.stat().st_size, rel=0.03)
+    assert disk_needed(index, 1, dim, outputs).parts == pytest.approx(part.stat().st_size, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "dtype"),
+    [
+        (Outputs((2, 6), ("mean", "max")), "float16"),
+        (Outputs((2, 6), per_residue="float32"), "float32"),
+        (Outputs(per_residue="float16"), "float16"),
+    ],
+)
+def test_files_of_several_outputs_take_what_was_expected(tmp_path: Path, outputs: Outputs, dtype: str) -> None:
+    """With duplicates, rejected and truncated records: of each sequence the residues lie there once."""
+    sequences = random_sequences([*range(20, 100), 400])
+    records = [f">Q{number:05d} words\n{s}\n" for number, s in enumerate([*sequences, *sequences[:40]])]
+    (tmp_path / "some.faa").write_text("".join(records))
+    run = Run(tmp_path, 2).build(tmp_path / "some.faa", policy=LengthPolicy("truncate", 90)).embed(outputs=outputs)
+    table = tmp_path / "records.tsv.gz"
+    merge_shards(run.index, run.shards, run.statuses, run.embeddings, table, tmp_path / "manifest.json", dtype)
+    disk = disk_needed(open_index(run.index), 2, ARCHITECTURE.hidden_dim, outputs, dtype)
+    assert disk.shards == pytest.approx(sum(path.stat().st_size for path in run.shards), rel=0.03)
+    assert disk.merged == pytest.approx(run.embeddings.stat().st_size + table.stat().st_size, rel=0.03)
 
 
 def test_a_large_table_of_records_is_judged_by_a_block(run: Run, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +211,22 @@ def test_a_shard_takes_no_less_than_its_longest_sequence_on_one_thread() -> None
     assert found.shard_seconds(shares).tolist() == [36.0, 10.0]
 
 
+def test_a_calibration_reads_what_a_worker_would(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all layers and poolings, and of residues: it takes their memory and their time."""
+    seen = []
+    real = PackEmbedder.__call__
+
+    def look(self: PackEmbedder, pack: Pack) -> Vectors:
+        seen.append(real(self, pack))
+        return seen[-1]
+
+    monkeypatch.setattr(PackEmbedder, "__call__", look)
+    settings = replace(ON_CPU, outputs=Outputs((2, -1), ("mean", "max"), "float16"))
+    calibrate(index, find_model(MODEL), settings, 0.2)
+    assert {vectors.rows.shape[1] for vectors in seen} == {4 * ARCHITECTURE.hidden_dim}
+    assert {vectors.residues.shape[1] for vectors in seen} == {2 * ARCHITECTURE.hidden_dim}
+
+
 def test_a_model_that_is_not_there_yet_is_stood_in_for(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +252,7 @@ def test_the_plan_of_an_index(run: Run, index: Index) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     found = facts(done.stdout)
     counts = run.manifest["counts"]
+    assert (found["fasta"], found["model"]) == (str(run.folder / "some.faa"), MODEL)
     assert found["records"] == "400: 368 embedded, 30 duplicate, 2 rejected"
     assert found["unique"] == f"368 sequences, {counts['num_tokens']:,} tokens"
     assert found["longest"].startswith(f"{index.max_tokens} tokens: 'sp|Q")
@@ -210,6 +261,14 @@ def test_the_plan_of_an_index(run: Run, index: Index) -> None:
     assert {"device", "speed", "time", "memory", "disk"} < found.keys()
     assert f"free on the disk of {run.folder}" in done.stdout
     assert snapshot(run.folder) == before
+
+
+def test_a_plan_takes_a_gpu_of_its_own_as_workers_do(run: Run) -> None:
+    """Pretended devices: torch sees none and takes the CPU."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6"}
+    done = run_script("plan.py", "--index", run.index, "--seconds", 0.1, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"INFO GPU [56] of 5, 6\n", done.stderr)
 
 
 def test_the_plan_of_a_fasta_leaves_nothing(tmp_path: Path) -> None:
@@ -248,6 +307,7 @@ def test_a_plan_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Si
         (["--fasta", DEMO], "--fasta needs --model"),
         (["--fasta", DEMO, "--model", MODEL, "--max-length", "0"], "--max-length: 0 is below 1"),
         (["--fasta", DEMO, "--model", "untrained:dnabert_s"], "this looks like proteins"),
+        (["--fasta", DEMO, "--model", MODEL, "--layers", "7"], "layer 7: the model has layers 0 to 6"),
     ],
 )
 def test_what_cannot_be_planned_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,12 +20,15 @@ import pytest
 
 from pipeline import SCRIPTS, Run, run_script
 from seqpack.errors import SeqpackError
-from seqpack.findings import time_in_words
+from seqpack.findings import in_one_line, time_in_words
 from seqpack.index import open_index
+from seqpack.orphans import claim_folder
+from seqpack.outputs import Outputs
 from seqpack.progress import OLD_SECONDS, Amount, Progress, progress_of
 from seqpack.shard_lock import lock_path_of, locked_shard
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
-from seqpack.watch import cells, table, total_of
+from seqpack.watch import STILL_ALIVE, cells, table, total_of
+from seqpack.worker import embed_shard
 from sequences import random_sequences
 
 NAME = "tiny/untrained-esm2_t6_8M_UR50D"
@@ -208,6 +213,78 @@ def test_shards_of_an_earlier_index_are_to_be_computed_again(results: Results, t
     assert (run.states, run.merged, run.done, run.total) == ({"waiting": 3}, False, Amount(), Amount(1, 5))
 
 
+def test_shards_of_earlier_settings_are_to_be_computed_again(results: Results) -> None:
+    results.merge()
+    for rank in range(3):
+        results.set_status(rank, updated=ago(60))
+    other = Outputs((3,), ("mean",))
+    embed_shard(results.task(1, outputs=other))
+    run = results.progress()
+    assert (run.states, run.merged, run.notes) == ({COMPLETE: 1, "waiting": 2}, False, [])
+    assert run.done == Amount(2, read_status(results.statuses[1]).run["num_tokens"])
+    # As long as a worker runs, and where it has failed or been killed, the others are of earlier settings as well.
+    results.run(1, done_packs=0)
+    with locked_shard(results.shards[1]):
+        assert results.progress().states == {RUNNING: 1, "waiting": 2}
+    assert results.progress().states == {"stale": 1, "waiting": 2}
+    results.set_status(1, status=FAILED, error={"type": "Interrupted", "message": "stopped"})
+    assert results.progress().states == {FAILED: 1, "waiting": 2}
+    # A worker that has not yet said what it computes tells nothing of the others.
+    results.run(0, fingerprint={}, updated=ago(0))
+    assert results.progress().states == {"stale": 1, FAILED: 1, "waiting": 1}
+
+
+def test_what_failed_or_stopped_with_earlier_settings_waits(results: Results) -> None:
+    results.set_status(0, status=FAILED, error={"type": "X", "message": "y"}, updated=ago(90))
+    results.run(1, updated=ago(90))
+    embed_shard(results.task(2, outputs=Outputs((3,), ("mean",))))
+    run = results.progress()
+    assert (run.states, run.notes) == ({COMPLETE: 1, "waiting": 2}, [])
+
+
+def test_times_of_other_time_zones_are_compared_as_times(results: Results) -> None:
+    for rank in range(3):
+        results.set_status(rank, updated="2026-01-01T12:00:00+00:00")
+    changed = {**read_status(results.statuses[0]).fingerprint, "fingerprint": "of other settings"}
+    results.set_status(0, updated="2026-01-01T13:00:00+02:00", fingerprint=changed)
+    assert results.progress().states == {COMPLETE: 2, "waiting": 1}
+    results.set_status(0, updated="2026-01-01T11:00:00-02:00", fingerprint=changed)
+    assert results.progress().states == {COMPLETE: 1, "waiting": 2}
+
+
+def test_a_folder_without_an_index_is_being_built(results: Results) -> None:
+    results.merge()
+    other = results.results / "other" / results.folder.name
+    logs = results.results.parent / "logs/other" / results.folder.name
+    other.mkdir(parents=True)
+    logs.mkdir(parents=True)  # as Snakemake makes both before it begins a job
+    for folder in (results.results, other.parent, other):
+        run = progress_of(folder)[0]
+        assert (run.name, run.merged, cells(run)[2]) == (f"other/{other.name}", False, "index being built")
+    (logs / "build_index.log").write_text("12:00:00 INFO so\n12:00:01 ERROR p.faa: record 2: \x1b[2Jno\n")
+    lines = table(progress_of(results.results))
+    assert "no index: its build has failed" in lines[0]
+    assert lines[-1] == f"  other/{other.name}: index: p.faa: record 2: \\x1b[2Jno"
+    shutil.rmtree(logs)  # not made by the workflow
+    assert [run.name for run in progress_of(results.results)] == [NAME]
+    (other / ".index.h5.node-17.4711.tmp").touch()
+    assert [run.merged for run in progress_of(results.results)] == [False, True]
+
+
+def test_an_index_that_is_built_anew_makes_the_results_old(results: Results) -> None:
+    results.merge()
+    results.index.unlink()
+    assert results.progress().merged  # as one may after the merge
+    temporary = results.folder / ".index.h5.node-17.4711.tmp"
+    temporary.touch()
+    merged = results.embeddings.stat().st_mtime_ns
+    os.utime(temporary, ns=(merged + 1, merged + 1))
+    run = results.progress()
+    assert (run.merged, cells(run)[2]) == (False, "index being built")
+    os.utime(temporary, ns=(merged - 1, merged - 1))  # what a build on another machine has left, before this one
+    assert results.progress().merged
+
+
 def test_a_half_written_status_is_said_and_stops_nothing(results: Results) -> None:
     whole = results.statuses[1].read_bytes()
     pieces = [whole[: len(whole) * part // 9] for part in range(9)]
@@ -330,6 +407,115 @@ def test_on_a_terminal_it_draws_in_place(results: Results) -> None:
     frames = text.split("\x1b[J")
     assert [frame.count("\n") for frame in frames[:-1]] == [1] * (len(frames) - 1)
     assert all(len(frame) < 80 + 12 for frame in frames)  # a line that is wrapped could not be drawn over
+
+
+@contextmanager
+def watched(results: Results) -> Iterator[tuple[subprocess.Popen, int]]:
+    """Watch on a terminal of 300 columns; yield the program and where to read what it draws."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 300))
+    with start(results, "--interval", 0.05, stdout=theirs) as watch:
+        os.close(theirs)
+        try:
+            yield watch, ours
+        finally:
+            watch.kill()
+    os.close(ours)
+
+
+def read_frames(terminal: int, number: int) -> str:
+    """Return what is drawn until it has been drawn over so many times: each is a look that was not the last."""
+    text = ""
+    while len(re.findall(r"\x1b\[\d+A", text)) < number:
+        text += os.read(terminal, 4096).decode()
+    return text
+
+
+def read_last_frame(terminal: int) -> str:
+    text = ""
+    with suppress(OSError):  # the end of a terminal
+        while data := os.read(terminal, 4096):
+            text += data.decode()
+    return text.split("\x1b[J")[-2]
+
+
+def test_it_stays_while_an_index_is_built(results: Results) -> None:
+    results.merge()
+    other = results.results / "other" / results.folder.name
+    other.mkdir(parents=True)
+    (other / ".index.h5.node-17.4711.tmp").touch()
+    with watched(results) as (watch, terminal):
+        assert "index being built" in read_frames(terminal, 3)
+        shutil.rmtree(other)
+        last = read_last_frame(terminal)
+        assert watch.wait(30) == 0
+    assert "merged" in last
+    assert "index being built" not in last
+
+
+def test_it_stays_while_a_workflow_is_alive_that_may_compute_anew(results: Results) -> None:
+    results.merge()
+    claim, alone = claim_folder(results.results.parent)
+    assert alone
+    with watched(results) as (watch, terminal):
+        text = read_frames(terminal, 3)
+        assert f"merged\x1b[K\r\n{STILL_ALIVE}" in text
+        results.run(0)  # its first shard starts
+        with locked_shard(results.shards[0]):
+            while "1 running" not in text:
+                text += read_frames(terminal, 1)
+        results.embed().merge()
+        assert watch.poll() is None
+        claim.close()
+        last = read_last_frame(terminal)
+        assert watch.wait(30) == 0
+    assert "merged\x1b[K" in last
+    assert STILL_ALIVE not in last
+
+
+def test_a_workflow_of_another_folder_is_not_waited_for(results: Results, tmp_path_factory) -> None:
+    results.merge()
+    claim_folder(results.results.parent)[0].close()  # one that has ended leaves its mark
+    claim, _ = claim_folder(tmp_path_factory.mktemp("elsewhere"))
+    with claim, start(results, "--interval", 0.05, stdout=subprocess.DEVNULL) as watch:
+        assert watch.wait(30) == 0
+
+
+def test_looking_for_a_workflow_takes_nothing_from_it(results: Results) -> None:
+    results.merge()
+    claim_folder(results.results.parent)[0].close()
+    before = (results.results.parent / ".snakemake/seqpack.running").read_bytes()
+    assert run_script("watch.py", results.results).returncode == 0
+    claim, alone = claim_folder(results.results.parent)
+    claim.close()
+    assert alone
+    assert (results.results.parent / ".snakemake/seqpack.running").read_bytes() == before
+
+
+CONTROLS = "a\x1b[2J\x07b\x7f\u202e\udcff\n c"
+
+
+def test_messages_hold_nothing_that_steers_a_terminal() -> None:
+    assert in_one_line(CONTROLS) == r"a\x1b[2J\x07b\x7f\u202e\udcff c"
+    assert in_one_line("蛋白 µ-ñ") == "蛋白 µ-ñ"
+    assert len(in_one_line("x" * 500)) == 404
+
+
+def test_names_and_errors_hold_nothing_that_steers_a_terminal(results: Results) -> None:
+    odd = Results(results.results / "a\x1b[2Jb\udcff" / results.folder.name, 3)
+    shutil.copytree(results.folder, odd.folder)
+    odd.set_status(1, status=FAILED, error={"type": "E\x1b[1A", "message": "no\x1b[31m"})
+    odd.statuses[2].write_text('{"\\u001b[2J": 1}')
+    done = run_script("watch.py", "--once", results.results)
+    assert done.returncode == 0
+    assert done.stdout.count(r"a\x1b[2Jb\udcff/") == 4  # its line, two notes, the path in one
+    assert r"E\x1b[1A: no\x1b[31m" in done.stdout
+    assert "unreadable" in done.stdout
+    missing = run_script("watch.py", "--once", results.results / "x\x1b[2J")
+    assert missing.returncode == 1
+    assert r"x\x1b[2J: no such folder" in missing.stderr
+    for text in (done.stdout, missing.stderr):
+        assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
 def test_once_prints_and_ends(results: Results) -> None:

@@ -29,6 +29,8 @@ from seqpack.report import write_report
 from seqpack.report_data import Sources, gather
 from seqpack.report_map import principal_components, shown_rows
 from seqpack.report_plots import log_ticks, ticks
+from seqpack.report_throughput import MAX_LINES, read_points, speeds
+from seqpack.throughput import MOST_POINTS, Throughput
 
 ODD = [
     "</script><script>alert(1)</script>",
@@ -171,7 +173,8 @@ def test_records_that_are_left_out_are_named_at_the_top(rejecting: Run, tmp_path
 def test_ids_and_names_are_data(merged: Run, tmp_path: Path):
     page = page_of(sources_of(merged), tmp_path)
     assert page.tags["script"] == 2
-    assert [page.tags[tag] for tag in ("img", "style", "title", "b")] == [0, 1, 1, 0]
+    assert [page.tags[tag] for tag in ("img", "style", "b")] == [0, 1, 0]
+    assert page.tags["title"] == 1 + page.tags["path"]  # the page's own, and one a line of a chart
     assert page.data["points"]["ids"] == ODD
     assert page.data["points"]["lengths"] == open_embeddings(merged.embeddings).lengths.tolist()
     assert "odd <b>&name.faa" in page.text
@@ -271,6 +274,102 @@ def test_a_manifest_of_other_values_is_named(name: str, value: object, own: Run)
         gather(sources_of(own))
 
 
+@pytest.mark.parametrize("number", [1, 5, MOST_POINTS - 1, MOST_POINTS, MOST_POINTS + 1, 1000, 4321])
+def test_a_series_keeps_few_points_and_its_ends(number: int):
+    generator = np.random.default_rng(number)
+    seconds, tokens = np.cumsum(generator.exponential(3, number)), np.cumsum(generator.integers(1, 9999, number))
+    throughput = Throughput()
+    points = throughput.points
+    for pair in zip(seconds.tolist(), tokens.tolist(), strict=True):
+        throughput.add(*pair)
+        assert len(points) <= MOST_POINTS
+    throughput.add(seconds[-1], int(tokens[-1]), is_last=True)
+    assert points[0] == [0, 0]
+    assert points[-1] == [round(seconds[-1], 2), tokens[-1]]
+    given = set(zip(np.round(seconds, 2).tolist(), tokens.tolist(), strict=True))
+    assert {tuple(point) for point in points[1:]} <= given
+    assert len(points) >= min(number, MOST_POINTS // 3)
+    if number > MOST_POINTS:
+        assert np.diff(points, axis=0)[:, 0].max() < seconds[-1] / 10
+
+
+def shard_of(rank: int, began: float, points: list[list[float]], attempt: int = 1) -> dict:
+    seconds = {"import": 1.0, "load": 2.0, "compute": points[-1][0]}
+    return {"rank": rank, "attempt": attempt, "started": began - 3, "seconds": seconds, "points": read_points(points)}
+
+
+def tokens_of(line: dict) -> float:
+    return sum(line["rates"]) * line["step"]
+
+
+def test_speeds_of_two_shards_in_turn():
+    """The second computes when the first is done, twice as fast."""
+    first = shard_of(0, 1000, [[0, 0], [10, 100], [20, 200]])
+    second = shard_of(1, 1020, [[0, 0], [5, 100], [20, 400]])
+    found = speeds([first, second])
+    assert (found["number"], found["later_attempts"]) == (2, False)
+    assert found["all"] == {"begin": 0, "step": 10, "rates": [10, 10, 20, 20]}
+    assert found["shards"] == [
+        {"rank": 0, "begin": 0, "step": 10, "rates": [10, 10]},
+        {"rank": 1, "begin": 20, "step": 10, "rates": [20, 20]},
+    ]
+
+
+def test_speeds_lose_no_token():
+    generator = np.random.default_rng(4)
+    shards, total = [], 0
+    for rank in range(MAX_LINES + 5):
+        number = int(generator.integers(1, MOST_POINTS))
+        times, tokens = np.cumsum(generator.exponential(9, number)), np.cumsum(generator.integers(0, 9999, number))
+        points = [[0, 0], *map(list, zip(times.tolist(), tokens.tolist(), strict=True))]
+        shards.append(shard_of(rank, float(generator.uniform(0, 500)), points, attempt=1 + (rank == 7)))
+        total += points[-1][1]
+    found = speeds(shards)
+    assert tokens_of(found["all"]) == pytest.approx(total, rel=1e-3)
+    assert (found["number"], len(found["shards"]), found["later_attempts"]) == (MAX_LINES + 5, MAX_LINES, True)
+    for line, shard in zip(found["shards"], shards, strict=False):
+        assert tokens_of(line) == pytest.approx(shard["points"][-1, 1], rel=1e-2, abs=1)
+
+
+def test_shards_that_noted_no_speeds_have_none():
+    nothing = {"rank": 0, "attempt": 1, "started": 5.0, "seconds": {}}
+    assert speeds([]) == {}
+    assert speeds([{**nothing, "points": read_points(None)}]) == {}
+    assert speeds([{**nothing, "points": read_points([[0, 0], [0, 0]])}]) == {}  # all packs were resumed
+    assert speeds([{**nothing, "started": None, "points": read_points([[0, 0], [1, 5]])}]) == {}
+
+
+def with_throughput(run: Run, series: list[object]) -> Sources:
+    """The run's sources, with these series in its manifest; None for a manifest that has none."""
+    shards = run.manifest["shards"]
+    for shard, points in zip(shards, series, strict=True):
+        shard["run"].pop("throughput", None)
+        if points is not None:
+            shard["run"]["throughput"] = points
+    (run.folder / "manifest.json").write_text(json.dumps({**run.manifest, "shards": shards}))
+    return sources_of(run)
+
+
+def test_speed_over_time_is_drawn(own: Run, tmp_path: Path):
+    page = page_of(with_throughput(own, [[[0, 0], [10, 100]], [[0, 0], [20, 1000], [30, 1100]]]), tmp_path)
+    drawn = Counter(value for tag, name, value in page.attributes if (tag, name) == ("path", "class"))
+    assert (drawn["area"], drawn["line"]) == (1, 2)
+    assert "shard 1: 37 tokens/s" in page.text
+    assert "on average from 10 tokens/s (shard 0) to 37 (shard 1)" in page.text
+    page = page_of(with_throughput(own, [[[0, 0], [10, 100]], None]), tmp_path)
+    drawn = Counter(value for tag, name, value in page.attributes if (tag, name) == ("path", "class"))
+    assert (drawn["area"], drawn["line"]) == (1, 0)
+    page = page_of(with_throughput(own, [None, None]), tmp_path)  # as older versions wrote it
+    assert "Speed over time" not in page.text
+    assert page.data["throughput"] == {}
+
+
+@pytest.mark.parametrize("points", ["fast", [[0, 0], [1]], [[0, 0], [2, 5], [1, 6]], [[0, 0], ["a", 1]], 7, [{}]])
+def test_a_series_of_other_values_is_named(points: object, own: Run):
+    with pytest.raises(SeqpackError, match=r"manifest\.json: not a seqpack manifest"):
+        gather(with_throughput(own, [points, None]))
+
+
 def test_a_table_that_ends_too_early_is_named(own: Run):
     path = own.folder / "records.tsv.gz"
     path.write_bytes(path.read_bytes()[:-20])
@@ -342,7 +441,6 @@ def test_rare_categories_are_one(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "column", "message"),
     [
-        ([("plain", "a"), ("nobody", "b"), ("<x>", "c")], "kind", r"id 'nobody', '<x>';"),
         ([(f"u{number}", "b") for number in range(9)], "kind", "'u0', 'u1', 'u2', 'u3', 'u4' and 4 more"),
         ([("plain", "a"), ("plain", "b")], "kind", "line 3: the id 'plain' stands there twice"),
         ([("plain", "a")], "color", "no column 'color' beside its ids; there are: other, kind"),

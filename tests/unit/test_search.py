@@ -107,6 +107,36 @@ def test_magnitudes_that_overflow_float32_when_squared(tmp_path: Path) -> None:
     assert np.allclose(scores, expected_scores, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("factor", [1e200, 1e-200, 1e-310, -1e308])
+def test_queries_whose_squares_float64_can_not_hold(factor: float, tmp_path: Path) -> None:
+    path = write_embeddings(tmp_path / "e.h5", normal(120))
+    queries = np.sign(normal(3, 4)).astype(np.float64)
+    rows, scores = in_rows(search(queries * factor, path, 5), 5)
+    expected_rows, expected = in_rows(search(queries * np.sign(factor), path, 5), 5)
+    assert np.array_equal(rows, expected_rows)
+    assert np.allclose(scores, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("distinct", [1, 5])
+def test_copies_of_a_vector_are_not_compared_again_and_again(
+    distinct: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, vectors, queries = 4, np.tile(normal(distinct), (1000 // distinct, 1)), normal(7, 4)
+    pairs, cosines = [], neighbors._cosines
+
+    def counted(*arguments: np.ndarray) -> np.ndarray:
+        pairs.append(len(arguments[3]))
+        return cosines(*arguments)
+
+    monkeypatch.setattr(neighbors, "_cosines", counted)
+    rows, scores = in_rows(search(queries, write_embeddings(tmp_path / "e.h5", vectors), k), k)
+    expected_rows, expected_scores = by_brute_force(queries, vectors, k)
+    assert np.array_equal(rows, expected_rows)
+    assert np.allclose(scores, expected_scores, rtol=0, atol=1e-14)
+    blocks = len(vectors) // 50
+    assert sum(pairs) <= neighbors.CROWD * k * len(queries) * blocks < len(queries) * len(vectors) / distinct
+
+
 def test_results_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = normal(300)
     vectors[100:200] = vectors[:100]
@@ -189,6 +219,11 @@ def test_the_program(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "can't be compared: layer is 5 and 6" in process.stderr
     assert "Traceback" not in process.stderr
+    process = run_script("search.py", *arguments, "--layer", 6)
+    assert process.returncode == 1
+    assert "q.h5: has no such output; there is layer 5 pooled by mean" in process.stderr
+    process = run_script("search.py", *arguments[:-1], tmp_path)
+    assert "is a folder" in process.stderr
     process = run_script("search.py", *arguments[:-1], target)
     assert process.returncode == 1
     assert "is the input as well as the output" in process.stderr

@@ -244,6 +244,11 @@ WRONG = {
     "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
     "braces": ({"fasta": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
     "a folder without weights": ({"fasta": "good.faa", "model": "folder"}, "the folder has no .safetensors file"),
+    "color without a table": ({**PROTEIN, "color": "kind"}, "metadata and color go together"),
+    "no such column": (
+        {**PROTEIN, "metadata": "kinds.tsv", "color": "colour"},
+        "kinds.tsv: has no column 'colour' beside its ids; there are: kind",
+    ),
     "bad table": ({"datasets": "bad.tsv"}, "bad.tsv: line 3: nothing.faa: no such FASTA file"),
 }
 
@@ -257,6 +262,7 @@ def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) ->
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/config.json").write_text('{"model_type": "esm"}')
     (tmp_path / "text.txt").write_text("Dear all,\n")
+    (tmp_path / "kinds.tsv").write_text("id\tkind\na\thelix\n")
     (tmp_path / "bad.tsv").write_text(f"dataset\tfasta\tmodel\na\tgood.faa\t{MODEL}\nb\tnothing.faa\t{MODEL}\n")
     config, message = WRONG[name]
     done = snakemake(tmp_path, config=config)
