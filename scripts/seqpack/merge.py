@@ -8,9 +8,10 @@ import logging
 import platform
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from seqpack.outputs import Outputs, dataset_name
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
 from seqpack.records import final_fates, has_row, write_records
 from seqpack.shard_lock import remove_free_locks
+from seqpack.texts import split_bytes, texts_end_to_end
 from seqpack.verify import VerifiedShard, verify_shards
 
-BLOCK_BYTES = 64 << 20
+# Blocks beyond 32 MB are given back to the system and cleared by it again each time: that took most of the time.
+BLOCK_BYTES = 16 << 20
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
 
 # What embeddings.h5 repeats of the index's attributes.
@@ -152,21 +155,45 @@ def _write_embeddings(
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
-        write_strings(file, "sequence_ids", kept, index.ids_of)
+        write_strings(file, "sequence_ids", kept, partial(_encoded_ids, index))
         for name in names:
             reserve_dataset(file, name, shape, dtype)
     digests = {name: hashlib.sha256() for name in names}
+
+    def put(columns: list[np.ndarray]) -> None:
+        for writer, digest, values in zip(writers, digests.values(), columns, strict=True):
+            writer.append(values)
+            digest.update(values)
+
     with ExitStack() as stack:
         writers = [stack.enter_context(RowWriter(path, name)) for name in names]
+        # A block is digested and written while the next one is gathered.
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        before: Future[None] | None = None
         for block in _gather(index, shards, kept):
-            for writer, name, columns in zip(writers, names, np.split(block, len(names), axis=1), strict=True):
-                with np.errstate(over="ignore"):
-                    columns = np.ascontiguousarray(columns, dtype)
-                if dtype == "float16" and not np.isfinite(columns).all():
-                    raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
-                writer.append(columns)
-                digests[name].update(columns)
+            columns = [_converted(values, dtype, name) for name, values in _by_output(names, block)]
+            if before is not None:
+                before.result()
+            before = thread.submit(put, columns)
+        if before is not None:
+            before.result()
     return digests[names[0]].hexdigest()
+
+
+def _by_output(names: list[str], block: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    return zip(names, np.split(block, len(names), axis=1), strict=True)
+
+
+def _converted(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype)
+    if dtype == "float16" and not np.isfinite(values).all():
+        raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
+    return values
+
+
+def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
+    return split_bytes(*texts_end_to_end(index.record_ids, index.record_id_offsets, records))
 
 
 def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iterator[np.ndarray]:

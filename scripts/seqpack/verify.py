@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -13,10 +15,10 @@ from seqpack.files import sha256_of_file
 from seqpack.fingerprint import Fingerprint
 from seqpack.index import Index
 from seqpack.plan import rows_of_rank
+from seqpack.scan import sha256_and_finite
 from seqpack.shard import Shard, open_shard, shard_ids
 from seqpack.status import COMPLETE, ShardStatus, read_status
-
-CHECK_BYTES = 64 << 20
+from seqpack.texts import split_bytes, texts_end_to_end
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,14 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     world_size = len(shard_paths)
     verified: dict[int, VerifiedShard] = {}
     problems = []
-    for shard_path, status_path in zip(shard_paths, status_paths, strict=True):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        checks = [
+            threads.submit(_verify_one, index, shard_path, status_path, world_size)
+            for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
+        ]
+    for shard_path, check in zip(shard_paths, checks, strict=True):
         try:
-            found = _verify_one(index, shard_path, status_path, world_size)
+            found = check.result()
             if found.shard.rank in verified:
                 other = verified[found.shard.rank].shard.path
                 raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
@@ -77,9 +84,7 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
         raise SeqpackError(
             f"{path}: has {size} bytes, but its status JSON says {status.shard_bytes}: truncated or changed"
         )
-    if sha256_of_file(path) != status.shard_sha256:
-        raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
-    shard = open_shard(path)
+    shard, not_finite = _open_whole(path, status)
     if (shard.rank, shard.world_size) != (status.rank, status.world_size):
         raise SeqpackError(
             f"{path}: the file is rank {shard.rank} of {shard.world_size}, "
@@ -90,7 +95,33 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
     if shard.fingerprint.index_digest != index.digest:
         raise SeqpackError(f"{path}: made from another index than {index.path}; embed the shard again")
     _verify_rows(index, shard, status)
+    if not_finite is not None:
+        row = int(shard.index_rows[not_finite // shard.embeddings.shape[1]])
+        raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
     return VerifiedShard(shard, status)
+
+
+def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, int | None]:
+    """Open a shard whose digest is the one in its status; return also the place of a number that is not finite.
+
+    It is opened before it is digested, so that one reading serves both checks. Whatever is wrong with a shard that
+    is damaged, that it is damaged is said first.
+    """
+    shard, error, not_finite = None, None, None
+    try:
+        shard = open_shard(path)
+        # Another type is refused later on.
+        numbers = shard.embeddings if shard.embeddings.dtype == np.float32 else np.empty(0, np.float32)
+        digest, not_finite = sha256_and_finite(path, numbers)
+    except SeqpackError as raised:
+        error = raised
+        digest = sha256_of_file(path)
+    if digest != status.shard_sha256:
+        raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
+    if shard is None:
+        assert error is not None
+        raise error
+    return shard, not_finite
 
 
 def _status_fingerprint(status: ShardStatus, path: Path) -> Fingerprint:
@@ -124,25 +155,26 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             "another device"
         )
     _verify_ids(index, path, expected)
-    block = max(CHECK_BYTES // (4 * max(embeddings.shape[1], 1)), 1)
-    for start in range(0, len(embeddings), block):
-        finite = np.isfinite(embeddings[start : start + block]).all(axis=1)
-        if not finite.all():
-            row = int(expected[start + int(np.flatnonzero(~finite)[0])])
-            raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
 
 
 def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
     start = 0
     for found in shard_ids(path):
-        wanted = index.sequence_ids_of(rows[start : start + len(found)])
-        if found != wanted:
-            id_, other = next(pair for pair in zip_longest(found, wanted) if pair[0] != pair[1])
-            shown = "no more" if other is None else repr(other)
-            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {shown}")
+        records = index.sequence_records[rows[start : start + len(found)]]
+        wanted, bounds = texts_end_to_end(index.record_ids, index.record_id_offsets, records)
+        # Equal bytes and equal lengths: equal ids, without an object for each that is wanted.
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        if b"".join(found) != wanted or not np.array_equal(lengths, np.diff(bounds)):
+            pairs = zip_longest(found, split_bytes(wanted, bounds))
+            shown = [_shown(id_) for id_ in next(pair for pair in pairs if pair[0] != pair[1])]
+            raise SeqpackError(f"{path}: has the id {shown[0]} where the index has {shown[1]}")
         start += len(found)
     if start < len(rows):
         raise SeqpackError(f"{path}: has the id None where the index has {index.sequence_id(int(rows[start]))!r}")
+
+
+def _shown(id_: bytes | None) -> str:
+    return "no more" if id_ is None else repr(id_.decode("utf-8", "backslashreplace"))
 
 
 def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
