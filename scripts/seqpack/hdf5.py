@@ -20,6 +20,7 @@ STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
 COPY_BYTES = 16 << 20
 SEND_BYTES = 32 << 20
+KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
 # Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
 # change a number unseen.
 FORMAT = ("v110", "v110")
@@ -94,21 +95,27 @@ class RowWriter:
 
     The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done. The disk
     is set to work as the rows come, so that little is left to wait for at the end.
+
+    Args:
+        path, name: the file and the dataset.
+        forget: keep little of what was written in the page cache, where it would take the place of what is still to
+            be read.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, forget: bool = False) -> None:
         with h5py.File(path, "r") as file:
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
-            offset = dataset.id.get_offset() or 0
+            self._offset = dataset.id.get_offset() or 0
         self._written = 0
+        self._sent = 0
+        self._forget = forget
         self._path = path
         self._file = path.open("r+b", buffering=0)
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
         if size:
-            os.posix_fallocate(self._file.fileno(), offset, size)
-        self._file.seek(offset)
-        self._sent = offset
+            os.posix_fallocate(self._file.fileno(), self._offset, size)
+        self._file.seek(self._offset)
 
     def append(self, rows: np.ndarray) -> None:
         """Write the next rows, (n, columns), in the dataset's dtype."""
@@ -118,10 +125,16 @@ class RowWriter:
         while rest:
             rest = rest[self._file.write(rest) :]
         self._written += len(rows)
-        if (waiting := self._file.tell() - self._sent) >= SEND_BYTES:
-            # Of pages that are not on disk yet this begins the writing, and waits for nothing.
-            os.posix_fadvise(self._file.fileno(), self._sent, waiting, os.POSIX_FADV_DONTNEED)
-            self._sent += waiting
+        self._send(self._file.tell() - self._offset)
+
+    def _send(self, written: int) -> None:
+        """Begin to write to the disk what is in the page cache, without waiting for it."""
+        if written - self._sent < SEND_BYTES:
+            return
+        # The advice to drop pages begins the writing of those that are not on the disk yet, and drops the others.
+        first = max(self._sent - KEEP_BYTES, 0) if self._forget else self._sent
+        os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
+        self._sent = written
 
     def __enter__(self) -> RowWriter:
         return self

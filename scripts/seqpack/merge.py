@@ -166,7 +166,7 @@ def _write_embeddings(
             digest.update(values)
 
     with ExitStack() as stack:
-        writers = [stack.enter_context(RowWriter(path, name)) for name in names]
+        writers = [stack.enter_context(RowWriter(path, name, forget=True)) for name in names]
         # A block is digested and written while the next one is gathered.
         thread = stack.enter_context(ThreadPoolExecutor(1))
         before: Future[None] | None = None
