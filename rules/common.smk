@@ -54,6 +54,9 @@ def check_config():
         files = ", ".join(map(str, workflow.configfiles))
         sys.exit("\n".join([*errors, f"seqpack: settings come from {files} and from --config"]))
     validate(config, str(SCHEMA))
+    config["per_residue"] = {True: "float16", False: ""}.get(
+        config["per_residue"], config["per_residue"]
+    )
     for key in ("layers", "pooling"):
         if not isinstance(config[key], list):
             config[key] = [config[key]]
@@ -94,8 +97,9 @@ def length_policy(dataset):
 
 
 def require_outputs(dataset):
-    """Raise if the model has not the layers that the settings name."""
-    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+    """Raise if the model does not give what the settings name."""
+    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"])
+    outputs.require_family(dataset.model.family)
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
 

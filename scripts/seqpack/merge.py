@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +19,13 @@ import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
-from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
 from seqpack.fingerprint import Fingerprint
-from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
+from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
-from seqpack.outputs import Outputs, dataset_name
+from seqpack.merge_residues import ResidueLayout, write_residues
+from seqpack.output_writer import write_outputs
+from seqpack.outputs import Outputs, dataset_name, residue_dataset
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
 from seqpack.records import final_fates, has_row, write_records
 from seqpack.shard_lock import remove_free_locks
@@ -152,44 +152,21 @@ def _write_embeddings(
     """Write embeddings.h5; return the SHA-256 of the bytes of `embeddings`, which is the first output."""
     names = _datasets(shards)
     shape = (len(kept), _width(shards) // len(names))
+    residues = ResidueLayout.of(index, kept) if shards[0].shard.fingerprint.per_residue else None
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
         write_strings(file, "sequence_ids", kept, partial(_encoded_ids, index))
         for name in names:
             reserve_dataset(file, name, shape, dtype)
-    digests = {name: hashlib.sha256() for name in names}
-
-    def put(columns: list[np.ndarray]) -> None:
-        for writer, digest, values in zip(writers, digests.values(), columns, strict=True):
-            writer.append(values)
-            digest.update(values)
-
-    with ExitStack() as stack:
-        writers = [stack.enter_context(RowWriter(path, name, forget=True)) for name in names]
-        # A block is digested and written while the next one is gathered.
-        thread = stack.enter_context(ThreadPoolExecutor(1))
-        before: Future[None] | None = None
+        if residues is not None:
+            residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
+    with write_outputs(path, names, dtype) as writer:
         for block in _gather(index, shards, kept):
-            columns = [_converted(values, dtype, name) for name, values in _by_output(names, block)]
-            if before is not None:
-                before.result()
-            before = thread.submit(put, columns)
-        if before is not None:
-            before.result()
-    return digests[names[0]].hexdigest()
-
-
-def _by_output(names: list[str], block: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    return zip(names, np.split(block, len(names), axis=1), strict=True)
-
-
-def _converted(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(values, dtype)
-    if dtype == "float16" and not np.isfinite(values).all():
-        raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
-    return values
+            writer.append(block)
+    if residues is not None:
+        write_residues(path, residues, [found.shard for found in shards], _residue_datasets(shards))
+    return writer.sha256(names[0])
 
 
 def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
@@ -221,9 +198,16 @@ def _datasets(shards: list[VerifiedShard]) -> list[str]:
     return [output["dataset"] for output in _outputs(shards)]
 
 
+def _layers(shards: list[VerifiedShard]) -> tuple[int, ...]:
+    return tuple(map(int, shards[0].shard.fingerprint.layers.split(",")))
+
+
+def _residue_datasets(shards: list[VerifiedShard]) -> list[str]:
+    return [residue_dataset(layer, number == 0) for number, layer in enumerate(_layers(shards))]
+
+
 def _outputs(shards: list[VerifiedShard]) -> list[dict[str, Any]]:
-    fingerprint = shards[0].shard.fingerprint
-    outputs = Outputs(tuple(map(int, fingerprint.layers.split(","))), tuple(fingerprint.pooling.split(",")))
+    outputs = Outputs(_layers(shards), tuple(shards[0].shard.fingerprint.pooling.split(",")))
     return [
         {"dataset": dataset_name(layer, pooling, number == 0), "layer": layer, "pooling": pooling}
         for number, (layer, pooling) in enumerate(outputs.pairs)

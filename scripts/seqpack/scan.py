@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -13,42 +13,44 @@ import numpy as np
 BLOCK_BYTES = 8 << 20
 
 
-def sha256_and_finite(path: Path, values: np.ndarray) -> tuple[str, int | None]:
-    """Return the hexadecimal SHA-256 of a file's bytes, and the first of some numbers in it that is not finite.
+def sha256_and_finite(path: Path, arrays: list[np.ndarray]) -> tuple[str, list[int | None]]:
+    """Return the hexadecimal SHA-256 of a file's bytes, and where numbers in it are not finite.
 
     Args:
         path: the file.
-        values: floating-point numbers, a memory map of a part of the file; may be empty.
+        arrays: floating-point numbers, memory maps of parts of the file; those without a number need not be.
 
     Returns:
-        the digest; the place of the number in `values`, counted through all dimensions, or None.
+        the digest; of each array the place of its first number that is not finite, counted through all its
+        dimensions, or None.
     """
     digest = hashlib.sha256()
-    place = None
-    offset = values.offset if isinstance(values, np.memmap) else 0
+    places: list[int | None] = [None] * len(arrays)
+    maps = [(values.offset, number, values) for number, values in enumerate(arrays) if isinstance(values, np.memmap)]
     with path.open("rb", buffering=0) as file:
-        for block in _blocks(file, offset):
+        # Not by the memory maps: their numbers need not be aligned, and a page fault every 64 KB is dearer.
+        for offset, number, values in sorted(maps, key=lambda found: found[0]):
+            for block in _blocks(file, offset - file.tell()):
+                digest.update(block)
+            seen = 0
+            for block in _blocks(file, values.nbytes):
+                digest.update(block)
+                finite = np.isfinite(block.view(values.dtype))
+                if places[number] is None and not finite.all():
+                    places[number] = seen + int(np.flatnonzero(~finite)[0])
+                seen += len(finite)
+        for block in _blocks(file, path.stat().st_size - file.tell()):
             digest.update(block)
-        seen = 0
-        # Not by the memory map: its numbers need not be aligned, and reading is cheaper than a page fault every 64 KB.
-        for block in _blocks(file, values.nbytes):
-            digest.update(block)
-            numbers = block.view(values.dtype)
-            if place is None and not np.isfinite(numbers).all():
-                place = seen + int(np.flatnonzero(~np.isfinite(numbers))[0])
-            seen += len(numbers)
-        for block in _blocks(file, path.stat().st_size - offset - values.nbytes):
-            digest.update(block)
-    return digest.hexdigest(), place
+    return digest.hexdigest(), places
 
 
-def _blocks(file: BinaryIO, num_bytes: int) -> Iterator[np.ndarray]:
+def _blocks(file: FileIO, num_bytes: int) -> Iterator[np.ndarray]:
     """Yield the next bytes of a file (uint8), each block in the place of the one before; fewer if the file ends."""
     buffer = np.empty(min(num_bytes, BLOCK_BYTES), np.uint8)
     while num_bytes > 0:
         block = buffer[:num_bytes]
         filled = 0
-        while filled < len(block) and (count := file.readinto(memoryview(block)[filled:])):  # type: ignore[attr-defined]
+        while filled < len(block) and (count := file.readinto(memoryview(block)[filled:])):
             filled += count
         if filled == 0:
             return

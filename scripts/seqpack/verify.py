@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from seqpack.errors import SeqpackError
-from seqpack.files import sha256_of_file
 from seqpack.fingerprint import Fingerprint
-from seqpack.index import Index
+from seqpack.index import Index, residue_offsets
 from seqpack.plan import rows_of_rank
 from seqpack.scan import sha256_and_finite
 from seqpack.shard import Shard, open_shard, shard_ids
@@ -95,33 +94,33 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
     if shard.fingerprint.index_digest != index.digest:
         raise SeqpackError(f"{path}: made from another index than {index.path}; embed the shard again")
     _verify_rows(index, shard, status)
-    if not_finite is not None:
-        row = int(shard.index_rows[not_finite // shard.embeddings.shape[1]])
-        raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
+    _verify_finite(index, shard, not_finite)
     return VerifiedShard(shard, status)
 
 
-def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, int | None]:
-    """Open a shard whose digest is the one in its status; return also the place of a number that is not finite.
+def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, list[int | None]]:
+    """Open a shard whose digest is the one in its status.
 
-    It is opened before it is digested, so that one reading serves both checks. Whatever is wrong with a shard that
-    is damaged, that it is damaged is said first.
+    It is opened before it is digested, so that one reading finds also what is not finite; but if it is damaged, that is
+    said whatever else may be wrong with it.
+
+    Returns:
+        the shard; of the embeddings and of the residues the place of a number that is not finite, or None.
     """
-    shard, error, not_finite = None, None, None
+    shard, error = None, None
     try:
         shard = open_shard(path)
-        # Another type is refused later on.
-        numbers = shard.embeddings if shard.embeddings.dtype == np.float32 else np.empty(0, np.float32)
-        digest, not_finite = sha256_and_finite(path, numbers)
     except SeqpackError as raised:
         error = raised
-        digest = sha256_of_file(path)
+    arrays = [shard.embeddings, shard.residues] if shard else []
+    # Numbers of another type are refused later on, by name.
+    digest, places = sha256_and_finite(path, [array for array in arrays if array.dtype in (np.float32, np.float16)])
     if digest != status.shard_sha256:
         raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
-    if shard is None:
-        assert error is not None
+    if error is not None:
         raise error
-    return shard, not_finite
+    assert shard is not None
+    return shard, places
 
 
 def _status_fingerprint(status: ShardStatus, path: Path) -> Fingerprint:
@@ -155,6 +154,30 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             "another device"
         )
     _verify_ids(index, path, expected)
+    _verify_residues(index, shard, expected)
+
+
+def _verify_residues(index: Index, shard: Shard, rows: np.ndarray) -> None:
+    path, residues, dtype = shard.path, shard.residues, shard.fingerprint.per_residue
+    if not dtype:
+        return
+    offsets = residue_offsets(index, rows)
+    if not np.array_equal(shard.residue_offsets, offsets):
+        raise SeqpackError(f"{path}: its residues are not those of its sequences")
+    if residues.dtype != dtype or residues.ndim != 2 or len(residues) != offsets[-1]:
+        raise SeqpackError(f"{path}: residues are {residues.dtype} {residues.shape}, not {dtype} ({offsets[-1]}, ...)")
+
+
+def _verify_finite(index: Index, shard: Shard, places: list[int | None]) -> None:
+    """Judge where `_open_whole` has found numbers that are not finite, among the embeddings and the residues."""
+    embedding, residue = places
+    if embedding is not None:
+        row = int(shard.index_rows[embedding // shard.embeddings.shape[1]])
+        raise SeqpackError(f"{shard.path}: the embedding of {index.sequence_id(row)!r} is not finite")
+    if residue is not None:
+        place = np.searchsorted(shard.residue_offsets, residue // shard.residues.shape[1], side="right") - 1
+        name = index.sequence_id(int(shard.index_rows[place]))
+        raise SeqpackError(f"{shard.path}: the residues of {name!r} are not finite")
 
 
 def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
@@ -182,7 +205,7 @@ def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
     for other in (verified.shard for verified in shards[1:]):
         if difference := other.fingerprint.difference(first.fingerprint):
             raise SeqpackError(f"{other.path} and {first.path} are not of one computation: {difference}")
-        if other.embeddings.shape[1] != first.embeddings.shape[1]:
+        if other.embeddings.shape[1] != first.embeddings.shape[1] or other.residues.shape[1] != first.residues.shape[1]:
             raise SeqpackError(
                 f"{other.path}: embeddings have {other.embeddings.shape[1]} dimensions, "
                 f"those of {first.path} {first.embeddings.shape[1]}"

@@ -250,9 +250,9 @@ def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: P
     index = open_index(Run(tmp_path, 1).build(fasta).index)
     model = make_model(MODELS["esm2_t6_8M_UR50D"], torch.bfloat16, True, index.max_tokens)
     found = list(embed_packs(embedder(model), index, range(index.num_packs), cuda(), threads=1))
-    assert [number for number, _ in found] == list(range(index.num_packs))
+    assert [number for number, *_ in found] == list(range(index.num_packs))
     assert len(found) > 20
-    for number, embeddings in found:
+    for number, embeddings, _ in found:
         pack = on(cuda(), Pack.from_tokens(index.pack_tokens(number), index.pack_lengths(number)))
         assert (mean_over_residues(model(pack), pack).float().cpu().numpy() == embeddings).all()
 
