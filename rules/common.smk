@@ -206,11 +206,21 @@ def longest_segment(dataset):
     return tokens_of(dataset.model.family, letters)
 
 
+def kept_tokens(dataset):
+    """Tokens whose vectors a worker keeps until a sequence is whole, times layers: of windows, and with per_residue."""
+    if dataset.model.family == DNABERT_S:
+        return 0
+    windows = length_policy(dataset).long_sequences == "window"
+    longest = FULL_LENGTH if windows else longest_segment(dataset)
+    return longest * len(config["layers"]) if windows or config["per_residue"] else 0
+
+
 def shard_memory(wildcards, threads, attempt):
     """What embed_shard asks a cluster for, in MB."""
     dataset = dataset_of(wildcards)
     on_cpu = 0 if USE_GPU else threads
-    return memory_mb(dataset.model, longest_segment(dataset), on_cpu, attempt)
+    settings = (longest_segment(dataset), on_cpu, attempt, kept_tokens(dataset))
+    return memory_mb(dataset.model, *settings)
 
 
 def shard_runtime(wildcards, threads, attempt):

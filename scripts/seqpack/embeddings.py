@@ -28,6 +28,7 @@ def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
     Args:
         path: the file.
         layer, pooling: which output, if the file has several; the first that fits. `Embeddings.outputs` lists them.
+            Layers below 0 count from the end, -1 being the model's last.
 
     Raises:
         SeqpackError: absent, truncated, not written by seqpack's merge, or without such an output.
@@ -61,6 +62,8 @@ class Embeddings:
                 raise SeqpackError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
             outputs = json.loads(self.attrs["outputs"])
             self.outputs = [(output["layer"], output["pooling"]) for output in outputs]
+            if layer is not None and layer < 0:
+                layer += self.attrs["num_layers"] + 1
             fits = [number for number, pair in enumerate(self.outputs) if _fits(pair, layer, pooling)]
             if fits:
                 self.layer, self.pooling = self.outputs[fits[0]]

@@ -229,6 +229,7 @@ def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str
         "embeddings_format": EMBEDDINGS_FORMAT,
         "seqpack_version": seqpack.__version__,
         **shards[0].shard.fingerprint.attributes(),
+        "num_layers": shards[0].shard.num_layers,
         "outputs": json.dumps(_outputs(shards)),
         "computed_by": "; ".join(_computed_by(shards)),
         "trained_weights": not status.warning,

@@ -134,6 +134,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         **fingerprint.attributes(),
         "rank": task.rank,
         "world_size": task.world_size,
+        "num_layers": architecture.num_layers,
         "trained_weights": weights.trained,
         "warning": status.warning,
         "computed_by": "; ".join(status.run["computed_by"]),

@@ -14,7 +14,6 @@ from seqpack.models.encoders import Encoder
 from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.pooling import BY_NAME
-from seqpack.windows import blend
 
 NO_RESIDUES = torch.empty(0, 0, dtype=torch.float16)
 
@@ -66,9 +65,7 @@ class Readout:
 
     @torch.inference_mode()
     def of_hidden(self, hidden: torch.Tensor, pack: Pack) -> Vectors:
-        """Return what is read of a pack, of its hidden states (`hidden`); its windows are blended first."""
-        if pack.windows is not None:
-            hidden, pack = blend(hidden, pack)
+        """Return what is read of a pack, of its hidden states (`hidden`)."""
         layers = hidden.chunk(len(self.outputs.layers), dim=1)
         rows = torch.cat([self._pool(states.contiguous(), pack) for states in layers], dim=1)
         return Vectors(rows, self._residues(hidden, pack))

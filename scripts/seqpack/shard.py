@@ -27,6 +27,7 @@ from seqpack.hdf5 import (
 )
 from seqpack.index import Index, residue_offsets
 
+SHARD_ATTRIBUTES = ("rank", "world_size", "num_layers", "computed_by", "audit_sequences")
 DATASETS = ("embeddings", "index_rows", "quarantined_rows", "sequence_ids")
 
 
@@ -40,6 +41,7 @@ class Shard:
             that the fingerprint says; (0, 0) if they are not kept.
         residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
         index_rows: int64 (num_sequences,), each row's unique sequence in the index.
+        num_layers: of the model, which has layers 0 to num_layers.
         computed_by: the kinds of device and kernels, in words.
         audit: what `seqpack.audit` found, as attributes of the file.
         quarantined_rows: int64, the rank's sequences that are not in the shard, having no finite embedding.
@@ -49,6 +51,7 @@ class Shard:
     rank: int
     world_size: int
     fingerprint: Fingerprint
+    num_layers: int
     computed_by: list[str]
     audit: dict[str, Any]
     embeddings: np.ndarray
@@ -119,7 +122,7 @@ def open_shard(path: Path) -> Shard:
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
         missing = [name for name in DATASETS if name not in file]
-        missing += [name for name in ("rank", "world_size", "computed_by", "audit_sequences") if name not in attributes]
+        missing += [name for name in SHARD_ATTRIBUTES if name not in attributes]
         if missing:
             raise SeqpackError(f"{path}: not a seqpack shard: lacks {', '.join(missing)}")
         try:
@@ -136,6 +139,7 @@ def open_shard(path: Path) -> Shard:
             attributes["rank"],
             attributes["world_size"],
             fingerprint,
+            attributes["num_layers"],
             [kind for kind in attributes["computed_by"].split("; ") if kind],
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
             map_dataset(path, file["embeddings"]),
