@@ -7,12 +7,12 @@ import hashlib
 import io
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from seqpack.errors import SeqpackError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -26,8 +26,7 @@ ZSTD_MAX_WINDOW = 1 << 31  # as zstd --long=31 writes
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
-@dataclass
-class FastaRecord:
+class FastaRecord(NamedTuple):
     """One record as it stands in the file: `id` ends at the first white space of the header."""
 
     number: int  # 1 for the first record of the file

@@ -19,6 +19,8 @@ from seqpack.interrupts import held_back_signals
 STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
 COPY_BYTES = 16 << 20
+SEND_BYTES = 32 << 20
+KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
 # Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
 # change a number unseen.
 FORMAT = ("v110", "v110")
@@ -65,12 +67,19 @@ def new_hdf5(path: Path) -> Iterator[NewFile]:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
 
 
-def write_strings(file: h5py.File, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str]]) -> None:
-    """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size."""
+def write_strings(
+    file: h5py.File, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+) -> None:
+    """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size.
+
+    The texts are str or UTF-8, which is written faster.
+    """
     strings = file.create_dataset(name, (len(rows),), STRINGS)
     for start in range(0, len(rows), STRING_BLOCK):
         block = rows[start : start + STRING_BLOCK]
-        strings[start : start + len(block)] = texts_of(block)
+        texts = np.empty(len(block), object)  # left to itself, NumPy makes texts of one length of them first
+        texts[:] = texts_of(block)
+        strings[start : start + len(block)] = texts
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
@@ -86,21 +95,29 @@ def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: s
 class RowWriter:
     """Write the rows of a reserved dataset in order, past HDF5: an error is raised at the write that fails.
 
-    The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done.
+    The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done. The disk
+    is set to work as the rows come, so that little is left to wait for at the end.
+
+    Args:
+        path, name: the file and the dataset.
+        forget: keep little of what was written in the page cache, where it would take the place of what is still to
+            be read.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, forget: bool = False) -> None:
         with h5py.File(path, "r") as file:
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
-            offset = dataset.id.get_offset() or 0
+            self._offset = dataset.id.get_offset() or 0
         self._written = 0
+        self._sent = 0
+        self._forget = forget
         self._path = path
         self._file = path.open("r+b", buffering=0)
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
         if size:
-            os.posix_fallocate(self._file.fileno(), offset, size)
-        self._file.seek(offset)
+            os.posix_fallocate(self._file.fileno(), self._offset, size)
+        self._file.seek(self._offset)
 
     def append(self, rows: np.ndarray) -> None:
         """Write the next rows, (n, columns), in the dataset's dtype."""
@@ -110,6 +127,16 @@ class RowWriter:
         while rest:
             rest = rest[self._file.write(rest) :]
         self._written += len(rows)
+        self._send(self._file.tell() - self._offset)
+
+    def _send(self, written: int) -> None:
+        """Begin to write to the disk what is in the page cache, without waiting for it."""
+        if written - self._sent < SEND_BYTES:
+            return
+        # The advice to drop pages begins the writing of those that are not on the disk yet, and drops the others.
+        first = max(self._sent - KEEP_BYTES, 0) if self._forget else self._sent
+        os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
+        self._sent = written
 
     def __enter__(self) -> RowWriter:
         return self
@@ -172,13 +199,6 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     if offset is None:
         raise SeqpackError(f"{path}: dataset {dataset.name} is not contiguous; was the file rewritten by another tool?")
     return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
-
-
-def blocks_of_rows(values: np.ndarray, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the rows of an array of two dimensions in blocks of about `num_bytes`: the first row's number, the rows."""
-    rows = max(num_bytes // max(values.shape[1] * values.itemsize, 1), 1)
-    for start in range(0, len(values), rows):
-        yield start, values[start : start + rows]
 
 
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:

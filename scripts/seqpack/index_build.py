@@ -271,11 +271,16 @@ def _write_tokens(
     view = memoryview(spilled)
     starts, ends = record_offsets[first_records], record_offsets[first_records + 1]
     checksums = np.empty(len(pack_offsets) - 1, np.uint32)
-    for pack, (first, last) in enumerate(itertools.pairwise(pack_offsets)):
+    waiting = bytearray()  # of several packs: a write of each takes as long as its gathering
+    written = 0
+    for pack, (first, last) in enumerate(itertools.pairwise(pack_offsets.tolist())):
         spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
         tokens = b"".join([view[start:end] for start, end in spans])
         checksums[pack] = zlib.crc32(tokens)
-        dataset[token_offsets[first] : token_offsets[last]] = np.frombuffer(tokens, spilled.dtype)
+        waiting += tokens
+        if len(waiting) >= COPY_BYTES or last == len(first_records):
+            dataset[written : token_offsets[last]] = np.frombuffer(waiting, spilled.dtype)
+            waiting, written = bytearray(), token_offsets[last]
     return checksums
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,21 @@ import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
-from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
 from seqpack.fingerprint import Fingerprint
-from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
+from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
 from seqpack.merge_residues import ResidueLayout, write_residues
+from seqpack.output_writer import write_outputs
 from seqpack.outputs import Outputs, dataset_name, residue_dataset
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
 from seqpack.records import final_fates, has_row, write_records
 from seqpack.shard_lock import remove_free_locks
+from seqpack.texts import split_bytes, texts_end_to_end
 from seqpack.verify import VerifiedShard, verify_shards
 
-BLOCK_BYTES = 64 << 20
+# Blocks beyond 32 MB are given back to the system and cleared by it again each time: that took most of the time.
+BLOCK_BYTES = 16 << 20
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
 
 # What embeddings.h5 repeats of the index's attributes.
@@ -154,25 +156,21 @@ def _write_embeddings(
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, fate_counts))
         file["lengths"] = index.record_lengths[kept]
-        write_strings(file, "sequence_ids", kept, index.ids_of)
+        write_strings(file, "sequence_ids", kept, partial(_encoded_ids, index))
         for name in names:
             reserve_dataset(file, name, shape, dtype)
         if residues is not None:
             residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
-    digests = {name: hashlib.sha256() for name in names}
-    with ExitStack() as stack:
-        writers = [stack.enter_context(RowWriter(path, name)) for name in names]
+    with write_outputs(path, names, dtype) as writer:
         for block in _gather(index, shards, kept):
-            for writer, name, columns in zip(writers, names, np.split(block, len(names), axis=1), strict=True):
-                with np.errstate(over="ignore"):
-                    columns = np.ascontiguousarray(columns, dtype)
-                if dtype == "float16" and not np.isfinite(columns).all():
-                    raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
-                writer.append(columns)
-                digests[name].update(columns)
+            writer.append(block)
     if residues is not None:
         write_residues(path, residues, [found.shard for found in shards], _residue_datasets(shards))
-    return digests[names[0]].hexdigest()
+    return writer.sha256(names[0])
+
+
+def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
+    return split_bytes(*texts_end_to_end(index.record_ids, index.record_id_offsets, records))
 
 
 def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iterator[np.ndarray]:

@@ -21,7 +21,7 @@ from seqpack.hdf5 import RowWriter, reserve_dataset
 from seqpack.index import Index, residue_counts
 from seqpack.shard import Shard
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20  # beyond 32 MB the allocator gives it back each time, and the system clears it again
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ResidueLayout:
 def write_residues(path: Path, layout: ResidueLayout, shards: list[Shard], names: list[str]) -> None:
     """Write the vectors of the shards' residues into the datasets `names`, a layer each, in blocks of bounded size."""
     with ExitStack() as stack:
-        writers = [stack.enter_context(RowWriter(path, name)) for name in names]
+        writers = [stack.enter_context(RowWriter(path, name, forget=True)) for name in names]
         for block in _gather(layout, shards):
             for writer, layer in zip(writers, np.split(block, len(names), axis=1), strict=True):
                 writer.append(layer)

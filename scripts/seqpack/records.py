@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from seqpack.index import Fate, Index, embedded_lengths
+from seqpack.texts import split_texts, texts_end_to_end
 
 COLUMNS = (
     "record",
@@ -25,6 +24,9 @@ COLUMNS = (
     "description",
 )
 BLOCK = 65536
+# With headers like UniRef's level 6 takes 1.8 times as long, for a table 5 % smaller.
+LEVEL = 4
+SPECIAL = ('"', "\t", "\n", "\r")  # a field with one of them is quoted
 FATE_NAMES = {fate.value: fate.name.lower() for fate in Fate}
 
 NONE = np.empty(0, np.int64)
@@ -43,13 +45,11 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
     fates = final_fates(index, quarantined)
     with (
         path.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as compressed,
-        io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=LEVEL, fileobj=raw, mtime=0) as compressed,
     ):
-        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-        writer.writerow(COLUMNS)
+        compressed.write(("\t".join(COLUMNS) + "\n").encode())
         for start in range(0, index.num_records, BLOCK):
-            writer.writerows(_rows(index, fates, start, min(start + BLOCK, index.num_records)))
+            compressed.write(_lines(index, fates, start, min(start + BLOCK, index.num_records)).encode())
 
 
 def final_fates(index: Index, quarantined: np.ndarray) -> np.ndarray:
@@ -64,36 +64,69 @@ def has_row(fates: np.ndarray) -> np.ndarray:
     return (fates != Fate.REJECTED) & (fates != Fate.QUARANTINED)
 
 
-def _rows(index: Index, final: np.ndarray, start: int, end: int) -> Iterator[tuple[object, ...]]:
+def _lines(index: Index, final: np.ndarray, start: int, end: int) -> str:
+    """Return the lines of the records start to end - 1, of which `final` are the fates."""
+    block, fates = slice(start, end), final[start:end]
+    kept = has_row(fates)
+    lengths = index.record_lengths[block]
+    embedded = np.where(kept, embedded_lengths(index, np.arange(start, end)), 0)
+    windows = np.where(kept, _windows(index, index.record_rows[block]), 0)
+    rows = int(np.count_nonzero(has_row(final[:start]))) + np.cumsum(kept) - 1
+    firsts = index.sequence_records[index.record_rows[block]] + 1
+    columns = (
+        range(start + 1, end + 1),
+        _texts(index.record_ids, index.record_id_offsets, start, end),
+        map(_middle, lengths.tolist(), embedded.tolist(), windows.tolist(), fates.tolist()),
+        _where(kept, rows),
+        _where(fates == Fate.DUPLICATE, firsts),
+        _reasons(index, lengths, fates),
+        _texts(index.record_descriptions, index.record_description_offsets, start, end),
+    )
+    return "".join(
+        [
+            f"{record}\t{id_}{middle}{row}\t{same_as}\t{reason}\t{description}\n"
+            for record, id_, middle, row, same_as, reason, description in zip(*columns, strict=True)
+        ]
+    )
+
+
+@lru_cache(1 << 16)
+def _middle(length: int, embedded: int, windows: int, fate: int) -> str:
+    """Return four fields, with the tabs around them; many records have them alike."""
+    return f"\t{length}\t{embedded}\t{windows}\t{FATE_NAMES[fate]}\t"
+
+
+def _where(wanted: np.ndarray, numbers: np.ndarray) -> list[int | str]:
+    """Return the numbers where they are wanted, elsewhere empty texts."""
+    values: list[int | str] = numbers.tolist()
+    for place in np.flatnonzero(~wanted).tolist():
+        values[place] = ""
+    return values
+
+
+def _reasons(index: Index, lengths: np.ndarray, fates: np.ndarray) -> list[str]:
     max_length = int(index.attributes["max_length"])  # 0 is no limit
-    row = int(np.count_nonzero(has_row(final[:start])))
-    fates = final[start:end].tolist()
-    lengths = index.record_lengths[start:end].tolist()
-    embedded = embedded_lengths(index, np.arange(start, end)).tolist()
-    windows = _windows(index, index.record_rows[start:end]).tolist()
-    same_as = (index.sequence_records[index.record_rows[start:end]] + 1).tolist()
-    records = np.arange(start, end)
-    ids, descriptions = index.ids_of(records), index.descriptions_of(records)
-    for place, (fate, length) in enumerate(zip(fates, lengths, strict=True)):
-        reason = ""
-        if 0 < max_length < length:
-            reason = f"longer than max_length={max_length}"
-        if fate == Fate.QUARANTINED:
-            reason = "its embedding is not finite, in float32 either"
-        left_out = fate in (Fate.REJECTED, Fate.QUARANTINED)
-        yield (
-            start + place + 1,
-            ids[place],
-            length,
-            0 if left_out else embedded[place],
-            0 if left_out else windows[place],
-            FATE_NAMES[fate],
-            "" if left_out else row,
-            same_as[place] if fate == Fate.DUPLICATE else "",
-            reason,
-            descriptions[place],
-        )
-        row += not left_out
+    reasons = [""] * len(fates)
+    if max_length:
+        for place in np.flatnonzero(lengths > max_length).tolist():
+            reasons[place] = f"longer than max_length={max_length}"
+    for place in np.flatnonzero(fates == Fate.QUARANTINED).tolist():
+        reasons[place] = "its embedding is not finite, in float32 either"
+    return reasons
+
+
+def _texts(blob: np.ndarray, offsets: np.ndarray, start: int, end: int) -> list[str]:
+    """Return the fields of a block of records, quoted where needed."""
+    joined, bounds = texts_end_to_end(blob, offsets, np.arange(start, end))
+    texts = split_texts(joined, bounds)
+    if not any(letter.encode() in joined for letter in SPECIAL):
+        return texts
+    return [_quoted(text) if any(letter in text for letter in SPECIAL) else text for text in texts]
+
+
+def _quoted(text: str) -> str:
+    """Return a field as Python's csv quotes it."""
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _windows(index: Index, rows: np.ndarray) -> np.ndarray:

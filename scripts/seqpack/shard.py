@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
@@ -149,9 +150,11 @@ def open_shard(path: Path) -> Shard:
         )
 
 
-def shard_ids(path: Path) -> Iterator[list[str]]:
-    """Yield the shard's sequence ids in order, in blocks."""
+def shard_ids(path: Path) -> Iterator[list[bytes]]:
+    """Yield the shard's sequence ids in order, in blocks; in UTF-8, as decoding takes half as long as reading."""
     with open_hdf5(path, "shard") as file:
         ids = file["sequence_ids"]
+        if h5py.check_string_dtype(ids.dtype) is None:
+            raise TypeError("sequence_ids are not strings")
         for start in range(0, len(ids), STRING_BLOCK):
-            yield ids.asstr()[start : start + STRING_BLOCK].tolist()
+            yield ids[start : start + STRING_BLOCK].tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -9,15 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from seqpack.errors import SeqpackError
-from seqpack.files import sha256_of_file
 from seqpack.fingerprint import Fingerprint
-from seqpack.hdf5 import blocks_of_rows
 from seqpack.index import Index, residue_offsets
 from seqpack.plan import rows_of_rank
+from seqpack.scan import sha256_and_finite
 from seqpack.shard import Shard, open_shard, shard_ids
 from seqpack.status import COMPLETE, ShardStatus, read_status
-
-CHECK_BYTES = 64 << 20
+from seqpack.texts import split_bytes, texts_end_to_end
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,14 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     world_size = len(shard_paths)
     verified: dict[int, VerifiedShard] = {}
     problems = []
-    for shard_path, status_path in zip(shard_paths, status_paths, strict=True):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        checks = [
+            threads.submit(_verify_one, index, shard_path, status_path, world_size)
+            for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
+        ]
+    for shard_path, check in zip(shard_paths, checks, strict=True):
         try:
-            found = _verify_one(index, shard_path, status_path, world_size)
+            found = check.result()
             if found.shard.rank in verified:
                 other = verified[found.shard.rank].shard.path
                 raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
@@ -78,9 +83,7 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
         raise SeqpackError(
             f"{path}: has {size} bytes, but its status JSON says {status.shard_bytes}: truncated or changed"
         )
-    if sha256_of_file(path) != status.shard_sha256:
-        raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
-    shard = open_shard(path)
+    shard, not_finite = _open_whole(path, status)
     if (shard.rank, shard.world_size) != (status.rank, status.world_size):
         raise SeqpackError(
             f"{path}: the file is rank {shard.rank} of {shard.world_size}, "
@@ -91,7 +94,33 @@ def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) ->
     if shard.fingerprint.index_digest != index.digest:
         raise SeqpackError(f"{path}: made from another index than {index.path}; embed the shard again")
     _verify_rows(index, shard, status)
+    _verify_finite(index, shard, not_finite)
     return VerifiedShard(shard, status)
+
+
+def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, list[int | None]]:
+    """Open a shard whose digest is the one in its status.
+
+    It is opened before it is digested, so that one reading finds also what is not finite; but if it is damaged, that is
+    said whatever else may be wrong with it.
+
+    Returns:
+        the shard; of the embeddings and of the residues the place of a number that is not finite, or None.
+    """
+    shard, error = None, None
+    try:
+        shard = open_shard(path)
+    except SeqpackError as raised:
+        error = raised
+    arrays = [shard.embeddings, shard.residues] if shard else []
+    # Numbers of another type are refused later on, by name.
+    digest, places = sha256_and_finite(path, [array for array in arrays if array.dtype in (np.float32, np.float16)])
+    if digest != status.shard_sha256:
+        raise SeqpackError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
+    if error is not None:
+        raise error
+    assert shard is not None
+    return shard, places
 
 
 def _status_fingerprint(status: ShardStatus, path: Path) -> Fingerprint:
@@ -126,11 +155,6 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
         )
     _verify_ids(index, path, expected)
     _verify_residues(index, shard, expected)
-    for start, values in blocks_of_rows(embeddings, CHECK_BYTES):
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            row = int(expected[start + int(np.flatnonzero(~finite)[0])])
-            raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
 
 
 def _verify_residues(index: Index, shard: Shard, rows: np.ndarray) -> None:
@@ -142,24 +166,38 @@ def _verify_residues(index: Index, shard: Shard, rows: np.ndarray) -> None:
         raise SeqpackError(f"{path}: its residues are not those of its sequences")
     if residues.dtype != dtype or residues.ndim != 2 or len(residues) != offsets[-1]:
         raise SeqpackError(f"{path}: residues are {residues.dtype} {residues.shape}, not {dtype} ({offsets[-1]}, ...)")
-    for start, values in blocks_of_rows(residues, CHECK_BYTES):
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            place = np.searchsorted(offsets, start + int(np.flatnonzero(~finite)[0]), side="right") - 1
-            raise SeqpackError(f"{path}: the residues of {index.sequence_id(int(rows[place]))!r} are not finite")
+
+
+def _verify_finite(index: Index, shard: Shard, places: list[int | None]) -> None:
+    """Judge where `_open_whole` has found numbers that are not finite, among the embeddings and the residues."""
+    embedding, residue = places
+    if embedding is not None:
+        row = int(shard.index_rows[embedding // shard.embeddings.shape[1]])
+        raise SeqpackError(f"{shard.path}: the embedding of {index.sequence_id(row)!r} is not finite")
+    if residue is not None:
+        place = np.searchsorted(shard.residue_offsets, residue // shard.residues.shape[1], side="right") - 1
+        name = index.sequence_id(int(shard.index_rows[place]))
+        raise SeqpackError(f"{shard.path}: the residues of {name!r} are not finite")
 
 
 def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
     start = 0
     for found in shard_ids(path):
-        wanted = index.sequence_ids_of(rows[start : start + len(found)])
-        if found != wanted:
-            id_, other = next(pair for pair in zip_longest(found, wanted) if pair[0] != pair[1])
-            shown = "no more" if other is None else repr(other)
-            raise SeqpackError(f"{path}: has the id {id_!r} where the index has {shown}")
+        records = index.sequence_records[rows[start : start + len(found)]]
+        wanted, bounds = texts_end_to_end(index.record_ids, index.record_id_offsets, records)
+        # Equal bytes and equal lengths: equal ids, without an object for each that is wanted.
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        if b"".join(found) != wanted or not np.array_equal(lengths, np.diff(bounds)):
+            pairs = zip_longest(found, split_bytes(wanted, bounds))
+            shown = [_shown(id_) for id_ in next(pair for pair in pairs if pair[0] != pair[1])]
+            raise SeqpackError(f"{path}: has the id {shown[0]} where the index has {shown[1]}")
         start += len(found)
     if start < len(rows):
         raise SeqpackError(f"{path}: has the id None where the index has {index.sequence_id(int(rows[start]))!r}")
+
+
+def _shown(id_: bytes | None) -> str:
+    return "no more" if id_ is None else repr(id_.decode("utf-8", "backslashreplace"))
 
 
 def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:

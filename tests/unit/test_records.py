@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -123,6 +124,19 @@ def test_nucleotides_without_a_long_one_are_one_window_each(tmp_path: Path):
     write_records(tmp_path / "records.tsv.gz", index)
     rows = by_csv(tmp_path / "records.tsv.gz")
     assert [(row["windows"], row["fate"]) for row in rows] == [("1", "embedded"), ("1", "duplicate"), ("1", "embedded")]
+
+
+@pytest.mark.parametrize("long_sequences", ["truncate"])
+def test_lines_are_those_of_csv(table: Path):
+    """Quoted where Python's own writer quotes, and not elsewhere."""
+    with gzip.open(table, "rt", encoding="utf-8", newline="") as file:
+        text = file.read()
+    again = io.StringIO(newline="")
+    csv.writer(again, delimiter="\t", lineterminator="\n").writerows(
+        csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    )
+    assert text == again.getvalue()
+    assert text.count('"') > 10
 
 
 def test_two_writes_have_the_same_bytes(table: Path, tmp_path: Path):
