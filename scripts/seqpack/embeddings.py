@@ -16,7 +16,7 @@ from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 if TYPE_CHECKING:
     import pandas
 
-EMBEDDINGS_FORMAT = 2
+EMBEDDINGS_FORMAT = 3
 DTYPES = (np.float32, np.float16)
 
 

@@ -20,6 +20,7 @@ from seqpack.records import write_records
 SAMPLED_RECORDS = 20_000  # of the table of records, whose compression is tried
 # What HDF5 takes for a text of variable length besides its bytes: a reference, and an object in a heap, padded to 8.
 TEXT_BYTES = 16 + 16
+ROW_BYTES = 4 + 16  # a record's length and digest in embeddings.h5
 SHARD_BYTES, MERGED_BYTES = 6000, 7500  # attributes and HDF5's own, about
 
 
@@ -40,8 +41,8 @@ class Shares:
 
     @property
     def balance(self) -> float:
-        """Tokens of the largest shard over their mean; 1 is even."""
-        return float(self.tokens.max() / self.tokens.mean())
+        """Tokens of the largest shard over their mean; 1 is even, as nothing at all is."""
+        return float(self.tokens.max() / self.tokens.mean()) if self.tokens.any() else 1.0
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def disk_needed(index: Index, world_size: int, hidden_dim: int) -> Disk:
     """Estimate the bytes of all files of a run, from the index and a trial of the table of records."""
     text_bytes = -(-np.diff(index.record_id_offsets) // 8) * 8 + TEXT_BYTES  # of each record's id
     kept = index.record_fates != Fate.REJECTED
-    vector = 4 * hidden_dim
-    num_rows = index.num_sequences
+    vector, num_kept = 4 * hidden_dim, int(np.count_nonzero(kept))
+    num_rows = index.num_computed
+    computed_ids = index.sequence_records[:num_rows]
     return Disk(
         index=index.path.stat().st_size,
         parts=num_rows * (vector + 8) + index.num_packs * 56,
-        shards=num_rows * (vector + 8) + int(text_bytes[index.sequence_records].sum()) + world_size * SHARD_BYTES,
-        merged=int(np.count_nonzero(kept)) * (vector + 4) + int(text_bytes[kept].sum()) + MERGED_BYTES + _table(index),
+        shards=num_rows * (vector + 8) + int(text_bytes[computed_ids].sum()) + world_size * SHARD_BYTES,
+        merged=num_kept * (vector + ROW_BYTES) + int(text_bytes[kept].sum()) + MERGED_BYTES + _table(index),
     )
 
 
@@ -122,10 +124,15 @@ def describe_index(index: Index) -> list[str]:
     attributes = index.attributes
     fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
     most = int(attributes["pack_tokens"])
+    to_compute = f"{attributes['num_tokens']:,} tokens"
+    if index.reuse:
+        to_compute = f"{index.num_computed:,} of them to compute, {to_compute}"
+    longest = f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"
     return [
         line("records", f"{index.num_records:,}: " + ", ".join(f"{number:,} {fate}" for fate, number in fates.items())),
-        line("unique", f"{index.num_sequences:,} sequences, {attributes['num_tokens']:,} tokens"),
-        line("longest", f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"),
+        line("unique", f"{index.num_sequences:,} sequences, {to_compute}"),
+        *(line("reused", f"{number:,} sequences from {path}") for path, number in index.reused_counts()),
+        *([line("longest", longest)] * bool(index.num_computed)),
         line("packs", f"{index.num_packs:,}, of at most {most:,} tokens or one sequence"),
     ]
 

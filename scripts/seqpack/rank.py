@@ -32,6 +32,7 @@ from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
 from seqpack.readout import Readout
+from seqpack.reuse import require_computation
 from seqpack.shard import new_shard
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -100,6 +101,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         pooling=",".join(outputs.poolings),
         precision=precision,
     )
+    require_computation(index, fingerprint)
     status.fingerprint = fingerprint.attributes()
     write_status(task.status, status)
 
@@ -211,7 +213,7 @@ def _require_space(task: ShardTask, index: Index, num_rows: int, todo: list[int]
     # First parts and shards lie side by side, later shards and what they are merged to.
     require_space(
         task.shard.parent,
-        2 * index.num_sequences * row_bytes - held_bytes,
+        (index.num_computed + index.num_sequences) * row_bytes - held_bytes,
         "all shards, and their parts or later the merged file,",
     )
 

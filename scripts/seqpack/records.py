@@ -38,7 +38,8 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
     Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
     (those that entered the model), `windows` (in how many, 1 for a whole sequence), `fate`, `row` (in
     embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (of a duplicate, the record whose sequence
-    it has), `reason` (of a rejection, a truncation, windows or a quarantine), `description` (the rest of the header).
+    it has), `reason` (of a rejection, a truncation, windows, a quarantine; of a reused vector, where it is from),
+    `description` (the rest of the header).
     """
     fates = final_fates(index, quarantined)
     with (
@@ -72,12 +73,15 @@ def _rows(index: Index, final: np.ndarray, start: int, end: int) -> Iterator[tup
     embedded = embedded_lengths(index, np.arange(start, end)).tolist()
     windows = _windows(index, index.record_rows[start:end]).tolist()
     same_as = (index.sequence_records[index.record_rows[start:end]] + 1).tolist()
+    sources = _sources(index, index.record_rows[start:end])
     records = np.arange(start, end)
     ids, descriptions = index.ids_of(records), index.descriptions_of(records)
     for place, (fate, length) in enumerate(zip(fates, lengths, strict=True)):
         reason = ""
         if 0 < max_length < length:
             reason = f"longer than max_length={max_length}"
+        if fate == Fate.REUSED:
+            reason = "; ".join(filter(None, (f"from {sources[place]}", reason)))
         if fate == Fate.QUARANTINED:
             reason = "its embedding is not finite, in float32 either"
         left_out = fate in (Fate.REJECTED, Fate.QUARANTINED)
@@ -94,6 +98,15 @@ def _rows(index: Index, final: np.ndarray, start: int, end: int) -> Iterator[tup
             descriptions[place],
         )
         row += not left_out
+
+
+def _sources(index: Index, rows: np.ndarray) -> list[str]:
+    """Return the path of the file that each row's vector is taken from; "" if it is computed. Rows may be -1."""
+    paths = [*(source["path"] for source in index.reuse), ""]
+    files = np.full(len(rows), -1)
+    is_reused = rows >= index.num_computed
+    files[is_reused] = index.reused_files[rows[is_reused] - index.num_computed]
+    return [paths[number] for number in files.tolist()]
 
 
 def _windows(index: Index, rows: np.ndarray) -> np.ndarray:
