@@ -112,11 +112,10 @@ def read_reused():
         for key, dataset in DATASETS.items():
             own = [source for source in sources if source.family == dataset.model.family]
             for source in own:
-                architecture = dataset.model.architecture
                 require_settings(
                     source,
+                    dataset.model,
                     length_policy(dataset),
-                    architecture.num_layers if architecture else None,
                     Outputs(tuple(config["layers"]), tuple(config["pooling"])),
                     config["precision"],
                     config["dtype"],
@@ -138,7 +137,13 @@ def reusable(name):
     """The path of a file in `reuse`, once it is known to be no result of this run."""
     path = Path(name).expanduser()
     if "{" in name or "}" in name:
-        raise SeqpackError(f"{name}: Snakemake takes braces for wildcards; rename the file or link to it")
+        raise SeqpackError(
+            f"{name}: Snakemake takes braces for wildcards; rename the file or link to it"
+        )
+    if not path.exists():
+        raise SeqpackError(
+            f"{name}: no such file; take it out of reuse: results that are finished do not need it"
+        )
     if path.resolve() in [Path(result).resolve() for result in EMBEDDINGS]:
         raise SeqpackError(
             f"{name}: can't be reused: this run would replace it; move its folder, or copy it and its manifest.json, "

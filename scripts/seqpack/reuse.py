@@ -20,7 +20,7 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 from seqpack.index import Index
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import DNABERT_S, ESM2
+from seqpack.models.registry import DNABERT_S, ESM2, ModelSource
 from seqpack.outputs import Outputs
 
 # What must be the same for a vector to be that of the same computation, besides the policies.
@@ -87,18 +87,23 @@ def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, 
 
 
 def require_settings(
-    source: Source, policy: LengthPolicy, num_layers: int | None, outputs: Outputs, precision: str, dtype: str
+    source: Source, model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str, dtype: str
 ) -> None:
     """Raise a SeqpackError if what is known before anything runs speaks against taking vectors from a file.
 
     Args:
         source: the file.
+        model: to compute with.
         policy, outputs, precision, dtype: as set; precision may be auto.
-        num_layers: of the model; None if that is not known yet.
     """
     wanted = {**asdict(policy), "pooling": ",".join(outputs.poolings)}
-    if num_layers is not None:
-        wanted["layers"] = ",".join(map(str, outputs.of(num_layers).layers))
+    if architecture := model.architecture:
+        if architecture.hidden_dim != source.outputs[0].shape[1]:
+            raise SeqpackError(
+                f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; take it "
+                "out of reuse"
+            )
+        wanted["layers"] = ",".join(map(str, outputs.of(architecture.num_layers).layers))
     if precision != "auto":
         wanted["precision"] = precision
     _require_same(source.path, source.attributes, wanted)
@@ -126,7 +131,7 @@ def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         if found.get(name) != value:
             instead = f", or set {name}: {found.get(name)}" if name in FREE_CHOICES else ""
             raise SeqpackError(
-                f"{path}: can't be reused: its {name} is {found.get(name)}, that of this computation {value}; take it "
+                f"{path}: can't be reused: it has {name}={found.get(name)}, this computation {name}={value}; take it "
                 f"out of reuse{instead}"
             )
 
