@@ -100,14 +100,10 @@ def _open_noted(note: dict[str, Any]) -> Source:
     """Open a file that the index names, once it is known to be the same as when the index was built."""
     path = Path(note["path"])
     source = open_source(path)
-    for name, found in (
-        ("size in bytes", path.stat().st_size),
-        ("number of rows", len(source.digests)),
-        ("fingerprint", source.fingerprint.digest),
-    ):
-        said = note[{"size in bytes": "bytes", "number of rows": "rows"}.get(name, name)]
-        if found != said:
-            raise SeqpackError(f"{path}: its {name} is {found}, and was {said} when the index was built")
+    found = {"fingerprint": source.fingerprint.digest, "rows": len(source.digests), "bytes": path.stat().st_size}
+    for name, value in found.items():
+        if value != note[name]:
+            raise SeqpackError(f"{path}: has {name} {value}, and had {note[name]} when the index was built")
     return source
 
 
