@@ -29,7 +29,7 @@ from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.outputs import Outputs
-from seqpack.reuse import open_source, require_settings, reused_by
+from seqpack.reuse import known_settings, open_source, require_settings, reused_by
 from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
@@ -104,24 +104,21 @@ def require_outputs(dataset):
 def read_reused():
     """By dataset the files that vectors are reused from: those of `reuse` that are of its family.
 
-    If `reuse` is empty, those that the index goes by: what was reused once is not computed when it is taken out.
+    If `reuse` is empty, those that the index names: what was reused once is not computed when it is taken out.
     """
     reused = {}
     try:
         sources = [open_source(reusable(path)) for path in config["reuse"]]
         for key, dataset in DATASETS.items():
+            outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+            settings = (dataset.model, length_policy(dataset), outputs, config["precision"])
+            known = known_settings(*settings)
             own = [source for source in sources if source.family == dataset.model.family]
             for source in own:
-                require_settings(
-                    source,
-                    dataset.model,
-                    length_policy(dataset),
-                    Outputs(tuple(config["layers"]), tuple(config["pooling"])),
-                    config["precision"],
-                    config["dtype"],
-                )
-            index = Path("results", *key, "index.h5")
-            reused[key] = [s.path for s in own] if sources else reused_by(index, dataset.fasta)
+                require_settings(source, dataset.model, known, config["dtype"])
+            reused[key] = [source.path for source in own]
+            if not sources:
+                reused[key] = reused_by(Path("results", *key, "index.h5"), dataset.fasta, known)
         for source in sources:
             if not any(source.path in paths for paths in reused.values()):
                 raise SeqpackError(

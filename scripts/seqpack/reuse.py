@@ -26,6 +26,7 @@ from seqpack.outputs import Outputs
 # What must be the same for a vector to be that of the same computation, besides the policies.
 COMPUTATION = ("model_digest", "layers", "pooling", "precision")
 BLOCK_ROWS = 1 << 20
+TAKE_OUT = "take it out of reuse"
 FREE_CHOICES = ("long_sequences", "max_length", "window", "stride", "strand", "layers", "pooling", "precision")
 
 
@@ -86,34 +87,31 @@ def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, 
     return sources
 
 
-def require_settings(
-    source: Source, model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str, dtype: str
-) -> None:
-    """Raise a SeqpackError if what is known before anything runs speaks against taking vectors from a file.
-
-    Args:
-        source: the file.
-        model: to compute with.
-        policy, outputs, precision, dtype: as set; precision may be auto.
-    """
-    wanted = {**asdict(policy), "pooling": ",".join(outputs.poolings)}
-    if architecture := model.architecture:
-        if architecture.hidden_dim != source.outputs[0].shape[1]:
-            raise SeqpackError(
-                f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; take it "
-                "out of reuse"
-            )
-        wanted["layers"] = ",".join(map(str, outputs.of(architecture.num_layers).layers))
+def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str) -> dict[str, Any]:
+    """Return what is known of a computation before anything runs; precision may be auto, as set."""
+    known = {**asdict(policy), "pooling": ",".join(outputs.poolings)}
+    if model.architecture:
+        known["layers"] = ",".join(map(str, outputs.of(model.architecture.num_layers).layers))
     if precision != "auto":
-        wanted["precision"] = precision
-    _require_same(source.path, source.attributes, wanted)
+        known["precision"] = precision
+    return known
+
+
+def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any], dtype: str) -> None:
+    """Raise a SeqpackError if what is known before anything runs speaks against taking vectors from a file."""
+    if model.architecture and model.architecture.hidden_dim != source.outputs[0].shape[1]:
+        raise SeqpackError(
+            f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; {TAKE_OUT}"
+        )
+    _require_same(source.path, source.attributes, known)
     require_dtype(source, dtype)
 
 
 def require_computation(index: Index, fingerprint: Fingerprint) -> None:
     """Raise a SeqpackError if a file that the index reuses is of another computation than this one."""
+    wanted = {name: getattr(fingerprint, name) for name in COMPUTATION}
     for note in index.reuse:
-        _require_same(Path(note["path"]), note, {name: getattr(fingerprint, name) for name in COMPUTATION})
+        _require_same(note["path"], note, wanted, f"{TAKE_OUT} and remove {index.path}")
 
 
 def require_dtype(source: Source, dtype: str) -> None:
@@ -121,18 +119,20 @@ def require_dtype(source: Source, dtype: str) -> None:
     stored = source.outputs[0].dtype
     if stored != dtype and stored != np.float32:
         raise SeqpackError(
-            f"{source.path}: can't be reused: its vectors are rounded to {stored}, and dtype is {dtype}; take it out "
-            f"of reuse, or set dtype: {stored}"
+            f"{source.path}: can't be reused: its vectors are rounded to {stored}, and dtype is {dtype}; "
+            f"{TAKE_OUT}, or set dtype: {stored}"
         )
 
 
-def _require_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _require_same(
+    path: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = TAKE_OUT
+) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             instead = f", or set {name}: {found.get(name)}" if name in FREE_CHOICES else ""
             raise SeqpackError(
-                f"{path}: can't be reused: it has {name}={found.get(name)}, this computation {name}={value}; take it "
-                f"out of reuse{instead}"
+                f"{path}: can't be reused: it has {name}={found.get(name)}, this computation {name}={value}; "
+                f"{remedy}{instead}"
             )
 
 
@@ -188,12 +188,16 @@ def note_sources(sources: list[Source]) -> str:
     return json.dumps(notes)
 
 
-def reused_by(index: Path, fasta: Path) -> list[Path]:
-    """Return the files that an index reuses; none if there is no such index, or one older than the FASTA."""
+def reused_by(index: Path, fasta: Path, known: Mapping[str, Any]) -> list[Path]:
+    """Return the files that an index reuses; none if it is absent, older than the FASTA, or of other settings."""
     try:
         if index.stat().st_mtime < fasta.stat().st_mtime:
             return []
         with open_hdf5(index, "index") as file:
-            return [Path(note["path"]) for note in json.loads(read_attributes(file)["reuse"])]
-    except (OSError, SeqpackError):  # none yet, or damaged: its reader will say so
+            attributes = read_attributes(file)
+            notes = json.loads(attributes["reuse"])
+            for note in notes:
+                _require_same(note["path"], {**attributes, **note}, known)
+            return [Path(note["path"]) for note in notes]
+    except (OSError, SeqpackError):  # or it is damaged, and its reader will say so
         return []

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import find_model
 from seqpack.outputs import Outputs
-from seqpack.reuse import Source, find_reused, open_source, require_settings
+from seqpack.reuse import Source, find_reused, known_settings, open_source, require_settings, reused_by
 from seqpack.status import read_status
 from seqpack.verify import verify_shards
 from sequences import random_sequences, relative_error
@@ -373,9 +374,12 @@ def test_files_that_are_no_results_are_refused(proteins: Run, tmp_path: Path) ->
 
 WORKERS = {
     "layers": ({"outputs": Outputs((3,))}, "it has layers=6, this computation layers=3; .*, or set layers: 6"),
-    "pooling": ({"outputs": Outputs((-1,), ("max",))}, "pooling=mean, this .* pooling=max; .*, or set pooling: mean"),
+    "pooling": ({"outputs": Outputs((-1,), ("max",))}, "pooling=mean, this .* pooling=max; .* set pooling: mean"),
     "precision": ({"precision": "bfloat16"}, "precision=float32, this .* precision=bfloat16; .*set precision: float32"),
-    "model": ({"model": "other"}, "it has model_digest=[0-9a-f]{64}, this computation .*; take it out of reuse$"),
+    "model": (
+        {"model": "other"},
+        "it has model_digest=[0-9a-f]{64}, .*; take it out of reuse and remove .*index.h5$",
+    ),
 }
 
 
@@ -392,23 +396,42 @@ def test_a_worker_of_another_computation_computes_nothing(name: str, proteins: R
 
 
 def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
-    source, model = open_source(proteins.embeddings), find_model(MODEL)
-    policy, outputs = LengthPolicy(), Outputs()
-    require_settings(source, model, policy, outputs, "auto", "float32")
-    require_settings(source, model, policy, Outputs((6,)), "float32", "float16")
-    for arguments, message in (
-        ((model, LengthPolicy(max_length=1000), outputs, "auto", "float32"), "set max_length: 1022"),
-        ((model, policy, Outputs((-2,)), "auto", "float32"), "it has layers=6, this computation layers=5"),
-        ((model, policy, Outputs((-1,), ("cls",)), "auto", "float32"), "set pooling: mean"),
-        ((model, policy, outputs, "bfloat16", "float32"), "set precision: float32"),
-        ((find_model("esm2_t33_650M_UR50D"), policy, outputs, "auto", "float32"), f"of {MODEL}, not of esm2_t33_650M"),
+    source, model, policy, outputs = open_source(proteins.embeddings), find_model(MODEL), LengthPolicy(), Outputs()
+    for settings in ((policy, outputs, "auto"), (policy, Outputs((6,)), "float32")):
+        require_settings(source, model, known_settings(model, *settings), "float16")
+    for settings, message in (
+        ((LengthPolicy(max_length=1000), outputs, "auto"), "set max_length: 1022"),
+        ((policy, Outputs((-2,)), "auto"), "it has layers=6, this computation layers=5"),
+        ((policy, Outputs((-1,), ("cls",)), "auto"), "set pooling: mean"),
+        ((policy, outputs, "bfloat16"), "set precision: float32"),
     ):
         with pytest.raises(SeqpackError, match=message):
-            require_settings(source, *arguments)
+            require_settings(source, model, known_settings(model, *settings), "float32")
+    known = known_settings(model, policy, outputs, "auto")
+    with pytest.raises(SeqpackError, match=f"it is of {MODEL}, not of esm2_t33_650M_UR50D; take it out of reuse"):
+        require_settings(source, find_model("esm2_t33_650M_UR50D"), known, "float32")
     rounded = open_source(copy.merge("float16").embeddings)
-    require_settings(rounded, model, policy, outputs, "auto", "float16")
+    require_settings(rounded, model, known, "float16")
     with pytest.raises(SeqpackError, match="set dtype: float16"):
-        require_settings(rounded, model, policy, outputs, "auto", "float32")
+        require_settings(rounded, model, known, "float32")
+
+
+def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run, tmp_path: Path) -> None:
+    run, model = grown(tmp_path, [proteins.embeddings]), find_model(MODEL)
+    known, fasta = known_settings(model, LengthPolicy(), Outputs(), "auto"), tmp_path / "some.fa"
+    assert reused_by(run.index, fasta, known) == [proteins.embeddings]
+    for settings in (
+        (LengthPolicy(max_length=1000), Outputs(), "auto"),
+        (LengthPolicy(), Outputs((3,)), "auto"),
+        (LengthPolicy(), Outputs((-1,), ("max",)), "auto"),
+        (LengthPolicy(), Outputs(), "bfloat16"),
+    ):
+        assert reused_by(run.index, fasta, known_settings(model, *settings)) == []
+    assert reused_by(tmp_path / "none.h5", fasta, known) == []
+    assert reused_by(fasta, fasta, known) == []
+    after = fasta.stat().st_mtime_ns + 10**10
+    os.utime(fasta, ns=(after, after))
+    assert reused_by(run.index, fasta, known) == []
 
 
 def flip(path: Path, dataset: str, row: int) -> None:

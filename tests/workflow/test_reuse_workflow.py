@@ -50,8 +50,11 @@ def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> No
     shutil.rmtree(folder / "results/old")
     assert "Nothing to be done" in snakemake(folder, config=settings).stdout
     assert "old" in snakemake(folder, "--dry-run", config={**settings, "reuse": old}).stdout
-    # What is computed otherwise is computed anew.
-    assert "embed_shard" in rules_run(snakemake(folder, "--dry-run", config={**settings, "pooling": "max"}).stdout)
+    # What is computed otherwise is computed anew, all of it.
+    done = snakemake(folder, config={**settings, "pooling": "max"})
+    assert done.returncode == 0, done.stdout
+    assert "build_index" in rules_run(done.stdout)
+    assert json.loads(open_embeddings(new / "embeddings.h5").attrs["fate_counts"])["reused"] == 0
 
 
 def test_a_table_takes_what_is_of_its_family(results: Path, tmp_path: Path) -> None:
