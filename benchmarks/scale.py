@@ -122,7 +122,7 @@ def write_stand_in_shard(index_path: Path, rank: int) -> None:
     path = index_path.with_name(f"shard_{rank}-of-{WORLD_SIZE}.h5")
     rows = rows_of_rank(index.pack_offsets, rank, WORLD_SIZE)
     fingerprint = Fingerprint(index.digest, MODEL, "stand-in", "6", "mean", "float32").attributes()
-    attributes = {**fingerprint, "rank": rank, "world_size": WORLD_SIZE, "computed_by": "stand-in"}
+    attributes = {**fingerprint, "rank": rank, "world_size": WORLD_SIZE, "num_layers": 6, "computed_by": "stand-in"}
     attributes |= {"audit_sequences": 0, "audit_reference": "none: there is no model"}
     with new_shard(path, index, rows, rows[:0], HIDDEN_DIM, attributes) as shard:
         for pack in packs_of_rank(index.num_packs, rank, WORLD_SIZE):

@@ -55,6 +55,9 @@ def check_config():
         files = ", ".join(map(str, workflow.configfiles))
         sys.exit("\n".join([*errors, f"seqpack: settings come from {files} and from --config"]))
     validate(config, str(SCHEMA))
+    config["per_residue"] = {True: "float16", False: ""}.get(
+        config["per_residue"], config["per_residue"]
+    )
     for key in ("layers", "pooling", "reuse"):
         if not isinstance(config[key], list):
             config[key] = [config[key]]
@@ -95,8 +98,9 @@ def length_policy(dataset):
 
 
 def require_outputs(dataset):
-    """Raise if the model has not the layers that the settings name."""
-    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+    """Raise if the model does not give what the settings name."""
+    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"])
+    outputs.require_family(dataset.model.family)
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
 
@@ -110,7 +114,7 @@ def read_reused():
     try:
         sources = [open_source(reusable(path)) for path in config["reuse"]]
         for key, dataset in DATASETS.items():
-            outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+            outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"])
             settings = (dataset.model, length_policy(dataset), outputs, config["precision"])
             known = known_settings(*settings)
             own = [source for source in sources if source.family == dataset.model.family]
@@ -257,11 +261,21 @@ def longest_segment(dataset):
     return tokens_of(dataset.model.family, letters)
 
 
+def kept_tokens(dataset):
+    """Tokens whose vectors a worker keeps until a sequence is whole, times layers: of windows, and with per_residue."""
+    if dataset.model.family == DNABERT_S:
+        return 0
+    windows = length_policy(dataset).long_sequences == "window"
+    longest = FULL_LENGTH if windows else longest_segment(dataset)
+    return longest * len(config["layers"]) if windows or config["per_residue"] else 0
+
+
 def shard_memory(wildcards, threads, attempt):
     """What embed_shard asks a cluster for, in MB."""
     dataset = dataset_of(wildcards)
     on_cpu = 0 if USE_GPU else threads
-    return memory_mb(dataset.model, longest_segment(dataset), on_cpu, attempt)
+    settings = (longest_segment(dataset), on_cpu, attempt, kept_tokens(dataset))
+    return memory_mb(dataset.model, *settings)
 
 
 def shard_runtime(wildcards, threads, attempt):

@@ -32,6 +32,7 @@ rule embed_shard:
         precision=config["precision"],
         layers=config["layers"],
         pooling=config["pooling"],
+        residues=f" --per-residue {config['per_residue']}" if config["per_residue"] else "",
         attention=unrecorded(config["attention"]),
         on_error=unrecorded(config["on_error"]),
         save_seconds=unrecorded(config["save_seconds"]),
@@ -40,7 +41,7 @@ rule embed_shard:
         "python {params.script} --index {input.index:q} --model={params.model:q}"
         " --rank {wildcards.rank} --world-size {wildcards.world_size}"
         " --device {params.device} --precision {params.precision} --attention {params.attention}"
-        " --layers {params.layers} --pooling {params.pooling}"
+        " --layers {params.layers} --pooling {params.pooling}{params.residues}"
         " --on-error {params.on_error} --save-seconds {params.save_seconds}"
         " --audit-seconds {params.audit_seconds} --threads {threads} --parent $PPID"
         " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -1,6 +1,7 @@
 # Exports: embeddings.h5 in the formats of other programs, those that config's `exports` lists.
 #   input:  results/{dataset}/{model}/embeddings.h5, records.tsv.gz
-#   output: results/{dataset}/{model}/exports/embeddings.{parquet,npy,h5ad,h5,faiss}, embeddings_pt/
+#   output: results/{dataset}/{model}/exports/embeddings.{parquet,npy,h5ad,h5,faiss}, residues.h5,
+#           embeddings_pt/
 
 
 def export_files(export_format):
@@ -9,6 +10,8 @@ def export_files(export_format):
     main = f"{folder}/embeddings.{export_format}"
     if export_format == "pt":
         return {"main": directory(f"{folder}/embeddings_pt")}
+    if export_format == "h5_residues":
+        return {"main": f"{folder}/residues.h5", "ids": f"{folder}/residues.h5.names.tsv"}
     beside = {"npy": ".ids.txt", "faiss": ".ids.txt", "h5": ".names.tsv"}
     if export_format in beside:
         return {"main": main, "ids": main + beside[export_format]}
@@ -21,7 +24,7 @@ EXPORTS = [
     for export_format in config["exports"]
 ]
 
-for export_format in ("parquet", "npy", "h5ad", "h5", "faiss", "pt"):
+for export_format in ("parquet", "npy", "h5ad", "h5", "h5_residues", "faiss", "pt"):
 
     rule:
         name:

@@ -9,7 +9,7 @@ from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
 from seqpack.interrupts import stop_with_parent
 from seqpack.kernels.names import ATTENTIONS
-from seqpack.outputs import POOLINGS, Outputs
+from seqpack.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
 from seqpack.task import ON_ERROR, ShardTask
 
 
@@ -50,6 +50,12 @@ def parse_arguments() -> argparse.Namespace:
         default=["mean"],
         help="from one vector a token to one a sequence, of each layer: mean, as the model's authors take it "
         "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector)",
+    )
+    parser.add_argument(
+        "--per-residue",
+        choices=RESIDUE_DTYPES,
+        default="",
+        help="of proteins, keep the vector of every residue as well, in this type (default: not)",
     )
     parser.add_argument(
         "--on-error",
@@ -98,7 +104,7 @@ def main() -> int:
             precision=arguments.precision,
             attention=arguments.attention,
             threads=arguments.threads,
-            outputs=Outputs(tuple(arguments.layers), tuple(arguments.pooling)),
+            outputs=Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue),
             on_error=arguments.on_error,
             save_seconds=arguments.save_seconds,
             audit_seconds=arguments.audit_seconds,

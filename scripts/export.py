@@ -7,7 +7,15 @@ from pathlib import Path
 
 from seqpack import command
 
-FORMATS = ("parquet", "npy", "h5ad", "h5", "faiss", "pt")  # seqpack.export.WRITERS, without what that imports
+FORMATS = (
+    "parquet",
+    "npy",
+    "h5ad",
+    "h5",
+    "h5_residues",
+    "faiss",
+    "pt",
+)  # seqpack.export.WRITERS, without what that imports
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -17,7 +25,8 @@ def parse_arguments() -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         required=True,
-        help="h5: a dataset a record, as UniProt publishes; pt: a file a record, as fair-esm writes",
+        help="h5: a dataset a record, as UniProt publishes; h5_residues: of the vectors of its residues; "
+        "pt: a file a record, as fair-esm writes",
     )
     parser.add_argument("--output", type=Path, required=True, help="the file to write; of pt the folder to make")
     parser.add_argument("--records", type=Path, help="pt: the records.tsv.gz, for labels with the whole header")

@@ -31,7 +31,7 @@ def write_blocks(
     rows = np.arange(shape[0])
     with new_hdf5(path) as file:
         outputs = [{"dataset": "embeddings", "layer": int(fingerprint.layers), "pooling": fingerprint.pooling}]
-        attributes = {"embeddings_format": EMBEDDINGS_FORMAT, "outputs": json.dumps(outputs)}
+        attributes = {"embeddings_format": EMBEDDINGS_FORMAT, "outputs": json.dumps(outputs), "num_layers": 6}
         write_attributes(file, {**attributes, **fingerprint.attributes()})
         file["lengths"] = (rows % 1000 + 1).astype(np.int32)
         texts_of = (lambda block: [ids[row] for row in block]) if ids else (lambda block: [f"r{row}" for row in block])

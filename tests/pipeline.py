@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from seqpack.fingerprint import Fingerprint
@@ -17,8 +16,10 @@ from seqpack.index import Index, open_index
 from seqpack.index_build import build_index
 from seqpack.length_policy import LengthPolicy
 from seqpack.merge import merge_shards
+from seqpack.part_file import PackResult
 from seqpack.part_writer import PartWriter
-from seqpack.parts import PackResult, Parts
+from seqpack.parts import Parts
+from seqpack.shard import open_shard
 from seqpack.verify import status_path_of
 from seqpack.worker import ShardTask, embed_shard
 
@@ -88,13 +89,14 @@ class Run:
 def results_of(run: Run) -> list[PackResult]:
     """Return what came of each pack, read from the shard of a run in one."""
     index, none = open_index(run.index), np.empty(0, np.int64)
-    with h5py.File(run.shards[0]) as shard:
-        embeddings, rows = shard["embeddings"][:], shard["index_rows"][:]
-    ends = index.pack_offsets
-    return [
-        PackResult(p, rows[ends[p] : ends[p + 1]], embeddings[ends[p] : ends[p + 1]], none)
-        for p in range(index.num_packs)
-    ]
+    shard = open_shard(run.shards[0])
+    results = []
+    for pack in range(index.num_packs):
+        rows = slice(*index.pack_offsets[pack : pack + 2].tolist())
+        offsets = shard.residue_offsets[rows.start : rows.stop + 1]
+        residues = shard.residues[offsets[0] : offsets[-1]] if len(offsets) else shard.residues
+        results.append(PackResult(pack, shard.index_rows[rows], shard.embeddings[rows], none, residues))
+    return results
 
 
 def save_parts(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str) -> Parts:

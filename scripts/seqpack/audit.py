@@ -96,6 +96,7 @@ def audit_embeddings(
     source: ModelSource,
     seconds: float,
     outputs: Outputs,
+    residues_of: Callable[[int], np.ndarray] | None = None,
 ) -> Audit:
     """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
 
@@ -108,7 +109,8 @@ def audit_embeddings(
         source: the model whose weights the embeddings were computed with.
         seconds: the most time the audit should take; after the first sequence, what is expected to exceed
             it is not begun.
-        outputs: layers, from 0 on, and poolings that are stored.
+        outputs: layers, from 0 on, and poolings that are stored, and whether vectors of residues are.
+        residues_of: gives those of a row, (num_residues, number of layers * hidden_dim).
 
     Raises:
         SeqpackError: the weights can't be read.
@@ -175,6 +177,11 @@ def audit_embeddings(
                 for layer, pooling in outputs.pairs
             ]
             stored = np.split(embedding_of(row), len(expected))
+            if outputs.per_residue and residues_of is not None:
+                (states,) = hidden
+                # Rounded as the stored ones are, so that what is compared is the computation.
+                expected += [states[layer][1:-1].numpy().astype(outputs.per_residue) for layer in outputs.layers]
+                stored += np.split(residues_of(row), len(outputs.layers), axis=1)
             cosines, errors = zip(*map(_compare, stored, expected), strict=True)
             found[row] = (float(np.min(cosines)), float(np.max(errors)), length)  # nan where there is one
     if not found:
@@ -293,8 +300,8 @@ def _pooled(hidden: list[torch.Tensor], weights: np.ndarray, family: str, poolin
 
 
 def _compare(stored: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Return the cosine and the relative error, computed in float64; of two vectors of zeros 1 and 0."""
-    a, b = stored.astype(np.float64), reference
+    """Return the cosine and the relative error, computed in float64, of all numbers; of zeros alone 1 and 0."""
+    a, b = stored.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     if not a.any() and not b.any():  # the deviation of a single residue
         return 1.0, 0.0
     with np.errstate(invalid="ignore", divide="ignore"):  # nan says it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -42,6 +42,7 @@ class Settings:
     precision: str = "auto"
     attention: str = AUTO
     threads: int = 0
+    outputs: Outputs = field(default_factory=Outputs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
     make = partial(_make_model, index, source, getattr(torch, precision))
     model = make(device, settings.attention)
     attention = model.attention
-    readout = Readout(source.family, Outputs().of(model.architecture.num_layers))
+    readout = Readout(source.family, settings.outputs.of(model.architecture.num_layers))
     embed = PackEmbedder(model, readout, lambda: make(torch.device("cpu"), AUTO))
     load_seconds = time.perf_counter() - began
 
@@ -162,7 +163,7 @@ def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
     try:
         for _ in range(2):  # at first kernels are loaded and compiled
             began = time.perf_counter()
-            embed(pack).sum().item()  # waits for the device
+            embed(pack).rows.sum().item()  # waits for the device
             took = time.perf_counter() - began
     finally:
         torch.set_num_threads(before)

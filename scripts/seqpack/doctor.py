@@ -34,7 +34,7 @@ from seqpack.findings import (
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import sha256_but_for
 from seqpack.index import Index, open_index
-from seqpack.parts import Part, open_part
+from seqpack.part_file import Part, open_part
 from seqpack.plan import packs_of_rank
 from seqpack.shard_lock import lock_holder
 

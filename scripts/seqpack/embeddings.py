@@ -12,8 +12,10 @@ import numpy as np
 
 from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
+from seqpack.outputs import residue_dataset
 
 if TYPE_CHECKING:
+    import h5py
     import pandas
 
 EMBEDDINGS_FORMAT = 3
@@ -26,6 +28,7 @@ def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
     Args:
         path: the file.
         layer, pooling: which output, if the file has several; the first that fits. `Embeddings.outputs` lists them.
+            Layers below 0 count from the end, -1 being the model's last.
 
     Raises:
         SeqpackError: absent, truncated, not written by seqpack's merge, or without such an output.
@@ -59,10 +62,13 @@ class Embeddings:
                 raise SeqpackError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
             outputs = json.loads(self.attrs["outputs"])
             self.outputs = [(output["layer"], output["pooling"]) for output in outputs]
+            if layer is not None and layer < 0:
+                layer += self.attrs["num_layers"] + 1
             fits = [number for number, pair in enumerate(self.outputs) if _fits(pair, layer, pooling)]
             if fits:
                 self.layer, self.pooling = self.outputs[fits[0]]
                 self.array: np.ndarray = map_dataset(path, file[outputs[fits[0]]["dataset"]])
+                self._residues = self._map_residues(file)
             self.lengths: np.ndarray = file["lengths"][:]
         if not fits:
             there = ", ".join(f"layer {layer} pooled by {pooling}" for layer, pooling in self.outputs)
@@ -70,6 +76,47 @@ class Embeddings:
         if self.array.ndim != 2 or self.array.dtype not in DTYPES or self.lengths.dtype != np.int32:
             raise SeqpackError(f"{path}: embeddings or lengths have another type or shape; merge the shards again")
         self._require_one_a_row("lengths", len(self.lengths))
+
+    def _map_residues(self, file: h5py.File) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Map vectors, begins and counts of residues by the output's layer; None if the file has none."""
+        if not self.attrs.get("per_residue"):
+            return None
+        names = (residue_dataset(self.layer, self.layer == self.outputs[0][0]), "residue_begins", "residue_counts")
+        return tuple(map_dataset(self.path, file[name]) for name in names)
+
+    @property
+    def has_residues(self) -> bool:
+        """Whether the file holds the vectors of residues as well."""
+        return self._residues is not None
+
+    @property
+    def residue_bytes(self) -> int:
+        """Bytes of the vectors of all records' residues, if each record had its own."""
+        if self._residues is None:
+            return 0
+        vectors, _, counts = self._residues
+        return int(counts.sum(dtype=np.int64)) * vectors.shape[1] * vectors.itemsize
+
+    def residues(self, key: str | int) -> np.ndarray:
+        """Return the vectors of a record's residues by the output's layer: (residues, hidden_dim), float16 or float32.
+
+        Args:
+            key: the record's id, or its row.
+
+        Raises:
+            SeqpackError: the file was made without `per_residue`, or several records with that id differ.
+            KeyError, IndexError: there is no such record.
+        """
+        if self._residues is None:
+            raise SeqpackError(f"{self.path}: has no vectors of residues; make it with per_residue: float16")
+        vectors, begins, counts = self._residues
+        if isinstance(key, str):
+            rows = self._rows_of(key)
+            if len(set(begins[rows].tolist())) > 1:
+                raise SeqpackError(f"several sequences have the id {key!r}: ask by row, of {rows}")
+            key = rows[0]
+        begin = int(begins[key])
+        return np.array(vectors[begin : begin + int(counts[key])])
 
     @cached_property
     def ids(self) -> list[str]:
@@ -89,6 +136,11 @@ class Embeddings:
             rows.setdefault(id_, []).append(row)
         return rows
 
+    def _rows_of(self, id_: str) -> list[int]:
+        if id_ not in self._rows:
+            raise KeyError(f"no record has the id {id_!r} in {self.path}")
+        return self._rows[id_]
+
     def __len__(self) -> int:
         return len(self.array)
 
@@ -100,9 +152,7 @@ class Embeddings:
 
     def __getitem__(self, key: str | int | slice | list[int] | np.ndarray) -> np.ndarray:
         if isinstance(key, str):
-            if key not in self._rows:
-                raise KeyError(f"no record has the id {key!r} in {self.path}")
-            rows = self._rows[key]
+            rows = self._rows_of(key)
             return np.array(self.array[rows[0] if len(rows) == 1 else rows])
         return np.array(self.array[key])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from seqpack.embeddings import Embeddings, open_embeddings
@@ -17,6 +18,7 @@ WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {
     "npy": write_npy,
     "h5ad": write_h5ad,
     "h5": write_h5,
+    "h5_residues": partial(write_h5, per_residue=True),
     "faiss": write_faiss,
     "pt": write_pt,
 }
@@ -45,7 +47,13 @@ def export_embeddings(source: str | Path, output: str | Path, format_name: str, 
             if read:
                 refuse_to_replace(read, path)
     output.parent.mkdir(parents=True, exist_ok=True)
-    require_space(output.parent, embeddings.array.nbytes, f"{len(embeddings)} embeddings as {format_name}")
+    num_bytes = embeddings.array.nbytes
+    if format_name == "h5_residues" and not embeddings.has_residues:
+        raise SeqpackError(f"{source}: has no vectors of residues; make it with per_residue: float16")
+    if embeddings.has_residues and format_name in ("h5_residues", "pt"):
+        as_float32 = 2 if format_name == "pt" and embeddings.attrs["per_residue"] == "float16" else 1
+        num_bytes += as_float32 * embeddings.residue_bytes
+    require_space(output.parent, num_bytes, f"{len(embeddings)} embeddings as {format_name}")
     if format_name == "pt":
         write_pt(embeddings, output, records)
     else:

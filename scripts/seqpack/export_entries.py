@@ -31,11 +31,12 @@ def names_path(output: Path) -> Path:
     return output.with_name(output.name + ".names.tsv")
 
 
-def write_h5(embeddings: Embeddings, output: Path) -> None:
+def write_h5(embeddings: Embeddings, output: Path, per_residue: bool = False) -> None:
     """Write a dataset (hidden_dim,) a record at the root, with the id in its attribute `original_id`.
 
     UniProt's files have accessions as names (help page "Protein Embeddings"), those of bio_embeddings the attribute.
-    The attributes of the whole are those of the embeddings file.
+    The attributes of the whole are those of the embeddings file. With `per_residue` the datasets are the vectors of
+    residues, (residues, hidden_dim).
     """
     with (
         whole_or_absent(output) as temporary,
@@ -50,7 +51,8 @@ def write_h5(embeddings: Embeddings, output: Path) -> None:
         for block in read_blocks(embeddings):
             for row, (id_, vector) in enumerate(zip(block.ids, block.vectors, strict=True), start=block.start):
                 name = unique.next(id_)
-                file.create_dataset(name, data=vector).attrs["original_id"] = id_
+                values = embeddings.residues(row) if per_residue else vector
+                file.create_dataset(name, data=values).attrs["original_id"] = id_
                 table.writerow((name, id_, row))
 
 
@@ -59,7 +61,8 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
 
     Each file holds `label` (the id, and with `records` the rest of the header, as fair-esm has it) and
     `mean_representations` (of other poolings `bos_representations`, `max_representations` ...), a dict from the
-    layer's number to a float32 tensor (hidden_dim,).
+    layer's number to a float32 tensor (hidden_dim,); where the embeddings file has vectors of residues also
+    `representations`, to a tensor (residues, hidden_dim).
 
     Args:
         embeddings: what to write.
@@ -84,7 +87,11 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
                 name = unique.next(id_)
                 # A tensor of its own: one of a view would be saved with the whole block.
                 values = torch.tensor(vector, dtype=torch.float32)
-                torch.save({"label": label, key: {layer: values}}, folder / f"{name}.pt")
+                entry = {"label": label, key: {layer: values}}
+                if embeddings.has_residues:
+                    residues = torch.from_numpy(embeddings.residues(row)).float()
+                    entry = {"label": label, "representations": {layer: residues}, key: {layer: values}}
+                torch.save(entry, folder / f"{name}.pt")
                 table.writerow((name, id_, row))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from seqpack.errors import SeqpackError
 
-SHARD_FORMAT = 3
+SHARD_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Fingerprint:
         layers: those that are read, from 0 on, separated by commas, in the order of the outputs.
         pooling: those of each layer, from tokens to a sequence, separated by commas.
         precision: of the matrix products.
+        per_residue: the dtype in which the vectors of residues are kept; empty if they are not.
         shard_format: of the files.
     """
 
@@ -32,6 +33,7 @@ class Fingerprint:
     layers: str
     pooling: str
     precision: str
+    per_residue: str = ""
     shard_format: int = SHARD_FORMAT
 
     @property

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
-from seqpack.index import Index
+from seqpack.errors import SeqpackError
+from seqpack.index import Index, residue_counts
 from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder
 from seqpack.packs import Pack, Windows
-from seqpack.parts import PackResult
+from seqpack.part_file import PackResult
 from seqpack.readout import Readout
 
 SHOWN = 20
@@ -46,23 +47,27 @@ class FiniteResults:
         self.recomputed = 0
         self.quarantined: list[int] = []
 
-    def __call__(self, results: Iterable[tuple[int, np.ndarray]]) -> Iterator[PackResult]:
-        """Yield what came of each pack, of its number and its embeddings (sequences in the pack, hidden_dim)."""
-        for pack, embeddings in results:
+    def __call__(self, results: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[PackResult]:
+        """Yield what came of each pack, of its number, embeddings and residues (`runner.embed_packs`)."""
+        for pack, embeddings, residues in results:
             first, last = (int(row) for row in self._index.pack_offsets[pack : pack + 2])
             rows = np.arange(first, last)
-            finite = np.isfinite(embeddings).all(axis=1)
+            counts = residue_counts(self._index, rows) if len(residues) else np.zeros(len(rows), np.int64)
+            finite = np.isfinite(embeddings).all(axis=1) & _finite_spans(residues, counts)
             for place in np.flatnonzero(~finite).tolist():
-                again = self._again(first + place)
-                if np.isfinite(again).all():
-                    embeddings[place] = again
+                embedding, own_residues = self._again(first + place)
+                if self._judge(first + place, embedding, own_residues):
+                    begin = int(counts[:place].sum())
+                    embeddings[place], residues[begin : begin + counts[place]] = embedding, own_residues
                     finite[place] = True
             if finite.all():
-                yield PackResult(pack, rows, embeddings, rows[:0])
+                yield PackResult(pack, rows, embeddings, rows[:0], residues)
             else:
-                yield PackResult(pack, rows[finite], embeddings[finite], rows[~finite])
+                kept = residues[np.repeat(finite, counts)] if len(residues) else residues
+                yield PackResult(pack, rows[finite], embeddings[finite], rows[~finite], kept)
 
-    def _again(self, row: int) -> np.ndarray:
+    def _again(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the embedding of a row and the vectors of its residues, in float32."""
         index = self._index
         if self._embed is None:
             log.warning("an embedding is not finite: computing it in float32, by itself")
@@ -70,25 +75,38 @@ class FiniteResults:
         segments = index.row_segments(row)
         if index.is_blended and len(segments) > 1:
             windows = Windows(np.array([0, len(segments)]), index.stride)
-            embedding = self._readout.combine(self._rows(segments, windows), None)[0]
-        else:
-            rows = np.concatenate([self._rows([tokens]) for tokens in segments])
-            embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
-        if np.isfinite(embedding).all():
-            self.recomputed += 1
-            if self.recomputed <= SHOWN:
-                log.info("%s: finite in float32", index.sequence_name(row))
-        else:
+            rows, residues = self._compute(segments, windows)
+            return self._readout.combine(rows, None)[0], residues
+        computed = [self._compute([tokens]) for tokens in segments]
+        rows = np.concatenate([rows for rows, _ in computed])
+        embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
+        return embedding, np.concatenate([residues for _, residues in computed])
+
+    def _judge(self, row: int, embedding: np.ndarray, residues: np.ndarray) -> bool:
+        """Return whether float32 has mended a row, and note it.
+
+        Raises:
+            SeqpackError: it has, but the vector of a residue can't be kept in float16.
+        """
+        name = self._index.sequence_name(row)
+        if not np.isfinite(embedding).all() or np.isnan(residues).any():
             self.quarantined.append(row)
             if len(self.quarantined) <= SHOWN:
-                log.warning("%s: not finite in float32 either: quarantined", index.sequence_name(row))
-        return embedding
+                log.warning("%s: not finite in float32 either: quarantined", name)
+            return False
+        if not np.isfinite(residues).all():
+            raise SeqpackError(f"{name}: a residue has values beyond float16 (65504): set per_residue to float32")
+        self.recomputed += 1
+        if self.recomputed <= SHOWN:
+            log.info("%s: finite in float32", name)
+        return True
 
-    def _rows(self, segments: list[np.ndarray], windows: Windows | None = None) -> np.ndarray:
+    def _compute(self, segments: list[np.ndarray], windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
         assert self._embed is not None
         pack = Pack.from_tokens(np.concatenate(segments), np.array([len(tokens) for tokens in segments], np.int64))
         tokens, cu_seqlens = pack.tokens.int().to(self._device), pack.cu_seqlens.to(self._device)
-        return self._embed(Pack(tokens, cu_seqlens, pack.lengths, windows=windows)).cpu().numpy()
+        rows, residues = self._embed(Pack(tokens, cu_seqlens, pack.lengths, windows=windows))
+        return rows.cpu().numpy(), residues.cpu().numpy()
 
     def _model(self) -> Encoder:
         try:
@@ -99,3 +117,11 @@ class FiniteResults:
         log.warning("the float32 model does not fit %s beside the other: using the CPU", self._device)
         self._device = torch.device("cpu")
         return self._make_model(self._device)
+
+
+def _finite_spans(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return which of the spans of so many rows each have finite values only (bool)."""
+    finite = np.ones(len(counts), bool)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    finite[np.searchsorted(np.cumsum(counts), bad, side="right")] = False
+    return finite

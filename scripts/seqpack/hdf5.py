@@ -155,6 +155,13 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
 
 
+def blocks_of_rows(values: np.ndarray, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the rows of an array of two dimensions in blocks of about `num_bytes`: the first row's number, the rows."""
+    rows = max(num_bytes // max(values.shape[1] * values.itemsize, 1), 1)
+    for start in range(0, len(values), rows):
+        yield start, values[start : start + rows]
+
+
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:
     """Digest a file but for the values of one contiguous dataset, for a check that does not read by HDF5.
 

@@ -189,6 +189,16 @@ class Index:
         return self.segment_offsets[first : last + 1]
 
 
+def residue_counts(index: Index, rows: np.ndarray) -> np.ndarray:
+    """Return how many residues of each of these rows' (int64) sequences enter the model, int64; of proteins."""
+    return embedded_lengths(index, index.sequence_records[rows])
+
+
+def residue_offsets(index: Index, rows: np.ndarray) -> np.ndarray:
+    """Return where the residues of each of these rows begin if they lie end to end, and the end: int64 (n + 1,)."""
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(residue_counts(index, rows))))
+
+
 def open_index(path: Path) -> Index:
     """Open `index.h5`.
 

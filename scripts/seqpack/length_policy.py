@@ -80,17 +80,20 @@ def choose_length_policy(
 ) -> LengthPolicy:
     """Return the policy that the settings ask for, auto being what suits the family of models.
 
-    `strand` is of nucleotides and does not concern proteins.
+    A window or a stride means windows, where long_sequences is auto. `strand` is of nucleotides and does not concern
+    proteins.
 
     Raises:
-        SeqpackError: a setting is out of its range.
+        SeqpackError: a setting is out of its range, or without use beside the others.
     """
     usual, usual_length = DEFAULTS[family]
     if long_sequences == AUTO:
-        long_sequences = usual
+        long_sequences = usual if window == stride == AUTO else "window"
     if long_sequences == "full":
+        _require_auto(long_sequences, max_length=max_length)
         max_length = 0
     if long_sequences != "window":
+        _require_auto(long_sequences, window=window, stride=stride)
         window = stride = 0
     if max_length == AUTO:
         max_length = window or usual_length if window != AUTO else usual_length
@@ -101,6 +104,13 @@ def choose_length_policy(
     return LengthPolicy(
         long_sequences, int(max_length), int(window), int(stride), strand if family == DNABERT_S else "forward"
     )
+
+
+def _require_auto(long_sequences: str, **settings: int | str) -> None:
+    for name, value in settings.items():
+        if value not in (AUTO, 0):
+            other = "; set long_sequences to window, or leave it away" if name != "max_length" else "; leave it away"
+            raise SeqpackError(f"{name} is {value}, but has no use where long_sequences is {long_sequences}{other}")
 
 
 def _require(name: str, value: int, least: int, most: int, what: str) -> None:

@@ -13,13 +13,14 @@ from seqpack.errors import SeqpackError
 from seqpack.models.encoders import Encoder
 from seqpack.models.registry import AnyArchitecture
 from seqpack.packs import Pack
-from seqpack.readout import Readout
+from seqpack.readout import NO_RESIDUES, Readout, Vectors
+from seqpack.windows import Blender
 
 # How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
 SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
-# Windows of long proteins go through the model in pieces of so many tokens; their hidden states are kept.
-CPU_WINDOW_TOKENS, CUDA_WINDOW_TOKENS = 2048, 32768
+# Where hidden states are kept, packs go through the model in pieces of so many tokens.
+CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +60,35 @@ class PackEmbedder:
     def architecture(self) -> AnyArchitecture:
         return self._model.architecture
 
-    def __call__(self, pack: Pack) -> torch.Tensor:
-        """Return a row a segment of a pack, or a sequence if it has windows, on the model's device; see `Readout`.
+    def __call__(self, pack: Pack) -> Vectors:
+        """Return what is read of a pack, on the model's device, or on the CPU if that has not the memory.
 
         Raises:
             DoesNotFit: a segment for which neither the device's nor the CPU's memory suffices.
         """
+        if pack.windows is None and self.readout.residue_dtype is None:
+            return Vectors(self._compute(pack, self.readout), NO_RESIDUES)
+        pieces = replace(pack, windows=None).split(CUDA_KEPT_TOKENS if pack.tokens.is_cuda else CPU_KEPT_TOKENS)
         if pack.windows is None:
-            return self._compute(pack, self.readout)
-        pieces = replace(pack, windows=None).split(CUDA_WINDOW_TOKENS if pack.tokens.is_cuda else CPU_WINDOW_TOKENS)
-        hidden = torch.cat([self._compute(piece, self.readout.hidden) for piece in pieces])
-        return self.readout.of_windows(hidden, pack)
+            found = [self.readout.of_hidden(self._compute(piece, self.readout.hidden), piece) for piece in pieces]
+            return Vectors(*map(torch.cat, zip(*found, strict=True)))
+        try:
+            return self._blended(pack, pieces, pack.tokens.device)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if not pack.tokens.is_cuda:
+                raise DoesNotFit(pack) from error
+        log.warning("windows of %d tokens can't be blended on the device: blending them on the CPU", len(pack.tokens))
+        torch.cuda.empty_cache()
+        return self._blended(pack, pieces, torch.device("cpu"))
+
+    def _blended(self, pack: Pack, pieces: list[Pack], device: torch.device) -> Vectors:
+        dim = len(self.readout.outputs.layers) * self.architecture.hidden_dim
+        blender = Blender(pack, dim, device)
+        for piece in pieces:
+            blender.add(self._compute(piece, self.readout.hidden), piece.lengths)
+        return self.readout.of_hidden(*blender.finish())
 
     def _compute(self, pack: Pack, read: Read) -> torch.Tensor:
         if not self._fits(pack):

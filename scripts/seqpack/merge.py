@@ -24,7 +24,8 @@ from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import RowWriter, new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
-from seqpack.outputs import Outputs, dataset_name
+from seqpack.merge_residues import ResidueLayout, write_residues
+from seqpack.outputs import Outputs, dataset_name, residue_dataset
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
 from seqpack.provenance import computed_by, worst_audit
 from seqpack.records import final_fates, has_row, write_records
@@ -162,6 +163,7 @@ def _write_embeddings(
     """Write embeddings.h5; return the SHA-256 of the bytes of `embeddings`, which is the first output."""
     names = _datasets(shards)
     shape = (len(kept), _width(shards) // len(names))
+    residues = ResidueLayout.of(index, kept) if shards[0].shard.fingerprint.per_residue else None
     with new_hdf5(path) as file:
         write_attributes(file, _attributes(index, shards, reused, fate_counts))
         file["lengths"] = index.record_lengths[kept]
@@ -169,6 +171,8 @@ def _write_embeddings(
         write_strings(file, "sequence_ids", kept, index.ids_of)
         for name in names:
             reserve_dataset(file, name, shape, dtype)
+        if residues is not None:
+            residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
     digests = {name: hashlib.sha256() for name in names}
     with ExitStack() as stack:
         writers = [stack.enter_context(RowWriter(path, name)) for name in names]
@@ -180,6 +184,8 @@ def _write_embeddings(
                     raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
                 writer.append(columns)
                 digests[name].update(columns)
+    if residues is not None:
+        write_residues(path, residues, [found.shard for found in shards], _residue_datasets(shards))
     return digests[names[0]].hexdigest()
 
 
@@ -211,9 +217,16 @@ def _datasets(shards: list[VerifiedShard]) -> list[str]:
     return [output["dataset"] for output in _outputs(shards)]
 
 
+def _layers(shards: list[VerifiedShard]) -> tuple[int, ...]:
+    return tuple(map(int, shards[0].shard.fingerprint.layers.split(",")))
+
+
+def _residue_datasets(shards: list[VerifiedShard]) -> list[str]:
+    return [residue_dataset(layer, number == 0) for number, layer in enumerate(_layers(shards))]
+
+
 def _outputs(shards: list[VerifiedShard]) -> list[dict[str, Any]]:
-    fingerprint = shards[0].shard.fingerprint
-    outputs = Outputs(tuple(map(int, fingerprint.layers.split(","))), tuple(fingerprint.pooling.split(",")))
+    outputs = Outputs(_layers(shards), tuple(shards[0].shard.fingerprint.pooling.split(",")))
     return [
         {"dataset": dataset_name(layer, pooling, number == 0), "layer": layer, "pooling": pooling}
         for number, (layer, pooling) in enumerate(outputs.pairs)
@@ -233,6 +246,7 @@ def _attributes(
         "embeddings_format": EMBEDDINGS_FORMAT,
         "seqpack_version": seqpack.__version__,
         **shards[0].shard.fingerprint.attributes(),
+        "num_layers": shards[0].shard.num_layers,
         "outputs": json.dumps(_outputs(shards)),
         "computed_by": "; ".join(computed_by(shards, reused)),
         "trained_weights": not status.warning,

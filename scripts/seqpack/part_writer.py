@@ -14,7 +14,8 @@ from seqpack.files import whole_or_absent
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, write_attributes
 from seqpack.interrupts import Interrupted
-from seqpack.parts import PackResult, Part, Parts, open_part
+from seqpack.part_file import PackResult, Part, open_part
+from seqpack.parts import Parts
 
 MAX_PART_BYTES = 256 << 20  # of embeddings; what waits to be saved stays in memory
 
@@ -55,7 +56,7 @@ class PartWriter:
             OSError: an earlier part could not be saved, as on a full disk.
         """
         self._pending.append(result)
-        self._pending_bytes += result.embeddings.nbytes
+        self._pending_bytes += result.nbytes
         if self._pending_bytes >= MAX_PART_BYTES or time.monotonic() - self._began >= self._seconds:
             self._save()
 
@@ -83,9 +84,11 @@ class PartWriter:
             "packs": np.array([result.pack for result in group], np.int64),
             "pack_ends": np.cumsum([len(result.index_rows) for result in group], dtype=np.int64),
             "quarantined_ends": np.cumsum([len(result.quarantined_rows) for result in group], dtype=np.int64),
+            "residue_ends": np.cumsum([len(result.residues) for result in group], dtype=np.int64),
             "pack_digests": np.array([list(result.digest()) for result in group], np.uint8),
             "index_rows": np.concatenate([result.index_rows for result in group]),
             "embeddings": np.concatenate([result.embeddings for result in group]),
+            "residues": np.concatenate([result.residues for result in group]),
             "quarantined_rows": np.concatenate([result.quarantined_rows for result in group]),
         }
         stem = f"{self._name}_pack_{group[0].pack:08d}"

@@ -19,7 +19,7 @@ from seqpack.compute import Computation, compute_packs, quarantined_message
 from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
-from seqpack.index import Index, embedded_lengths, open_index
+from seqpack.index import Index, embedded_lengths, open_index, residue_counts
 from seqpack.index_model import model_of
 from seqpack.interrupts import Signals
 from seqpack.kernels.names import AUTO
@@ -79,6 +79,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         architecture, dtype = weights.architecture, getattr(torch, precision)
         outputs = task.outputs.of(architecture.num_layers)
         width = len(outputs.pairs) * architecture.hidden_dim
+        residue_dim = len(outputs.layers) * architecture.hidden_dim if outputs.per_residue else 0
+        readout = Readout(source.family, outputs)
         try:
             model = make_encoder(weights, dtype, index.max_tokens, device, task.attention)
         except (RuntimeError, MemoryError) as error:
@@ -86,7 +88,6 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
                 raise SeqpackError(f"{source.name} in {precision} does not fit {_room(device)}") from error
             raise
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
-        readout = Readout(source.family, outputs)
     status.run["attention"] = model.attention
     status.run["elementwise"] = "Triton" if model.fuse else "eager"
     log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run["elementwise"])
@@ -100,6 +101,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         layers=",".join(map(str, outputs.layers)),
         pooling=",".join(outputs.poolings),
         precision=precision,
+        per_residue=outputs.per_residue,
     )
     require_computation(index, fingerprint)
     status.fingerprint = fingerprint.attributes()
@@ -112,7 +114,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         status.resumed_packs = status.done_packs = len(packs) - len(todo)
         if status.resumed_packs:
             log.info("resuming: %d of %d packs are done", status.resumed_packs, len(packs))
-        _require_space(task, index, len(rows), todo, 4 * width)
+        residue_bytes = np.dtype(outputs.per_residue).itemsize * residue_dim if residue_dim else 0
+        _require_space(task, index, rows, todo, 4 * width, residue_bytes)
 
     with PartWriter(folder, name, fingerprint, "", task.save_seconds, parts) as writer:
         embed = PackEmbedder(model, readout, lambda: _make_model(source, index, dtype, torch.device("cpu")))
@@ -133,6 +136,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         **fingerprint.attributes(),
         "rank": task.rank,
         "world_size": task.world_size,
+        "num_layers": architecture.num_layers,
         "trained_weights": weights.trained,
         "warning": status.warning,
         "computed_by": "; ".join(status.run["computed_by"]),
@@ -140,10 +144,10 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     }
     with (
         stage(status, "write"),
-        new_shard(task.shard, index, kept, quarantined, width, attributes) as shard,
+        new_shard(task.shard, index, kept, quarantined, width, attributes, residue_dim) as shard,
     ):
         for result in parts.results(packs):
-            shard.append(result.embeddings)
+            shard.append(result.embeddings, result.residues)
             signals.check()
     with stage(status, "verify"):
         status.shard_sha256 = sha256_of_file(task.shard)
@@ -188,7 +192,7 @@ def _audit(
         if not status.resumed_packs:  # a small shard should not take many times longer for its audit
             limit = min(limit, 1 + computed)
         try:
-            audit = audit_embeddings(index, rows, parts.embedding, source, limit, outputs)
+            audit = audit_embeddings(index, rows, parts.embedding, source, limit, outputs, parts.residues)
             verdict, message = judge(audit, precision, source.family)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
             message = f"it failed: {type(error).__name__}: {error}"
@@ -201,10 +205,17 @@ def _audit(
     return {f"audit_{name}": getattr(audit, name) for name in names}
 
 
-def _require_space(task: ShardTask, index: Index, num_rows: int, todo: list[int], row_bytes: int) -> None:
+def _require_space(
+    task: ShardTask, index: Index, rows: np.ndarray, todo: list[int], row_bytes: int, residue_bytes: int
+) -> None:
     """Refuse to begin what the disk has no room for: this shard, and at the end all shards and the merge."""
-    new_rows = sum(int(np.diff(index.pack_offsets[pack : pack + 2])[0]) for pack in todo)
-    require_space(task.shard.parent, (num_rows + new_rows) * row_bytes, "the shard and its part files")
+
+    def bytes_of(rows: np.ndarray) -> int:
+        residues = int(residue_counts(index, rows).sum()) if residue_bytes else 0
+        return len(rows) * row_bytes + residues * residue_bytes
+
+    new_rows = np.concatenate([rows[:0], *(np.arange(*index.pack_offsets[pack : pack + 2]) for pack in todo)])
+    require_space(task.shard.parent, bytes_of(rows) + bytes_of(new_rows), "the shard and its part files")
     held = [*task.shard.parent.glob("shard_*.h5"), *parts_folder(task.shard).glob("*.part.h5")]
     held_bytes = 0
     for path in held:
@@ -213,7 +224,7 @@ def _require_space(task: ShardTask, index: Index, num_rows: int, todo: list[int]
     # First parts and shards lie side by side, later shards and what they are merged to.
     require_space(
         task.shard.parent,
-        (index.num_computed + index.num_sequences) * row_bytes - held_bytes,
+        bytes_of(np.arange(index.num_computed)) + bytes_of(np.arange(index.num_sequences)) - held_bytes,
         "all shards, and their parts or later the merged file,",
     )
 

@@ -40,7 +40,7 @@ def index_minutes(fasta: Path, copies: float, attempt: int) -> int:
     return attempt * (60 + math.ceil(size * copies / INDEX_BYTES_PER_SECOND / 60))
 
 
-def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int) -> int:
+def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept: int = 0) -> int:
     """Return the memory (MB) for a worker: the weights in float32 twice, as a file and as a model, and activations.
 
     Args:
@@ -48,9 +48,12 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int) -> i
         longest: tokens of the longest segment.
         threads: on a CPU, each of which has a piece of the longest segment or of 2,048 tokens; 0 on a GPU.
         attempt: 1 for the first.
+        kept: tokens whose vectors are kept until a sequence is whole, times the layers that are read; 0 if they are
+            pooled as they come.
     """
     needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
     needed += threads * max(longest, CPU_PIECE_TOKENS) * _bytes_a_token(model) / 1e6
+    needed += max(threads, 1) * 2 * 4 * kept * _hidden_dim(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
 
 
@@ -106,8 +109,11 @@ def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # asked for
 
 def _bytes_a_token(model: ModelSource) -> float:
     """Return the bytes of activations that a token takes in float32: some 24 hidden states."""
-    dim = model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
-    return 4 * 24 * dim
+    return 4 * 24 * _hidden_dim(model)
+
+
+def _hidden_dim(model: ModelSource) -> int:
+    return model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
 
 
 def _num_parameters(model: ModelSource) -> float:

@@ -24,7 +24,7 @@ from seqpack.models.registry import DNABERT_S, ESM2, ModelSource
 from seqpack.outputs import Outputs
 
 # What must be the same for a vector to be that of the same computation, besides the policies.
-COMPUTATION = ("model_digest", "layers", "pooling", "precision")
+COMPUTATION = ("model_digest", "layers", "pooling", "precision", "per_residue")
 BLOCK_ROWS = 1 << 20
 TAKE_OUT = "take it out of reuse"
 FREE_CHOICES = ("long_sequences", "max_length", "window", "stride", "strand", "layers", "pooling", "precision")
@@ -89,7 +89,7 @@ def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, 
 
 def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str) -> dict[str, Any]:
     """Return what is known of a computation before anything runs; precision may be auto, as set."""
-    known = {**asdict(policy), "pooling": ",".join(outputs.poolings)}
+    known = {**asdict(policy), "pooling": ",".join(outputs.poolings), "per_residue": outputs.per_residue}
     if model.architecture:
         known["layers"] = ",".join(map(str, outputs.of(model.architecture.num_layers).layers))
     if precision != "auto":
@@ -128,7 +128,13 @@ def _require_same(
     path: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = TAKE_OUT
 ) -> None:
     for name, value in wanted.items():
-        if found.get(name) != value:
+        if name == "per_residue":  # that an earlier result has them does no harm
+            if value:
+                raise SeqpackError(
+                    f"{path}: can't be reused: vectors of residues are not taken from earlier results; {remedy}, or "
+                    "set per_residue: false"
+                )
+        elif found.get(name) != value:
             instead = f", or set {name}: {found.get(name)}" if name in FREE_CHOICES else ""
             raise SeqpackError(
                 f"{path}: can't be reused: it has {name}={found.get(name)}, this computation {name}={value}; "

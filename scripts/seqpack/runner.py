@@ -17,6 +17,7 @@ from seqpack.index import Index
 from seqpack.memory import PackEmbedder
 from seqpack.packs import Pack, Windows
 from seqpack.plan import MAX_PACK_TOKENS
+from seqpack.readout import Vectors
 
 # On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
 # pooled vectors: the activations of a piece stay in the cache, threads never wait for one another, and the
@@ -26,16 +27,20 @@ CPU_PIECE_TOKENS = 2048
 # A pack goes to a GPU whole, but for one longer than planned: a long contig in very many windows.
 CUDA_PIECE_TOKENS = 2 * MAX_PACK_TOKENS
 
+# Rows and residues of `readout.Vectors`, on the host.
+Arrays = tuple[np.ndarray, np.ndarray]
+
 STAGED = 2  # pieces that wait on the device to be computed
 IN_FLIGHT = 2  # pieces whose results are on their way while a later one is computed
 
 
 def embed_packs(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each pack's number and embeddings in turn: float32 (sequences in the pack, outputs x hidden_dim).
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each pack's number, embeddings and vectors of residues in turn.
 
-    The embedding of a sequence of several segments is combined of theirs, see `Readout.combine`.
+    Embeddings are float32 (sequences in the pack, outputs x hidden_dim), that of a sequence of several segments
+    combined of theirs, see `Readout.combine`; for the residues see `readout.Vectors`.
 
     Args:
         embed: holds the model, on the device.
@@ -46,8 +51,8 @@ def embed_packs(
     """
     results = _on_cpu(embed, index, packs, threads) if device.type == "cpu" else _on_cuda(embed, index, packs, device)
     with closing(results):
-        for pack, vectors in results:
-            yield pack, embed.readout.combine(vectors, index.pack_segments(pack))
+        for pack, (rows, residues) in results:
+            yield pack, embed.readout.combine(rows, index.pack_segments(pack)), residues
 
 
 def whole_pack(index: Index, pack: int) -> Pack:
@@ -58,18 +63,24 @@ def whole_pack(index: Index, pack: int) -> Pack:
     return whole if begins is None else replace(whole, windows=Windows(begins, index.stride))
 
 
-def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, np.ndarray]]:
+def _joined(pieces: list[Arrays]) -> Arrays:
+    rows, residues = zip(*pieces, strict=True)
+    return (rows[0], residues[0]) if len(pieces) == 1 else (np.concatenate(rows), np.concatenate(residues))
+
+
+def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, Arrays]]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a piece is the unit of parallel work; inside it there is none
 
-    def embed_piece(piece: Pack) -> np.ndarray:
-        return embed(piece).numpy()
+    def embed_piece(piece: Pack) -> Arrays:
+        rows, residues = embed(piece)
+        return rows.numpy(), residues.numpy()
 
-    def oldest() -> tuple[int, np.ndarray]:
+    def oldest() -> tuple[int, Arrays]:
         pack_number, pieces = waiting.popleft()
-        return pack_number, np.concatenate([piece.result() for piece in pieces])
+        return pack_number, _joined([piece.result() for piece in pieces])
 
-    waiting: deque[tuple[int, list[Future[np.ndarray]]]] = deque()
+    waiting: deque[tuple[int, list[Future[Arrays]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for pack_number in packs:
@@ -86,7 +97,7 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
 
 def _on_cuda(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, Arrays]]:
     """Compute never waits for the host: pieces of packs are staged ahead, results are fetched behind.
 
     A thread reads packs, fills pinned memory and copies it on a stream of its own, up to STAGED pieces
@@ -120,16 +131,17 @@ def _on_cuda(
         except BaseException as error:  # to be raised where the results are awaited
             put(error)
 
-    def fetch_oldest() -> Iterator[tuple[int, np.ndarray]]:
+    def fetch_oldest() -> Iterator[tuple[int, Arrays]]:
         pack_number, is_last, vectors, arrived = in_flight.popleft()
         arrived.synchronize()
-        fetched.append(vectors.numpy().copy())  # so that pinned memory is soon free for the next piece
+        # Copied, so that pinned memory is soon free for the next piece.
+        fetched.append((vectors.rows.numpy().copy(), vectors.residues.numpy().copy()))
         if is_last:
-            yield pack_number, fetched[0] if len(fetched) == 1 else np.concatenate(fetched)
+            yield pack_number, _joined(fetched)
             fetched.clear()
 
-    in_flight: deque[tuple[int, bool, torch.Tensor, torch.cuda.Event]] = deque()
-    fetched: list[np.ndarray] = []
+    in_flight: deque[tuple[int, bool, Vectors, torch.cuda.Event]] = deque()
+    fetched: list[Arrays] = []
     stager = threading.Thread(target=stage, name="stager", daemon=True)
     stager.start()
     try:
@@ -140,14 +152,12 @@ def _on_cuda(
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
                 tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
-            pooled = embed(pack)
+            vectors = embed(pack)
             computed = compute.record_event()
             with torch.cuda.stream(to_host):
                 to_host.wait_event(computed)
-                vectors = torch.empty(pooled.shape, dtype=torch.float32, pin_memory=True)
-                vectors.copy_(pooled, non_blocking=True)
-                pooled.record_stream(to_host)
-                in_flight.append((pack_number, is_last, vectors, to_host.record_event()))
+                on_host = Vectors(*map(_to_host, vectors))
+                in_flight.append((pack_number, is_last, on_host, to_host.record_event()))
             if len(in_flight) > IN_FLIGHT:
                 yield from fetch_oldest()
         while in_flight:
@@ -155,6 +165,16 @@ def _on_cuda(
     finally:
         stopped.set()
         stager.join()
+
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    """Copy to pinned memory on the current stream, without waiting."""
+    if not values.is_cuda:  # residues, where none are kept
+        return values
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    values.record_stream(torch.cuda.current_stream(values.device))
+    return pinned
 
 
 def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""The shard: one rank's embeddings, with their ids and index rows."""
+"""The shard: one rank's embeddings, with their ids and index rows; and vectors of residues, if they are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from seqpack.hdf5 import (
     write_attributes,
     write_strings,
 )
-from seqpack.index import Index
+from seqpack.index import Index, residue_offsets
 
+SHARD_ATTRIBUTES = ("rank", "world_size", "num_layers", "computed_by", "audit_sequences")
 DATASETS = ("embeddings", "index_rows", "quarantined_rows", "sequence_ids")
 
 
@@ -35,7 +36,11 @@ class Shard:
 
     Attributes:
         embeddings: float32 (num_sequences, hidden_dim), as stored.
+        residues: the vectors of all residues end to end, (num_residues, number of layers * hidden_dim), in the dtype
+            that the fingerprint says; (0, 0) if they are not kept.
+        residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
         index_rows: int64 (num_sequences,), each row's unique sequence in the index.
+        num_layers: of the model, which has layers 0 to num_layers.
         computed_by: the kinds of device and kernels, in words.
         audit: what `seqpack.audit` found, as attributes of the file.
         quarantined_rows: int64, the rank's sequences that are not in the shard, having no finite embedding.
@@ -45,18 +50,40 @@ class Shard:
     rank: int
     world_size: int
     fingerprint: Fingerprint
+    num_layers: int
     computed_by: list[str]
     audit: dict[str, Any]
     embeddings: np.ndarray
     index_rows: np.ndarray
     quarantined_rows: np.ndarray
+    residues: np.ndarray
+    residue_offsets: np.ndarray
+
+
+class ShardWriter:
+    """Writes the vectors of a shard, in order."""
+
+    def __init__(self, embeddings: RowWriter, residues: RowWriter | None) -> None:
+        self._embeddings, self._residues = embeddings, residues
+
+    def append(self, embeddings: np.ndarray, residues: np.ndarray | None = None) -> None:
+        """Write the next embeddings, and the vectors of their residues if they are kept."""
+        self._embeddings.append(embeddings)
+        if self._residues is not None and residues is not None:
+            self._residues.append(residues)
 
 
 @contextmanager
 def new_shard(
-    path: Path, index: Index, rows: np.ndarray, quarantined: np.ndarray, hidden_dim: int, attributes: dict[str, Any]
-) -> Iterator[RowWriter]:
-    """Open a writer of embeddings; the shard appears at `path` when the block has ended with every row written.
+    path: Path,
+    index: Index,
+    rows: np.ndarray,
+    quarantined: np.ndarray,
+    hidden_dim: int,
+    attributes: dict[str, Any],
+    residue_dim: int = 0,
+) -> Iterator[ShardWriter]:
+    """Open a writer of vectors; the shard appears at `path` when the block has ended with every row written.
 
     Args:
         path: the shard's final name.
@@ -65,7 +92,9 @@ def new_shard(
         quarantined: int64, the index rows that the shard should hold and does not.
         hidden_dim: numbers in a row, of all outputs side by side.
         attributes: rank, world_size, the fingerprint and whatever else describes the shard.
+        residue_dim: numbers in the vector of a residue, of all layers; 0 if they are not kept.
     """
+    residue_dtype = attributes["per_residue"]
     with whole_or_absent(path) as temporary:
         with new_hdf5(temporary) as file:
             write_attributes(file, attributes)
@@ -73,8 +102,14 @@ def new_shard(
             file["quarantined_rows"] = quarantined
             write_strings(file, "sequence_ids", rows, index.sequence_ids_of)
             reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
-        with RowWriter(temporary, "embeddings") as writer:
-            yield writer
+            if residue_dtype:
+                offsets = residue_offsets(index, rows)
+                file["residue_offsets"] = offsets
+                reserve_dataset(file, "residues", (int(offsets[-1]), residue_dim), residue_dtype)
+        with ExitStack() as stack:
+            names = ("embeddings", "residues") if residue_dtype else ("embeddings",)
+            writers = [stack.enter_context(RowWriter(temporary, name)) for name in names]
+            yield ShardWriter(writers[0], writers[1] if residue_dtype else None)
 
 
 def open_shard(path: Path) -> Shard:
@@ -86,23 +121,31 @@ def open_shard(path: Path) -> Shard:
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
         missing = [name for name in DATASETS if name not in file]
-        missing += [name for name in ("rank", "world_size", "computed_by", "audit_sequences") if name not in attributes]
+        missing += [name for name in SHARD_ATTRIBUTES if name not in attributes]
         if missing:
             raise SeqpackError(f"{path}: not a seqpack shard: lacks {', '.join(missing)}")
         try:
             fingerprint = Fingerprint.from_attributes(attributes)
         except SeqpackError as error:
             raise SeqpackError(f"{path}: {error}") from None
+        residues, offsets = np.empty((0, 0), np.float16), np.empty(0, np.int64)
+        if fingerprint.per_residue:
+            if missing := [name for name in ("residues", "residue_offsets") if name not in file]:
+                raise SeqpackError(f"{path}: lacks {', '.join(missing)}")
+            residues, offsets = (map_dataset(path, file[name]) for name in ("residues", "residue_offsets"))
         return Shard(
             path,
             attributes["rank"],
             attributes["world_size"],
             fingerprint,
+            attributes["num_layers"],
             [kind for kind in attributes["computed_by"].split("; ") if kind],
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
             map_dataset(path, file["embeddings"]),
             map_dataset(path, file["index_rows"]),
             map_dataset(path, file["quarantined_rows"]),
+            residues,
+            offsets,
         )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.fingerprint import Fingerprint
-from seqpack.index import Index
+from seqpack.hdf5 import blocks_of_rows
+from seqpack.index import Index, residue_offsets
 from seqpack.plan import rows_of_rank
 from seqpack.shard import Shard, open_shard, shard_ids
 from seqpack.status import COMPLETE, ShardStatus, read_status
@@ -124,12 +125,28 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             "another device"
         )
     _verify_ids(index, path, expected)
-    block = max(CHECK_BYTES // (4 * max(embeddings.shape[1], 1)), 1)
-    for start in range(0, len(embeddings), block):
-        finite = np.isfinite(embeddings[start : start + block]).all(axis=1)
+    _verify_residues(index, shard, expected)
+    for start, values in blocks_of_rows(embeddings, CHECK_BYTES):
+        finite = np.isfinite(values).all(axis=1)
         if not finite.all():
             row = int(expected[start + int(np.flatnonzero(~finite)[0])])
             raise SeqpackError(f"{path}: the embedding of {index.sequence_id(row)!r} is not finite")
+
+
+def _verify_residues(index: Index, shard: Shard, rows: np.ndarray) -> None:
+    path, residues, dtype = shard.path, shard.residues, shard.fingerprint.per_residue
+    if not dtype:
+        return
+    offsets = residue_offsets(index, rows)
+    if not np.array_equal(shard.residue_offsets, offsets):
+        raise SeqpackError(f"{path}: its residues are not those of its sequences")
+    if residues.dtype != dtype or residues.ndim != 2 or len(residues) != offsets[-1]:
+        raise SeqpackError(f"{path}: residues are {residues.dtype} {residues.shape}, not {dtype} ({offsets[-1]}, ...)")
+    for start, values in blocks_of_rows(residues, CHECK_BYTES):
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            place = np.searchsorted(offsets, start + int(np.flatnonzero(~finite)[0]), side="right") - 1
+            raise SeqpackError(f"{path}: the residues of {index.sequence_id(int(rows[place]))!r} are not finite")
 
 
 def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
@@ -150,7 +167,7 @@ def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
     for other in (verified.shard for verified in shards[1:]):
         if difference := other.fingerprint.difference(first.fingerprint):
             raise SeqpackError(f"{other.path} and {first.path} are not of one computation: {difference}")
-        if other.embeddings.shape[1] != first.embeddings.shape[1]:
+        if other.embeddings.shape[1] != first.embeddings.shape[1] or other.residues.shape[1] != first.residues.shape[1]:
             raise SeqpackError(
                 f"{other.path}: embeddings have {other.embeddings.shape[1]} dimensions, "
                 f"those of {first.path} {first.embeddings.shape[1]}"

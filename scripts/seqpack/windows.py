@@ -8,52 +8,70 @@ bits.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 
 from seqpack.packs import Pack, boundaries
 
 
-def blend(hidden: torch.Tensor, pack: Pack) -> tuple[torch.Tensor, Pack]:
-    """Blend the hidden states of windows.
+class Blender:
+    """Blends the windows of a pack as they come, so that they need not be kept.
 
     Args:
-        hidden: float32 (num_tokens, dim), of the pack's segments.
         pack: with `windows`.
-
-    Returns:
-        The hidden states of sequences, (num_blended, dim): each has a first vector, the mean of its windows' first
-        weighted by their residues, then one a residue, then a last vector likewise; and a pack that says where each
-        sequence begins (its tokens mean nothing).
+        dim: numbers in the vector of a token.
+        device: where the sums are.
     """
-    assert pack.windows is not None
-    offsets = boundaries(pack.lengths).tolist()
-    begins, stride = pack.windows.begins.tolist(), pack.windows.stride
-    blended = []
-    for first, last in pairwise(begins):
-        whole = hidden[offsets[first] : offsets[last]]
-        blended.append(whole if last - first == 1 else _blend_one(whole, pack.lengths[first:last].tolist(), stride))
-    lengths = np.array([len(states) for states in blended], np.int64)
-    states = torch.cat(blended)
-    cu_seqlens = torch.from_numpy(boundaries(lengths)).to(hidden.device)
-    return states, Pack(torch.empty(len(states), dtype=torch.uint8, device=hidden.device), cu_seqlens, lengths)
 
+    def __init__(self, pack: Pack, dim: int, device: torch.device) -> None:
+        assert pack.windows is not None
+        self._windows = pack.windows
+        firsts, counts = pack.windows.begins[:-1], np.diff(pack.windows.begins)
+        # The last window ends where the sequence does; all before it are a stride apart.
+        lengths = (counts - 1) * pack.windows.stride + pack.lengths[firsts + counts - 1]
+        self._lengths, self._counts = lengths, counts
+        self._sequence_of_segment = np.repeat(np.arange(len(counts)), counts)
+        self._place_of_segment = np.arange(len(pack.lengths)) - np.repeat(firsts, counts)
+        self._states = torch.zeros(int(lengths.sum()), dim, device=device)
+        self._total = torch.zeros(int(lengths.sum()), 1, device=device)
+        self._begins = boundaries(lengths).tolist()
+        self._next = 0
 
-def _blend_one(hidden: torch.Tensor, lengths: list[int], stride: int) -> torch.Tensor:
-    """Blend one sequence's windows, in order, so that the sum has the same bits every time."""
-    num_residues = stride * (len(lengths) - 1) + lengths[-1] - 2
-    states = hidden.new_zeros(num_residues + 2, hidden.shape[1])
-    total = hidden.new_zeros(num_residues + 2, 1)
-    for number, window in enumerate(hidden.split(lengths)):
+    def add(self, hidden: torch.Tensor, lengths: np.ndarray) -> None:
+        """Take the hidden states (num_tokens, dim), float32, of the next segments, of so many tokens each.
+
+        They are added one after the other, so that a sum has the same bits every time.
+        """
+        for window in hidden.to(self._states.device).split(lengths.tolist()):
+            sequence, place = self._sequence_of_segment[self._next], self._place_of_segment[self._next]
+            self._next += 1
+            span = slice(self._begins[sequence], self._begins[sequence + 1])
+            self._add(self._states[span], self._total[span], window, int(place), self._counts[sequence] == 1)
+
+    def _add(
+        self, states: torch.Tensor, total: torch.Tensor, window: torch.Tensor, place: int, is_whole: bool
+    ) -> None:
+        if is_whole:  # keeps its bits
+            states.copy_(window)
+            total.fill_(1)
+            return
         count = len(window) - 2
-        places = torch.arange(1, count + 1, device=hidden.device)
-        weights = torch.minimum(places, places.flip(0)).to(hidden.dtype)[:, None]
-        span = slice(1 + number * stride, 1 + number * stride + count)
+        places = torch.arange(1, count + 1, device=window.device)
+        weights = torch.minimum(places, places.flip(0)).to(window.dtype)[:, None]
+        span = slice(1 + place * self._windows.stride, 1 + place * self._windows.stride + count)
         states[span] += window[1:-1] * weights
         total[span] += weights
         for end in (0, -1):
             states[end] += window[end] * count
             total[end] += count
-    return states / total
+
+    def finish(self) -> tuple[torch.Tensor, Pack]:
+        """Return the hidden states of sequences, and a pack that says where each begins (its tokens mean nothing).
+
+        Each sequence has a first vector, the mean of its windows' first weighted by their residues, then one a
+        residue, then a last vector likewise.
+        """
+        device = self._states.device
+        cu_seqlens = torch.from_numpy(boundaries(self._lengths)).to(device)
+        nothing = torch.empty(len(self._states), dtype=torch.uint8, device=device)
+        return self._states.div_(self._total), Pack(nothing, cu_seqlens, self._lengths)

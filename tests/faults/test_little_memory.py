@@ -40,7 +40,7 @@ model = ESM2(architecture, untrained_tensors(architecture), torch.float32, lengt
 tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
 pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
 readout = Readout("esm2", Outputs((6,)))
-unlimited = PackEmbedder(model, readout, lambda: model)(pack)
+unlimited = PackEmbedder(model, readout, lambda: model)(pack).rows
 tried, limits = [], []
 def note(module, inputs):
     tried.append(len(inputs[0]))  # the residual stream
@@ -51,7 +51,7 @@ resource.setrlimit(resource.RLIMIT_AS, (held + (megabytes << 20),) * 2)
 embed = PackEmbedder(model, readout, lambda: model)
 found = {"error": "", "difference": None}
 try:
-    limited = embed(pack)
+    limited = embed(pack).rows
     found["difference"] = float((limited - unlimited).abs().max() / unlimited.abs().max())
 except DoesNotFit as error:
     found["error"] = str(error)

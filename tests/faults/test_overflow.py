@@ -50,7 +50,7 @@ def embed_alone(checkpoint: Path, index: Index, precision: torch.dtype, packs: r
     weights = load_weights(find_model(str(checkpoint)))
     model = ESM2(weights.architecture, weights.tensors, precision, index.max_tokens, "sdpa")
     embedder = PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
-    return np.concatenate([rows for _, rows in embed_packs(embedder, index, packs, torch.device("cpu"), 1)])
+    return np.concatenate([rows for _, rows, _ in embed_packs(embedder, index, packs, torch.device("cpu"), 1)])
 
 
 def test_an_overflow_in_float16(checkpoint: Path, tmp_path: Path) -> None:

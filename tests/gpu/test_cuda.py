@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from seqpack import alibi, open_embeddings
 from seqpack.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
 from seqpack.index import open_index
 from seqpack.kernels import fused
+from seqpack.length_policy import LengthPolicy
 from seqpack.memory import PackEmbedder
 from seqpack.models import dnabert_s
 from seqpack.models.dnabert_s import DnabertS
@@ -250,9 +252,9 @@ def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: P
     index = open_index(Run(tmp_path, 1).build(fasta).index)
     model = make_model(MODELS["esm2_t6_8M_UR50D"], torch.bfloat16, True, index.max_tokens)
     found = list(embed_packs(embedder(model), index, range(index.num_packs), cuda(), threads=1))
-    assert [number for number, _ in found] == list(range(index.num_packs))
+    assert [number for number, *_ in found] == list(range(index.num_packs))
     assert len(found) > 20
-    for number, embeddings in found:
+    for number, embeddings, _ in found:
         pack = on(cuda(), Pack.from_tokens(index.pack_tokens(number), index.pack_lengths(number)))
         assert (mean_over_residues(model(pack), pack).float().cpu().numpy() == embeddings).all()
 
@@ -282,3 +284,20 @@ def test_shards_give_the_same_bits_and_the_cpus_values(tmp_path: Path, precision
     assert (results[0] == results[1]).all()
     expected = open_embeddings(Run(tmp_path / "cpu", 1).build(DEMO, MODEL).embed("float32").merge().embeddings)[:]
     assert relative_error(results[0], expected) < (1e-5 if precision == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("policy", [LengthPolicy(), LengthPolicy("window", 300, 300, 150)], ids=["whole", "windows"])
+def test_residues_and_windows_are_the_cpus(tmp_path: Path, policy: LengthPolicy) -> None:
+    outputs = Outputs((-1, 3), ("mean", "std"), "float32")
+    files = []
+    for device in ("cuda", "cpu"):
+        run = Run(tmp_path / device, 2).build(DEMO, MODEL, policy)
+        for rank in range(2):
+            embed_shard(replace(run.task(rank, precision="float32", outputs=outputs), device=device))
+        files.append(open_embeddings(run.merge().embeddings))
+    for layer in (-1, 3):
+        for pooling in ("mean", "std"):
+            found, expected = (open_embeddings(file.path, layer, pooling) for file in files)
+            assert relative_error(found[:], expected[:]) < 1e-5
+        for record in range(len(found)):
+            assert relative_error(found.residues(record), expected.residues(record)) < 1e-4

@@ -19,8 +19,9 @@ from pipeline import MODEL, SCRIPTS, Run, run_script
 from seqpack.embeddings import open_embeddings
 from seqpack.fingerprint import Fingerprint
 from seqpack.index import open_index
+from seqpack.part_file import PackResult
 from seqpack.part_writer import PartWriter
-from seqpack.parts import PackResult, Parts
+from seqpack.parts import Parts
 from seqpack.shard import open_shard
 from seqpack.shard_lock import lock_path_of
 from sequences import random_sequences

@@ -14,6 +14,7 @@ import pytest
 import seqpack
 from pipeline import SCRIPTS, Run
 from seqpack import SeqpackError, open_embeddings
+from seqpack.outputs import Outputs
 from sequences import random_sequences
 
 
@@ -91,3 +92,15 @@ def test_the_package_says_its_version_and_imports_lightly() -> None:
         seqpack.nothing  # noqa: B018
     code = "import sys, seqpack; assert not {'numpy', 'h5py', 'torch', 'pandas'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
+
+
+def test_layers_are_counted_from_the_end_too(tmp_path: Path) -> None:
+    fasta = tmp_path / "p.faa"
+    fasta.write_text(">one\nMKTAYIAKQR\n")
+    run = Run(tmp_path, 1).build(fasta).embed(outputs=Outputs((2, -1))).merge()
+    assert open_embeddings(run.embeddings).layer == 2
+    last = open_embeddings(run.embeddings, layer=-1)
+    assert last.layer == 6
+    assert (last[0] == open_embeddings(run.embeddings, layer=6)[0]).all()
+    with pytest.raises(SeqpackError, match="has no such output"):
+        open_embeddings(run.embeddings, layer=-2)

@@ -224,7 +224,7 @@ def test_faiss(embeddings: Embeddings, tmp_path: Path) -> None:
     assert faiss.serialize_index(theirs).tobytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("format_name", WRITERS)
+@pytest.mark.parametrize("format_name", sorted(set(WRITERS) - {"h5_residues"}))
 def test_no_records(format_name: str, no_rows: Path, tmp_path: Path) -> None:
     output = tmp_path / f"e.{format_name}"
     if format_name in ("parquet", "faiss"):

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import SCRIPTS
 from seqpack.errors import SeqpackError
-from seqpack.parts import open_part
+from seqpack.part_file import open_part
 from seqpack.shard_lock import lock_holder, lock_path_of, locked_shard
 
 WATCHER = "import sys, time; from seqpack.interrupts import stop_with_parent; stop_with_parent(int(sys.argv[1]));"
@@ -150,7 +150,7 @@ import numpy as np
 import seqpack.part_writer as part_writer
 from seqpack.fingerprint import Fingerprint
 from seqpack.interrupts import Signals
-from seqpack.parts import PackResult
+from seqpack.part_file import PackResult
 real = part_writer.whole_or_absent
 @contextmanager
 def slow(path):

@@ -13,12 +13,13 @@ from seqpack.models.registry import DNABERT_S, ESM2
     ("family", "settings", "expected"),
     [
         (ESM2, {}, LengthPolicy("truncate", 1022)),
-        (ESM2, {"window": 500, "stride": 100, "strand": "both"}, LengthPolicy("truncate", 1022)),
+        (ESM2, {"strand": "both"}, LengthPolicy("truncate", 1022)),
+        (ESM2, {"window": 500, "stride": 100}, LengthPolicy("window", 500, 500, 100)),
+        (ESM2, {"stride": 100}, LengthPolicy("window", 1022, 1022, 100)),
         (ESM2, {"long_sequences": "reject", "max_length": 30}, LengthPolicy("reject", 30)),
         (ESM2, {"long_sequences": "window"}, LengthPolicy("window", 1022, 1022, 511)),
         (ESM2, {"long_sequences": "window", "window": 101}, LengthPolicy("window", 101, 101, 51)),
         (ESM2, {"long_sequences": "full"}, LengthPolicy("full", 0)),
-        (ESM2, {"long_sequences": "full", "max_length": 100}, LengthPolicy("full", 0)),
         (DNABERT_S, {}, LengthPolicy("window", 10_000, 10_000, 10_000)),
         (DNABERT_S, {"strand": "both"}, LengthPolicy("window", 10_000, 10_000, 10_000, "both")),
         (DNABERT_S, {"window": 400}, LengthPolicy("window", 400, 400, 400)),
@@ -26,7 +27,6 @@ from seqpack.models.registry import DNABERT_S, ESM2
         (DNABERT_S, {"max_length": 3000, "window": 500}, LengthPolicy("window", 3000, 500, 500)),
         (DNABERT_S, {"max_length": 3000, "stride": 1000}, LengthPolicy("window", 3000, 3000, 1000)),
         (DNABERT_S, {"long_sequences": "truncate"}, LengthPolicy("truncate", 10_000)),
-        (DNABERT_S, {"long_sequences": "full", "window": 400}, LengthPolicy("full", 0)),
     ],
 )
 def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: LengthPolicy) -> None:
@@ -44,6 +44,17 @@ def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: Len
             DNABERT_S,
             {"max_length": 300, "window": 400},
             "window must be 1 to 300 residues or bases, no longer than max_length, not 400",
+        ),
+        (
+            DNABERT_S,
+            {"long_sequences": "full", "window": 400},
+            "window is 400, but has no use where long_sequences is full; set long_sequences to window",
+        ),
+        (ESM2, {"long_sequences": "truncate", "stride": 10}, "stride is 10, but has no use where"),
+        (
+            ESM2,
+            {"long_sequences": "full", "max_length": 100},
+            "max_length is 100, but has no use where long_sequences is full; leave it away",
         ),
         (DNABERT_S, {"window": 400, "stride": 401}, "stride must be 1 to 400 residues or bases"),
         (DNABERT_S, {"window": 400, "stride": 0}, "so that none is left out, not 0"),

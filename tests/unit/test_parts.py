@@ -18,8 +18,9 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.index import Index, open_index
 from seqpack.models.registry import find_model
 from seqpack.models.weights import load_weights
+from seqpack.part_file import PackResult, open_part
 from seqpack.part_writer import PartWriter
-from seqpack.parts import PackResult, Parts, find_parts, open_part, remove_parts
+from seqpack.parts import Parts, find_parts, remove_parts
 
 
 @pytest.fixture(scope="module", params=ONE_EACH, ids=str)

@@ -291,6 +291,14 @@ def test_several_outputs_are_taken_side_by_side(dtype: str, tmp_path: Path) -> N
         assert (found[1:] == source[::-1]).all()
 
 
+def test_a_result_with_vectors_of_residues_is_reused_without_them(copy: Run, tmp_path: Path) -> None:
+    copy.embed(outputs=Outputs(per_residue="float16")).merge()
+    run = grown(tmp_path / "new", [copy.embeddings]).embed().merge()
+    found = open_embeddings(run.embeddings)
+    assert (found[:7] == open_embeddings(copy.embeddings)[:7]).all()
+    assert found.attrs["per_residue"] == ""
+
+
 def test_rounded_vectors_are_not_taken_for_exact_ones(copy: Run, tmp_path: Path) -> None:
     copy.merge("float16")
     run = grown(tmp_path / "new", [copy.embeddings]).embed()
@@ -375,6 +383,10 @@ def test_files_that_are_no_results_are_refused(proteins: Run, tmp_path: Path) ->
 WORKERS = {
     "layers": ({"outputs": Outputs((3,))}, "it has layers=6, this computation layers=3; .*, or set layers: 6"),
     "pooling": ({"outputs": Outputs((-1,), ("max",))}, "pooling=mean, this .* pooling=max; .* set pooling: mean"),
+    "residues": (
+        {"outputs": Outputs(per_residue="float16")},
+        "residues are not taken .*; take it out of reuse and remove .*index.h5, or set per_residue: false$",
+    ),
     "precision": ({"precision": "bfloat16"}, "precision=float32, this .* precision=bfloat16; .*set precision: float32"),
     "model": (
         {"model": "other"},
@@ -404,6 +416,7 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
         ((policy, Outputs((-2,)), "auto"), "it has layers=6, this computation layers=5"),
         ((policy, Outputs((-1,), ("cls",)), "auto"), "set pooling: mean"),
         ((policy, outputs, "bfloat16"), "set precision: float32"),
+        ((policy, Outputs(per_residue="float16"), "auto"), "set per_residue: false"),
     ):
         with pytest.raises(SeqpackError, match=message):
             require_settings(source, model, known_settings(model, *settings), "float32")
@@ -424,6 +437,7 @@ def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run
         (LengthPolicy(max_length=1000), Outputs(), "auto"),
         (LengthPolicy(), Outputs((3,)), "auto"),
         (LengthPolicy(), Outputs((-1,), ("max",)), "auto"),
+        (LengthPolicy(), Outputs(per_residue="float32"), "auto"),
         (LengthPolicy(), Outputs(), "bfloat16"),
     ):
         assert reused_by(run.index, fasta, known_settings(model, *settings)) == []

@@ -70,7 +70,7 @@ def test_windows_are_blended_residue_by_residue(
 ) -> None:
     fasta, checkpoint, sequences, model = proteins
     # So that windows of one sequence come from several pieces, and sequences from several as well.
-    monkeypatch.setattr(memory, "CPU_WINDOW_TOKENS", 200)
+    monkeypatch.setattr(memory, "CPU_KEPT_TOKENS", 200)
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 300)
     outputs = Outputs((-1, 2), POOLINGS)
     run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES[name]), outputs)

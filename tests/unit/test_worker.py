@@ -36,7 +36,7 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.index import open_index
 from seqpack.interrupts import Signals
 from seqpack.length_policy import LengthPolicy
-from seqpack.parts import PackResult
+from seqpack.part_file import PackResult
 from seqpack.plan import rows_of_rank
 from seqpack.worker import embed_shard
 from sequences import random_sequences

@@ -164,7 +164,7 @@ def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
     assert rules_run(done.stdout) == sorted(["all", *steps, *steps])
     policy = LengthPolicy("window", 1000, 1000, 600, "both")
     for name, slug, fasta, which, longest in (
-        ("proteins", SLUG, DEMO, MODEL, LengthPolicy()),
+        ("proteins", SLUG, DEMO, MODEL, LengthPolicy("window", 1000, 1000, 600)),
         ("contigs", model.name, CONTIGS_DEMO, str(model), policy),
     ):
         results = tmp_path / "results" / name / slug
