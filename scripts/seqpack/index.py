@@ -75,6 +75,11 @@ class Index:
         """The files that vectors are reused from: path, bytes, rows, and the fingerprint with its fields."""
         return json.loads(self.attributes["reuse"])
 
+    @property
+    def reused_paths(self) -> list[str]:
+        """The paths of the files that vectors are reused from, to be shown: a path may be no UTF-8."""
+        return [source["path"].encode(errors="backslashreplace").decode() for source in self.reuse]
+
     def reused_counts(self) -> list[tuple[str, int]]:
         """Return the path of each file that vectors are reused from, and of how many sequences."""
         counts = np.bincount(self.reused_files, minlength=len(self.reuse)).tolist()

@@ -102,7 +102,7 @@ def _rows(index: Index, final: np.ndarray, start: int, end: int) -> Iterator[tup
 
 def _sources(index: Index, rows: np.ndarray) -> list[str]:
     """Return the path of the file that each row's vector is taken from; "" if it is computed. Rows may be -1."""
-    paths = [*(source["path"] for source in index.reuse), ""]
+    paths = [*index.reused_paths, ""]
     files = np.full(len(rows), -1)
     is_reused = rows >= index.num_computed
     files[is_reused] = index.reused_files[rows[is_reused] - index.num_computed]

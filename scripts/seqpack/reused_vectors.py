@@ -65,8 +65,8 @@ class ReusedVectors:
     def summary(self) -> list[dict[str, Any]]:
         """Return path and fingerprint of each file, and how many sequences' vectors are taken from it."""
         return [
-            {"path": str(source.path), "fingerprint": source.fingerprint.digest, "sequences": count}
-            for source, count in zip(self._sources, self._counts, strict=True)
+            {"path": path, "fingerprint": source.fingerprint.digest, "sequences": count}
+            for path, source, count in zip(self._index.reused_paths, self._sources, self._counts, strict=True)
         ]
 
     def take(self, rows: np.ndarray) -> np.ndarray:

@@ -197,6 +197,15 @@ def test_everything_is_reused(family: Family, old: Run, tmp_path: Path) -> None:
     assert f"reused      {len(earlier)} sequences from {old.embeddings}" in done.stdout
 
 
+def test_the_path_of_a_source_may_be_any(copy: Run, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b'a\xff "b"\tc')
+    copy.folder.rename(odd)
+    run = grown(tmp_path / "new", [odd / "embeddings.h5"]).embed().merge()
+    shown = f'{tmp_path}/a\\udcff "b"\tc/embeddings.h5'
+    assert records_of(run)[1]["reason"] == f"from {shown}"
+    assert [source["path"] for source in run.manifest["reuse"]] == [shown]
+
+
 def test_a_result_that_itself_reused_is_reused(proteins: Run, tmp_path: Path) -> None:
     earlier, new = sequences_of(PROTEINS)
     second = run_of(tmp_path / "second", PROTEINS, [*earlier[:4], new[3]], [proteins.embeddings])
