@@ -30,6 +30,7 @@ from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.outputs import Outputs
 from seqpack.report_colors import require_column
+from seqpack.reuse import known_settings, open_source, require_settings, reused_by
 from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
@@ -60,7 +61,7 @@ def check_config():
     config["per_residue"] = {True: "float16", False: ""}.get(
         config["per_residue"], config["per_residue"]
     )
-    for key in ("layers", "pooling"):
+    for key in ("layers", "pooling", "reuse"):
         if not isinstance(config[key], list):
             config[key] = [config[key]]
 
@@ -125,6 +126,56 @@ def require_metadata(dataset):
         require_column(Path(path), color)
 
 
+def read_reused():
+    """By dataset the files that vectors are reused from: those of `reuse` that are of its family.
+
+    If `reuse` is empty, those that the index names: what was reused once is not computed when it is taken out.
+    """
+    reused = {}
+    try:
+        sources = [open_source(reusable(path)) for path in config["reuse"]]
+        for key, dataset in DATASETS.items():
+            outputs = Outputs(
+                tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"]
+            )
+            settings = (dataset.model, length_policy(dataset), outputs, config["precision"])
+            known = known_settings(*settings)
+            own = [source for source in sources if source.family == dataset.model.family]
+            for source in own:
+                require_settings(source, dataset.model, known, config["dtype"])
+            reused[key] = [source.path for source in own]
+            if not sources:
+                reused[key] = reused_by(Path("results", *key, "index.h5"), dataset.fasta, known)
+        for source in sources:
+            if not any(source.path in paths for paths in reused.values()):
+                raise SeqpackError(
+                    f"{source.path}: can't be reused: it is of {source.attributes['model']}, and no dataset has a "
+                    "model of that family; take it out of reuse"
+                )
+    except (SeqpackError, OSError) as error:
+        sys.exit(f"seqpack: {error}")
+    return reused
+
+
+def reusable(name):
+    """The path of a file in `reuse`, once it is known to be no result of this run."""
+    path = Path(name).expanduser()
+    if "{" in name or "}" in name:
+        raise SeqpackError(
+            f"{name}: Snakemake takes braces for wildcards; rename the file or link to it"
+        )
+    if not path.exists():
+        raise SeqpackError(
+            f"{name}: no such file; take it out of reuse: results that are finished do not need it"
+        )
+    if path.resolve() in [Path(result).resolve() for result in EMBEDDINGS]:
+        raise SeqpackError(
+            f"{name}: can't be reused: this run would replace it; move its folder, or copy it and its manifest.json, "
+            "to where no dataset's results go, and name that file in reuse"
+        )
+    return path
+
+
 def world_size_of(name, slug):
     """Shards of a dataset: as configured; if auto, as begun before; else one a GPU."""
     if config["shards"] != "auto":
@@ -150,6 +201,7 @@ CORES = workflow.resource_settings.cores or 1
 USE_GPU = config["device"] == "cuda" or bool(GPUS) or profile_asks_for_gpus()
 WORLD_SIZES = {key: world_size_of(*key) for key in DATASETS}
 EMBEDDINGS = [f"results/{name}/{slug}/embeddings.h5" for name, slug in DATASETS]
+REUSED = read_reused()
 SHARDS = [
     f"results/{name}/{slug}/shards/shard_{rank}-of-{world_size}.h5"
     for (name, slug), world_size in WORLD_SIZES.items()
@@ -188,6 +240,11 @@ def tokenizer_of(wildcards):
     """The file of the model's tokenizer; none for proteins, nor for untrained weights, whose tokenizer is ours."""
     model = dataset_of(wildcards).model
     return str(model.tokenizer) if model.tokenizer and model.path else []
+
+
+def reused_of(wildcards):
+    """The earlier results that vectors are taken from."""
+    return list(map(str, REUSED[wildcards.dataset, wildcards.model]))
 
 
 def length_policy_of(wildcards):

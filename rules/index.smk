@@ -1,5 +1,5 @@
 # The index: every record accounted for, unique sequences tokenized and sorted, packs planned.
-#   input:  the FASTA file of the dataset; of nucleotides also the model's tokenizer
+#   input:  the FASTA file of the dataset; of nucleotides also the model's tokenizer; config's `reuse`
 #   output: results/{dataset}/{model}/index.h5
 
 
@@ -7,6 +7,7 @@ rule build_index:
     input:
         fasta=fasta_of,
         tokenizer=tokenizer_of,
+        reuse=reused_of,
     output:
         index="results/{dataset}/{model}/index.h5",
     log:
@@ -26,4 +27,4 @@ rule build_index:
         policy=length_policy_of,
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
-        " {params.policy} --threads {threads} --output {output.index:q} 2> {log:q}"
+        " {params.policy} --reuse {input.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"

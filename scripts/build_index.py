@@ -20,6 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="the index to write (index.h5)")
     command.add_length_options(parser)
+    command.add_reuse_option(parser)
     parser.add_argument(
         "--threads",
         type=command.at_least(0),
@@ -38,7 +39,8 @@ def main() -> int:
 
         if arguments.threads:
             os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
-        build_index(arguments.fasta, arguments.output, arguments.model, command.length_policy_of(arguments))
+        policy = command.length_policy_of(arguments)
+        build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)
 
     return command.run(work)
 

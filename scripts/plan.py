@@ -23,7 +23,9 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
     source.add_argument("--fasta", type=Path, help="a FASTA file; its index goes to a temporary folder")
     parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
-    command.add_length_options(parser.add_argument_group("with --fasta, as for build_index.py"))
+    as_built = parser.add_argument_group("with --fasta, as for build_index.py")
+    command.add_length_options(as_built)
+    command.add_reuse_option(as_built)
     parser.add_argument("--world-size", type=command.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(
         "--seconds", type=command.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
@@ -42,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.fasta and not arguments.model:
         parser.error("--fasta needs --model")
+    if arguments.reuse and not arguments.fasta:
+        parser.error("--reuse goes with --fasta: an index knows what it reuses")
     return arguments
 
 
@@ -57,7 +61,8 @@ def plan(arguments: argparse.Namespace) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seqpack-plan-")))
             remove_when_stopped(folder)
             path = folder / "index.h5"
-            build_index(arguments.fasta, path, arguments.model, command.length_policy_of(arguments))
+            policy = command.length_policy_of(arguments)
+            build_index(arguments.fasta, path, arguments.model, policy, arguments.reuse)
         index = open_index(path)
         if arguments.seconds and arguments.device != "cpu":
             stack.enter_context(leased_gpu())  # as a worker does: other work on it would make it slow
@@ -82,7 +87,7 @@ def plan(arguments: argparse.Namespace) -> None:
         lines = [*describe_index(index, source.name), *describe_shares(shares)]
         if arguments.index:
             lines.insert(2, line("index", f"{path}, which the run takes as it is"))
-        if arguments.seconds:
+        if arguments.seconds and index.num_computed:
             as_run = (arguments.device, arguments.precision, arguments.attention, arguments.threads)
             settings = Settings(*as_run, outputs)
             lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)

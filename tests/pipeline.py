@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,8 +57,10 @@ class Run:
     def statuses(self) -> list[Path]:
         return [status_path_of(shard) for shard in self.shards]
 
-    def build(self, fasta: Path, model: str = MODEL, policy: LengthPolicy | None = None) -> Run:
-        build_index(fasta, self.index, model, policy or LengthPolicy())
+    def build(
+        self, fasta: Path, model: str = MODEL, policy: LengthPolicy | None = None, reuse: Sequence[Path] = ()
+    ) -> Run:
+        build_index(fasta, self.index, model, policy or LengthPolicy(), reuse)
         return self
 
     def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> Run:
@@ -69,7 +72,7 @@ class Run:
         task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], device="cpu")
         return replace(task, **{"precision": "float32", "audit_seconds": 0, **settings})
 
-    def merge(self) -> Run:
+    def merge(self, dtype: str = "float32") -> Run:
         folder = self.folder
         merge_shards(
             self.index,
@@ -78,6 +81,7 @@ class Run:
             self.embeddings,
             folder / "records.tsv.gz",
             folder / "manifest.json",
+            dtype,
         )
         return self
 

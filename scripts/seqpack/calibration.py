@@ -155,7 +155,7 @@ def _make_model(index: Index, source: ModelSource, dtype: torch.dtype, device: t
 
 def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
     """Return the FLOP/s of the beginning of one short sequence by itself, on a CPU with one thread."""
-    tokens = np.array(index.row_segments(index.num_sequences - 1)[-1][:PROBE_TOKENS])
+    tokens = np.array(index.row_segments(index.num_computed - 1)[-1][:PROBE_TOKENS])
     pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
     pack = Pack(pack.tokens.int().to(device), pack.cu_seqlens.to(device), pack.lengths)
     before = torch.get_num_threads()

@@ -12,6 +12,7 @@ import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 
 from seqpack.errors import SeqpackError
 from seqpack.interrupts import Interrupted
@@ -81,6 +82,18 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         choices=STRANDS,
         default="forward",
         help="of nucleotides: as given, or the mean of both strands (default: forward)",
+    )
+
+
+def add_reuse_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names earlier results."""
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="earlier results (embeddings.h5), whose vectors of identical sequences are not computed again",
     )
 
 

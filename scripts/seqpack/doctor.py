@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import socket
 import stat
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[
     sound = all(finding.mend == Mend.NOTHING for finding in merged)
     if index:
         yield Finding(f"index: {index.num_records} records, {index.num_sequences} sequences, {index.num_packs} packs")
+        yield from guarded(folder / "index.h5", _reused(index, needed=not sound))
     elif sound and not damage:
         yield Finding("index: none; the merged results do not need it")
     else:
@@ -121,6 +123,15 @@ def _open_part(path: Path, index: Index | None) -> Part:
     for place in range(len(part.packs) if index else 0):
         part.result(place, index)  # raises if its checksum is another
     return part
+
+
+def _reused(index: Index, needed: bool) -> Iterator[Finding]:
+    """Yield what is taken from earlier results, and which of them is not there, if the merge still needs it."""
+    for path, number in index.reused_counts():
+        yield Finding(f"reused: {number} sequences from {path}")
+        if needed and not exists(Path(path)):
+            about = f"bring {path} back, or take it out of reuse and rm {shlex.quote(shown(index.path))}"
+            yield Finding(f"reused: {path} is gone, and the merge needs it", Mend.REPAIR, about)
 
 
 def _chosen(folder: Path, sets: dict[int, list[ShardState]], files: Stats, index: Index | None) -> int:
@@ -177,6 +188,9 @@ def _by_manifest(folder: Path, names: Stats, embeddings: Embeddings, check: bool
     if check and not missing and sha256_of_file(folder / "records.tsv.gz") != table["sha256"]:
         about = shown(folder / "records.tsv.gz")
         yield Finding("records.tsv.gz: not what manifest.json says of it", Mend.REMOVE, about)
+    if "index.h5" not in names:
+        for source in manifest["reuse"]:
+            yield Finding(f"reused: {source['sequences']} sequences from {source['path']}")
     audit, audits = manifest["audit"], [shard["audit"] for shard in manifest["shards"]]
     if audit["audit_sequences"]:
         inexact = any(found.get("verdict") == "warn" and found["sequences"] for found in audits)

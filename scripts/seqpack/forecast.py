@@ -21,6 +21,7 @@ from seqpack.records import write_records
 SAMPLED_RECORDS = 20_000  # of the table of records, whose compression is tried
 # What HDF5 takes for a text of variable length besides its bytes: a reference, and an object in a heap, padded to 8.
 TEXT_BYTES = 16 + 16
+ROW_BYTES = 4 + 16  # a record's length and digest in embeddings.h5
 SHARD_BYTES, MERGED_BYTES = 6000, 7500  # attributes and HDF5's own, about
 
 
@@ -41,8 +42,8 @@ class Shares:
 
     @property
     def balance(self) -> float:
-        """Tokens of the largest shard over their mean; 1 is even."""
-        return float(self.tokens.max() / self.tokens.mean())
+        """Tokens of the largest shard over their mean; 1 is even, as nothing at all is."""
+        return float(self.tokens.max() / self.tokens.mean()) if self.tokens.any() else 1.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def disk_needed(
     outputs = outputs or Outputs()
     text_bytes = -(-np.diff(index.record_id_offsets) // 8) * 8 + TEXT_BYTES  # of each record's id
     kept = index.record_fates != Fate.REJECTED
-    num_kept, num_rows = int(np.count_nonzero(kept)), index.num_sequences
+    num_kept, num_rows = int(np.count_nonzero(kept)), index.num_computed
+    computed_ids = index.sequence_records[:num_rows]
     numbers = len(outputs.pairs) * hidden_dim
     vectors = num_rows * (4 * numbers + 8)
     residues = offsets = merged_offsets = 0
@@ -100,11 +102,11 @@ def disk_needed(
         a_residue = np.dtype(outputs.per_residue).itemsize * len(outputs.layers) * hidden_dim
         residues = int(index.attributes["num_residues"]) * a_residue
         offsets, merged_offsets = 8 * num_rows, 12 * num_kept
-    merged = num_kept * (np.dtype(dtype).itemsize * numbers + 4) + int(text_bytes[kept].sum())
+    merged = num_kept * (np.dtype(dtype).itemsize * numbers + ROW_BYTES) + int(text_bytes[kept].sum())
     return Disk(
         index=index.path.stat().st_size,
         parts=vectors + residues + index.num_packs * 64,
-        shards=vectors + residues + offsets + int(text_bytes[index.sequence_records].sum()) + world_size * SHARD_BYTES,
+        shards=vectors + residues + offsets + int(text_bytes[computed_ids].sum()) + world_size * SHARD_BYTES,
         merged=merged + residues + merged_offsets + MERGED_BYTES + _table(index),
     )
 
@@ -141,12 +143,17 @@ def describe_index(index: Index, model: str) -> list[str]:
     attributes = index.attributes
     fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
     most = int(attributes["pack_tokens"])
+    to_compute = f"{attributes['num_tokens']:,} tokens"
+    if index.reuse:
+        to_compute = f"{index.num_computed:,} of them to compute, {to_compute}"
+    longest = f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"
     return [
         line("fasta", str(attributes["source_path"])),
         line("model", model),
         line("records", f"{index.num_records:,}: " + ", ".join(f"{number:,} {fate}" for fate, number in fates.items())),
-        line("unique", f"{index.num_sequences:,} sequences, {attributes['num_tokens']:,} tokens"),
-        line("longest", f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"),
+        line("unique", f"{index.num_sequences:,} sequences, {to_compute}"),
+        *(line("reused", f"{number:,} sequences from {path}") for path, number in index.reused_counts()),
+        *([line("longest", longest)] * bool(index.num_computed)),
         line("packs", f"{index.num_packs:,}, of at most {most:,} tokens or one sequence"),
     ]
 

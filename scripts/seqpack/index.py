@@ -1,91 +1,26 @@
 """The index: every record accounted for, every unique sequence tokenized, and the pack plan.
 
-`index_build` writes it; this module is what the stages after it read. Layout of `index.h5`:
-
-    record_ids, record_id_offsets                    UTF-8 bytes (uint8) and int64 (num_records + 1,)
-    record_descriptions, record_description_offsets  likewise
-    record_lengths     int32 (num_records,)       residues or bases in the cleaned sequence, before any truncation
-    record_fates       uint8 (num_records,)       see Fate
-    record_rows        int64 (num_records,)       row of the record's unique sequence; -1 if rejected
-    tokens             uint8 or uint16 (num_tokens,)  all unique sequences end to end, special tokens included
-    token_offsets      int64 (num_sequences + 1,)
-    sequence_digests   uint8 (num_sequences, 16)  BLAKE2b of the cleaned sequence (of a protein: of its tokens)
-    sequence_records   int64 (num_sequences,)     the first record that has the sequence
-    pack_offsets       int64 (num_packs + 1,)     in sequences
-    pack_checksums     uint32 (num_packs,)        CRC-32 of the pack's tokens
-    sequence_segments  int64 (num_sequences + 1,) where each sequence's segments begin
-    segment_offsets    int64 (num_segments + 1,)  where each segment's tokens begin
-    segment_lengths    int32 (num_segments,)      residues in it, or known bases (ACGT): what it weighs
-
-Unique sequences stand by descending number of tokens, ties by first appearance. A segment is what goes through
-the model by itself: a window of a long contig, on one strand. Where every sequence is one segment the last three
-datasets are empty.
+`index_build` writes it, `index_format` says what it holds; this module is what the stages after it read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
+from seqpack.index_format import DATASETS, INDEX_FORMAT, TOKENS, Fate, content_digest
 from seqpack.models.registry import ESM2
 
-INDEX_FORMAT = 3
-DIGEST_ROWS = 16 << 20
-# Attributes that the embeddings or their order depend on.
-POLICIES = (
-    "tokenizer",
-    "letter_policy",
-    "long_sequences",
-    "max_length",
-    "window",
-    "stride",
-    "strand",
-    "pack_tokens",
-)
-TOKENS = (np.uint8, np.uint16)  # of letters; of a vocabulary of thousands
-# Each dataset's type, and the shape of one of its rows. `tokens` may be of the other type of TOKENS.
-DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
-    "record_ids": (np.uint8, ()),
-    "record_id_offsets": (np.int64, ()),
-    "record_descriptions": (np.uint8, ()),
-    "record_description_offsets": (np.int64, ()),
-    "record_lengths": (np.int32, ()),
-    "record_fates": (np.uint8, ()),
-    "record_rows": (np.int64, ()),
-    "tokens": (np.uint8, ()),
-    "token_offsets": (np.int64, ()),
-    "sequence_digests": (np.uint8, (16,)),
-    "sequence_records": (np.int64, ()),
-    "pack_offsets": (np.int64, ()),
-    "pack_checksums": (np.uint32, ()),
-    "sequence_segments": (np.int64, ()),
-    "segment_offsets": (np.int64, ()),
-    "segment_lengths": (np.int32, ()),
-}
-
-
-class Fate(IntEnum):
-    """What becomes of an input record; every record has exactly one."""
-
-    EMBEDDED = 0
-    TRUNCATED = 1  # embedded from its first max_length residues
-    DUPLICATE = 2  # has the embedding of an earlier record with the same sequence
-    REJECTED = 3  # left out, with a reason
-    QUARANTINED = 4  # left out by the merge, as its embedding is not finite; never in the index
-    WINDOWED = 5  # longer than max_length: embedded in windows
+__all__ = ["Fate", "Index", "embedded_lengths", "open_index"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +45,8 @@ class Index:
     sequence_segments: np.ndarray
     segment_offsets: np.ndarray
     segment_lengths: np.ndarray
+    reused_files: np.ndarray
+    reused_rows: np.ndarray
 
     @property
     def digest(self) -> str:
@@ -128,10 +65,30 @@ class Index:
     def num_packs(self) -> int:
         return len(self.pack_checksums)
 
+    @property
+    def num_computed(self) -> int:
+        """Unique sequences to compute: rows from here on are reused."""
+        return int(self.pack_offsets[-1])
+
+    @cached_property
+    def reuse(self) -> list[dict[str, Any]]:
+        """The files that vectors are reused from: path, bytes, rows, and the fingerprint with its fields."""
+        return json.loads(self.attributes["reuse"])
+
+    @property
+    def reused_paths(self) -> list[str]:
+        """The paths of the files that vectors are reused from, to be shown: a path may be no UTF-8."""
+        return [source["path"].encode(errors="backslashreplace").decode() for source in self.reuse]
+
+    def reused_counts(self) -> list[tuple[str, int]]:
+        """Return the path of each file that vectors are reused from, and of how many sequences."""
+        counts = np.bincount(self.reused_files, minlength=len(self.reuse)).tolist()
+        return [(source["path"], count) for source, count in zip(self.reuse, counts, strict=True)]
+
     @cached_property
     def max_tokens(self) -> int:
-        """Tokens in the longest segment, special tokens included."""
-        return int(np.diff(self.segment_offsets).max()) if self.has_segments else int(self.token_offsets[1])
+        """Tokens in the longest segment to compute, special tokens included; 2 if there is none."""
+        return int(np.diff(self._offsets_of_segments(0, self.num_computed)).max(initial=2))
 
     @property
     def has_segments(self) -> bool:
@@ -279,28 +236,6 @@ def embedded_lengths(index: Index, records: np.ndarray) -> np.ndarray:
     if index.attributes["long_sequences"] == "truncate":
         lengths = np.minimum(lengths, index.attributes["max_length"])
     return lengths
-
-
-def content_digest(datasets: Mapping[str, np.ndarray | h5py.Dataset], attributes: Mapping[str, Any]) -> str:
-    """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed.
-
-    Returns:
-        SHA-256 (hexadecimal) of the policies and of all datasets but `tokens`, for which
-        `sequence_digests` and `pack_checksums` stand.
-    """
-    policies = {name: attributes[name] for name in POLICIES}
-    digest = hashlib.sha256(json.dumps({"index_format": INDEX_FORMAT, **policies}, sort_keys=True).encode())
-    for name in sorted(DATASETS):
-        if name != "tokens":
-            digest.update(name.encode())
-            for values in _blocks(datasets[name]):
-                digest.update(values)
-    return digest.hexdigest()
-
-
-def _blocks(dataset: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
-    for start in range(0, len(dataset), DIGEST_ROWS):
-        yield np.ascontiguousarray(dataset[start : start + DIGEST_ROWS])
 
 
 def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:

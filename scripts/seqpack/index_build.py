@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
@@ -23,10 +24,12 @@ from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile, FastaRecord
 from seqpack.files import name_errors, refuse_to_replace, whole_or_absent
 from seqpack.hdf5 import new_hdf5, write_attributes
-from seqpack.index import INDEX_FORMAT, Fate, content_digest
+from seqpack.index_format import INDEX_FORMAT, Fate, content_digest
 from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import ModelSource, find_model
+from seqpack.order import reused_last, unique_sequences
 from seqpack.plan import choose_pack_tokens, plan_packs
+from seqpack.reuse import Source, find_reused, note_sources, require_policies
 from seqpack.tokenizing import DIGEST_BYTES, RecordTokenizer, make_tokenizer
 
 COPY_BYTES = 16 << 20
@@ -74,8 +77,8 @@ class _Records:
     segment_lengths: list[np.ndarray] = field(default_factory=list)
 
 
-def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> None:
-    """Write `index.h5` (see `seqpack.index`) from a FASTA file.
+def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reuse: Sequence[Path] = ()) -> None:
+    """Write `index.h5` (see `seqpack.index_format`) from a FASTA file.
 
     Args:
         fasta: plain, gzip, bgzip or zstd.
@@ -83,15 +86,18 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
         model: the model's name (`seqpack.models.registry`), recorded for the later stages; its family says what
             letters and tokens there are.
         policy: what is done with long sequences.
+        reuse: earlier results, whose vectors of identical sequences are not computed again (`seqpack.reuse`).
 
     Raises:
         SeqpackError: input that can't be used; names the file, the record number and the id.
     """
-    refuse_to_replace(fasta, output)
+    for path in (fasta, *reuse):
+        refuse_to_replace(path, output)
     output.parent.mkdir(parents=True, exist_ok=True)
     model_source = find_model(model)
     source = FastaFile(fasta)
     tokenizer = make_tokenizer(model_source, fasta, policy)
+    sources = require_policies(reuse, tokenizer.name, tokenizer.letter_policy, policy)
     with (
         name_errors(output.parent),
         tempfile.TemporaryFile(dir=output.parent) as ids,
@@ -102,7 +108,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy) -> 
         for block in source.blocks():
             _take(records, block, tokenizer)
         with whole_or_absent(output) as temporary, new_hdf5(temporary) as file:
-            _write(file, records, source, tokenizer, policy, model_source)
+            _write(file, records, source, tokenizer, policy, model_source, sources)
 
 
 def _take(records: _Records, block: list[FastaRecord], tokenizer: RecordTokenizer) -> None:
@@ -124,6 +130,7 @@ def _write(
     tokenizer: RecordTokenizer,
     policy: LengthPolicy,
     model: ModelSource,
+    sources: list[Source],
 ) -> None:
     lengths = np.concatenate(records.lengths)
     digests = np.frombuffer(records.digests, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -136,15 +143,21 @@ def _write(
         )
     record_offsets = records.tokens.offsets()
     first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
+    reused_files, reused_rows = find_reused(digests[first_records], sources)
+    first_records, rows, order = reused_last(first_records, rows, reused_files >= 0)
+    num_computed = int(np.count_nonzero(reused_files < 0))
 
     fates = np.full(len(lengths), Fate.DUPLICATE, np.uint8)
     fate_of_long = Fate.WINDOWED if policy.long_sequences == "window" else Fate.TRUNCATED
     fates[first_records] = np.where(too_long[first_records], fate_of_long, Fate.EMBEDDED)
     fates[rejected] = Fate.REJECTED
+    fates[first_records[num_computed:]] = Fate.REUSED
 
     token_offsets = _offsets(np.diff(record_offsets)[first_records])
-    pack_tokens = choose_pack_tokens(int(token_offsets[-1]))
-    pack_offsets = plan_packs(token_offsets, pack_tokens)
+    num_tokens = int(token_offsets[num_computed])
+    pack_tokens = choose_pack_tokens(num_tokens)
+    pack_offsets = plan_packs(token_offsets[: num_computed + 1], pack_tokens)
+    rest = num_computed + plan_packs(token_offsets[num_computed:], pack_tokens)[1:]  # blocks of the reused ones
 
     file["record_id_offsets"] = records.ids.offsets()
     file["record_description_offsets"] = records.descriptions.offsets()
@@ -155,28 +168,34 @@ def _write(
     file["sequence_digests"] = digests[first_records]
     file["sequence_records"] = first_records
     file["pack_offsets"] = pack_offsets
+    file["reused_files"] = reused_files[order][num_computed:]
+    file["reused_rows"] = reused_rows[order][num_computed:]
     num_segments = _write_segments(file, records, first_records)
     _copy(file, "record_ids", records.ids.mapped())
     _copy(file, "record_descriptions", records.descriptions.mapped())
     spilled = records.tokens.mapped(tokenizer.dtype)
-    checksums = _write_tokens(file, spilled, record_offsets, first_records, token_offsets, pack_offsets)
-    file["pack_checksums"] = checksums
+    blocks = np.concatenate((pack_offsets, rest))
+    checksums = _write_tokens(file, spilled, record_offsets, first_records, token_offsets, blocks)
+    file["pack_checksums"] = checksums[: len(pack_offsets) - 1]
 
     counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
-    policies = {
+    # What the digest covers besides the datasets.
+    decisive = {
         "tokenizer": tokenizer.name,
         "letter_policy": tokenizer.letter_policy,
         **asdict(policy),
         "pack_tokens": pack_tokens,
+        "reuse": note_sources(sources),
     }
-    embedded = lengths[first_records].astype(np.int64)
+    embedded = lengths[first_records[:num_computed]].astype(np.int64)
     if policy.long_sequences == "truncate":
         embedded = np.minimum(embedded, policy.max_length)
     totals = {
         "num_records": len(lengths),
         "num_sequences": len(first_records),
+        "num_reused": len(first_records) - num_computed,
         "num_segments": num_segments,
-        "num_tokens": int(token_offsets[-1]),
+        "num_tokens": num_tokens,
         "num_residues": int(embedded.sum()),
         "num_packs": len(pack_offsets) - 1,
     }
@@ -188,14 +207,16 @@ def _write(
         "source_path": str(source.path).encode(errors="backslashreplace").decode(),  # a path may be no UTF-8
         "source_size": source.size,
         "source_sha256": source.sha256,
-        **policies,
+        **decisive,
         "letter_counts": json.dumps(tokenizer.letter_counts()),
         "fate_counts": json.dumps(counts),
         **totals,
-        "index_digest": content_digest(file, policies),
+        "index_digest": content_digest(file, decisive),
     }
     write_attributes(file, attributes)
     _report(source, totals, counts, tokenizer.letter_counts(), policy)
+    for number, reused in enumerate(sources):
+        log.info("reused: %d sequences from %s", np.count_nonzero(reused_files == number), reused.path)
 
 
 def _write_segments(file: h5py.File, records: _Records, first_records: np.ndarray) -> int:
@@ -216,36 +237,6 @@ def _write_segments(file: h5py.File, records: _Records, first_records: np.ndarra
     return int(counts.sum())
 
 
-def unique_sequences(
-    digests: np.ndarray, num_tokens: np.ndarray, rejected: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the unique sequences among the records and put them in order.
-
-    Args:
-        digests: uint8 (num_records, 16), of the cleaned sequences.
-        num_tokens: int64 (num_records,), tokens kept of each.
-        rejected: bool (num_records,), records that get no row.
-
-    Returns:
-        first_records: int64 (num_sequences,), the first record of each unique sequence, by
-            descending number of tokens, ties by first appearance.
-        rows: int64 (num_records,), each record's position in `first_records`; -1 if rejected.
-    """
-    candidates = np.flatnonzero(~rejected)
-    high, low = np.ascontiguousarray(digests[candidates]).view(">u8").T
-    by_digest = np.lexsort((low, high))  # stable: equal digests stay in input order
-    high, low, sorted_records = high[by_digest], low[by_digest], candidates[by_digest]
-    is_first = np.ones(len(candidates), bool)
-    is_first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    firsts = sorted_records[is_first]
-    order = np.lexsort((firsts, -num_tokens[firsts]))
-    row_of_group = np.empty(len(firsts), np.int64)
-    row_of_group[order] = np.arange(len(firsts))
-    rows = np.full(len(rejected), -1, np.int64)
-    rows[sorted_records] = row_of_group[np.cumsum(is_first) - 1]
-    return firsts[order].astype(np.int64), rows
-
-
 def _offsets(lengths: np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -264,19 +255,19 @@ def _write_tokens(
     record_offsets: np.ndarray,
     first_records: np.ndarray,
     token_offsets: np.ndarray,
-    pack_offsets: np.ndarray,
+    blocks: np.ndarray,
 ) -> np.ndarray:
-    """Gather the unique sequences' tokens in order, pack by pack; return the packs' checksums."""
+    """Gather the unique sequences' tokens in order, block by block, as packs are; return the blocks' checksums."""
     dataset = file.create_dataset("tokens", (int(token_offsets[-1]),), spilled.dtype)
     view = memoryview(spilled)
     starts, ends = record_offsets[first_records], record_offsets[first_records + 1]
-    checksums = np.empty(len(pack_offsets) - 1, np.uint32)
-    waiting = bytearray()  # of several packs: a write of each takes as long as its gathering
+    checksums = np.empty(len(blocks) - 1, np.uint32)
+    waiting = bytearray()  # of several blocks: a write of each takes as long as its gathering
     written = 0
-    for pack, (first, last) in enumerate(itertools.pairwise(pack_offsets.tolist())):
+    for block, (first, last) in enumerate(itertools.pairwise(blocks.tolist())):
         spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
         tokens = b"".join([view[start:end] for start, end in spans])
-        checksums[pack] = zlib.crc32(tokens)
+        checksums[block] = zlib.crc32(tokens)
         waiting += tokens
         if len(waiting) >= COPY_BYTES or last == len(first_records):
             dataset[written : token_offsets[last]] = np.frombuffer(waiting, spilled.dtype)
@@ -288,7 +279,7 @@ def _report(
     source: FastaFile, totals: dict[str, int], fates: dict[str, int], letters: dict[str, int], policy: LengthPolicy
 ) -> None:
     log.info(
-        "%s: %d records, %d unique sequences, %d tokens in %d packs",
+        "%s: %d records, %d unique sequences, %d tokens to compute in %d packs",
         *(source.path, totals["num_records"], totals["num_sequences"], totals["num_tokens"], totals["num_packs"]),
     )
     log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))

@@ -27,13 +27,16 @@ from seqpack.merge_residues import ResidueLayout, write_residues
 from seqpack.output_writer import write_outputs
 from seqpack.outputs import Outputs, dataset_name, residue_dataset
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
+from seqpack.provenance import computed_by, worst_audit
 from seqpack.records import final_fates, has_row, write_records
+from seqpack.reused_vectors import ReusedVectors
 from seqpack.shard_lock import remove_free_locks
 from seqpack.texts import split_bytes, texts_end_to_end
 from seqpack.verify import VerifiedShard, verify_shards
 
 # Blocks beyond 32 MB are given back to the system and cleared by it again each time: that took most of the time.
 BLOCK_BYTES = 16 << 20
+COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
 
 # What embeddings.h5 repeats of the index's attributes.
@@ -51,6 +54,7 @@ INDEX_ATTRIBUTES = (
     "strand",
     "num_records",
     "num_sequences",
+    "num_reused",
 )
 
 log = logging.getLogger(__name__)
@@ -78,12 +82,13 @@ def merge_shards(
     Raises:
         SeqpackError: a check failed; names the shard and what is wrong. A value is beyond float16.
     """
-    for source in (index_path, *shard_paths, *status_paths):
+    index = open_index(index_path)
+    for source in (index_path, *shard_paths, *status_paths, *(Path(note["path"]) for note in index.reuse)):
         for result in (output, records, manifest):
             refuse_to_replace(source, result)
-    index = open_index(index_path)
     start = time.perf_counter()
     shards = verify_shards(index, shard_paths, status_paths)
+    reused = ReusedVectors(index, shards[0].shard.fingerprint, dtype)
     verified = time.perf_counter()
     quarantined = np.concatenate([found.shard.quarantined_rows for found in shards])
     fates = final_fates(index, quarantined)
@@ -98,9 +103,9 @@ def merge_shards(
         # Side by side: the table is work for Python, the embeddings for the disk.
         with ThreadPoolExecutor(1) as thread:
             table = thread.submit(write_records, new_records, index, quarantined)
-            digest = _write_embeddings(new_output, index, shards, kept, fate_counts, dtype)
+            digest = _write_embeddings(new_output, index, shards, reused, kept, fate_counts, dtype)
             table.result()
-        content = _manifest(index, shards, fate_counts)
+        content = _manifest(index, shards, reused, fate_counts)
         content["outputs"] = {
             output.name: {
                 "rows": len(kept),
@@ -117,7 +122,9 @@ def merge_shards(
         new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     hidden_dim = content["outputs"][output.name]["hidden_dim"]
     log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), hidden_dim, len(shards))
-    if len(kinds := _computed_by(shards)) > 1:
+    for source in content["reuse"]:
+        log.info("reused: %d sequences from %s", source["sequences"], source["path"])
+    if len(kinds := computed_by(shards, reused)) > 1:
         log.warning("several kinds of device or kernel: another run may differ by rounding: %s", "; ".join(kinds))
     if fate_counts["quarantined"]:
         log.warning(
@@ -147,22 +154,33 @@ def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -
 
 
 def _write_embeddings(
-    path: Path, index: Index, shards: list[VerifiedShard], kept: np.ndarray, fate_counts: dict[str, int], dtype: str
+    path: Path,
+    index: Index,
+    shards: list[VerifiedShard],
+    reused: ReusedVectors,
+    kept: np.ndarray,
+    fate_counts: dict[str, int],
+    dtype: str,
 ) -> str:
     """Write embeddings.h5; return the SHA-256 of the bytes of `embeddings`, which is the first output."""
     names = _datasets(shards)
     shape = (len(kept), _width(shards) // len(names))
     residues = ResidueLayout.of(index, kept) if shards[0].shard.fingerprint.per_residue else None
     with new_hdf5(path) as file:
-        write_attributes(file, _attributes(index, shards, fate_counts))
+        write_attributes(file, _attributes(index, shards, reused, fate_counts))
         file["lengths"] = index.record_lengths[kept]
+        file["sequence_digests"] = index.sequence_digests[index.record_rows[kept]]
         write_strings(file, "sequence_ids", kept, partial(_encoded_ids, index))
         for name in names:
             reserve_dataset(file, name, shape, dtype)
         if residues is not None:
             residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
-    with write_outputs(path, names, dtype) as writer:
-        for block in _gather(index, shards, kept):
+
+    def name_of(row: int) -> str:
+        return f"{index.record_id(int(kept[row]))!r} (record {int(kept[row]) + 1})"
+
+    with write_outputs(path, names, dtype, name_of) as writer:
+        for block in _gather(index, shards, reused, kept):
             writer.append(block)
     if residues is not None:
         write_residues(path, residues, [found.shard for found in shards], _residue_datasets(shards))
@@ -173,9 +191,9 @@ def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
     return split_bytes(*texts_end_to_end(index.record_ids, index.record_id_offsets, records))
 
 
-def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iterator[np.ndarray]:
+def _gather(index: Index, shards: list[VerifiedShard], reused: ReusedVectors, kept: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the embeddings of the kept records, all outputs side by side, in order, in blocks of bounded size."""
-    shard_of_row = np.empty(index.num_sequences, np.int32)
+    shard_of_row = np.full(index.num_sequences, -1, np.int32)
     place_of_row = np.empty(index.num_sequences, np.int64)
     for number, verified in enumerate(shards):
         rows = verified.shard.index_rows
@@ -189,7 +207,10 @@ def _gather(index: Index, shards: list[VerifiedShard], kept: np.ndarray) -> Iter
         numbers = shard_of_row[rows]
         for number in np.unique(numbers):
             wanted = numbers == number
-            block[wanted] = shards[number].shard.embeddings[place_of_row[rows[wanted]]]
+            if number < 0:
+                block[wanted] = reused.take(rows[wanted])
+            else:
+                block[wanted] = shards[number].shard.embeddings[place_of_row[rows[wanted]]]
         yield block
 
 
@@ -214,15 +235,13 @@ def _outputs(shards: list[VerifiedShard]) -> list[dict[str, Any]]:
     ]
 
 
-def _computed_by(shards: list[VerifiedShard]) -> list[str]:
-    return sorted({kind for verified in shards for kind in verified.shard.computed_by})
-
-
 def _width(shards: list[VerifiedShard]) -> int:
     return shards[0].shard.embeddings.shape[1]
 
 
-def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str, int]) -> dict[str, Any]:
+def _attributes(
+    index: Index, shards: list[VerifiedShard], reused: ReusedVectors, fate_counts: dict[str, int]
+) -> dict[str, Any]:
     """Return the attributes of embeddings.h5: no time and no host, so that equal results are equal files."""
     status = shards[0].status
     return {
@@ -231,30 +250,18 @@ def _attributes(index: Index, shards: list[VerifiedShard], fate_counts: dict[str
         **shards[0].shard.fingerprint.attributes(),
         "num_layers": shards[0].shard.num_layers,
         "outputs": json.dumps(_outputs(shards)),
-        "computed_by": "; ".join(_computed_by(shards)),
+        "computed_by": "; ".join(computed_by(shards, reused)),
         "trained_weights": not status.warning,
         "warning": status.warning,
         **{name: index.attributes[name] for name in INDEX_ATTRIBUTES},
         "fate_counts": json.dumps(fate_counts),
-        **_worst_audit(shards),
+        **worst_audit(shards, reused),
     }
 
 
-def _worst_audit(shards: list[VerifiedShard]) -> dict[str, Any]:
-    """Return what the shards' audits found, as attributes: of the errors the worst."""
-    audits = [found.shard.audit for found in shards if found.shard.audit["audit_sequences"]]
-    references = sorted({found.shard.audit["audit_reference"] for found in shards if found.status.num_sequences})
-    result: dict[str, Any] = {
-        "audit_sequences": sum(audit["audit_sequences"] for audit in audits),
-        "audit_reference": "; ".join(references),
-    }
-    if audits:
-        result["audit_worst_cosine"] = min(audit["audit_worst_cosine"] for audit in audits)
-        result["audit_worst_relative_error"] = max(audit["audit_worst_relative_error"] for audit in audits)
-    return result
-
-
-def _manifest(index: Index, shards: list[VerifiedShard], fate_counts: dict[str, int]) -> dict[str, Any]:
+def _manifest(
+    index: Index, shards: list[VerifiedShard], reused: ReusedVectors, fate_counts: dict[str, int]
+) -> dict[str, Any]:
     attributes = index.attributes
     status = shards[0].status
     return {
@@ -268,11 +275,12 @@ def _manifest(index: Index, shards: list[VerifiedShard], fate_counts: dict[str, 
         },
         "fingerprint": shards[0].shard.fingerprint.attributes(),
         "counts": {
-            **{name: attributes[name] for name in ("num_records", "num_sequences", "num_tokens", "num_packs")},
+            **{name: attributes[name] for name in COUNTS},
             "fates": fate_counts,
             "letters": json.loads(attributes["letter_counts"]),
         },
-        "audit": _worst_audit(shards),
+        "audit": worst_audit(shards, reused),
+        "reuse": reused.summary(),
         "shards": [
             {
                 "rank": verified.status.rank,

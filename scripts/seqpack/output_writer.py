@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,8 +17,11 @@ from seqpack.hdf5 import RowWriter
 class OutputWriter:
     """Writes blocks of rows, in a thread of its own while the next block is put together."""
 
-    def __init__(self, thread: Executor, writers: dict[str, RowWriter], dtype: str) -> None:
-        self._thread, self._writers, self._dtype = thread, writers, dtype
+    def __init__(
+        self, thread: Executor, writers: dict[str, RowWriter], dtype: str, name_of: Callable[[int], str]
+    ) -> None:
+        self._thread, self._writers, self._dtype, self._name_of = thread, writers, dtype, name_of
+        self._rows = 0
         self._digests = {name: hashlib.sha256() for name in writers}
         self._before: Future[None] | None = None
 
@@ -31,6 +34,7 @@ class OutputWriter:
         """
         outputs = np.split(block, len(self._writers), axis=1)
         values = {name: self._converted(name, output) for name, output in zip(self._writers, outputs, strict=True)}
+        self._rows += len(block)
         self.wait()
         self._before = self._thread.submit(self._write, values)
 
@@ -47,7 +51,10 @@ class OutputWriter:
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(values, self._dtype)
         if self._dtype == "float16" and not np.isfinite(values).all():
-            raise SeqpackError(f"{name}: some values are beyond float16 (65504): use dtype float32")
+            row = self._rows + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise SeqpackError(
+                f"{self._name_of(row)}: a value of {name} is beyond float16 (65504): set dtype to float32"
+            )
         return values
 
     def _write(self, values: dict[str, np.ndarray]) -> None:
@@ -57,11 +64,14 @@ class OutputWriter:
 
 
 @contextmanager
-def write_outputs(path: Path, names: list[str], dtype: str) -> Iterator[OutputWriter]:
-    """Open a writer of the reserved datasets `names`, float32 or float16; all rows are written when the block ends."""
+def write_outputs(path: Path, names: list[str], dtype: str, name_of: Callable[[int], str]) -> Iterator[OutputWriter]:
+    """Open a writer of the reserved datasets `names`, float32 or float16; all rows are written when the block ends.
+
+    `name_of` names the record of a row, for messages.
+    """
     with ExitStack() as stack:
         writers = {name: stack.enter_context(RowWriter(path, name, forget=True)) for name in names}
         with ThreadPoolExecutor(1) as thread:
-            writer = OutputWriter(thread, writers, dtype)
+            writer = OutputWriter(thread, writers, dtype, name_of)
             yield writer
             writer.wait()

@@ -32,6 +32,7 @@ from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
 from seqpack.readout import Readout
+from seqpack.reuse import require_computation
 from seqpack.shard import new_shard
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -102,6 +103,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         precision=precision,
         per_residue=outputs.per_residue,
     )
+    require_computation(index, fingerprint)
     status.fingerprint = fingerprint.attributes()
     write_status(task.status, status)
 
@@ -208,12 +210,15 @@ def _require_space(
 ) -> None:
     """Refuse to begin what the disk has no room for: this shard, and at the end all shards and the merge."""
 
-    def bytes_of(rows: np.ndarray) -> int:
-        residues = int(residue_counts(index, rows).sum()) if residue_bytes else 0
-        return len(rows) * row_bytes + residues * residue_bytes
+    def bytes_of(num_rows: int, num_residues: int) -> int:
+        return num_rows * row_bytes + num_residues * residue_bytes
+
+    def residues_in(rows: np.ndarray) -> int:
+        return int(residue_counts(index, rows).sum()) if residue_bytes else 0
 
     new_rows = np.concatenate([rows[:0], *(np.arange(*index.pack_offsets[pack : pack + 2]) for pack in todo)])
-    require_space(task.shard.parent, bytes_of(rows) + bytes_of(new_rows), "the shard and its part files")
+    both = bytes_of(len(rows) + len(new_rows), residues_in(rows) + residues_in(new_rows))
+    require_space(task.shard.parent, both, "the shard and its part files")
     held = [*task.shard.parent.glob("shard_*.h5"), *parts_folder(task.shard).glob("*.part.h5")]
     held_bytes = 0
     for path in held:
@@ -222,7 +227,7 @@ def _require_space(
     # First parts and shards lie side by side, later shards and what they are merged to.
     require_space(
         task.shard.parent,
-        2 * bytes_of(np.arange(index.num_sequences)) - held_bytes,
+        bytes_of(index.num_computed + index.num_sequences, 2 * int(index.attributes["num_residues"])) - held_bytes,
         "all shards, and their parts or later the merged file,",
     )
 

@@ -40,7 +40,8 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
     Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
     (those that entered the model), `windows` (in how many, 1 for a whole sequence), `fate`, `row` (in
     embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (of a duplicate, the record whose sequence
-    it has), `reason` (of a rejection, a truncation, windows or a quarantine), `description` (the rest of the header).
+    it has), `reason` (of a rejection, a truncation, windows, a quarantine; of a reused vector, where it is from),
+    `description` (the rest of the header).
     """
     fates = final_fates(index, quarantined)
     with (
@@ -79,7 +80,7 @@ def _lines(index: Index, final: np.ndarray, start: int, end: int) -> str:
         map(_middle, lengths.tolist(), embedded.tolist(), windows.tolist(), fates.tolist()),
         _where(kept, rows),
         _where(fates == Fate.DUPLICATE, firsts),
-        _reasons(index, lengths, fates),
+        _reasons(index, index.record_rows[block], lengths, fates),
         _texts(index.record_descriptions, index.record_description_offsets, start, end),
     )
     return "".join(
@@ -104,12 +105,15 @@ def _where(wanted: np.ndarray, numbers: np.ndarray) -> list[int | str]:
     return values
 
 
-def _reasons(index: Index, lengths: np.ndarray, fates: np.ndarray) -> list[str]:
+def _reasons(index: Index, rows: np.ndarray, lengths: np.ndarray, fates: np.ndarray) -> list[str]:
     max_length = int(index.attributes["max_length"])  # 0 is no limit
     reasons = [""] * len(fates)
     if max_length:
         for place in np.flatnonzero(lengths > max_length).tolist():
             reasons[place] = f"longer than max_length={max_length}"
+    sources = _sources(index, rows)
+    for place in np.flatnonzero(fates == Fate.REUSED).tolist():
+        reasons[place] = _field("; ".join(filter(None, (f"from {sources[place]}", reasons[place]))))
     for place in np.flatnonzero(fates == Fate.QUARANTINED).tolist():
         reasons[place] = "its embedding is not finite, in float32 either"
     return reasons
@@ -121,12 +125,21 @@ def _texts(blob: np.ndarray, offsets: np.ndarray, start: int, end: int) -> list[
     texts = split_texts(joined, bounds)
     if not any(letter.encode() in joined for letter in SPECIAL):
         return texts
-    return [_quoted(text) if any(letter in text for letter in SPECIAL) else text for text in texts]
+    return [_field(text) for text in texts]
 
 
-def _quoted(text: str) -> str:
-    """Return a field as Python's csv quotes it."""
-    return '"' + text.replace('"', '""') + '"'
+def _field(text: str) -> str:
+    """Return a text as Python's csv writes it: quoted where needed."""
+    return '"' + text.replace('"', '""') + '"' if any(letter in text for letter in SPECIAL) else text
+
+
+def _sources(index: Index, rows: np.ndarray) -> list[str]:
+    """Return the path of the file that each row's vector is taken from; "" if it is computed. Rows may be -1."""
+    paths = [*index.reused_paths, ""]
+    files = np.full(len(rows), -1)
+    is_reused = rows >= index.num_computed
+    files[is_reused] = index.reused_files[rows[is_reused] - index.num_computed]
+    return [paths[number] for number in files.tolist()]
 
 
 def _windows(index: Index, rows: np.ndarray) -> np.ndarray:

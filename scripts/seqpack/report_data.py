@@ -197,7 +197,7 @@ def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> di
         ) as blocks:
             for block in blocks:
                 lengths.frombytes(block["length"].to_numpy().tobytes())
-                computed = block[~block["fate"].isin(("duplicate", *LEFT_OUT))]
+                computed = block[~block["fate"].isin(("duplicate", "reused", *LEFT_OUT))]
                 embedded += int(computed["embedded_length"].sum())
                 windows += int(computed["windows"].sum())
                 for fate, number in block["fate"].value_counts().items():

@@ -23,6 +23,7 @@ FATES = {
     "truncated": "truncated",
     "windowed": "in windows",
     "duplicate": "duplicate",
+    "reused": "reused",
     "rejected": "rejected",
     "quarantined": "quarantined",
 }
@@ -67,7 +68,7 @@ def _head(data: dict[str, Any], title: str) -> str:
         "unique sequences": counts["sequences"],
         "embeddings": counts["embeddings"],
         "dimensions": counts["dimensions"],
-        f"{data['unit']} embedded": counts.get("embedded"),
+        f"{data['unit']} computed": counts.get("embedded"),
         "tokens": counts["tokens"],
     }
     shown = [f"<div><dt>{name}</dt><dd>{value:,}</dd></div>" for name, value in figures.items() if value is not None]

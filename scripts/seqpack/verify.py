@@ -213,8 +213,8 @@ def _verify_together(index: Index, shards: list[VerifiedShard]) -> None:
     # Said by the shards' own rows, not by the plan they were checked against.
     times = np.bincount(
         np.concatenate([rows for v in shards for rows in (v.shard.index_rows, v.shard.quarantined_rows)]),
-        minlength=index.num_sequences,
+        minlength=index.num_computed,
     )
-    if len(times) != index.num_sequences or (times != 1).any():
-        wrong = int(np.flatnonzero(times[: index.num_sequences] != 1)[0])
+    if len(times) != index.num_computed or (times != 1).any():
+        wrong = int(np.flatnonzero(times != 1)[0])
         raise SeqpackError(f"sequence {index.sequence_id(wrong)!r} stands {times[wrong]} times in the shards, not once")

@@ -33,7 +33,7 @@ def test_each_output_has_its_columns_and_its_digest(dtype: str, tmp_path: Path):
     values = np.random.default_rng(1).normal(size=(1001, 3 * WIDTH)).astype(np.float32)
     names = ["embeddings", "second", "third"]
     path = reserved(tmp_path / "some.h5", names, len(values), dtype)
-    with write_outputs(path, names, dtype) as writer:
+    with write_outputs(path, names, dtype, str) as writer:
         for start in range(0, len(values), 100):
             writer.append(values[start : start + 100].copy())
     with h5py.File(path) as file:
@@ -47,7 +47,7 @@ def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
     rows = (KEEP_BYTES + 3 * SEND_BYTES) // (4 * WIDTH) + 1
     path = reserved(tmp_path / "some.h5", ["embeddings"], rows)
     digest = hashlib.sha256()
-    with write_outputs(path, ["embeddings"], "float32") as writer:
+    with write_outputs(path, ["embeddings"], "float32", str) as writer:
         for start in range(0, rows, 8192):
             block = np.arange(start, min(start + 8192, rows), dtype=np.float32)[:, None] + np.zeros(WIDTH, np.float32)
             digest.update(block)
@@ -59,14 +59,17 @@ def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
 
 
 def test_a_value_beyond_float16_is_named(tmp_path: Path):
-    path = reserved(tmp_path / "some.h5", ["a", "b"], 1, "float16")
-    block = np.zeros((1, 2 * WIDTH), np.float32)
-    block[0, -1] = 70000
-    with (
-        pytest.raises(SeqpackError, match="b: some values are beyond float16"),
-        write_outputs(path, ["a", "b"], "float16") as writer,
-    ):
-        writer.append(block)
+    path = reserved(tmp_path / "some.h5", ["a", "b"], 5, "float16")
+    blocks = np.zeros((5, 2 * WIDTH), np.float32)
+    blocks[4, -1] = 70000
+
+    def write() -> None:
+        with write_outputs(path, ["a", "b"], "float16", "record {}".format) as writer:
+            writer.append(blocks[:3])
+            writer.append(blocks[3:])
+
+    with pytest.raises(SeqpackError, match=r"^record 4: a value of b is beyond float16"):
+        write()
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, no_more_room: P
         offset = file["embeddings"].id.get_offset()
 
     def write() -> None:
-        with write_outputs(no_more_room, ["embeddings"], "float32") as writer:
+        with write_outputs(no_more_room, ["embeddings"], "float32", str) as writer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (offset, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             for _ in range(blocks):
                 writer.append(np.zeros((3 // blocks, WIDTH), np.float32))

@@ -119,7 +119,7 @@ def test_skip_leaves_them_out_and_says_so_everywhere(
     assert (found["record1"] == found["record9"]).all()
     windowed = int(family is not PROTEINS)
     fates = {"embedded": 5 - windowed, "windowed": windowed, "duplicate": 1, "quarantined": 3}
-    fates |= {"truncated": 0, "rejected": 0}
+    fates |= {"truncated": 0, "rejected": 0, "reused": 0}
     assert json.loads(found.attrs["fate_counts"]) == run.manifest["counts"]["fates"] == fates
     assert sum(fates.values()) == len(sequences) == found.attrs["num_records"]
     table = gzip.decompress((tmp_path / "records.tsv.gz").read_bytes()).decode()

@@ -1,0 +1,106 @@
+"""The workflow on a FASTA that has grown: only what is new is computed, and it stays done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_workflow import SLUG, rules_run, snakemake
+
+from families import write_fasta
+from pipeline import MODEL
+from seqpack import open_embeddings
+from sequences import random_sequences
+
+SEQUENCES = random_sequences([300, 200, 120, 90, 60, 60, 30, 10])
+SETTINGS = {"model": MODEL, "precision": "float32", "audit_seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with results of the first six sequences."""
+    folder = tmp_path_factory.mktemp("grown")
+    write_fasta(folder / "old.faa", SEQUENCES[:6])
+    done = snakemake(folder, config={**SETTINGS, "fasta": "old.faa"})
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(results, folder)
+    write_fasta(folder / "new.faa", SEQUENCES[::-1])
+    (folder / "contigs.fna").write_text(">c\nACGTACGTAC\n")
+    (folder / "table.tsv").write_text(f"dataset\tfasta\tmodel\nnew\tnew.faa\t{MODEL}\n")
+    old, settings = Path("results/old", SLUG, "embeddings.h5"), {**SETTINGS, "datasets": "table.tsv", "shards": 2}
+    done = snakemake(folder, config={**settings, "reuse": old})
+    assert done.returncode == 0, done.stdout
+    new = folder / "results/new" / SLUG
+    statuses = [json.loads((new / f"shards/shard_{rank}-of-2.status.json").read_text()) for rank in range(2)]
+    assert sum(status["run"]["num_tokens"] for status in statuses) == 30 + 10 + 4
+    found = open_embeddings(new / "embeddings.h5")
+    assert (found[2:] == open_embeddings(folder / old)[::-1]).all()
+    assert json.loads(found.attrs["fate_counts"])["reused"] == 6
+
+    # Neither taken out of the settings nor with its results gone is it computed again.
+    for reuse in ({"reuse": old}, {}):
+        assert "Nothing to be done" in snakemake(folder, config={**settings, **reuse}).stdout
+    shutil.rmtree(folder / "results/old")
+    assert "Nothing to be done" in snakemake(folder, config=settings).stdout
+    assert "old" in snakemake(folder, "--dry-run", config={**settings, "reuse": old}).stdout
+    # What is computed otherwise is computed anew, all of it.
+    done = snakemake(folder, config={**settings, "pooling": "max"})
+    assert done.returncode == 0, done.stdout
+    assert "build_index" in rules_run(done.stdout)
+    assert json.loads(open_embeddings(new / "embeddings.h5").attrs["fate_counts"])["reused"] == 0
+
+
+def test_a_table_takes_what_is_of_its_family(results: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "new.faa", SEQUENCES[:7])
+    (tmp_path / "contigs.fna").write_text(">c\nACGTACGTAC\n")
+    rows = f"new\tnew.faa\t{MODEL}\ncontigs\tcontigs.fna\tuntrained:dnabert_s\n"
+    (tmp_path / "table.tsv").write_text(f"dataset\tfasta\tmodel\n{rows}")
+    old = results / "results/old" / SLUG / "embeddings.h5"
+    settings = {**SETTINGS, "datasets": "table.tsv", "reuse": f"[{old}]"}
+    done = snakemake(tmp_path, "--dry-run", "--printshellcmds", config=settings)
+    assert done.returncode == 0, done.stdout
+    (proteins,) = [line for line in done.stdout.splitlines() if "--fasta=new.faa" in line]
+    (contigs,) = [line for line in done.stdout.splitlines() if "--fasta=contigs.fna" in line]
+    assert f"--reuse {old} " in proteins
+    assert str(old) not in contigs
+
+
+WRONG = {
+    "none": ({"reuse": "none.h5"}, "none.h5: no such file; take it out of reuse"),
+    "no result": ({"reuse": "new.faa"}, "new.faa: not a readable HDF5 embeddings file"),
+    "its own result": ({"reuse": "OLD", "fasta": "old.faa"}, "this run would replace it; move its folder, or copy it"),
+    "another pooling": ({"reuse": "OLD", "pooling": "max"}, "it has pooling=mean, this computation pooling=max"),
+    "another layer": ({"reuse": "OLD", "layers": 3}, "it has layers=6, this computation layers=3"),
+    "another length": ({"reuse": "OLD", "max_length": 50}, "or set max_length: 1022"),
+    "another precision": ({"reuse": "OLD", "precision": "bfloat16"}, "or set precision: float32"),
+    "another model": (
+        {"reuse": "OLD", "model": "untrained:esm2_t12_35M_UR50D"},
+        "it is of untrained:esm2_t6_8M_UR50D, not of untrained:esm2_t12_35M_UR50D",
+    ),
+    "another family": (
+        {"reuse": "OLD", "fasta": "contigs.fna", "model": "untrained:dnabert_s"},
+        "no dataset has a model of that family",
+    ),
+    "a number": ({"reuse": 5}, "config reuse: 5 is not valid"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_reused_is_told_before_any_rule_runs(name: str, results: Path) -> None:
+    config, message = WRONG[name]
+    write_fasta(results / "new.faa", SEQUENCES)
+    (results / "contigs.fna").write_text(">c\nACGTACGTAC\n")
+    old = f"results/old/{SLUG}/embeddings.h5"
+    config = {key: old if value == "OLD" else value for key, value in config.items()}
+    done = snakemake(results, "--dry-run", config={**SETTINGS, "fasta": "new.faa", **config})
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert rules_run(done.stdout) == []
