@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from test_quarantine import broken_model
-from test_windows import LENGTHS, POLICIES, blended_by_hand
+from test_windows import LENGTHS, POLICIES, blended_by_hand, hidden_by_hand
 
 from embeddings_file import write_embeddings
 from families import CONTIGS, PROTEINS
 from pipeline import Run, results_of, run_script, save_parts
-from reference import ALPHABET, fair_esm_model, save_checkpoint
+from reference import fair_esm_model, save_checkpoint
 from seqpack import memory, open_embeddings, runner
 from seqpack.audit import audit_embeddings, judge
 from seqpack.errors import SeqpackError
@@ -38,12 +38,12 @@ TWO_LAYERS = (-1, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """Sequences, their FASTA, seeded weights, and fair-esm with the same weights in float64."""
+    """Sequences, their FASTA, seeded weights, and what fair-esm computes with them in float64."""
 
     sequences: list[str]
     fasta: Path
     checkpoint: str
-    model: torch.nn.Module
+    hidden: list[dict[int, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("residues")
     model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
     checkpoint = save_checkpoint(model, folder / "8M.pt")
-    return Case(PROTEINS.sequences, PROTEINS.write_odd(folder), str(checkpoint), model)
+    hidden = [hidden_by_hand([sequence[:1022]], model.double(), (6, 2)) for sequence in PROTEINS.sequences]
+    return Case(PROTEINS.sequences, PROTEINS.write_odd(folder), str(checkpoint), hidden)
 
 
 def embed(case: Case, folder: Path, outputs: Outputs, world_size: int = 1, **settings: object) -> Run:
@@ -66,14 +67,10 @@ def test_they_are_those_of_fair_esm_by_every_layer(
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 700)
     monkeypatch.setattr(memory, "CPU_KEPT_TOKENS", 400)
     run = embed(case, tmp_path, Outputs(TWO_LAYERS, ("mean",), dtype), world_size=2).merge()
-    case.model.double()
     for layer in (6, 2):
         embeddings = open_embeddings(run.embeddings, layer)
-        for record, sequence in enumerate(case.sequences):
-            found = embeddings.residues(record)
-            tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in sequence[:1022]), 2]])
-            with torch.no_grad():
-                states = case.model(tokens, repr_layers=[layer])["representations"][layer][0, 1:-1].numpy()
+        for record, hidden in enumerate(case.hidden):
+            found, states = embeddings.residues(record), hidden[layer][0, 1:-1]
             assert (found.dtype, found.shape) == (np.dtype(dtype), states.shape)
             assert relative_error(found, states) < BOTH[dtype], (layer, record)
             assert relative_error(found.astype(float).mean(axis=0), embeddings[record]) < BOTH[dtype]
@@ -104,7 +101,7 @@ def test_windows_are_blended(tmp_path: Path) -> None:
     run = Run(tmp_path, 2).build(fasta, str(checkpoint), POLICIES["half"])
     embeddings = open_embeddings(run.embed(outputs=Outputs(per_residue="float32")).merge().embeddings)
     for record, sequence in enumerate(sequences):
-        expected = blended_by_hand(sequence, POLICIES["half"], model.double(), 6)[1:-1]
+        expected = blended_by_hand(sequence, POLICIES["half"], model.double(), (6,))[6][1:-1]
         assert relative_error(embeddings.residues(record), expected) < 5e-5, record
 
 

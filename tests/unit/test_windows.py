@@ -42,9 +42,19 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     return folder / "p.faa", save_checkpoint(model, folder / "8M.pt"), sequences, model.double()
 
 
-def blended_by_hand(sequence: str, policy: LengthPolicy, model: torch.nn.Module, layer: int) -> np.ndarray:
-    """Return first vector, residues, last vector: each residue's mean over its windows, weighted by its distance to
-    their nearest end; the first and last likewise by the windows' residues."""
+def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """Return fair-esm's hidden states of texts of one length by layers: (texts, letters + 2, hidden_dim)."""
+    tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in text), 2] for text in texts])
+    with torch.no_grad():
+        found = model(tokens, repr_layers=layers)["representations"]
+    return {layer: found[layer].numpy() for layer in layers}
+
+
+def blended_by_hand(
+    sequence: str, policy: LengthPolicy, model: torch.nn.Module, layers: tuple[int, ...]
+) -> dict[int, np.ndarray]:
+    """Return first vector, residues, last vector by layers: each residue's mean over its windows, weighted by its
+    distance to their nearest end; the first and last likewise by the windows' residues."""
     spans, start = [], 0
     while True:
         size = policy.window if len(sequence) > policy.max_length else len(sequence)
@@ -52,16 +62,19 @@ def blended_by_hand(sequence: str, policy: LengthPolicy, model: torch.nn.Module,
         if spans[-1][1] == len(sequence):
             break
         start += policy.stride
-    votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(len(sequence) + 2)]
-    for begin, end in spans:
-        tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in sequence[begin:end]), 2]])
-        with torch.no_grad():
-            states = model(tokens, repr_layers=[layer])["representations"][layer][0].numpy()
-        votes[0].append((end - begin, states[0]))
-        votes[-1].append((end - begin, states[-1]))
-        for residue in range(begin, end):
-            votes[residue + 1].append((min(residue - begin + 1, end - residue), states[residue - begin + 1]))
-    return np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
+    *whole, last = (sequence[begin:end] for begin, end in spans)  # the last may be shorter
+    states = hidden_by_hand(whole, model, layers) if whole else {}
+    of_last = hidden_by_hand([last], model, layers)
+    blended = {}
+    for layer in layers:
+        votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(len(sequence) + 2)]
+        for (begin, end), hidden in zip(spans, [*states.get(layer, []), *of_last[layer]], strict=True):
+            votes[0].append((end - begin, hidden[0]))
+            votes[-1].append((end - begin, hidden[-1]))
+            for residue in range(begin, end):
+                votes[residue + 1].append((min(residue - begin + 1, end - residue), hidden[residue - begin + 1]))
+        blended[layer] = np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
+    return blended
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -76,16 +89,15 @@ def test_windows_are_blended_residue_by_residue(
     run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES[name]), outputs)
     index = open_index(run.index)
     assert index.is_blended
-    for layer in (6, 2):
-        for record, sequence in enumerate(sequences):
-            states = blended_by_hand(sequence, POLICIES[name], model, layer)
-            for pooling in POOLINGS:
-                found = open_embeddings(run.embeddings, layer, pooling)[record]
-                expected = pooled_by_hand(states, pooling, special_too=False)
-                if expected.any():
-                    assert relative_error(found, expected) < 5e-5, (layer, record, pooling)
-                else:
-                    assert not found.any()
+    by_hand = [blended_by_hand(sequence, POLICIES[name], model, (6, 2)) for sequence in sequences]
+    for layer, pooling in ((layer, pooling) for layer in (6, 2) for pooling in POOLINGS):
+        vectors = open_embeddings(run.embeddings, layer, pooling)
+        for record, states in enumerate(by_hand):
+            expected = pooled_by_hand(states[layer], pooling, special_too=False)
+            if expected.any():
+                assert relative_error(vectors[record], expected) < 5e-5, (layer, record, pooling)
+            else:
+                assert not vectors[record].any()
     stored = open_shard(run.shards[0]).embeddings
     rows = np.arange(index.num_sequences)
     audit = audit_embeddings(index, rows, stored.__getitem__, find_model(str(checkpoint)), 600, outputs.of(6))
