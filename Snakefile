@@ -14,6 +14,7 @@ configfile: "config/config.yaml" if exists("config/config.yaml") else f"{workflo
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 
 
 # Used with --software-deployment-method apptainer.

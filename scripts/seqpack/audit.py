@@ -8,18 +8,16 @@ pooling is used. What the audit does share is the reading of the index and of th
 from __future__ import annotations
 
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from seqpack.audit_references import make_reference, memory, operations
+from seqpack.free_memory import available_memory
 from seqpack.index import Index
 from seqpack.models.registry import DNABERT_S, ESM2, ModelSource
 from seqpack.models.weights import open_weights, parameter_shapes, untrained_tensors
@@ -219,42 +217,6 @@ def judge(audit: Audit, precision: str, family: str) -> tuple[str, str]:
         if not (audit.worst_cosine >= cosine and audit.worst_relative_error <= error):  # so that nan fails
             return verdict, f"{message}; in {precision} at least {cosine} and at most {error:g} are wanted: {remedy}"
     return "ok", message
-
-
-def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes this process can still take: what the machine has free, or its cgroups leave, if less.
-
-    A cgroup's inactive file pages count as free. Without Linux's files the answer is sys.maxsize.
-    """
-    limits = [sys.maxsize]
-    with suppress(OSError):
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-    with suppress(OSError):
-        for line in (proc / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if not controllers:
-                root, names = cgroups, ("memory.max", "memory.current", "inactive_file")
-            elif "memory" in controllers.split(","):
-                root = cgroups / "memory"
-                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            else:
-                continue
-            folder = root / path.lstrip("/")
-            levels = [folder, *folder.parents]
-            for level in levels[: levels.index(root) + 1]:
-                limits.extend(_left_in_cgroup(level, *names))
-    return min(limits)
-
-
-def _left_in_cgroup(folder: Path, limit: str, usage: str, inactive: str) -> list[int]:
-    try:
-        most, used = ((folder / name).read_text().strip() for name in (limit, usage))
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # no such level: a container sees the path of its host
-        return []
-    return [] if most == "max" else [int(most) - int(used) + int(statistics.get(inactive, 0))]
 
 
 def _candidates(index: Index, rows: np.ndarray, lengths: np.ndarray) -> list[int]:

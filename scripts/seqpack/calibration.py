@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from seqpack import devices
-from seqpack.audit import available_memory
 from seqpack.errors import SeqpackError
 from seqpack.findings import size_in_words, time_in_words
 from seqpack.forecast import Shares, line
+from seqpack.free_memory import available_memory
 from seqpack.index import Index
 from seqpack.kernels.names import AUTO
 from seqpack.memory import PackEmbedder, is_out_of_memory

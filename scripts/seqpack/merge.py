@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
+from seqpack.manifest import manifest_of
 from seqpack.merge_residues import ResidueLayout, write_residues
 from seqpack.output_writer import write_outputs
 from seqpack.outputs import Outputs, dataset_name, residue_dataset
@@ -36,8 +34,6 @@ from seqpack.verify import VerifiedShard, verify_shards
 
 # Blocks beyond 32 MB are given back to the system and cleared by it again each time: that took most of the time.
 BLOCK_BYTES = 16 << 20
-COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
-PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
 
 # What embeddings.h5 repeats of the index's attributes.
 INDEX_ATTRIBUTES = (
@@ -105,7 +101,7 @@ def merge_shards(
             table = thread.submit(write_records, new_records, index, quarantined)
             digest = _write_embeddings(new_output, index, shards, reused, kept, fate_counts, dtype)
             table.result()
-        content = _manifest(index, shards, reused, fate_counts)
+        content = manifest_of(index, shards, reused, fate_counts)
         content["outputs"] = {
             output.name: {
                 "rows": len(kept),
@@ -257,52 +253,3 @@ def _attributes(
         "fate_counts": json.dumps(fate_counts),
         **worst_audit(shards, reused),
     }
-
-
-def _manifest(
-    index: Index, shards: list[VerifiedShard], reused: ReusedVectors, fate_counts: dict[str, int]
-) -> dict[str, Any]:
-    attributes = index.attributes
-    status = shards[0].status
-    return {
-        "seqpack_version": seqpack.__version__,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "warning": status.warning,
-        "fasta": {
-            "path": attributes["source_path"],
-            "bytes": attributes["source_size"],
-            "sha256": attributes["source_sha256"],
-        },
-        "fingerprint": shards[0].shard.fingerprint.attributes(),
-        "counts": {
-            **{name: attributes[name] for name in COUNTS},
-            "fates": fate_counts,
-            "letters": json.loads(attributes["letter_counts"]),
-        },
-        "audit": worst_audit(shards, reused),
-        "reuse": reused.summary(),
-        "shards": [
-            {
-                "rank": verified.status.rank,
-                "path": str(verified.shard.path),
-                "sha256": verified.status.shard_sha256,
-                "num_sequences": verified.status.num_sequences,
-                "attempt": verified.status.attempt,
-                "started": verified.status.started,
-                "ended": verified.status.ended,
-                "resumed_packs": verified.status.resumed_packs,
-                "audit": verified.status.audit,
-                "run": verified.status.run,
-                "seconds": verified.status.seconds,
-            }
-            for verified in shards
-        ],
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -19,7 +19,8 @@ from transformers import EsmConfig, EsmForMaskedLM
 from pipeline import SCRIPTS
 from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqpack import audit as audit_module
-from seqpack.audit import MOST_SEQUENCES, Audit, audit_embeddings, available_memory, judge
+from seqpack.audit import MOST_SEQUENCES, Audit, audit_embeddings, judge
+from seqpack.free_memory import available_memory
 from seqpack.index import Index, open_index
 from seqpack.index_build import build_index
 from seqpack.length_policy import LengthPolicy

@@ -1,0 +1,68 @@
+"""manifest.json: what was made, from what, by what."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import seqpack
+from seqpack.index import Index
+from seqpack.provenance import worst_audit
+from seqpack.reused_vectors import ReusedVectors
+from seqpack.verify import VerifiedShard
+
+COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
+PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
+
+
+def manifest_of(
+    index: Index, shards: list[VerifiedShard], reused: ReusedVectors, fate_counts: dict[str, int]
+) -> dict[str, Any]:
+    """Return the manifest but for the digests of the results and the merge's own time."""
+    attributes = index.attributes
+    status = shards[0].status
+    return {
+        "seqpack_version": seqpack.__version__,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "warning": status.warning,
+        "fasta": {
+            "path": attributes["source_path"],
+            "bytes": attributes["source_size"],
+            "sha256": attributes["source_sha256"],
+        },
+        "fingerprint": shards[0].shard.fingerprint.attributes(),
+        "counts": {
+            **{name: attributes[name] for name in COUNTS},
+            "fates": fate_counts,
+            "letters": json.loads(attributes["letter_counts"]),
+        },
+        "audit": worst_audit(shards, reused),
+        "reuse": reused.summary(),
+        "shards": [
+            {
+                "rank": verified.status.rank,
+                "path": str(verified.shard.path),
+                "sha256": verified.status.shard_sha256,
+                "num_sequences": verified.status.num_sequences,
+                "attempt": verified.status.attempt,
+                "started": verified.status.started,
+                "ended": verified.status.ended,
+                "resumed_packs": verified.status.resumed_packs,
+                "audit": verified.status.audit,
+                "run": verified.status.run,
+                "seconds": verified.status.seconds,
+            }
+            for verified in shards
+        ],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
