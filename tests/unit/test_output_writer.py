@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -72,28 +73,31 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path):
         write()
 
 
-@pytest.fixture
-def no_more_room(tmp_path: Path) -> Iterator[Path]:
-    """A reserved file, to be written where every write fails like one on a full disk."""
-    path = reserved(tmp_path / "some.h5", ["embeddings"], 3)
+@contextmanager
+def no_room_beyond(num_bytes: int) -> Iterator[None]:
+    """Every write of this process beyond so many bytes of a file fails, like one on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield path
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:  # before the test's result is printed, perhaps to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, no_more_room: Path):
+def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, tmp_path: Path):
     """At the next block, or at the end after the last."""
-    with h5py.File(no_more_room) as file:
+    path = reserved(tmp_path / "some.h5", ["embeddings"], 3)
+    with h5py.File(path) as file:
         offset = file["embeddings"].id.get_offset()
 
     def write() -> None:
-        with write_outputs(no_more_room, ["embeddings"], "float32", str) as writer:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (offset, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        with write_outputs(path, ["embeddings"], "float32", str) as writer, no_room_beyond(offset):
             for _ in range(blocks):
                 writer.append(np.zeros((3 // blocks, WIDTH), np.float32))
+            writer.wait()
 
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         write()
