@@ -29,6 +29,7 @@ from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.outputs import Outputs
+from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
 from seqpack.reuse import known_settings, open_source, require_settings, reused_by
 from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
@@ -105,6 +106,8 @@ def require_outputs(dataset):
     """Raise if the model does not give what the settings name."""
     outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"])
     outputs.require_family(dataset.model.family)
+    if "h5_residues" in config["exports"] and not config["per_residue"]:
+        raise SeqpackError("exports: h5_residues needs per_residue: float16 or float32")
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
 

@@ -2,6 +2,7 @@
 
 # Taken for the longest sequence where long_sequences is full, in what a job asks for.
 FULL_LENGTH = 50_000
+PACKS_ON_THEIR_WAY = 3
 
 
 def index_threads(wildcards):
@@ -26,6 +27,10 @@ def kept_tokens(dataset):
         return 0
     windows = length_policy(dataset).long_sequences == "window"
     longest = FULL_LENGTH if windows else longest_segment(dataset)
+    if (
+        config["per_residue"] and USE_GPU
+    ):  # those of some packs, on their way from the GPU to the disk
+        longest = max(longest, PACKS_ON_THEIR_WAY * MAX_PACK_TOKENS)
     return longest * len(config["layers"]) if windows or config["per_residue"] else 0
 
 

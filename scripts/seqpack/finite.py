@@ -95,7 +95,9 @@ class FiniteResults:
                 log.warning("%s: not finite in float32 either: quarantined", name)
             return False
         if not np.isfinite(residues).all():
-            raise SeqpackError(f"{name}: a residue has values beyond float16 (65504): set per_residue to float32")
+            raise SeqpackError(
+                f"{name}: a residue has values beyond float16 (65504): set per_residue to float32 (all begins anew)"
+            )
         self.recomputed += 1
         if self.recomputed <= SHOWN:
             log.info("%s: finite in float32", name)

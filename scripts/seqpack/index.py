@@ -19,6 +19,7 @@ from seqpack.errors import SeqpackError
 from seqpack.hdf5 import map_dataset, open_hdf5, read_attributes
 from seqpack.index_format import DATASETS, INDEX_FORMAT, TOKENS, Fate, content_digest
 from seqpack.models.registry import ESM2
+from seqpack.texts import split_texts, texts_end_to_end
 
 __all__ = ["Fate", "Index", "embedded_lengths", "open_index"]
 
@@ -103,11 +104,11 @@ class Index:
 
     def ids_of(self, records: np.ndarray) -> list[str]:
         """Return the ids of many records (int64), much faster than one by one."""
-        return _texts(self.record_ids, self.record_id_offsets, records)
+        return split_texts(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
 
     def descriptions_of(self, records: np.ndarray) -> list[str]:
         """Return the descriptions of many records (int64)."""
-        return _texts(self.record_descriptions, self.record_description_offsets, records)
+        return split_texts(*texts_end_to_end(self.record_descriptions, self.record_description_offsets, records))
 
     def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
         """Return for many rows (int64) the id of the first record that has the row's sequence."""
@@ -118,8 +119,12 @@ class Index:
         return self.record_id(int(self.sequence_records[row]))
 
     def sequence_name(self, row: int) -> str:
-        """The sequence of this row for a message: its first record's id and number."""
-        return f"{self.sequence_id(row)!r} (record {int(self.sequence_records[row]) + 1})"
+        """The sequence of this row for a message: its first record's name."""
+        return self.record_name(int(self.sequence_records[row]))
+
+    def record_name(self, record: int) -> str:
+        """A record for a message: its id and number."""
+        return f"{self.record_id(record)!r} (record {record + 1})"
 
     def pack_tokens(self, pack: int) -> np.ndarray:
         """Return the pack's tokens (uint8 or uint16, a memory map), checked against their checksum."""
@@ -240,9 +245,3 @@ def embedded_lengths(index: Index, records: np.ndarray) -> np.ndarray:
 
 def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:
     return blob[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8")
-
-
-def _texts(blob: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> list[str]:
-    view = memoryview(np.asarray(blob))
-    starts, ends = offsets[rows].tolist(), offsets[np.asarray(rows) + 1].tolist()
-    return [str(view[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]

@@ -17,6 +17,7 @@ import numpy as np
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
 from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
+from seqpack.findings import size_in_words
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
@@ -145,6 +146,12 @@ def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -
         remove_left(place)
     remove_set_aside(folder)
     remove_parts(folder, fingerprint, packs)
+    if left := list(folder.glob("*.part.h5")):
+        num_bytes = sum(path.stat().st_size for path in left)
+        log.warning(
+            "%s: %d part files of runs with other settings stay there, %s; remove the folder if none will go on",
+            *(folder, len(left), size_in_words(num_bytes)),
+        )
     with suppress(OSError):  # what else is in it is not ours to judge
         folder.rmdir()
 
@@ -171,11 +178,7 @@ def _write_embeddings(
             reserve_dataset(file, name, shape, dtype)
         if residues is not None:
             residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
-
-    def name_of(row: int) -> str:
-        return f"{index.record_id(int(kept[row]))!r} (record {int(kept[row]) + 1})"
-
-    with write_outputs(path, names, dtype, name_of) as writer:
+    with write_outputs(path, names, dtype, lambda row: index.record_name(int(kept[row]))) as writer:
         for block in _gather(index, shards, reused, kept):
             writer.append(block)
     if residues is not None:

@@ -23,6 +23,8 @@ from seqpack.shard import Shard
 
 BLOCK_BYTES = 16 << 20  # beyond 32 MB the allocator gives it back each time, and the system clears it again
 
+BLOCK_ROWS = 65536
+
 
 @dataclass(frozen=True)
 class ResidueLayout:
@@ -79,7 +81,7 @@ def _gather(layout: ResidueLayout, shards: list[Shard]) -> Iterator[np.ndarray]:
     pieces: list[np.ndarray] = []
     waiting = 0
     spans = (shard_of_row[layout.rows], begin_of_row[layout.rows], layout.counts)
-    for number, begin, count in zip(*(column.tolist() for column in spans), strict=True):
+    for number, begin, count in _in_blocks(spans):
         pieces.append(shards[number].residues[begin : begin + count])
         waiting += count * row_bytes
         if waiting >= BLOCK_BYTES:
@@ -87,3 +89,9 @@ def _gather(layout: ResidueLayout, shards: list[Shard]) -> Iterator[np.ndarray]:
             pieces, waiting = [], 0
     if pieces:
         yield np.concatenate(pieces)
+
+
+def _in_blocks(columns: tuple[np.ndarray, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the rows of columns as Python's numbers, of which not all are made at once."""
+    for start in range(0, len(columns[0]), BLOCK_ROWS):
+        yield from zip(*(column[start : start + BLOCK_ROWS].tolist() for column in columns), strict=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from seqpack.compute import Computation, compute_packs, quarantined_message
 from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
+from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.index import Index, embedded_lengths, open_index, residue_counts
 from seqpack.index_model import model_of
 from seqpack.interrupts import Signals
@@ -115,7 +116,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         if status.resumed_packs:
             log.info("resuming: %d of %d packs are done", status.resumed_packs, len(packs))
         residue_bytes = np.dtype(outputs.per_residue).itemsize * residue_dim if residue_dim else 0
-        _require_space(task, index, rows, todo, 4 * width, residue_bytes)
+        _require_space(task, index, fingerprint, rows, todo, 4 * width, residue_bytes)
 
     with PartWriter(folder, name, fingerprint, "", task.save_seconds, parts) as writer:
         embed = PackEmbedder(model, readout, lambda: _make_model(source, index, dtype, torch.device("cpu")))
@@ -206,7 +207,13 @@ def _audit(
 
 
 def _require_space(
-    task: ShardTask, index: Index, rows: np.ndarray, todo: list[int], row_bytes: int, residue_bytes: int
+    task: ShardTask,
+    index: Index,
+    fingerprint: Fingerprint,
+    rows: np.ndarray,
+    todo: list[int],
+    row_bytes: int,
+    residue_bytes: int,
 ) -> None:
     """Refuse to begin what the disk has no room for: this shard, and at the end all shards and the merge."""
 
@@ -219,17 +226,25 @@ def _require_space(
     new_rows = np.concatenate([rows[:0], *(np.arange(*index.pack_offsets[pack : pack + 2]) for pack in todo)])
     both = bytes_of(len(rows) + len(new_rows), residues_in(rows) + residues_in(new_rows))
     require_space(task.shard.parent, both, "the shard and its part files")
-    held = [*task.shard.parent.glob("shard_*.h5"), *parts_folder(task.shard).glob("*.part.h5")]
-    held_bytes = 0
-    for path in held:
-        with suppress(FileNotFoundError):  # of another rank, which is done with it
-            held_bytes += path.stat().st_size
+    shards = task.shard.parent.glob(f"shard_*-of-{task.world_size}.h5")
+    held = [*shards, *parts_folder(task.shard).glob("*.part.h5")]
+    held_bytes = sum(_bytes_if_of(fingerprint, path) for path in held)
     # First parts and shards lie side by side, later shards and what they are merged to.
     require_space(
         task.shard.parent,
         bytes_of(index.num_computed + index.num_sequences, 2 * int(index.attributes["num_residues"])) - held_bytes,
         "all shards, and their parts or later the merged file,",
     )
+
+
+def _bytes_if_of(fingerprint: Fingerprint, path: Path) -> int:
+    """Return the size of a shard or part; 0 if it is of another computation, damaged, or no longer there."""
+    try:
+        with open_hdf5(path, "file") as file:
+            found = Fingerprint.from_attributes(read_attributes(file))
+        return 0 if found.difference(fingerprint) else path.stat().st_size
+    except (SeqpackError, OSError):  # another rank is done with it
+        return 0
 
 
 def _room(device: torch.device) -> str:

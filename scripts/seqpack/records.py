@@ -49,8 +49,11 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
         gzip.GzipFile(filename="", mode="wb", compresslevel=LEVEL, fileobj=raw, mtime=0) as compressed,
     ):
         compressed.write(("\t".join(COLUMNS) + "\n").encode())
+        first_row = 0
         for start in range(0, index.num_records, BLOCK):
-            compressed.write(_lines(index, fates, start, min(start + BLOCK, index.num_records)).encode())
+            end = min(start + BLOCK, index.num_records)
+            compressed.write(_lines(index, fates, start, end, first_row).encode())
+            first_row += int(np.count_nonzero(has_row(fates[start:end])))
 
 
 def final_fates(index: Index, quarantined: np.ndarray) -> np.ndarray:
@@ -65,14 +68,14 @@ def has_row(fates: np.ndarray) -> np.ndarray:
     return (fates != Fate.REJECTED) & (fates != Fate.QUARANTINED)
 
 
-def _lines(index: Index, final: np.ndarray, start: int, end: int) -> str:
-    """Return the lines of the records start to end - 1, of which `final` are the fates."""
+def _lines(index: Index, final: np.ndarray, start: int, end: int, first_row: int) -> str:
+    """Return the lines of the records start to end - 1: `final` are all fates, `first_row` is the next row."""
     block, fates = slice(start, end), final[start:end]
     kept = has_row(fates)
     lengths = index.record_lengths[block]
     embedded = np.where(kept, embedded_lengths(index, np.arange(start, end)), 0)
     windows = np.where(kept, _windows(index, index.record_rows[block]), 0)
-    rows = int(np.count_nonzero(has_row(final[:start]))) + np.cumsum(kept) - 1
+    rows = first_row + np.cumsum(kept) - 1
     firsts = index.sequence_records[index.record_rows[block]] + 1
     columns = (
         range(start + 1, end + 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -48,14 +48,14 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     world_size = len(shard_paths)
     verified: dict[int, VerifiedShard] = {}
     problems = []
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-        checks = [
-            threads.submit(_verify_one, index, shard_path, status_path, world_size)
-            for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
-        ]
+    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    checks = [
+        threads.submit(_verify_one, index, shard_path, status_path, world_size)
+        for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
+    ]
     for shard_path, check in zip(shard_paths, checks, strict=True):
         try:
-            found = check.result()
+            found = _result(check, threads)
             if found.shard.rank in verified:
                 other = verified[found.shard.rank].shard.path
                 raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
@@ -67,6 +67,17 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     shards = [verified[rank] for rank in range(world_size)]
     _verify_together(index, shards)
     return shards
+
+
+def _result(check: Future[VerifiedShard], threads: Executor) -> VerifiedShard:
+    """Wait for a check; what interrupts the wait, as Ctrl-C, leaves the shards not begun unread."""
+    try:
+        return check.result()
+    except SeqpackError:
+        raise
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:

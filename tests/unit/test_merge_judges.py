@@ -6,7 +6,9 @@ import json
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from seqpack.files import sha256_of_file
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
 from seqpack.outputs import Outputs
-from seqpack.verify import _verify_together, verify_shards
+from seqpack.verify import _result, _verify_together, verify_shards
 
 WORLD_SIZE = 3
 
@@ -260,3 +262,20 @@ def test_equal_runs_give_equal_files(embedded: Embedded, tmp_path: Path) -> None
     runs = [Run(tmp_path / name, WORLD_SIZE).build(*arguments).embed().merge() for name in ("first", "second")]
     for name in ("embeddings.h5", "records.tsv.gz"):
         assert (runs[0].folder / name).read_bytes() == (runs[1].folder / name).read_bytes()
+
+
+def test_ctrl_c_leaves_shards_unread_that_were_not_begun() -> None:
+    started = []
+
+    def check(number: int) -> None:
+        started.append(number)
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+
+    threads = ThreadPoolExecutor(1)
+    checks = [threads.submit(check, number) for number in range(20)]
+    with pytest.raises(KeyboardInterrupt):
+        _result(checks[0], threads)
+    threads.shutdown()
+    assert len(started) < 5

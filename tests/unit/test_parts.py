@@ -197,3 +197,13 @@ def test_rows_of_parts_are_found(
         pack = int(np.searchsorted(index.pack_offsets, row, side="right")) - 1
         expected = results[pack].embeddings[row - index.pack_offsets[pack]]
         assert (parts.embedding(row) == expected).all()
+
+
+def test_the_merge_names_parts_of_other_settings(
+    done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path, caplog
+) -> None:
+    run = copy_index(done, tmp_path)
+    save(tmp_path / "parts", index, replace(fingerprint, layers="0"), results[:2])
+    run.embed().merge()
+    assert len(list((tmp_path / "parts").glob("*.part.h5"))) == 2
+    assert "2 part files of runs with other settings stay there" in caplog.text

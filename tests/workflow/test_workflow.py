@@ -244,6 +244,7 @@ WRONG = {
     "no table": ({"datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
     "braces": ({"fasta": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
     "a folder without weights": ({"fasta": "good.faa", "model": "folder"}, "the folder has no .safetensors file"),
+    "residues that are not there": ({**PROTEIN, "exports": ["h5_residues"]}, "exports: h5_residues needs per_residue"),
     "color without a table": ({**PROTEIN, "color": "kind"}, "metadata and color go together"),
     "no such column": (
         {**PROTEIN, "metadata": "kinds.tsv", "color": "colour"},
