@@ -56,6 +56,7 @@ rule fetch_models:
 
 
 onstart:
+    require_reused()
     in_use = stop_orphans()
 
 

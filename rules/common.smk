@@ -31,7 +31,7 @@ from seqpack.orphans import cancel_orphans, claim_folder
 from seqpack.outputs import Outputs
 from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
-from seqpack.reuse import known_settings, open_source, require_settings, reused_by
+from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
 from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
 
 
@@ -130,9 +130,9 @@ def require_metadata(dataset):
 
 
 def read_reused():
-    """By dataset the files that vectors are reused from: those of `reuse` that are of its family.
+    """By dataset the files that vectors are reused from, and their fingerprints: those of `reuse` of its family.
 
-    If `reuse` is empty, those that the index names: what was reused once is not computed when it is taken out.
+    If `reuse` is empty, those that were reused before: what was reused once is not computed when it is taken out.
     """
     reused = {}
     try:
@@ -146,9 +146,9 @@ def read_reused():
             own = [source for source in sources if source.family == dataset.model.family]
             for source in own:
                 require_settings(source, dataset.model, known, config["dtype"])
-            reused[key] = [source.path for source in own]
+            reused[key] = {source.path: source.fingerprint.digest for source in own}
             if not sources:
-                reused[key] = reused_by(Path("results", *key, "index.h5"), dataset.fasta, known)
+                reused[key] = reused_by(Path("results", *key), dataset.fasta, known)
         for source in sources:
             if not any(source.path in paths for paths in reused.values()):
                 raise SeqpackError(
@@ -245,6 +245,40 @@ def tokenizer_of(wildcards):
 def reused_of(wildcards):
     """The earlier results that vectors are taken from."""
     return list(map(str, REUSED[wildcards.dataset, wildcards.model]))
+
+
+def reused_fingerprints_of(wildcards):
+    """Their fingerprints, so that the index is built anew where they are others."""
+    return list(REUSED[wildcards.dataset, wildcards.model].values())
+
+
+def require_reused():
+    """Stop if a job of this run needs an earlier result that is not as it was, or that another job would replace.
+
+    Before any job runs, as Snakemake removes the results of the merge when it starts one.
+    """
+    jobs = list(workflow.dag.needrun_jobs())
+    replaced = {Path(output).resolve() for job in jobs for output in job.output}
+    for key in DATASETS:
+        results = Path("results", *key)
+        rules = {
+            job.rule.name
+            for job in jobs
+            if (job.wildcards.get("dataset"), job.wildcards.get("model")) == key
+        }
+        if not rules & {"build_index", "merge_shards"}:
+            continue
+        try:
+            for path in REUSED[key]:
+                if path.resolve() in replaced:
+                    raise SeqpackError(
+                        f"{path}: this run would replace it, and {results} takes vectors from it: run dataset "
+                        f"{key[0]} by itself first"
+                    )
+            is_built = "build_index" not in rules
+            require_ready(results / "index.h5", REUSED[key], config["dtype"], is_built)
+        except (SeqpackError, OSError) as error:
+            sys.exit(f"seqpack: {error}")
 
 
 def length_policy_of(wildcards):

@@ -7,7 +7,6 @@ rule build_index:
     input:
         fasta=fasta_of,
         tokenizer=tokenizer_of,
-        reuse=reused_of,
     output:
         index="results/{dataset}/{model}/index.h5",
     log:
@@ -25,6 +24,9 @@ rule build_index:
         script=script("build_index.py"),
         model=model_of,
         policy=length_policy_of,
+        # No input: of those, one that is gone would let Snakemake pass over what is to be done anew.
+        reuse=reused_of,
+        reused_fingerprints=reused_fingerprints_of,
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
-        " {params.policy} --reuse {input.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"
+        " {params.policy} --reuse {params.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"

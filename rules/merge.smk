@@ -1,5 +1,5 @@
 # The merge: every shard verified, then one file in the order of the FASTA.
-#   input:  results/{dataset}/{model}/index.h5, the shards and their status JSONs; config's `reuse`
+#   input:  results/{dataset}/{model}/index.h5, the shards and their status JSONs; the results that the index reuses
 #   output: results/{dataset}/{model}/embeddings.h5, records.tsv.gz, manifest.json
 
 
@@ -8,7 +8,6 @@ rule merge_shards:
         index="results/{dataset}/{model}/index.h5",
         shards=shards_of,
         statuses=statuses_of,
-        reuse=reused_of,
     output:
         embeddings="results/{dataset}/{model}/embeddings.h5",
         records="results/{dataset}/{model}/records.tsv.gz",

@@ -1,18 +1,26 @@
 # The plan: what embedding will take, measured where the shards will be computed. Nothing is embedded, and of the
-# model nothing is fetched: untrained weights are as fast. `snakemake plan` prints it.
-#   input:  results/{dataset}/{model}/index.h5, built if it is not there and kept for the run
+# weights nothing is fetched: untrained ones are as fast. `snakemake plan` prints it. The index of a run is neither read
+# nor written: a plan with other settings must leave finished results alone.
+#   input:  those of build_index; from them an index is built in a temporary folder beside the results
 #   output: results/{dataset}/{model}/plan.txt, removed once it is printed, so that none is ever out of date
 
 PLANS = [f"results/{name}/{slug}/plan.txt" for name, slug in DATASETS]
 
 
+def plan_memory(wildcards, threads, attempt):
+    """What plan_shards asks a cluster for, in MB: enough for build_index, then for a worker."""
+    return max(8000 * attempt, shard_memory(wildcards, threads, attempt))
+
+
 rule plan_shards:
     input:
-        index="results/{dataset}/{model}/index.h5",
+        fasta=fasta_of,
+        tokenizer=tokenizer_of,
     output:
         plan="results/{dataset}/{model}/plan.txt",
+    # Not in logs/{dataset}/{model}, by which seqpack.watch knows a run that has begun.
     log:
-        "logs/{dataset}/{model}/plan_shards.log",
+        "logs/plan/{dataset}/{model}.log",
     benchmark:
         "benchmarks/{dataset}/{model}/plan_shards.benchmark.tsv"
     conda:
@@ -21,11 +29,14 @@ rule plan_shards:
     threads: 1 if USE_GPU else CORES
     resources:
         gpu=int(USE_GPU),
-        mem_mb=shard_memory,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=plan_memory,
+        runtime=index_runtime,  # which leaves an hour for what is not the index
     params:
         script=script("plan.py"),
         model=model_of,
+        policy=length_policy_of,
+        reuse=reused_of,
+        results="results/{dataset}/{model}",
         world_size=lambda wildcards: WORLD_SIZES[wildcards.dataset, wildcards.model],
         device=config["device"],
         precision=config["precision"],
@@ -35,7 +46,8 @@ rule plan_shards:
         residues=f" --per-residue {config['per_residue']}" if config["per_residue"] else "",
         dtype=config["dtype"],
     shell:
-        "python {params.script} --index {input.index:q} --model={params.model:q}"
+        "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
+        " {params.policy} --reuse {params.reuse:q} --results={params.results:q}"
         " --world-size {params.world_size} --device {params.device} --precision {params.precision}"
         " --attention {params.attention} --threads {threads}"
         " --layers {params.layers} --pooling {params.pooling}{params.residues} --dtype {params.dtype}"
@@ -50,7 +62,9 @@ rule plan:
     conda:
         "../envs/seqpack.yaml"
     shell:
-        # The files are not temp(): Snakemake keeps what a target that is asked for depends on.
+        # The files are not temp(): Snakemake keeps what a target that is asked for depends on. Folders that hold
+        # nothing else go as well.
         """
-        sh -c 'for plan; do echo; cat "$plan"; done; rm "$@"' - {input:q} 2>{log:q}
+        sh -ec 'for plan; do echo; cat "$plan"; done; rm "$@"
+        for plan; do rmdir -p "${{plan%/*}}" 2>/dev/null || :; done' - {input:q} 2>{log:q}
         """

@@ -7,13 +7,18 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from seqpack import command
 from seqpack.devices import DEVICES, PRECISIONS
+from seqpack.errors import SeqpackError
+from seqpack.findings import time_in_words
 from seqpack.kernels.names import ATTENTIONS
 from seqpack.lease import leased_gpu
+from seqpack.length_policy import LengthPolicy
+from seqpack.models.registry import ModelSource, find_model
 from seqpack.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
 
 
@@ -21,11 +26,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
-    source.add_argument("--fasta", type=Path, help="a FASTA file; its index goes to a temporary folder")
+    source.add_argument("--fasta", type=Path, help="a FASTA file; its index is built in a temporary folder")
     parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
     as_built = parser.add_argument_group("with --fasta, as for build_index.py")
     command.add_length_options(as_built)
     command.add_reuse_option(as_built)
+    as_built.add_argument(
+        "--results",
+        type=Path,
+        help="an existing folder, where results will lie: the temporary folder is made in it, and its disk is judged "
+        "(default: TMPDIR; the disk of the working directory)",
+    )
     parser.add_argument("--world-size", type=command.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(
         "--seconds", type=command.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
@@ -46,6 +57,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--fasta needs --model")
     if arguments.reuse and not arguments.fasta:
         parser.error("--reuse goes with --fasta: an index knows what it reuses")
+    if arguments.results and not arguments.fasta:
+        parser.error("--results goes with --fasta: those of an index lie beside it")
     return arguments
 
 
@@ -56,14 +69,26 @@ def plan(arguments: argparse.Namespace) -> None:
 
     outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
     with ExitStack() as stack:
-        path = arguments.index
-        if path is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seqpack-plan-")))
-            remove_when_stopped(folder)
-            path = folder / "index.h5"
-            policy = command.length_policy_of(arguments)
-            build_index(arguments.fasta, path, arguments.model, policy, arguments.reuse)
-        index = open_index(path)
+        if arguments.index:
+            index = open_index(arguments.index)
+            source = model_of(index, arguments.model)
+            policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})
+            require_possible(arguments, source, policy, outputs, [Path(note["path"]) for note in index.reuse])
+            about_index, folder = str(arguments.index), arguments.index.absolute().parent
+        else:
+            source, policy = find_model(arguments.model), command.length_policy_of(arguments)
+            require_possible(arguments, source, policy, outputs, arguments.reuse)
+            made = tempfile.TemporaryDirectory(prefix="seqpack-plan-", dir=arguments.results)
+            temporary = Path(stack.enter_context(made))
+            remove_when_stopped(temporary)
+            if arguments.threads:
+                os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
+            began = time.perf_counter()
+            build_index(arguments.fasta, temporary / "index.h5", arguments.model, policy, arguments.reuse)
+            took = time_in_words(time.perf_counter() - began)
+            index = open_index(temporary / "index.h5")
+            about_index = f"built in {took} for this plan alone; a run that has none yet builds its own"
+            folder = (arguments.results or Path()).absolute()
         if arguments.seconds and arguments.device != "cpu":
             stack.enter_context(leased_gpu())  # as a worker does: other work on it would make it slow
 
@@ -79,22 +104,35 @@ def plan(arguments: argparse.Namespace) -> None:
             share_work,
         )
 
-        source = model_of(index, arguments.model)
-        outputs.require_family(source.family)
         architecture = architecture_of(source)
         outputs = outputs.of(architecture.num_layers)
         shares = share_work(index, arguments.world_size, architecture)
         lines = [*describe_index(index, source.name), *describe_shares(shares)]
-        if arguments.index:
-            lines.insert(2, line("index", f"{path}, which the run takes as it is"))
+        lines.insert(2, line("index", about_index))
         if arguments.seconds and index.num_computed:
             as_run = (arguments.device, arguments.precision, arguments.attention, arguments.threads)
             settings = Settings(*as_run, outputs)
             lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)
         disk = disk_needed(index, arguments.world_size, architecture.hidden_dim, outputs, arguments.dtype)
-        lines += describe_disk(disk, arguments.index.absolute().parent if arguments.index else Path.cwd())
+        lines += describe_disk(disk, folder)
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
+
+
+def require_possible(
+    arguments: argparse.Namespace, source: ModelSource, policy: LengthPolicy, outputs: Outputs, reused: list[Path]
+) -> None:
+    """Raise a SeqpackError if a run with these settings would be refused, as far as that is known before it begins."""
+    from seqpack.reuse import known_settings, open_source, require_settings
+
+    outputs.require_family(source.family)
+    known = known_settings(source, policy, outputs, arguments.precision)
+    for path in reused:
+        if not path.exists():
+            raise SeqpackError(
+                f"{path}: no such file, and its vectors are to be reused; bring it back, or take it out of reuse"
+            )
+        require_settings(open_source(path), source, known, arguments.dtype)
 
 
 def remove_when_stopped(folder: Path) -> None:

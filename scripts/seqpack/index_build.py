@@ -30,6 +30,7 @@ from seqpack.models.registry import ModelSource, find_model
 from seqpack.order import reused_last, unique_sequences
 from seqpack.plan import choose_pack_tokens, plan_packs
 from seqpack.reuse import Source, find_reused, note_sources, require_policies
+from seqpack.reused_vectors import require_values
 from seqpack.tokenizing import DIGEST_BYTES, RecordTokenizer, make_tokenizer
 
 COPY_BYTES = 16 << 20
@@ -144,6 +145,7 @@ def _write(
     record_offsets = records.tokens.offsets()
     first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
     reused_files, reused_rows = find_reused(digests[first_records], sources)
+    require_values(sources, reused_files)
     first_records, rows, order = reused_last(first_records, rows, reused_files >= 0)
     num_computed = int(np.count_nonzero(reused_files < 0))
 

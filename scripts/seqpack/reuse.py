@@ -7,7 +7,7 @@ notes against what they compute, and the merge takes the vectors (`seqpack.reuse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,21 @@ def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any
     require_dtype(source, dtype)
 
 
+def take_out_of(index: Path) -> str:
+    """Return how to have everything computed anew that an index reuses, as words of an error."""
+    return f"{TAKE_OUT} and remove {index} and the manifest.json beside it"
+
+
+def bring_back(index: Path) -> str:
+    """Return what to do where a file that an index reuses is not as it was, as words of an error."""
+    return f"{index.parent} takes vectors from it: bring it back as it was, or {take_out_of(index)}"
+
+
 def require_computation(index: Index, fingerprint: Fingerprint) -> None:
     """Raise a SeqpackError if a file that the index reuses is of another computation than this one."""
     wanted = {name: getattr(fingerprint, name) for name in COMPUTATION}
     for note in index.reuse:
-        _require_same(note["path"], note, wanted, f"{TAKE_OUT} and remove {index.path}")
+        _require_same(note["path"], note, wanted, take_out_of(index.path))
 
 
 def require_dtype(source: Source, dtype: str) -> None:
@@ -194,16 +204,68 @@ def note_sources(sources: list[Source]) -> str:
     return json.dumps(notes)
 
 
-def reused_by(index: Path, fasta: Path, known: Mapping[str, Any]) -> list[Path]:
-    """Return the files that an index reuses; none if it is absent, older than the FASTA, or of other settings."""
+def reused_by(results: Path, fasta: Path, known: Mapping[str, Any]) -> dict[Path, str]:
+    """Return the files that a dataset's vectors are reused from, and their fingerprints, in their order.
+
+    By its index; once that is deleted, by the merged result.
+
+    Args:
+        results: the dataset's folder.
+        fasta: if it is newer than what tells of the files, they no longer count: there are none.
+        known: likewise if its settings are others than these (`known_settings`).
+    """
+    index, merged = results / "index.h5", results / "embeddings.h5"
+    teller = index if index.exists() else merged
     try:
-        if index.stat().st_mtime < fasta.stat().st_mtime:
-            return []
-        with open_hdf5(index, "index") as file:
+        if teller.stat().st_mtime < fasta.stat().st_mtime:
+            return {}
+        with open_hdf5(teller, teller.name) as file:
             attributes = read_attributes(file)
+        if teller == index:
             notes = json.loads(attributes["reuse"])
-            for note in notes:
-                _require_same(note["path"], {**attributes, **note}, known)
-            return [Path(note["path"]) for note in notes]
-    except (OSError, SeqpackError):  # or it is damaged, and its reader will say so
-        return []
+        else:
+            notes = json.loads((results / "manifest.json").read_text(encoding="utf-8"))["reuse"]
+        for note in notes:
+            _require_same(note["path"], {**attributes, **note}, known)
+        return {Path(note["path"]): note["fingerprint"] for note in notes}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SeqpackError):
+        return {}  # if one is damaged, its reader will say so
+
+
+def open_noted(note: Mapping[str, Any]) -> Source:
+    """Open a file that an index names, once it is known to be the same as when the index was built.
+
+    Raises:
+        SeqpackError: it is gone, damaged, or another.
+    """
+    path = Path(note["path"])
+    source = open_source(path)
+    found = {"fingerprint": source.fingerprint.digest, "rows": len(source.digests), "bytes": path.stat().st_size}
+    for name, value in found.items():
+        if value != note[name]:
+            raise SeqpackError(f"{path}: has {name} {value}, and had {note[name]} when the index was built")
+    return source
+
+
+def require_ready(index: Path, paths: Iterable[Path], dtype: str, is_built: bool) -> None:
+    """Raise a SeqpackError if the merge of a dataset would refuse a file that it takes vectors from.
+
+    Of its values nothing is read.
+
+    Args:
+        index: of the dataset.
+        paths: the files.
+        dtype: of the result.
+        is_built: whether the index stays as it is, so that the files must be those that it names.
+    """
+    notes: list[dict[str, Any]] = []
+    if is_built:
+        with open_hdf5(index, "index") as file:
+            notes = json.loads(read_attributes(file).get("reuse", "[]"))
+    try:
+        for path in paths:
+            require_dtype(open_source(path), dtype)
+        for note in notes:
+            open_noted(note)
+    except SeqpackError as error:
+        raise SeqpackError(f"{error}; {bring_back(index)}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ from seqpack.errors import SeqpackError
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import sha256_but_for
 from seqpack.index import Index
-from seqpack.reuse import BLOCK_ROWS, Source, open_source, require_computation, require_dtype
+from seqpack.reuse import BLOCK_ROWS, TAKE_OUT, Source, bring_back, open_noted, require_computation, require_dtype
+
+BLOCK_BYTES = 16 << 20
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +39,14 @@ class ReusedVectors:
         self._sources: list[Source] = []
         for number, note in enumerate(index.reuse):
             try:
-                source = _open_noted(note)
+                source = open_noted(note)
                 require_dtype(source, dtype)
                 rows = np.flatnonzero(index.reused_files == number)
                 _require_digests(index, source, rows)
                 if len(rows):
                     _require_values(source)
             except SeqpackError as error:
-                raise SeqpackError(
-                    f"{error}; {index.path} takes vectors from it: bring the file back as it was, or remove the index "
-                    "and run again without it in reuse"
-                ) from None
+                raise SeqpackError(f"{error}; {bring_back(index.path)}") from None
             self._sources.append(source)
         self._counts = np.bincount(index.reused_files, minlength=len(self._sources)).tolist()
 
@@ -74,9 +72,6 @@ class ReusedVectors:
 
         Args:
             rows: int64 (n,), of the index.
-
-        Raises:
-            SeqpackError: a value is not finite.
         """
         places = rows - self._index.num_computed
         numbers, source_rows = self._index.reused_files[places], self._index.reused_rows[places]
@@ -86,25 +81,24 @@ class ReusedVectors:
             wanted = numbers == number
             outputs = self._sources[number].outputs
             vectors[wanted] = np.concatenate([output[source_rows[wanted]] for output in outputs], axis=1)
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            place = int(np.flatnonzero(~finite)[0])
-            raise SeqpackError(
-                f"{self._sources[numbers[place]].path}: the vector of {self._index.sequence_name(int(rows[place]))} is "
-                "not finite: take the file out of reuse, and remove the index"
-            )
         return vectors
 
 
-def _open_noted(note: dict[str, Any]) -> Source:
-    """Open a file that the index names, once it is known to be the same as when the index was built."""
-    path = Path(note["path"])
-    source = open_source(path)
-    found = {"fingerprint": source.fingerprint.digest, "rows": len(source.digests), "bytes": path.stat().st_size}
-    for name, value in found.items():
-        if value != note[name]:
-            raise SeqpackError(f"{path}: has {name} {value}, and had {note[name]} when the index was built")
-    return source
+def require_values(sources: list[Source], reused_files: np.ndarray) -> None:
+    """Read the files that vectors are to be taken from: before, not only after, the rest is computed.
+
+    Args:
+        sources: the files.
+        reused_files: int32, which of them has a sequence; -1 if none (`seqpack.reuse.find_reused`).
+
+    Raises:
+        SeqpackError: a vector is not finite, or a file is damaged.
+    """
+    for number in np.unique(reused_files[reused_files >= 0]):
+        try:
+            _require_values(sources[number])
+        except SeqpackError as error:
+            raise SeqpackError(f"{error}; {TAKE_OUT}, or compute that result anew") from None
 
 
 def _require_digests(index: Index, source: Source, places: np.ndarray) -> None:
@@ -118,7 +112,11 @@ def _require_digests(index: Index, source: Source, places: np.ndarray) -> None:
 
 
 def _require_values(source: Source) -> None:
-    """Hold the file against the manifest beside it; warn if there is none of the same result."""
+    """Raise a SeqpackError if a vector is not finite, or the bytes are not those that the manifest beside tells of.
+
+    A warning says that they can't be checked where there is no manifest of the same result.
+    """
+    digest, *_ = [_digest_of_finite(source, values) for values in source.outputs]
     path = source.path.with_name("manifest.json")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +135,21 @@ def _require_values(source: Source) -> None:
         return
     first = source.outputs[0]
     if (offset, size) != (first.offset, first.nbytes) or digests != (  # type: ignore[attr-defined]
-        hashlib.sha256(first).hexdigest(),
+        digest,
         sha256_but_for(source.path, offset, size),
     ):
         raise SeqpackError(f"{source.path}: is damaged: its bytes are not those that {path} tells of")
+
+
+def _digest_of_finite(source: Source, values: np.ndarray) -> str:
+    """Return the SHA-256 of an output's bytes, read once in blocks; raise a SeqpackError if one is not finite."""
+    digest = hashlib.sha256()
+    block_rows = max(BLOCK_BYTES // (values.itemsize * values.shape[1]), 1)
+    for start in range(0, len(values), block_rows):
+        block = values[start : start + block_rows]
+        digest.update(block)  # type: ignore[arg-type]
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise SeqpackError(f"{source.path}: the vector in its row {row} is not finite")
+    return digest.hexdigest()

@@ -394,12 +394,12 @@ WORKERS = {
     "pooling": ({"outputs": Outputs((-1,), ("max",))}, "pooling=mean, this .* pooling=max; .* set pooling: mean"),
     "residues": (
         {"outputs": Outputs(per_residue="float16")},
-        "residues are not taken .*; take it out of reuse and remove .*index.h5, or set per_residue: false$",
+        "residues are not taken .*; take it out .*index.h5 and .*, or set per_residue: false$",
     ),
     "precision": ({"precision": "bfloat16"}, "precision=float32, this .* precision=bfloat16; .*set precision: float32"),
     "model": (
         {"model": "other"},
-        "it has model_digest=[0-9a-f]{64}, .*; take it out of reuse and remove .*index.h5$",
+        "it has model_digest=[0-9a-f]{64}, .* remove .*index.h5 and the manifest.json beside it$",
     ),
 }
 
@@ -441,20 +441,33 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
 def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run, tmp_path: Path) -> None:
     run, model = grown(tmp_path, [proteins.embeddings]), find_model(MODEL)
     known, fasta = known_settings(model, LengthPolicy(), Outputs(), "auto"), tmp_path / "some.fa"
-    assert reused_by(run.index, fasta, known) == [proteins.embeddings]
-    for settings in (
-        (LengthPolicy(max_length=1000), Outputs(), "auto"),
-        (LengthPolicy(), Outputs((3,)), "auto"),
-        (LengthPolicy(), Outputs((-1,), ("max",)), "auto"),
-        (LengthPolicy(), Outputs(per_residue="float32"), "auto"),
-        (LengthPolicy(), Outputs(), "bfloat16"),
-    ):
-        assert reused_by(run.index, fasta, known_settings(model, *settings)) == []
-    assert reused_by(tmp_path / "none.h5", fasta, known) == []
-    assert reused_by(fasta, fasta, known) == []
-    after = fasta.stat().st_mtime_ns + 10**10
-    os.utime(fasta, ns=(after, after))
-    assert reused_by(run.index, fasta, known) == []
+    noted = {proteins.embeddings: open_source(proteins.embeddings).fingerprint.digest}
+
+    def require_noted_until_something_else_is_wanted() -> None:
+        assert reused_by(tmp_path, fasta, known) == noted
+        for settings in (
+            (LengthPolicy(max_length=1000), Outputs(), "auto"),
+            (LengthPolicy(), Outputs((3,)), "auto"),
+            (LengthPolicy(), Outputs((-1,), ("max",)), "auto"),
+            (LengthPolicy(), Outputs(per_residue="float32"), "auto"),
+            (LengthPolicy(), Outputs(), "bfloat16"),
+        ):
+            assert reused_by(tmp_path, fasta, known_settings(model, *settings)) == {}
+        before, after = fasta.stat().st_mtime_ns, fasta.stat().st_mtime_ns + 10**10
+        os.utime(fasta, ns=(after, after))
+        assert reused_by(tmp_path, fasta, known) == {}
+        os.utime(fasta, ns=(before, before))
+
+    require_noted_until_something_else_is_wanted()
+    run.embed().merge()
+    require_noted_until_something_else_is_wanted()
+    run.index.unlink()
+    require_noted_until_something_else_is_wanted()
+    (tmp_path / "manifest.json").unlink()
+    assert reused_by(tmp_path, fasta, known) == {}
+    assert reused_by(tmp_path / "none", fasta, known) == {}
+    run.index.write_bytes(b"no index")
+    assert reused_by(tmp_path, fasta, known) == {}
 
 
 def flip(path: Path, dataset: str, row: int) -> None:
@@ -500,7 +513,7 @@ DAMAGES = {
     "longer": (padded, r"has bytes \d+, and had \d+ when the index was built"),
     "cut": (lambda old: old.embeddings.write_bytes(old.embeddings.read_bytes()[:-50]), "truncated or damaged"),
     "another result": (replaced, "has fingerprint [0-9a-f]{64}, and had "),
-    "not finite": (not_finite, "the vector of 'id2' .record 3. is not finite"),
+    "not finite": (not_finite, "the vector in its row 2 is not finite"),
 }
 
 
@@ -521,6 +534,34 @@ def test_a_source_that_is_not_as_it_was_is_refused(name: str, copy: Run, tmp_pat
     assert "take" in str(refused.value)
     assert not run.embeddings.exists()
     assert not (run.folder / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a flipped bit", "in the lengths", "not finite"])
+def test_a_damaged_source_is_refused_before_anything_is_computed(name: str, copy: Run, tmp_path: Path) -> None:
+    damage, message = DAMAGES[name]
+    damage(copy)
+    with pytest.raises(SeqpackError, match=f"{copy.embeddings}: .*{message}.*; take it out of reuse"):
+        grown(tmp_path / "new", [copy.embeddings])
+    assert not (tmp_path / "new/index.h5").exists()
+    # It does no harm where nothing is taken from it.
+    grown(tmp_path / "other", [copy.embeddings], sequences_of(PROTEINS)[1])
+
+
+def test_every_output_of_a_source_must_be_finite(copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each of several blocks, the last of which is a part of one."""
+    copy.embed(outputs=Outputs((-1,), ("mean", "max"))).merge()
+    (copy.folder / "manifest.json").unlink()
+    monkeypatch.setattr("seqpack.reused_vectors.BLOCK_BYTES", 3 * 4 * 320)
+    grown(tmp_path / "whole", [copy.embeddings])
+    for dataset in ("embeddings", "embeddings_6_max"):
+        for row in range(8):
+            with h5py.File(copy.embeddings, "r+") as file:
+                values = file[dataset][row]
+                file[dataset][row, 319] = np.inf
+            with pytest.raises(SeqpackError, match=f"the vector in its row {row} is not finite"):
+                grown(tmp_path / "new", [copy.embeddings])
+            with h5py.File(copy.embeddings, "r+") as file:
+                file[dataset][row] = values
 
 
 def test_values_that_cannot_be_checked_are_told(copy: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -124,7 +124,7 @@ def test_what_a_run_would_refuse_is_not_priced(planned: tuple[Path, str, list[st
     assert list(folder.glob("seqpack-plan-*")) == []
 
     gone = plan_script(*fasta, folder / "gone.h5", *fits)
-    assert f"{folder / 'gone.h5'}: no such file, and the merge needs it; bring it back" in gone.stderr
+    assert f"{folder / 'gone.h5'}: no such file, and its vectors are to be reused; bring it back" in gone.stderr
 
     index = folder / "index.h5"
     build_index(folder / "many.faa", index, MODEL, LengthPolicy(), [earlier])

@@ -18,6 +18,20 @@ SEQUENCES = random_sequences([300, 200, 120, 90, 60, 60, 30, 10])
 SETTINGS = {"model": MODEL, "precision": "float32", "audit_seconds": 0}
 
 
+def grow(folder: Path, results: Path) -> dict[str, object]:
+    """Results of all sequences in `new` beside the earlier ones; returns the settings, in which `reuse` is not."""
+    shutil.copytree(results, folder)
+    write_fasta(folder / "new.faa", SEQUENCES[::-1])
+    settings = {**SETTINGS, "fasta": "new.faa"}
+    done = snakemake(folder, config={**settings, "reuse": f"results/old/{SLUG}/embeddings.h5"})
+    assert done.returncode == 0, done.stdout
+    return settings
+
+
+def fates(embeddings: Path) -> dict[str, int]:
+    return json.loads(open_embeddings(embeddings).attrs["fate_counts"])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with results of the first six sequences."""
@@ -49,12 +63,107 @@ def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> No
         assert "Nothing to be done" in snakemake(folder, config={**settings, **reuse}).stdout
     shutil.rmtree(folder / "results/old")
     assert "Nothing to be done" in snakemake(folder, config=settings).stdout
+    index = (new / "index.h5").read_bytes()
+    (new / "index.h5").unlink()
+    assert "Nothing to be done" in snakemake(folder, config=settings).stdout
+    (new / "index.h5").write_bytes(index)
     assert "old" in snakemake(folder, "--dry-run", config={**settings, "reuse": old}).stdout
     # What is computed otherwise is computed anew, all of it.
     done = snakemake(folder, config={**settings, "pooling": "max"})
     assert done.returncode == 0, done.stdout
     assert "build_index" in rules_run(done.stdout)
     assert json.loads(open_embeddings(new / "embeddings.h5").attrs["fate_counts"])["reused"] == 0
+
+
+def test_other_settings_are_not_passed_over_once_the_earlier_results_are_gone(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    settings = grow(folder, results)
+    new, old, away = folder / f"results/new/{SLUG}", folder / "results/old", tmp_path / "away"
+    index = (new / "index.h5").read_bytes()
+    old.rename(away)
+    for changed in ({"dtype": "float16"}, {"shards": 2}):
+        done = snakemake(folder, config={**settings, **changed})
+        assert done.returncode != 0
+        assert (
+            f"{old}/{SLUG}/embeddings.h5: no such embeddings file; results/new/{SLUG} takes vectors from it"
+            in done.stdout
+        )
+        assert "Traceback" not in done.stdout
+        assert rules_run(done.stdout) == []
+        assert open_embeddings(new / "embeddings.h5").array.dtype == "float32"
+        (new / "index.h5").unlink(missing_ok=True)  # nor by what the manifest says
+    # Back again, all is as wanted, though not built anew as long as there is an index.
+    away.rename(old)
+    done = snakemake(folder, config={**settings, "dtype": "float16"})
+    assert done.returncode == 0, done.stdout
+    assert "build_index" in rules_run(done.stdout)
+    assert (new / "index.h5").read_bytes() == index
+    assert (fates(new / "embeddings.h5")["reused"], open_embeddings(new / "embeddings.h5").array.dtype) == (
+        6,
+        "float16",
+    )
+    done = snakemake(folder, config={**settings, "shards": 2})
+    assert rules_run(done.stdout) == ["all", "embed_shard", "embed_shard", "merge_shards", "report"]
+    assert (fates(new / "embeddings.h5")["reused"], open_embeddings(new / "embeddings.h5").array.dtype) == (
+        6,
+        "float32",
+    )
+    # Another result in the place of the earlier one is noticed before the merge removes anything.
+    with (old / SLUG / "embeddings.h5").open("ab") as file:
+        file.write(bytes(8))
+    done = snakemake(folder, config={**settings, "shards": 2, "dtype": "float16"})
+    assert "when the index was built; results/new" in done.stdout
+    assert rules_run(done.stdout) == []
+    assert (new / "embeddings.h5").exists()
+    # What the errors advise helps.
+    (new / "index.h5").unlink()
+    (new / "manifest.json").unlink()
+    done = snakemake(folder, config=settings)
+    assert done.returncode == 0, done.stdout
+    assert fates(new / "embeddings.h5")["reused"] == 0
+
+
+def test_a_run_does_not_replace_what_it_reuses(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    alone = grow(folder, results)
+    (folder / "table.tsv").write_text(f"dataset\tfasta\tmodel\nold\told.faa\t{MODEL}\nnew\tnew.faa\t{MODEL}\n")
+    both = {**SETTINGS, "datasets": "table.tsv"}
+    old, new = (folder / f"results/{name}/{SLUG}/embeddings.h5" for name in ("old", "new"))
+    assert "Nothing to be done" in snakemake(folder, config=both).stdout
+    before = [old.read_bytes(), new.read_bytes()]
+    done = snakemake(folder, config={**both, "dtype": "float16"})
+    assert done.returncode != 0
+    assert (
+        f"{old}: this run would replace it, and results/new/{SLUG} takes vectors from it: run dataset new"
+        in done.stdout
+    )
+    assert "Traceback" not in done.stdout
+    assert rules_run(done.stdout) == []
+    assert [old.read_bytes(), new.read_bytes()] == before
+    # As it says, one after the other.
+    done = snakemake(folder, config={**alone, "dtype": "float16"})
+    assert rules_run(done.stdout) == ["all", "merge_shards", "report"]
+    done = snakemake(folder, config={**both, "dtype": "float16"})
+    assert rules_run(done.stdout) == ["all", "merge_shards", "report"]
+    for path in (old, new):
+        assert open_embeddings(path).array.dtype == "float16"
+    done = snakemake(folder, config=alone)  # nor does a merge remove its results to say that it can't take those
+    assert "its vectors are rounded to float16, and dtype is float32" in done.stdout
+    assert rules_run(done.stdout) == []
+    assert fates(new)["reused"] == 6
+    assert "Nothing to be done" in snakemake(folder, config={**both, "dtype": "float16"}).stdout
+
+
+def test_vectors_of_residues_are_left_out_without_computing_anything(results: Path, tmp_path: Path) -> None:
+    write_fasta(tmp_path / "old.faa", SEQUENCES[:2])
+    settings = {**SETTINGS, "fasta": "old.faa"}
+    assert snakemake(tmp_path, config={**settings, "per_residue": "true"}).returncode == 0
+    (tmp_path / "results/old").rename(tmp_path / "with_residues")
+    done = snakemake(tmp_path, config={**settings, "reuse": f"with_residues/{SLUG}/embeddings.h5"})
+    assert done.returncode == 0, done.stdout
+    found = [open_embeddings(tmp_path / folder / SLUG / "embeddings.h5") for folder in ("with_residues", "results/old")]
+    assert (found[0][:] == found[1][:]).all()
+    assert json.loads(found[1].attrs["fate_counts"])["reused"] == 2
 
 
 def test_a_table_takes_what_is_of_its_family(results: Path, tmp_path: Path) -> None:
