@@ -7,11 +7,6 @@
 PLANS = [f"results/{name}/{slug}/plan.txt" for name, slug in DATASETS]
 
 
-def plan_memory(wildcards, threads, attempt):
-    """What plan_shards asks a cluster for, in MB: enough for build_index, then for a worker."""
-    return max(8000 * attempt, shard_memory(wildcards, threads, attempt))
-
-
 rule plan_shards:
     input:
         fasta=fasta_of,

@@ -50,3 +50,8 @@ def shard_runtime(wildcards, threads, attempt):
     tokens = -(-tokens_in(index, dataset.fasta, family, policy.copies) // int(wildcards.world_size))
     settings = (longest_segment(dataset), config["precision"], USE_GPU, threads, attempt)
     return runtime_minutes(dataset.model, tokens, *settings)
+
+
+def plan_memory(wildcards, threads, attempt):
+    """What plan_shards asks a cluster for, in MB: enough for build_index, then for a worker."""
+    return max(8000 * attempt, shard_memory(wildcards, threads, attempt))
