@@ -89,12 +89,14 @@ class FiniteResults:
             SeqpackError: it has, but the vector of a residue can't be kept in float16.
         """
         name = self._index.sequence_name(row)
-        if not np.isfinite(embedding).all() or np.isnan(residues).any():
+        whole = np.isfinite(residues).all()
+        is_overflow = residues.dtype == np.float16 and not whole and not np.isnan(residues).any()
+        if not np.isfinite(embedding).all() or not (whole or is_overflow):
             self.quarantined.append(row)
             if len(self.quarantined) <= SHOWN:
                 log.warning("%s: not finite in float32 either: quarantined", name)
             return False
-        if not np.isfinite(residues).all():
+        if is_overflow:
             raise SeqpackError(
                 f"{name}: a residue has values beyond float16 (65504): set per_residue to float32 (all begins anew)"
             )

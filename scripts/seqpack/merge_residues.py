@@ -22,7 +22,6 @@ from seqpack.index import Index, residue_counts
 from seqpack.shard import Shard
 
 BLOCK_BYTES = 16 << 20  # beyond 32 MB the allocator gives it back each time, and the system clears it again
-
 BLOCK_ROWS = 65536
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -53,31 +53,23 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
         threads.submit(_verify_one, index, shard_path, status_path, world_size)
         for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
     ]
-    for shard_path, check in zip(shard_paths, checks, strict=True):
-        try:
-            found = _result(check, threads)
-            if found.shard.rank in verified:
-                other = verified[found.shard.rank].shard.path
-                raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
-            verified[found.shard.rank] = found
-        except SeqpackError as error:
-            problems.append(str(error))
+    try:
+        for shard_path, check in zip(shard_paths, checks, strict=True):
+            try:
+                found = check.result()
+                if found.shard.rank in verified:
+                    other = verified[found.shard.rank].shard.path
+                    raise SeqpackError(f"{shard_path}: rank {found.shard.rank} is also in {other}")
+                verified[found.shard.rank] = found
+            except SeqpackError as error:
+                problems.append(str(error))
+    finally:  # what interrupts the wait, as Ctrl-C, leaves shards unread that were not begun
+        threads.shutdown(wait=False, cancel_futures=True)
     if problems:
         raise SeqpackError(f"{len(problems)} of {world_size} shards can't be merged:\n  " + "\n  ".join(problems))
     shards = [verified[rank] for rank in range(world_size)]
     _verify_together(index, shards)
     return shards
-
-
-def _result(check: Future[VerifiedShard], threads: Executor) -> VerifiedShard:
-    """Wait for a check; what interrupts the wait, as Ctrl-C, leaves the shards not begun unread."""
-    try:
-        return check.result()
-    except SeqpackError:
-        raise
-    except BaseException:
-        threads.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:
