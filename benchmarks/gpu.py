@@ -178,26 +178,14 @@ def embedder(model: ESM2) -> PackEmbedder:
 
 
 def embeddings(model: ESM2, index: Index, packs: list[int], device: torch.device) -> np.ndarray:
-    computed = embed_packs(
-        embedder(model),
-        index,
-        packs,
-        device,
-        threads=1,
-    )
-    return np.concatenate([means for _, means in computed])
+    computed = embed_packs(embedder(model), index, packs, device, threads=1)
+    return np.concatenate([means for _, means, _ in computed])
 
 
 def timed(model: ESM2, index: Index, packs: list[int], device: torch.device) -> float:
     """Return the seconds from the index's tokens to embeddings on the host."""
     start = time.perf_counter()
-    for _ in embed_packs(
-        embedder(model),
-        index,
-        packs,
-        device,
-        threads=1,
-    ):
+    for _ in embed_packs(embedder(model), index, packs, device, threads=1):
         pass
     return time.perf_counter() - start
 

@@ -20,7 +20,7 @@ from seqpack.models.encoders import Encoder
 from seqpack.models.registry import AnyArchitecture
 from seqpack.monitor import gemm_peak, model_flop, monitor
 from seqpack.part_writer import PartWriter
-from seqpack.runner import embed_packs
+from seqpack.runner import embed_packs, warm_up
 from seqpack.status import ShardStatus, stage, write_status
 from seqpack.task import ShardTask
 from seqpack.throughput import Throughput
@@ -71,8 +71,8 @@ def compute_packs(
     num_sequences = num_tokens = 0
     try:
         if device.type == "cuda" and packs:
-            with stage(status, "warm_up"):  # the first pack for nothing: kernels are loaded and compiled
-                list(embed_packs(embed, index, packs[:1], device, threads))
+            with stage(status, "warm_up"):
+                warm_up(embed, index, packs[0], device)
         with (
             stage(status, "compute"),
             monitor(device) as gpu,

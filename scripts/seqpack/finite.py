@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -72,12 +73,12 @@ class FiniteResults:
         if self._embed is None:
             log.warning("an embedding is not finite: computing it in float32, by itself")
             self._embed = PackEmbedder(self._model(), self._readout, lambda: self._make_model(torch.device("cpu")))
-        segments = index.row_segments(row)
+        segments, first = index.row_segments(row), index.first_segment_of(row)
         if index.is_blended and len(segments) > 1:
             windows = Windows(np.array([0, len(segments)]), index.stride)
-            rows, residues = self._compute(segments, windows)
+            rows, residues = self._compute(segments, first, windows)
             return self._readout.combine(rows, None)[0], residues
-        computed = [self._compute([tokens]) for tokens in segments]
+        computed = [self._compute([tokens], segment) for segment, tokens in enumerate(segments, first)]
         rows = np.concatenate([rows for rows, _ in computed])
         embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
         return embedding, np.concatenate([residues for _, residues in computed])
@@ -105,11 +106,14 @@ class FiniteResults:
             log.info("%s: finite in float32", name)
         return True
 
-    def _compute(self, segments: list[np.ndarray], windows: Windows | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(
+        self, segments: list[np.ndarray], first_segment: int, windows: Windows | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         assert self._embed is not None
-        pack = Pack.from_tokens(np.concatenate(segments), np.array([len(tokens) for tokens in segments], np.int64))
+        lengths = np.array([len(tokens) for tokens in segments], np.int64)
+        pack = Pack.from_tokens(np.concatenate(segments), lengths, first_segment)
         tokens, cu_seqlens = pack.tokens.int().to(self._device), pack.cu_seqlens.to(self._device)
-        rows, residues = self._embed(Pack(tokens, cu_seqlens, pack.lengths, windows=windows))
+        rows, residues = self._embed(replace(pack, tokens=tokens, cu_seqlens=cu_seqlens, windows=windows))
         return rows.cpu().numpy(), residues.cpu().numpy()
 
     def _model(self) -> Encoder:

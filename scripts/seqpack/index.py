@@ -172,8 +172,11 @@ class Index:
 
     def first_segment(self, pack: int) -> int:
         """Return the number of the pack's first segment among all."""
-        first = self.pack_offsets[pack]
-        return int(self.sequence_segments[first]) if self.has_segments else int(first)
+        return self.first_segment_of(int(self.pack_offsets[pack]))
+
+    def first_segment_of(self, row: int) -> int:
+        """Return the number of a sequence's first segment among all."""
+        return int(self.sequence_segments[row]) if self.has_segments else row
 
     def row_of_segment(self, segment: int) -> int:
         """Return the row of the sequence that a segment is of."""

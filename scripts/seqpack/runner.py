@@ -55,6 +55,15 @@ def embed_packs(
             yield pack, embed.readout.combine(rows, index.pack_segments(pack)), residues
 
 
+def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
+    """Compute the first piece of a pack on a GPU for nothing, so that its kernels are loaded and compiled."""
+    piece = whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0]
+    tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
+    for values in embed(replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)):
+        _to_host(values)
+    torch.cuda.synchronize(device)
+
+
 def whole_pack(index: Index, pack: int) -> Pack:
     """Return a pack of the index on the CPU."""
     tokens, lengths = index.pack_tokens(pack), index.pack_lengths(pack)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqpack import open_embeddings
 from seqpack.errors import SeqpackError
+from seqpack.finite import FiniteResults
+from seqpack.index import open_index
+from seqpack.memory import DoesNotFit
 from seqpack.models.registry import MODELS
+from seqpack.outputs import Outputs
+from seqpack.readout import NO_RESIDUES, Readout
 
 CYSTEINE = 23  # its token in ESM-2's alphabet
 UNKNOWN = 0  # the token of N
@@ -165,6 +171,28 @@ def test_half_precision_that_overflows_is_computed_in_float32(
         error = np.abs(half[number] - exact[number]).max() / np.abs(exact[number]).max()
         assert error < (1e-5 if is_bad(family, sequence) else 0.05)
         assert (error > 1e-5) != is_bad(family, sequence)
+
+
+class NoMemory:
+    """A model that never finds the memory it asks for."""
+
+    def hidden_states(self, *_: object) -> NoReturn:
+        raise MemoryError
+
+
+def test_too_little_memory_for_float32_names_the_sequence(tmp_path: Path, family: Family, sequences: list[str]) -> None:
+    run = Run(tmp_path, 1).build(write(tmp_path / "f.fa", sequences), family.model, family.policy)
+    index = open_index(run.index)
+    readout = Readout(index.attributes["family"], Outputs((1,)))
+    for row in range(index.num_sequences):
+        pack = int(np.searchsorted(index.pack_offsets, row, side="right")) - 1
+        first, last = index.pack_offsets[pack : pack + 2]
+        embeddings = np.zeros((last - first, 4), np.float32)
+        embeddings[row - first] = math.nan
+        finite = FiniteResults(index, torch.device("cpu"), readout, lambda device: NoMemory())
+        with pytest.raises(DoesNotFit) as error:
+            list(finite([(pack, embeddings, NO_RESIDUES.numpy())]))
+        assert index.row_of_segment(error.value.segment) == row
 
 
 def test_weights_that_are_all_wrong_end_early(tmp_path: Path, family: Family) -> None:
