@@ -32,7 +32,14 @@ from seqpack.outputs import Outputs
 from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
 from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
-from seqpack.resources import index_minutes, memory_mb, runtime_minutes, tokens_in, tokens_of
+from seqpack.resources import (
+    index_minutes,
+    memory_mb,
+    rewriting_minutes,
+    runtime_minutes,
+    tokens_in,
+    tokens_of,
+)
 
 
 def check_config():

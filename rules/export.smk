@@ -72,7 +72,9 @@ for export_format in FORMATS:
             "../envs/export.yaml"
         resources:
             mem_mb=lambda wildcards, attempt: 4000 * attempt,
-            runtime=lambda wildcards, attempt: 120 * attempt,
+            runtime=lambda wildcards, input, attempt: rewriting_minutes(
+                [Path(input.embeddings)], attempt
+            ),
         params:
             script=script("export.py"),
             format=export_format,

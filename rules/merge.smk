@@ -20,7 +20,9 @@ rule merge_shards:
         "../envs/seqpack.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=lambda wildcards, input, attempt: rewriting_minutes(
+            map(Path, input.shards), attempt
+        ),
     params:
         script=script("merge_shards.py"),
         dtype=config["dtype"],

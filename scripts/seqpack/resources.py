@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ BASE_MB = 6000
 BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
 INDEX_BYTES_PER_SECOND = 2e6  # a slow core's
+VECTOR_BYTES_PER_SECOND = 2e7  # of shards larger than memory, read a row at a time; of exports with a file a record
 CPU_PIECE_TOKENS = 2048  # of the runner
 UNKNOWN_DIM = 1280
 COMPRESSED = (".gz", ".bgz", ".zst")
@@ -38,6 +40,12 @@ def index_minutes(fasta: Path, copies: float, attempt: int) -> int:
     if fasta.suffix.lower() in COMPRESSED:
         size *= max(COMPRESSION.values())
     return attempt * (60 + math.ceil(size * copies / INDEX_BYTES_PER_SECOND / 60))
+
+
+def rewriting_minutes(files: Iterable[Path], attempt: int) -> int:
+    """Return the time limit (minutes) for a merge or an export of files; one that is not there yet counts as empty."""
+    size = sum(file.stat().st_size for file in files if file.exists())
+    return attempt * (60 + math.ceil(size / VECTOR_BYTES_PER_SECOND / 60))
 
 
 def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept: int = 0) -> int:

@@ -21,7 +21,7 @@ from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import DNABERT_S, ESM2, NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
 from seqpack.models.weights import parameter_shapes
 from seqpack.orphans import cancel_orphans, claim_folder
-from seqpack.resources import BASE_MB, memory_mb, runtime_minutes, tokens_in, tokens_of
+from seqpack.resources import BASE_MB, memory_mb, rewriting_minutes, runtime_minutes, tokens_in, tokens_of
 
 SIZES = ((500, 1), (4000, 1), (4000, 8), (100_000, 1))  # tokens, threads
 
@@ -104,6 +104,16 @@ def test_tokens_of_contigs_are_reckoned_with_before_they_are_known(
         longest = int(file["record_lengths"][:].max())
     if not policy.window:
         assert open_index(index).max_tokens <= tokens_of(DNABERT_S, longest)
+
+
+def test_a_merge_of_more_bytes_is_given_more_time(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.h5", "b.h5")]
+    fewest = rewriting_minutes(files, 1)
+    for file in files:
+        with file.open("wb") as handle:
+            os.truncate(handle.fileno(), 36 * 10**9)
+    assert rewriting_minutes(files, 1) >= fewest + 30  # 40 MB/s
+    assert rewriting_minutes(files, 2) == 2 * rewriting_minutes(files, 1)
 
 
 def test_tokens_of_a_length() -> None:
