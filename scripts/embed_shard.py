@@ -112,7 +112,7 @@ def main() -> int:
         )
         embed_shard(task)
 
-    return command.run(work, when_full="finished parts are kept")
+    return command.run(work, when_full="finished parts are kept", when_stopped="what was finished is saved")
 
 
 if __name__ == "__main__":

@@ -136,14 +136,15 @@ def require_possible(
 
 
 def remove_when_stopped(folder: Path) -> None:
-    """Let a signal that ends this program remove the folder first; at once, as nothing else is to be saved."""
+    """Let a signal that ends this program remove the folder first; at once, not when threads are done with a pack."""
 
     def stop(number: int, frame: object) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    for number in (signal.SIGINT, *command.ENDING_SIGNALS):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is to be obeyed
+            signal.signal(number, stop)
 
 
 def main() -> int:

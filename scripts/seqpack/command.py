@@ -15,10 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seqpack.errors import SeqpackError
-from seqpack.interrupts import Interrupted
+from seqpack.interrupts import Interrupted, Signals
 from seqpack.length_policy import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqpack.models.registry import find_model
 from seqpack.outputs import POOLINGS
+
+# Ctrl-C is Python's own. A worker catches all of them itself, to write its status first.
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 log = logging.getLogger("seqpack")
 
@@ -30,19 +33,23 @@ def start_log() -> None:
     )
 
 
-def run(work: Callable[[], object], when_full: str = "") -> int:
+def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "") -> int:
     """Do the work and return the program's exit code, after Ctrl-C 130.
 
     A SeqpackError or an error of the operating system (disk full, no permission) is told in one line;
-    anything else is a defect of seqpack and keeps its traceback.
+    anything else is a defect of seqpack and keeps its traceback. A signal that would end the process at once, as at
+    a cluster's time limit, lets the work clean up as Ctrl-C does; then the process ends with 128 + its number.
 
     Args:
         work: what the program does.
         when_full: what is to be known besides when the disk is full.
+        when_stopped: the same of a signal.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard: 1024 would not do for many
+    signals = Signals(ENDING_SIGNALS)
     try:
+        signals.catch()
         work()
     except SeqpackError as error:
         log.error("%s", error)
@@ -56,9 +63,12 @@ def run(work: Callable[[], object], when_full: str = "") -> int:
         log.info("stopped by Ctrl-C")
         return 128 + signal.SIGINT
     except Interrupted as stop:
-        log.error("%s; what was finished is saved", stop)
+        signals.ignore()
+        log.error("%s%s", stop, f"; {when_stopped}" if when_stopped else "")
         logging.shutdown()
         os._exit(stop.code)  # at once: threads may be in the midst of minutes of work that no one awaits
+    finally:
+        signals.restore()
     return 0
 
 

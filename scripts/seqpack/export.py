@@ -10,10 +10,10 @@ from pathlib import Path
 from seqpack.embeddings import Embeddings, open_embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_entries import write_h5, write_pt
-from seqpack.export_files import refuse_folder, require_room
+from seqpack.export_files import require_room
 from seqpack.export_formats import BESIDE, FORMATS
 from seqpack.export_tables import write_faiss, write_h5ad, write_npy, write_parquet
-from seqpack.files import refuse_to_replace
+from seqpack.files import refuse_folder, refuse_shared
 
 # Each takes the records.tsv.gz as well, or None; only pt, whose entries hold descriptions, reads it.
 WRITERS: dict[str, Callable[[Embeddings, Path, Path | None], None]] = {
@@ -54,11 +54,9 @@ def export_embeddings(
     source, output = Path(source), Path(output)
     embeddings = open_embeddings(source, layer, pooling)
     beside = [output.with_name(output.name + BESIDE[format_name])] if format_name in BESIDE else []
-    for path in (output, *beside):
-        for read in (source, records):
-            if read:
-                refuse_to_replace(read, path)
-        if format_name != "pt":
+    refuse_shared([output, *beside], filter(None, (source, records)))
+    if format_name != "pt":
+        for path in (output, *beside):
             refuse_folder(path)
     if format_name == "h5_residues" and not embeddings.has_residues:
         raise SeqpackError(f"{source}: has no vectors of residues; make it with per_residue: float16")

@@ -61,12 +61,6 @@ def whole_folder_or_absent(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def refuse_folder(path: Path) -> None:
-    """Raise a SeqpackError if `path`, which is to be a file, is a folder."""
-    if path.is_dir():
-        raise SeqpackError(f"{path}: is a folder; name a file in it")
-
-
 def require_room(folder: Path, embeddings: Embeddings, format_name: str) -> None:
     """Raise a SeqpackError if the disk of `folder` has too little room, or too few files left, for an export."""
     what = f"{len(embeddings)} embeddings as {format_name}"

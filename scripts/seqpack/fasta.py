@@ -14,6 +14,9 @@ from seqpack.errors import SeqpackError
 
 BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
+# Header and line ends included. Letters, and the two tokens that frame them, are counted in 32 bits.
+MAX_RECORD_BYTES = (1 << 31) - 4
+SHOWN_ID = 100  # characters of an id in a message
 
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXTRA = 4  # flag of a member with an extra field, which in bgzip files is named BC
@@ -52,7 +55,8 @@ class FastaFile:
         Memory is bounded by the block and the longest record.
 
         Raises:
-            SeqpackError: unreadable, empty, truncated, compressed by an unknown program, or not FASTA.
+            SeqpackError: unreadable, empty, truncated, compressed by an unknown program, or not FASTA; a record has
+                more than MAX_RECORD_BYTES.
         """
         pending = bytearray()
         next_number = 1
@@ -66,6 +70,7 @@ class FastaFile:
             cut = pending.rfind(b"\n>", looked_to)
             if cut < 0:
                 looked_to = len(pending) - 1
+                self._require_short(pending, next_number)
                 continue
             records = self._split(bytes(pending[:cut]), next_number)
             del pending[: cut + 1]
@@ -78,11 +83,24 @@ class FastaFile:
 
     def _split(self, text: bytes, first_number: int) -> list[FastaRecord]:
         records = []
+        is_long = len(text) > MAX_RECORD_BYTES  # else none of its records is
         for number, part in enumerate(text[1:].split(b"\n>"), start=first_number):
+            if is_long:
+                self._require_short(part, number)
             header, _, body = part.partition(b"\n")
             id_, description = self._split_header(header, number)
             records.append(FastaRecord(number, id_, description, body))
         return records
+
+    def _require_short(self, text: bytes | bytearray, number: int) -> None:
+        """Raise a SeqpackError if a record, which need not have come to its end, is too long."""
+        if len(text) > MAX_RECORD_BYTES:
+            header, *_ = bytes(text[:READ_BYTES]).removeprefix(b">").split(b"\n", 1)
+            id_, _ = self._split_header(header, number)
+            raise SeqpackError(
+                f"{self.path}: record {number} ({id_[:SHOWN_ID]!r}) has more than {MAX_RECORD_BYTES:,} bytes, which is "
+                "the most that a record may have; split it in several"
+            )
 
     def _split_header(self, header: bytes, number: int) -> tuple[str, str]:
         header = header.rstrip(b"\r")

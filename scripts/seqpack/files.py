@@ -6,14 +6,21 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from seqpack.errors import SeqpackError
+
+ABANDONED_SECONDS = 3600.0
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -44,6 +51,28 @@ def remove_left(folder: Path, name: str = "*") -> None:
             left.unlink(missing_ok=True)
 
 
+def remove_abandoned(outputs: Sequence[Path]) -> None:
+    """Remove the temporary files for `outputs`, all written by one program, that processes of other machines have left.
+
+    Whether such a process lives can't be told from here. One that does changes one of its files all the while, but for
+    the minutes in which it reads back or flushes what it has written: it is taken for gone when all of them have been
+    the same for an hour. Workflows run one job an output, so that only programs started by hand could meet at all; and
+    one that was held up for that long would find its file missing and end with an error, with nothing wrong written.
+    """
+    here = f"{socket.gethostname()}."  # what this machine has left `remove_left` removes at once
+    of_process: dict[str, list[Path]] = defaultdict(list)
+    for output in outputs:
+        start = f".{output.name}."
+        for path in output.parent.glob(f"{glob.escape(start)}*.tmp"):
+            if not (process := path.name.removeprefix(start)).startswith(here):
+                of_process[process].append(path)
+    for paths in of_process.values():
+        with suppress(OSError):  # one has just become whole, so that its process lives; or it is not ours to remove
+            if time.time() - max(path.stat().st_mtime for path in paths) > ABANDONED_SECONDS:
+                for path in paths:
+                    path.unlink()
+
+
 @contextmanager
 def name_errors(path: Path) -> Iterator[None]:
     """Add `path` to an error of the operating system that names no file, as that of a full disk does."""
@@ -61,6 +90,23 @@ def refuse_to_replace(source: Path, output: Path) -> None:
         raise SeqpackError(f"{output}: is the input as well as the output; nothing was written")
 
 
+def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
+    """Raise a SeqpackError if two of `outputs` are one file, or if writing one would replace one of `inputs`."""
+    for source in inputs:
+        for output in outputs:
+            refuse_to_replace(source, output)
+    for first, second in combinations(outputs, 2):
+        linked = first.exists() and second.exists() and first.samefile(second)
+        if linked or os.path.realpath(first) == os.path.realpath(second):
+            raise SeqpackError(f"{second}: is named for two outputs; name a file for each; nothing was written")
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise a SeqpackError if `path`, which is to be a file, is a folder."""
+    if path.is_dir():
+        raise SeqpackError(f"{path}: is a folder; name a file in it")
+
+
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
     """Raise a SeqpackError if the disk of `folder` has less than `num_bytes` free for `what`."""
     free = shutil.disk_usage(folder).free
@@ -74,7 +120,14 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     with whole_or_absent(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """Return `content` as indented JSON; what UTF-8 can't hold, as of paths that are no UTF-8, is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Two backslashes: one would be JSON's own escape, and make of it again what can't be encoded.
+    return SURROGATES.sub(lambda match: rf"\\u{ord(match[0]):04x}", text)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -68,7 +68,7 @@ def new_hdf5(path: Path) -> Iterator[NewFile]:
 
 
 def write_strings(
-    file: h5py.File, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+    file: NewFile, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
 ) -> None:
     """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size.
 
@@ -80,6 +80,7 @@ def write_strings(
         texts = np.empty(len(block), object)  # left to itself, NumPy makes texts of one length of them first
         texts[:] = texts_of(block)
         strings[start : start + len(block)] = texts
+        file.check()
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -84,8 +84,16 @@ class Fate(IntEnum):
     REUSED = 6  # has the vector that an earlier result has of the same sequence
 
 
-def content_digest(datasets: Mapping[str, np.ndarray | h5py.Dataset], attributes: Mapping[str, Any]) -> str:
+def content_digest(
+    datasets: Mapping[str, np.ndarray | h5py.Dataset],
+    attributes: Mapping[str, Any],
+    check: Callable[[], object] = lambda: None,
+) -> str:
     """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed.
+
+    Args:
+        datasets, attributes: those of the index.
+        check: called between blocks, as `seqpack.hdf5.NewFile.check`.
 
     Returns:
         SHA-256 (hexadecimal) of the policies, of the fingerprints of reused files, and of all datasets but `tokens`,
@@ -99,6 +107,7 @@ def content_digest(datasets: Mapping[str, np.ndarray | h5py.Dataset], attributes
             digest.update(name.encode())
             for values in _blocks(datasets[name]):
                 digest.update(values)
+                check()
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What asks a worker to stop: signals, and the death of its parent."""
+"""What asks a program to stop: signals, and the death of its parent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.5
 
 
 class Interrupted(SystemExit):
-    """A signal asked the worker to stop; the exit code is 128 + its number, as shells count."""
+    """A signal asked the program to stop; the exit code is 128 + its number, as shells count."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -55,16 +55,20 @@ class Signals:
     """Turns the signals that ask a process to stop into `Interrupted`, while it is wanted.
 
     SIGUSR1 is what SLURM can be told to send some time before a job's limit.
+
+    Args:
+        numbers: which signals.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int] = NUMBERS) -> None:
         self.received = 0
+        self._numbers = numbers
         self._previous: dict[int, Any] = {}
 
     def catch(self) -> None:
-        for number in self.NUMBERS:
+        for number in self._numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is to be obeyed
                 self._previous[number] = signal.signal(number, self._interrupt)
 

@@ -7,21 +7,32 @@ import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from mmap import MADV_RANDOM, mmap
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
-from seqpack.files import refuse_to_replace, remove_left, sha256_of_file, whole_or_absent
+from seqpack.files import (
+    fsync,
+    json_text,
+    refuse_folder,
+    refuse_shared,
+    remove_abandoned,
+    remove_left,
+    sha256_of_file,
+    whole_or_absent,
+)
 from seqpack.findings import size_in_words
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
+from seqpack.interrupts import held_back_signals
 from seqpack.manifest import manifest_of
 from seqpack.merge_residues import ResidueLayout, write_residues
 from seqpack.output_writer import write_outputs
@@ -85,9 +96,12 @@ def merge_shards(
         SeqpackError: a check failed; names the shard and what is wrong. A value is beyond float16.
     """
     index = open_index(index_path)
-    for source in (index_path, *shard_paths, *status_paths, *(Path(note["path"]) for note in index.reuse)):
-        for result in (output, records, manifest):
-            refuse_to_replace(source, result)
+    results = (output, records, manifest)
+    reused_paths = (Path(note["path"]) for note in index.reuse)
+    refuse_shared(results, (index_path, *shard_paths, *status_paths, *reused_paths))
+    for result in results:
+        refuse_folder(result)
+    remove_abandoned(results)
     start = time.perf_counter()
     shards = verify_shards(index, shard_paths, status_paths)
     reused = ReusedVectors(index, shards[0].shard.fingerprint, dtype)
@@ -96,17 +110,21 @@ def merge_shards(
     fates = final_fates(index, quarantined)
     kept = np.flatnonzero(has_row(fates))
     fate_counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
-    # The outermost file gets its name last: if embeddings.h5 is there, so are the others.
     with (
+        ExitStack() as held,
         whole_or_absent(output) as new_output,
         whole_or_absent(manifest) as new_manifest,
         whole_or_absent(records) as new_records,
     ):
         # Side by side: the table is work for Python, the embeddings for the disk.
         with ThreadPoolExecutor(1) as thread:
-            table = thread.submit(write_records, new_records, index, quarantined)
-            digest = _write_embeddings(new_output, index, shards, reused, kept, fate_counts, dtype)
-            table.result()
+            unwanted = Event()
+            table = thread.submit(write_records, new_records, index, quarantined, unwanted)
+            try:
+                digest = _write_embeddings(new_output, index, shards, reused, kept, fate_counts, dtype)
+                table.result()
+            finally:
+                unwanted.set()  # it is done, or the embeddings have failed and no one is to wait for it
         content = manifest_of(index, shards, reused, fate_counts)
         content["outputs"] = {
             output.name: {
@@ -121,7 +139,14 @@ def merge_shards(
             "verify": round(verified - start, 3),
             "write": round(time.perf_counter() - verified, 3),
         }
-        new_manifest.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new_manifest.write_text(json_text(content), encoding="utf-8")
+        for new in (new_output, new_manifest, new_records):
+            fsync(new)  # now, as it may take minutes: what follows is the work of a moment
+        held.enter_context(held_back_signals())
+        # The old result goes before the others are replaced, and the outermost file gets its name last: whenever this
+        # is killed, if embeddings.h5 is there, so are the others, and they are its own.
+        output.unlink(missing_ok=True)
+        fsync(output.parent)
     hidden_dim = content["outputs"][output.name]["hidden_dim"]
     log.info("%s: %d embeddings of %d dimensions from %d shards", output, len(kept), hidden_dim, len(shards))
     for source in content["reuse"]:
@@ -141,6 +166,7 @@ def merge_shards(
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
     _remove_what_was_left(shard_paths[0], shards[0].shard.fingerprint, range(index.num_packs))
+    remove_abandoned(results)  # what was not old enough before
 
 
 def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 from seqpack.embeddings import Embeddings, open_embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_blocks import ids_of, read_rows
-from seqpack.export_files import refuse_folder
-from seqpack.files import refuse_to_replace, whole_or_absent
+from seqpack.files import refuse_folder, refuse_to_replace, whole_or_absent
 
 if TYPE_CHECKING:
     import pandas

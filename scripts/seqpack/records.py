@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from functools import lru_cache
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -32,10 +33,11 @@ FATE_NAMES = {fate.value: fate.name.lower() for fate in Fate}
 NONE = np.empty(0, np.int64)
 
 
-def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> None:
+def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE, unwanted: Event | None = None) -> None:
     """Write the table: tab-separated, quoted where needed, with a header line.
 
-    `quarantined` are the index rows (int64) of sequences without a finite embedding.
+    `quarantined` are the index rows (int64) of sequences without a finite embedding. Once `unwanted` is set, the
+    writing ends where it is.
 
     Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
     (those that entered the model), `windows` (in how many, 1 for a whole sequence), `fate`, `row` (in
@@ -51,6 +53,8 @@ def write_records(path: Path, index: Index, quarantined: np.ndarray = NONE) -> N
         compressed.write(("\t".join(COLUMNS) + "\n").encode())
         first_row = 0
         for start in range(0, index.num_records, BLOCK):
+            if unwanted is not None and unwanted.is_set():
+                return
             end = min(start + BLOCK, index.num_records)
             compressed.write(_lines(index, fates, start, end, first_row).encode())
             first_row += int(np.count_nonzero(has_row(fates[start:end])))

@@ -14,14 +14,13 @@ import numpy as np
 
 from seqpack.bpe import BpeTokenizer
 from seqpack.errors import SeqpackError
-from seqpack.fasta import FastaRecord
+from seqpack.fasta import SHOWN_ID, FastaRecord
 from seqpack.length_policy import LengthPolicy
 from seqpack.letters import NucleotideLetters, ProteinLetters, looks_like_nucleotides, looks_like_protein
 from seqpack.models.registry import DNABERT_S, ModelSource
 from seqpack.segments import Segmentation, cut, known_bases, weigh, window_spans
 
 DIGEST_BYTES = 16
-SHOWN_ID = 100  # characters of an id in a message
 GAPPED = 0.1  # a contig with more unknown bases is counted
 
 

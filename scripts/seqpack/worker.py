@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 
+from seqpack.files import refuse_shared
 from seqpack.interrupts import Interrupted, Signals
 from seqpack.lease import leased_gpu
 from seqpack.parts import parts_name, remove_unfinished
@@ -25,9 +27,12 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     A worker that finds another at its shard leaves the status alone: it is the other's.
 
     Raises:
-        SeqpackError: input that can't be used; another worker holds the shard.
+        SeqpackError: input that can't be used; another worker holds the shard; the status JSON is named like another
+            file, so that none is written.
         Interrupted: SIGTERM, SIGINT, SIGHUP or SIGUSR1 came; finished packs have been saved.
     """
+    refuse_shared([task.status, task.shard])
+    refuse_shared([task.status], _inputs(task))
     status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
     signals = Signals()
     signals.catch()
@@ -49,6 +54,7 @@ def embed_shard(task: ShardTask) -> ShardStatus:
 def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease: ExitStack) -> Callable[[], None]:
     try:
         write_status(task.status, status)
+        refuse_shared([task.shard], _inputs(task))
         if task.device != "cpu":
             lease.enter_context(leased_gpu())
         with stage(status, "import"):
@@ -75,6 +81,10 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
                 raise
             log.error("the status JSON can't be written: %s", error)  # what failed before is the news
     return remove_parts
+
+
+def _inputs(task: ShardTask) -> list[Path]:
+    return [task.index, *([Path(task.model)] if task.model else [])]  # a model's name may be that of a file
 
 
 def _now() -> str:

@@ -390,3 +390,21 @@ def test_killed_while_it_writes(fasta: Path, output: Path):
     fasta.write_bytes(GOOD)
     assert run(fasta, output).returncode == 0
     assert open_index(output).num_records == 3
+
+
+def test_the_index_never_replaces_the_weights(fasta: Path):
+    weights = fasta.with_name("model.pt")
+    weights.write_bytes(b"weights")
+    done = run(fasta, weights, "--model", str(weights))
+    assert f"{weights}: is the input as well as the output" in the_error(done)
+    assert weights.read_bytes() == b"weights"
+
+
+def test_what_another_machine_left_is_removed_once_it_is_old(fasta: Path, output: Path):
+    output.parent.mkdir()
+    old, alive = (output.with_name(f".{output.name}.{host}.12.tmp") for host in ("node-17", "node-18"))
+    for left in (old, alive):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert run(fasta, output).returncode == 0
+    assert sorted(output.parent.iterdir()) == [alive, output]

@@ -15,6 +15,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqpack import fasta
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile
 
@@ -327,3 +328,35 @@ def test_agrees_with_biopython_on_generated_files(
         (title.split(" ")[0] if title else "", sequence) for title, sequence in expected
     ]
     assert [description for _, _, description, _ in found] == [title.partition(" ")[2].strip() for title, _ in expected]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 50, 10_000])
+def test_a_record_that_is_too_long(block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "long.fa"
+    header, line = b">chr1 of a lungfish\n", b"ACGTACGTA\n"
+    path.write_bytes(b">first\nACGT\n" + header + 98 * line + b">last\nACGT\n")
+    monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", len(header + 98 * line))
+    assert [len(r.body) for block in FastaFile(path).blocks(block_bytes) for r in block] == [4, 979, 5]
+    for end in (b"", b">last\nACGT\n"):
+        path.write_bytes(b">first\nACGT\n" + header + 100 * line + end)
+        with pytest.raises(SeqpackError, match=r"record 2 \('chr1'\) has more than 1,000 bytes.*; split it"):
+            list(FastaFile(path).blocks(block_bytes))
+
+
+def test_a_record_that_is_too_long_is_refused_before_it_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "long.fa"
+    path.write_bytes(b">first\nACGT\n>chr1\n" + 10_000 * b"ACGTACGTA\n")
+    monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", 1000)
+    read = []
+
+    class Counted(FastaFile):
+        def _text(self, read_bytes: int):
+            for chunk in super()._text(read_bytes):
+                read.append(len(chunk))
+                yield chunk
+
+    with pytest.raises(SeqpackError, match=r"record 2 \('chr1'\) has more than 1,000 bytes"):
+        list(Counted(path).blocks(100))
+    assert sum(read) <= 1200

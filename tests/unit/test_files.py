@@ -6,12 +6,24 @@ import errno
 import hashlib
 import io
 import json
+import os
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from seqpack.files import name_errors, sha256_of_file, whole_or_absent, write_json
+from seqpack.errors import SeqpackError
+from seqpack.files import (
+    ABANDONED_SECONDS,
+    name_errors,
+    refuse_shared,
+    remove_abandoned,
+    sha256_of_file,
+    whole_or_absent,
+    write_json,
+)
 from seqpack.hdf5 import map_dataset, new_hdf5, open_hdf5
 
 OLD = "the old content"
@@ -186,3 +198,58 @@ def test_sha256_of_a_known_file(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of_file(tmp_path / "abc") == expected
+
+
+def write_left(folder: Path, name: str, age_seconds: float) -> None:
+    path = folder / name
+    path.write_bytes(b"half")
+    changed = time.time() - age_seconds
+    os.utime(path, (changed, changed))
+
+
+def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is_old(tmp_path: Path):
+    old, fresh = 2 * ABANDONED_SECONDS, ABANDONED_SECONDS / 2
+    outputs = [tmp_path / "a.h5", tmp_path / "b" / "b.gz"]
+    outputs[1].parent.mkdir()
+    removed = [(tmp_path, ".a.h5.node1.cluster.7.tmp"), (outputs[1].parent, ".b.gz.node1.cluster.7.tmp")]
+    stays = [
+        *[
+            (tmp_path, ".a.h5.node2.7.tmp", fresh),
+            (outputs[1].parent, ".b.gz.node2.7.tmp", old),
+        ],  # it writes a.h5 still
+        (tmp_path, ".c.h5.node1.cluster.7.tmp", old),  # no output of ours
+        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # of this machine, and alive
+        (tmp_path, "a.h5", old),
+    ]
+    for folder, name in removed:
+        write_left(folder, name, old)
+    for folder, name, age in stays:
+        write_left(folder, name, age)
+    remove_abandoned(outputs)
+    assert not [name for folder, name in removed if (folder / name).exists()]
+    assert not [name for folder, name, _ in stays if not (folder / name).exists()]
+
+
+def test_outputs_that_are_one_file_are_refused(tmp_path: Path):
+    there, other, absent = tmp_path / "there", tmp_path / "other", tmp_path / "absent"
+    there.touch()
+    other.touch()
+    (tmp_path / "hard").hardlink_to(there)
+    (tmp_path / "soft").symlink_to(there)
+    (tmp_path / "to_absent").symlink_to(absent)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for one in (tmp_path / "hard", tmp_path / "soft", tmp_path / "folder" / "there", there):
+        with pytest.raises(SeqpackError, match="is named for two outputs"):
+            refuse_shared([there, other, one])
+        with pytest.raises(SeqpackError, match="is the input as well as the output"):
+            refuse_shared([other, one], [absent, there])
+    for one in (tmp_path / "to_absent", tmp_path / "folder" / "absent"):
+        with pytest.raises(SeqpackError, match="is named for two outputs"):
+            refuse_shared([absent, one])
+    refuse_shared([there, absent], [other, tmp_path / "absent too"])
+
+
+def test_write_json_of_a_path_that_is_no_utf8(tmp_path: Path):
+    path = tmp_path / "status.json"
+    write_json(path, {"path": os.fsdecode(b"r\xff/s.h5")})
+    assert json.loads(path.read_bytes().decode("utf-8")) == {"path": "r\\udcff/s.h5"}

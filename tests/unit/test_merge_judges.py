@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -227,6 +228,38 @@ def test_a_result_never_replaces_an_input(run: Run) -> None:
     assert done.returncode == 1
     assert "is the input as well as the output" in done.stderr
     assert run.shards[0].read_bytes() == before
+
+
+@pytest.mark.parametrize("same", ["--records", "--manifest"])
+def test_results_never_replace_one_another(same: str, run: Run) -> None:
+    before = sorted(run.folder.iterdir())
+    arguments = ("--index", run.index, "--shards", *run.shards, "--output", run.embeddings, same, run.embeddings)
+    done = run_script("merge_shards.py", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{run.embeddings}: is named for two outputs" in done.stderr
+    assert sorted(run.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["records.tsv.gz", "manifest.json"])
+def test_a_folder_in_the_way_costs_no_earlier_result(name: str, run: Run) -> None:
+    before = run.merge().embeddings.read_bytes()
+    (run.folder / name).unlink()
+    (run.folder / name).mkdir()
+    with pytest.raises(SeqpackError, match=f"{name}: is a folder"):
+        run.merge()
+    assert run.embeddings.read_bytes() == before
+
+
+def test_what_another_machine_left_of_a_merge_is_removed_once_it_is_old(run: Run) -> None:
+    left = [run.folder / f".{name}.node-17.12.tmp" for name in ("embeddings.h5", "records.tsv.gz")]
+    for path in left:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    alive = run.folder / ".embeddings.h5.node-18.12.tmp"
+    alive.write_bytes(b"half")
+    run.merge()
+    assert [path for path in (*left, alive) if path.exists()] == [alive]
 
 
 def test_a_full_disk_stops_the_merge_with_one_line(run: Run) -> None:

@@ -255,6 +255,73 @@ def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path
     assert of_another.exists()
 
 
+def test_a_status_never_replaces_another_file(indexed: Run, tmp_path: Path) -> None:
+    """Nor is it written into the shard: it is the first file that a worker writes."""
+    index = tmp_path / "index.h5"
+    shutil.copy(indexed.index, index)
+    (tmp_path / "link.h5").symlink_to(index)
+    before = index.read_bytes()
+    for status, shard, said in (
+        (index, tmp_path / "s.h5", "is the input as well as the output"),
+        (tmp_path / "link.h5", tmp_path / "s.h5", "is the input as well as the output"),
+        (tmp_path / "s.h5", tmp_path / "s.h5", "is named for two outputs"),
+    ):
+        arguments = ("--index", index, "--rank", 0, "--world-size", 1, "--output", shard, "--status", status)
+        done = run_script("embed_shard.py", *arguments)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert said in done.stderr
+    assert index.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "link.h5"]
+
+
+def test_a_shard_never_replaces_an_input(indexed: Run, tmp_path: Path) -> None:
+    """And the status says why there is none."""
+    index, weights = tmp_path / "index.h5", tmp_path / "model.pt"
+    shutil.copy(indexed.index, index)
+    weights.write_bytes(b"weights")
+    for shard, model in ((index, ()), (weights, ("--model", weights))):
+        before = shard.read_bytes()
+        arguments = ("--index", index, "--rank", 0, "--world-size", 1, "--output", shard, "--status", tmp_path / "s")
+        done = run_script("embed_shard.py", *arguments, *model)
+        assert done.returncode == 1
+        said = json.loads((tmp_path / "s").read_text())
+        assert said["status"] == "failed"
+        assert said["error"]["message"].endswith("is the input as well as the output; nothing was written")
+        assert shard.read_bytes() == before
+
+
+def test_a_folder_whose_name_is_no_utf8(indexed: Run, tmp_path: Path) -> None:
+    """Its status and manifest name it with the byte escaped, and everything reads what was made."""
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    folder.mkdir()
+    run = Run(folder, 1)
+    shutil.copy(indexed.index, run.index)
+    arguments = ("--index", run.index, "--rank", 0, "--world-size", 1, "--output", run.shards[0])
+    for program, more in (
+        ("embed_shard.py", (*arguments, "--status", run.statuses[0])),
+        ("merge_shards.py", ("--index", run.index, "--shards", run.shards[0], "--output", run.embeddings)),
+        ("report.py", ("--embeddings", run.embeddings, "--output", folder / "report.html")),
+        ("search.py", ("--query", run.embeddings, "--target", run.embeddings, "--output", folder / "near.tsv")),
+        ("export.py", ("--embeddings", run.embeddings, "--format", "npy", "--output", folder / "e.npy")),
+        ("doctor.py", (folder,)),
+    ):
+        done = run_script(program, *more)
+        assert done.returncode == 0, done.stderr
+    escaped = f"{tmp_path}/r\\udcff/shard_0-of-1.h5"
+    assert json.loads(run.statuses[0].read_text("utf-8"))["shard_path"] == escaped
+    assert run.manifest["shards"][0]["path"] == escaped
+    assert len(open_embeddings(run.embeddings)) == open_index(run.index).num_records
+
+
+def test_a_failure_in_a_folder_whose_name_is_no_utf8_has_its_status(tmp_path: Path) -> None:
+    status = tmp_path / "s.json"
+    missing = tmp_path / os.fsdecode(b"r\xff") / "index.h5"
+    arguments = ("--index", missing, "--rank", 0, "--world-size", 1, "--output", tmp_path / "s.h5", "--status", status)
+    assert run_script("embed_shard.py", *arguments).returncode == 1
+    assert "r\\udcff/index.h5: no such index" in json.loads(status.read_text("utf-8"))["error"]["message"]
+
+
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
 def test_a_damaged_index_is_noticed_by_the_packs_checksum(family: Family, tmp_path: Path) -> None:
     run = Run(tmp_path, 2).build(family.write_odd(tmp_path), family.model, family.policy)
