@@ -20,6 +20,7 @@ from seqpack.compute import Computation, compute_packs, quarantined_message
 from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
+from seqpack.finished_shards import add_finished_shards
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.index import Index, embedded_lengths, open_index, residue_counts
 from seqpack.index_model import model_of
@@ -112,6 +113,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     with stage(status, "resume"):
         folder, with_quarantined = parts_folder(task.shard), task.on_error == "skip"
         parts = find_parts(folder, index, fingerprint, packs, with_quarantined)
+        add_finished_shards(parts, task.shard.parent, index, fingerprint, packs, with_quarantined)
+        signals.check()
         todo = [pack for pack in packs if pack not in parts]
         status.resumed_packs = status.done_packs = len(packs) - len(todo)
         if status.resumed_packs:
