@@ -104,7 +104,9 @@ def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[
         yield from shard_findings(shards)
     for size, states in sets.items():
         done = sum(state.finding is None for state in states)
-        yield Finding(f"another set of shards: {done} of {size} complete; the merge would use the set of {chosen}")
+        said = f"another set of shards: {done} of {size} complete; the merge would use the set of {chosen}"
+        taken = done and any(state.finding for state in shards)
+        yield Finding(said + (", whose workers take packs from it if the settings are the same" if taken else ""))
     yield from merged
     if "parts" in files:
         yield from guarded(folder / "shards/parts", _parts(folder / "shards/parts", index, shards, check))

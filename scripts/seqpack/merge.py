@@ -165,15 +165,15 @@ def merge_shards(
             log.warning("%s: its audit failed or found large errors: %s", found.shard.path, found.status.audit)
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
-    _remove_what_was_left(shard_paths[0], shards[0].shard.fingerprint, range(index.num_packs))
+    _remove_what_was_left(shard_paths, shards[0].shard.fingerprint, range(index.num_packs))
     remove_abandoned(results)  # what was not old enough before
 
 
-def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -> None:
-    """Remove what killed workers have left, those of another number of shards included."""
-    folder = parts_folder(shard)
-    remove_free_locks(shard.parent)
-    for place in (shard.parent, folder):
+def _remove_what_was_left(shards: list[Path], fingerprint: Fingerprint, packs: range) -> None:
+    """Remove what killed workers have left, those of another number of shards included; name what else is there."""
+    beside, folder = shards[0].parent, parts_folder(shards[0])
+    remove_free_locks(beside)
+    for place in (beside, folder):
         remove_left(place)
     remove_set_aside(folder)
     remove_parts(folder, fingerprint, packs)
@@ -182,6 +182,13 @@ def _remove_what_was_left(shard: Path, fingerprint: Fingerprint, packs: range) -
         log.warning(
             "%s: %d part files of runs with other settings stay there, %s; remove the folder if none will go on",
             *(folder, len(left), size_in_words(num_bytes)),
+        )
+    merged = {path.name for path in shards}
+    if others := [path for path in beside.glob("shard_*-of-*.h5") if path.name not in merged]:
+        num_bytes = sum(path.stat().st_size for path in others)
+        log.warning(
+            "%s: %d shards of another number of shards stay there, %s; remove them if no run will go on from them",
+            *(beside, len(others), size_in_words(num_bytes)),
         )
     with suppress(OSError):  # what else is in it is not ours to judge
         folder.rmdir()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
@@ -102,6 +103,28 @@ class PackResult:
         for array in (self.index_rows, self.embeddings, self.quarantined_rows, self.residues):
             digest.update(np.ascontiguousarray(array))
         return digest.digest()
+
+
+class PackSource(Protocol):
+    """A file that holds finished packs: a part, or a complete shard.
+
+    Attributes:
+        packs: int64, their numbers.
+        computed_by: the devices and kernels in words, separated by "; ".
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def packs(self) -> np.ndarray: ...
+    @property
+    def computed_by(self) -> str: ...
+
+    def quarantined(self, place: int) -> np.ndarray:
+        """Return the quarantined rows of the pack at `place`."""
+
+    def result(self, place: int, index: Index) -> PackResult:
+        """Read what came of the pack at `place`; raise a SeqpackError if its bytes are not those that were written."""
 
 
 @dataclass(frozen=True)

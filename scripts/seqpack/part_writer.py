@@ -15,6 +15,7 @@ from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import new_hdf5, write_attributes
 from seqpack.interrupts import Interrupted
 from seqpack.part_file import PackResult, Part, open_part
+from seqpack.part_names import part_stem
 from seqpack.parts import Parts
 
 MAX_PART_BYTES = 256 << 20  # of embeddings; what waits to be saved stays in memory
@@ -30,7 +31,7 @@ class PartWriter:
 
     Args:
         folder: where the parts lie.
-        name: what the names of the parts begin with.
+        name: of the shard that they are for.
         fingerprint: of the computation.
         computed_by: the device and the kernels, in words; may be changed while packs come.
         seconds: between two parts; 0 makes each pack a part.
@@ -91,7 +92,7 @@ class PartWriter:
             "residues": np.concatenate([result.residues for result in group]),
             "quarantined_rows": np.concatenate([result.quarantined_rows for result in group]),
         }
-        stem = f"{self._name}_pack_{group[0].pack:08d}"
+        stem = part_stem(self._name, [result.pack for result in group])
         names = chain([f"{stem}.part.h5"], (f"{stem}_{number}.part.h5" for number in count(2)))
         path = next(path for name in names if not (path := self._folder / name).exists())
         with whole_or_absent(path) as temporary, new_hdf5(temporary) as file:

@@ -7,6 +7,7 @@ Layout of a part: `seqpack.part_file`.
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +17,21 @@ import numpy as np
 from seqpack.errors import SeqpackError
 from seqpack.fingerprint import Fingerprint
 from seqpack.index import Index, residue_offsets
-from seqpack.part_file import PackResult, Part, open_part
+from seqpack.part_file import PackResult, PackSource, Part, open_part
+from seqpack.part_names import may_hold, may_hold_only, shard_of
 from seqpack.shard_lock import lock_holder
 
 log = logging.getLogger(__name__)
 
 
 class Parts:
-    """The packs that are done, by number, and the part files that hold them."""
+    """The packs that are done, by number, and the files that hold them."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
-        self._places: dict[int, tuple[Part, int]] = {}
+        self._places: dict[int, tuple[PackSource, int]] = {}
 
-    def add(self, part: Part, packs: set[int] | range, with_quarantined: bool = True) -> None:
+    def add(self, part: PackSource, packs: set[int] | range, with_quarantined: bool = True) -> None:
         """Take those of the part's packs that are in `packs` and of which nothing better is known.
 
         Without `with_quarantined` packs with quarantined sequences count as not done: another attempt,
@@ -69,23 +71,22 @@ class Parts:
 
     def computed_by(self, packs: range) -> list[str]:
         """Return the kinds of device and kernels that computed these packs; more than one may differ by rounding."""
-        return sorted({self._places[pack][0].computed_by for pack in packs})
+        return sorted({kind for pack in packs for kind in self._places[pack][0].computed_by.split("; ")})
 
     def results(self, packs: range | list[int]) -> Iterator[PackResult]:
         """Yield what came of these packs, in order, each checked as it is read.
 
         Raises:
-            SeqpackError: a part was damaged since it was written; it has been set aside.
+            SeqpackError: a file was damaged since it was written; a part has been set aside.
         """
         for pack in packs:
             part, place = self._places[pack]
             try:
                 result = part.result(place, self._index)
             except SeqpackError as error:
-                aside = _set_aside(part.path)
+                aside = f"it is now {_set_aside(part.path).name}, and " if isinstance(part, Part) else ""
                 raise SeqpackError(
-                    f"{part.path}: damaged since it was written: {error}; it is now {aside.name}, "
-                    "and running again computes its packs anew"
+                    f"{part.path}: damaged since it was written: {error}; {aside}running again computes its packs anew"
                 ) from None
             yield result
 
@@ -98,15 +99,16 @@ def parts_folder(shard: Path) -> Path:
 def find_parts(folder: Path, index: Index, fingerprint: Fingerprint, packs: range, with_quarantined: bool) -> Parts:
     """Return the sound parts of this computation that hold any of `packs`; see `Parts`.
 
-    A damaged part is set aside and its packs count as not done; a part of another computation is left
-    where it is and the log says why it is not used.
+    Those that can't hold any, by their names, are not opened: of other shards under way there may be thousands. A
+    damaged part is set aside and its packs count as not done; a part of another computation is left where it is and
+    the log says why it is not used.
 
     Raises:
         OSError: a part can't be read, which says nothing of what is in it.
     """
     found = Parts(index)
     refused: dict[str, int] = {}
-    for path in sorted(folder.glob("*.part.h5")):
+    for path in sorted(path for path in folder.glob("*.part.h5") if may_hold(path, packs)):
         try:
             part = open_part(path)
             if difference := part.fingerprint.difference(fingerprint):
@@ -135,12 +137,14 @@ def find_parts(folder: Path, index: Index, fingerprint: Fingerprint, packs: rang
 def remove_parts(folder: Path, fingerprint: Fingerprint, packs: range, own: str = "") -> None:
     """Remove the parts of a computation that hold none but these packs.
 
-    What a worker still builds on, of another number of shards, stays; `own` is the caller's `parts_name`.
+    What another worker has saved that is still at work stays; `own` is the name of the caller's shard.
     """
     done = set(packs)
     for path in folder.glob("*.part.h5"):
-        name = path.name.partition("_pack_")[0]
-        if name != own and lock_holder(folder.parent / f"{name.replace('rank', 'shard', 1)}.h5"):
+        if not may_hold_only(path, packs):
+            continue
+        shard = shard_of(path)
+        if shard not in ("", own) and lock_holder(folder.parent / shard):
             continue
         try:
             part = open_part(path)
@@ -156,14 +160,10 @@ def remove_set_aside(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def parts_name(rank: int, world_size: int) -> str:
-    """Return what the names of a rank's parts begin with."""
-    return f"rank_{rank}-of-{world_size}"
-
-
-def remove_unfinished(shard: Path, name: str) -> None:
+def remove_unfinished(shard: Path) -> None:
     """Remove what killed workers of a shard, on any machine, have left half-written; its lock must be held."""
-    for path in (*shard.parent.glob(f".{shard.name}.*.tmp"), *parts_folder(shard).glob(f".{name}_pack_*.tmp")):
+    parts = [path for path in parts_folder(shard).glob(".*.part.h5.*.tmp") if shard_of(path) == shard.name]
+    for path in (*shard.parent.glob(f".{glob.escape(shard.name)}.*.tmp"), *parts):
         path.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +20,7 @@ from seqpack.compute import Computation, compute_packs, quarantined_message
 from seqpack.errors import SeqpackError
 from seqpack.files import refuse_to_replace, require_space, sha256_of_file
 from seqpack.fingerprint import Fingerprint
+from seqpack.finished_shards import add_finished_shards
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.index import Index, embedded_lengths, open_index, residue_counts
 from seqpack.index_model import model_of
@@ -30,7 +32,7 @@ from seqpack.models.registry import ModelSource
 from seqpack.models.weights import load_weights
 from seqpack.outputs import Outputs
 from seqpack.part_writer import PartWriter
-from seqpack.parts import Parts, find_parts, parts_folder, parts_name, remove_parts
+from seqpack.parts import Parts, find_parts, parts_folder, remove_parts
 from seqpack.plan import packs_of_rank, rows_of_rank
 from seqpack.readout import Readout
 from seqpack.reuse import require_computation
@@ -109,8 +111,10 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     write_status(task.status, status)
 
     with stage(status, "resume"):
-        folder, name = parts_folder(task.shard), parts_name(task.rank, task.world_size)
-        parts = find_parts(folder, index, fingerprint, packs, with_quarantined=task.on_error == "skip")
+        folder, with_quarantined = parts_folder(task.shard), task.on_error == "skip"
+        parts = find_parts(folder, index, fingerprint, packs, with_quarantined)
+        add_finished_shards(parts, task.shard.parent, index, fingerprint, packs, with_quarantined)
+        signals.check()
         todo = [pack for pack in packs if pack not in parts]
         status.resumed_packs = status.done_packs = len(packs) - len(todo)
         if status.resumed_packs:
@@ -118,7 +122,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         residue_bytes = np.dtype(outputs.per_residue).itemsize * residue_dim if residue_dim else 0
         _require_space(task, index, fingerprint, rows, todo, 4 * width, residue_bytes)
 
-    with PartWriter(folder, name, fingerprint, "", task.save_seconds, parts) as writer:
+    with PartWriter(folder, task.shard.name, fingerprint, "", task.save_seconds, parts) as writer:
         embed = PackEmbedder(model, readout, lambda: _make_model(source, index, dtype, torch.device("cpu")))
         del model
         work = Computation(index, device, embed, lambda on: _make_model(source, index, torch.float32, on))
@@ -155,7 +159,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         status.shard_bytes = task.shard.stat().st_size
     status.run.update(devices.peak_memory(device))
     log.info("complete: %d sequences, %.0f tokens/s", len(kept), status.run["tokens_per_second"])
-    return partial(remove_parts, folder, fingerprint, packs, own=name)
+    return partial(remove_parts, folder, fingerprint, packs, own=task.shard.name)
 
 
 def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str, Any]:
@@ -226,15 +230,13 @@ def _require_space(
     new_rows = np.concatenate([rows[:0], *(np.arange(*index.pack_offsets[pack : pack + 2]) for pack in todo)])
     both = bytes_of(len(rows) + len(new_rows), residues_in(rows) + residues_in(new_rows))
     require_space(task.shard.parent, both, "the shard and its part files")
-    shards = task.shard.parent.glob(f"shard_*-of-{task.world_size}.h5")
-    held = [*shards, *parts_folder(task.shard).glob("*.part.h5")]
-    held_bytes = sum(_bytes_if_of(fingerprint, path) for path in held)
     # First parts and shards lie side by side, later shards and what they are merged to.
-    require_space(
-        task.shard.parent,
-        bytes_of(index.num_computed + index.num_sequences, 2 * int(index.attributes["num_residues"])) - held_bytes,
-        "all shards, and their parts or later the merged file,",
-    )
+    needed = bytes_of(index.num_computed + index.num_sequences, 2 * int(index.attributes["num_residues"]))
+    if shutil.disk_usage(task.shard.parent).free < needed:  # only then, as it opens what may be thousands of files
+        shards = task.shard.parent.glob(f"shard_*-of-{task.world_size}.h5")
+        held = [*shards, *parts_folder(task.shard).glob("*.part.h5")]
+        needed -= sum(_bytes_if_of(fingerprint, path) for path in held)
+    require_space(task.shard.parent, needed, "all shards, and their parts or later the merged file,")
 
 
 def _bytes_if_of(fingerprint: Fingerprint, path: Path) -> int:

@@ -50,7 +50,7 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     problems = []
     threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     checks = [
-        threads.submit(_verify_one, index, shard_path, status_path, world_size)
+        threads.submit(verify_shard, index, shard_path, status_path, world_size)
         for shard_path, status_path in zip(shard_paths, status_paths, strict=True)
     ]
     try:
@@ -72,7 +72,13 @@ def verify_shards(index: Index, shard_paths: list[Path], status_paths: list[Path
     return shards
 
 
-def _verify_one(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:
+def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:
+    """Check one of `world_size` shards against its status JSON and the index, reading it once.
+
+    Raises:
+        SeqpackError: names the shard and what is wrong with it.
+        OSError: it can't be read.
+    """
     status = read_status(status_path)
     if status.status != COMPLETE:
         error = status.error or {}

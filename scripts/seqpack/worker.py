@@ -11,7 +11,7 @@ from pathlib import Path
 from seqpack.files import refuse_shared
 from seqpack.interrupts import Interrupted, Signals
 from seqpack.lease import leased_gpu
-from seqpack.parts import parts_name, remove_unfinished
+from seqpack.parts import remove_unfinished
 from seqpack.shard_lock import locked_shard
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, stage, write_status
 from seqpack.task import ShardTask
@@ -40,7 +40,7 @@ def embed_shard(task: ShardTask) -> ShardStatus:
         # The GPU's lease ends last: this process holds memory on it as long as it lives.
         with ExitStack() as lease, locked_shard(task.shard) as alone:
             if alone:
-                remove_unfinished(task.shard, parts_name(task.rank, task.world_size))
+                remove_unfinished(task.shard)
             remove_parts = _embed_locked(task, status, signals, lease)
             try:
                 remove_parts()

@@ -116,7 +116,7 @@ def test_a_bit_flipped_anywhere(run: Run, undisturbed: Undisturbed) -> None:
 
 def test_garbage_named_like_a_part(run: Run, undisturbed: Undisturbed) -> None:
     """It is set aside, and the parts beside it are used."""
-    garbage = run.folder / "parts/rank_0-of-1_pack_00000099.part.h5"
+    garbage = run.folder / "parts/shard_0-of-1.h5_pack_00000000-00000009-by-1.part.h5"
     garbage.write_text("Dear all,\n")
     log = resume(run, undisturbed, len(parts_in(run)) - 1)
     assert f"{garbage} is damaged" in log
@@ -203,7 +203,7 @@ def test_parts_of_other_computations(run: Run, undisturbed: Undisturbed, tmp_pat
         shutil.copy(folder / "index.h5", stopped.index)
         die_at("before the rename of the third part", stopped, 0, *EACH_PACK, *settings)
         for part in parts_in(stopped):
-            foreign.append(shutil.copy(part, run.folder / f"parts/rank_0-of-1_pack_1000000{len(foreign)}.part.h5"))
+            foreign.append(shutil.copy(part, run.folder / f"parts/foreign_{len(foreign)}.part.h5"))
     assert len(foreign) == 4
     log = resume(run, undisturbed, len(parts_in(run)) - len(foreign))
     assert "2 part files in" in log

@@ -15,7 +15,11 @@ from pathlib import Path
 import h5py
 
 from pipeline import SCRIPTS, Run, run_script
+from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
+from seqpack.part_file import open_part
+from seqpack.plan import packs_of_rank
+from seqpack.status import COMPLETE, read_status
 
 TESTS = Path(__file__).parent.parent
 PROGRAM = SCRIPTS / "embed_shard.py"
@@ -84,6 +88,16 @@ def status_of(run: Run, rank: int = 0) -> dict:
 
 def parts_in(run: Run) -> list[Path]:
     return sorted((run.folder / "parts").glob("*.part.h5"))
+
+
+def packs_done(run: Run) -> int:
+    """How many packs are done for a run that begins: in parts, or in complete shards of another number of shards."""
+    packs = {pack for path in parts_in(run) for pack in open_part(path).packs.tolist()}
+    for path in run.folder.glob("shard_*-of-*.status.json"):
+        status = read_status(path)
+        if status.status == COMPLETE and status.world_size != run.world_size:
+            packs.update(packs_of_rank(open_index(run.index).num_packs, status.rank, status.world_size))
+    return len(packs)
 
 
 def digest_of(embeddings: Path) -> str:

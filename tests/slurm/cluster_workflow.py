@@ -117,7 +117,7 @@ class Workflow:
 
         def saved() -> bool:
             assert self.running(), self.said()
-            return all(any(parts.glob(f"rank_{rank}-of-*.part.h5")) for rank in ranks)
+            return all(any(parts.glob(f"shard_{rank}-of-*.part.h5")) for rank in ranks)
 
         self.wait_until(saved, "not all workers have saved packs")
 

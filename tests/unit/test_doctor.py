@@ -260,7 +260,7 @@ def test_running_with_a_worker_and_without(results: Results) -> None:
 def save_part(results: Results, fingerprint: Fingerprint, packs: list[int]) -> Path:
     index = open_index(results.index)
     folder = results.folder / "shards/parts"
-    with PartWriter(folder, "rank_0-of-2", fingerprint, "a CPU", 600, Parts(index)) as writer:
+    with PartWriter(folder, "shard_0-of-2.h5", fingerprint, "a CPU", 600, Parts(index)) as writer:
         for pack in packs:
             rows = np.arange(*index.pack_offsets[pack : pack + 2])
             writer.add(PackResult(pack, rows, np.ones((len(rows), 320), np.float32), np.empty(0, np.int64)))
@@ -318,7 +318,11 @@ def test_two_world_sizes(results: Results) -> None:
     other.shards[1].unlink()
     said = doctor(results, code=0)
     assert "shards: 2 of 2 complete" in said
-    assert "another set of shards: 2 of 3 complete; the merge would use the set of 2" in said
+    assert "another set of shards: 2 of 3 complete; the merge would use the set of 2\n" in said
+    edit_status(results.statuses[0], status="running")
+    results.embeddings.unlink()
+    told = "the merge would use the set of 2, whose workers take packs from it if the settings are the same"
+    assert f"another set of shards: 2 of 3 complete; {told}" in doctor(results)
 
 
 def test_many_shards_of_one_fate_are_told_once(results: Results) -> None:

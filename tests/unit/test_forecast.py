@@ -114,7 +114,7 @@ def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index, ou
     fingerprint = Fingerprint.from_attributes(read_status(run.statuses[0]).fingerprint)
     fingerprint = replace(fingerprint, per_residue=outputs.per_residue)
     none = np.empty(0, np.int64)
-    with PartWriter(tmp_path, "rank_0-of-1", fingerprint, "a CPU", math.inf, Parts(index)) as writer:
+    with PartWriter(tmp_path, "shard_0-of-1.h5", fingerprint, "a CPU", math.inf, Parts(index)) as writer:
         for pack in range(index.num_packs):
             rows = np.arange(*index.pack_offsets[pack : pack + 2])
             vectors = np.zeros((len(rows), len(outputs.pairs) * dim), np.float32)

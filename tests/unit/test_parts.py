@@ -75,8 +75,8 @@ def test_a_resumed_run_gives_the_same_values_row_by_row(
 ) -> None:
     """Parts of two ranks of another world size, with gaps, as a crash leaves them."""
     run = copy_index(done, tmp_path)
-    save(tmp_path / "parts", index, fingerprint, results[0:7:3], "rank_0-of-3")
-    save(tmp_path / "parts", index, fingerprint, results[4:10:3], "rank_1-of-3")
+    save(tmp_path / "parts", index, fingerprint, results[0:7:3], "shard_0-of-3.h5")
+    save(tmp_path / "parts", index, fingerprint, results[4:10:3], "shard_1-of-3.h5")
     statuses = embed_from_parts(run, world_size)
     assert sum(status["resumed_packs"] for status in statuses) == 5
     assert sum(status["done_packs"] for status in statuses) == index.num_packs

@@ -131,7 +131,7 @@ def test_finished_packs_are_gone_on_from(case: Case, tmp_path: Path) -> None:
     before, index = open_shard(run.shards[0]), open_index(run.index)
     residues, offsets = before.residues.tobytes(), before.residue_offsets.tolist()
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
-    save_parts(tmp_path / "parts", index, fingerprint, results_of(run)[1:3], "rank_1-of-2")
+    save_parts(tmp_path / "parts", index, fingerprint, results_of(run)[1:3], "shard_1-of-2.h5")
     run.shards[0].unlink()
     run.embed(outputs=outputs)
     assert json.loads(run.statuses[0].read_text())["resumed_packs"] == 2
@@ -142,7 +142,7 @@ def test_finished_packs_are_gone_on_from(case: Case, tmp_path: Path) -> None:
 def test_parts_without_them_are_not_used(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = embed(case, tmp_path, Outputs())
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
-    save_parts(tmp_path / "parts", open_index(run.index), fingerprint, results_of(run), "rank_0-of-1")
+    save_parts(tmp_path / "parts", open_index(run.index), fingerprint, results_of(run), "shard_0-of-1.h5")
     run.embed(outputs=Outputs(per_residue="float32"))
     assert json.loads(run.statuses[0].read_text())["resumed_packs"] == 0
     assert "per_residue is , not float32" in caplog.text

@@ -274,7 +274,7 @@ def test_resumed_packs_and_reused_vectors_together(proteins: Run, tmp_path: Path
     before = open_embeddings(run.embeddings)[:]
     results, index = results_of(run), open_index(run.index)
     fingerprint = Fingerprint.from_attributes(read_status(run.statuses[0]).fingerprint)
-    save_parts(run.folder / "parts", index, fingerprint, results[:2], "rank_0-of-1")
+    save_parts(run.folder / "parts", index, fingerprint, results[:2], "shard_0-of-1.h5")
     run.shards[0].unlink()
     run.embed()
     assert (read_status(run.statuses[0]).resumed_packs, len(results) > 2) == (2, True)

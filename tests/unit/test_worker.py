@@ -136,7 +136,7 @@ def test_wrong_embeddings_are_found_by_the_audit_and_not_merged(
     """They come from part files that are whole: a kernel may have gone wrong before they were saved."""
     run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy).embed()
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
-    save_parts(tmp_path / "parts", open_index(run.index), fingerprint, tamper(run, results_of(run)), "rank_0-of-1")
+    save_parts(tmp_path / "parts", open_index(run.index), fingerprint, tamper(run, results_of(run)), "shard_0-of-1.h5")
     run.shards[0].unlink()
     run.embed(audit_seconds=60)
     status = json.loads(run.statuses[0].read_text())
@@ -232,7 +232,7 @@ def test_a_full_disk_stops_the_worker_with_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "rank_0-of-1_pack_00000000.part.h5" in done.stderr.splitlines()[-1]
+    assert "shard_0-of-1.h5_pack_00000000-00000000-by-1.part.h5" in done.stderr.splitlines()[-1]
     assert "make room and run again" in done.stderr.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.h5", "parts", "shard_0-of-1.status.json"]
     assert not list((tmp_path / "parts").iterdir())
