@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
-from mmap import MADV_RANDOM, mmap
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -35,6 +33,7 @@ from seqpack.index import Fate, Index, open_index
 from seqpack.interrupts import held_back_signals
 from seqpack.manifest import manifest_of
 from seqpack.merge_residues import ResidueLayout, write_residues
+from seqpack.merge_vectors import gather_vectors
 from seqpack.output_writer import write_outputs
 from seqpack.outputs import Outputs, dataset_name, residue_dataset
 from seqpack.parts import parts_folder, remove_parts, remove_set_aside
@@ -44,13 +43,6 @@ from seqpack.reused_vectors import ReusedVectors
 from seqpack.shard_lock import remove_free_locks
 from seqpack.texts import split_bytes, texts_end_to_end
 from seqpack.verify import VerifiedShard, verify_shards
-
-# Blocks beyond 32 MB are given back to the system and cleared by it again each time: that took most of the time.
-BLOCK_BYTES = 16 << 20
-
-# Shards lie by length, the result in the order of the FASTA: of shards that are larger than memory a row is read at a
-# time, from anywhere, and a disk serves many such reads as fast as one.
-READERS = 16
 
 # What embeddings.h5 repeats of the index's attributes.
 INDEX_ATTRIBUTES = (
@@ -217,7 +209,7 @@ def _write_embeddings(
         if residues is not None:
             residues.reserve(file, _residue_datasets(shards), shape[1], shards[0].shard.fingerprint.per_residue)
     with write_outputs(path, names, dtype, lambda row: index.record_name(int(kept[row]))) as writer:
-        for block in _gather(index, shards, reused, kept):
+        for block in gather_vectors(index, [found.shard for found in shards], reused, kept):
             writer.append(block)
     if residues is not None:
         write_residues(path, residues, [found.shard for found in shards], _residue_datasets(shards))
@@ -226,39 +218,6 @@ def _write_embeddings(
 
 def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
     return split_bytes(*texts_end_to_end(index.record_ids, index.record_id_offsets, records))
-
-
-def _gather(index: Index, shards: list[VerifiedShard], reused: ReusedVectors, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the embeddings of the kept records, all outputs side by side, in order, in blocks of bounded size."""
-    shard_of_row = np.full(index.num_sequences, -1, np.int32)
-    place_of_row = np.zeros(index.num_sequences, np.int64)
-    for number, verified in enumerate(shards):
-        rows = verified.shard.index_rows
-        shard_of_row[rows] = number
-        place_of_row[rows] = np.arange(len(rows))
-        if isinstance(memory_map := verified.shard.embeddings.base, mmap):
-            memory_map.madvise(MADV_RANDOM)  # the rows beside one are not those asked for next
-    width = _width(shards)
-    block_rows = max(BLOCK_BYTES // (4 * width), 1)
-
-    def fill(block: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
-        """Put what belongs at some places of the block there."""
-        numbers = shard_of_row[rows[places]]
-        for number in np.unique(numbers):
-            wanted = places[numbers == number]
-            if number < 0:
-                block[wanted] = reused.take(rows[wanted])
-            else:
-                block[wanted] = shards[number].shard.embeddings[place_of_row[rows[wanted]]]
-
-    with ThreadPoolExecutor(READERS) as readers:
-        for start in range(0, len(kept), block_rows):
-            rows = index.record_rows[kept[start : start + block_rows]]
-            block = np.empty((len(rows), width), np.float32)
-            by_place = np.lexsort((place_of_row[rows], shard_of_row[rows]))
-            for read in [readers.submit(fill, block, rows, part) for part in np.array_split(by_place, READERS)]:
-                read.result()
-            yield block
 
 
 def _datasets(shards: list[VerifiedShard]) -> list[str]:
