@@ -307,7 +307,7 @@ def test_ctrl_c_leaves_shards_unread_that_were_not_begun(run: Embedded, monkeypa
             raise KeyboardInterrupt
         time.sleep(0.2)
 
-    monkeypatch.setattr(verify, "_verify_one", slow)
+    monkeypatch.setattr(verify, "verify_shard", slow)
     with pytest.raises(KeyboardInterrupt):
         verify_shards(open_index(run.index), run.shards * 20, run.statuses * 20)
     time.sleep(0.5)

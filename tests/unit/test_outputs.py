@@ -65,7 +65,7 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
 def test_layers_and_poolings_of_proteins(proteins: tuple, tmp_path: Path) -> None:
     fasta, checkpoint, sequences, model = proteins
     outputs = Outputs(LAYERS, POOLINGS)
-    run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint)), outputs, audit_seconds=60)
+    run = embed(Run(tmp_path, 1).build(fasta, str(checkpoint)), outputs, audit_seconds=3600)
     layers = [layer % 7 for layer in LAYERS]
     expected: dict[tuple[int, str], list[np.ndarray]] = {}
     for sequence in sequences:
@@ -115,7 +115,7 @@ def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
     (tmp_path / "c.fna").write_text("".join(f">c{n}\n{contig}\n" for n, contig in enumerate(contigs)))
     outputs = Outputs((-1, 1), POOLINGS)
     policy = LengthPolicy("window", 200, 200, 150, "both")
-    run = embed(Run(tmp_path, 1).build(tmp_path / "c.fna", str(folder), policy), outputs, audit_seconds=60)
+    run = embed(Run(tmp_path, 1).build(tmp_path / "c.fna", str(folder), policy), outputs, audit_seconds=3600)
     index = open_index(run.index)
     assert index.has_segments
     for number, num_layers in ((3, 3), (1, 1)):

@@ -220,7 +220,7 @@ def test_the_merge_refuses_damaged_ones(case: Case, damage: Callable, message: s
 
 def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
     outputs = Outputs(TWO_LAYERS, ("mean",), "float16")
-    run = embed(case, tmp_path, outputs, audit_seconds=100)
+    run = embed(case, tmp_path, outputs, audit_seconds=3600)
     status = json.loads(run.statuses[0].read_text())
     assert status["audit"]["verdict"] == "ok"
     assert status["audit"]["sequences"] >= 2
@@ -233,7 +233,7 @@ def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
 
     source, outputs = find_model(case.checkpoint), outputs.of(6)
     found = audit_embeddings(
-        index, shard.index_rows, shard.embeddings.__getitem__, source, 100, outputs, reversed_residues
+        index, shard.index_rows, shard.embeddings.__getitem__, source, 3600, outputs, reversed_residues
     )
     assert judge(found, "bfloat16", "esm2")[0] == "fail"
 

@@ -317,13 +317,13 @@ def test_rounded_vectors_are_not_taken_for_exact_ones(copy: Run, tmp_path: Path)
 
 
 def test_audits_and_devices_are_those_of_both(copy: Run, tmp_path: Path) -> None:
-    copy.embed(audit_seconds=5).merge()
+    copy.embed(audit_seconds=3600).merge()
     source = open_embeddings(copy.embeddings).attrs
     with h5py.File(copy.embeddings, "r+") as file:
         file.attrs["audit_worst_relative_error"] = 0.5
         file.attrs["computed_by"] = "another GPU; a CPU"
     copy.embeddings.with_name("manifest.json").unlink()
-    run = grown(tmp_path / "new", [copy.embeddings]).embed(audit_seconds=5).merge()
+    run = grown(tmp_path / "new", [copy.embeddings]).embed(audit_seconds=3600).merge()
     found = open_embeddings(run.embeddings).attrs
     assert found["audit_sequences"] == source["audit_sequences"] + 1
     assert found["audit_worst_relative_error"] == run.manifest["audit"]["audit_worst_relative_error"] == 0.5

@@ -91,7 +91,7 @@ def test_a_complete_shard_tells_all(family: Family, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", EACH, ids=str)
 def test_every_shard_with_work_is_audited(family: Family, precision: str, tmp_path: Path) -> None:
     run = Run(tmp_path, 3).build(family.write_odd(tmp_path), family.model, family.policy)
-    run.embed(precision, audit_seconds=10).merge()
+    run.embed(precision, audit_seconds=3600).merge()
     reference = "fair-esm" if family is PROTEINS else "DNABERT-S written out"
     for status in (json.loads(path.read_text()) for path in run.statuses):
         audit = status["audit"]
@@ -138,7 +138,7 @@ def test_wrong_embeddings_are_found_by_the_audit_and_not_merged(
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
     save_parts(tmp_path / "parts", open_index(run.index), fingerprint, tamper(run, results_of(run)), "shard_0-of-1.h5")
     run.shards[0].unlink()
-    run.embed(audit_seconds=60)
+    run.embed(audit_seconds=3600)
     status = json.loads(run.statuses[0].read_text())
     assert status["resumed_packs"] == status["num_packs"]
     assert status["audit"]["verdict"] == "fail"
