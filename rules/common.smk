@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
 from snakemake.utils import validate
 
 REPOSITORY = Path(workflow.basedir)
@@ -32,6 +31,7 @@ from seqpack.outputs import Outputs
 from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
 from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
+from seqpack.settings import wrong_settings
 from seqpack.resources import (
     index_minutes,
     memory_mb,
@@ -56,15 +56,10 @@ def check_config():
         ]
     if config.get("per_residue") in ("true", "True", "false", "False"):  # likewise
         config["per_residue"] = config["per_residue"].lower() == "true"
-    validator = Draft202012Validator(yaml.safe_load(SCHEMA.read_text()))
-    errors = [
-        f"seqpack: config {'.'.join(map(str, error.path)) or 'keys'}: {error.message}; "
-        f"{error.schema.get('description', 'see config/README.md')}"
-        for error in validator.iter_errors(config)
-    ]
-    if errors:
+    if wrong := wrong_settings(config, yaml.safe_load(SCHEMA.read_text())):
         files = ", ".join(map(str, workflow.configfiles))
-        sys.exit("\n".join([*errors, f"seqpack: settings come from {files} and from --config"]))
+        wrong.append(f"settings come from {files} and from --config")
+        sys.exit("\n".join(f"seqpack: {line}" for line in wrong))
     validate(config, str(SCHEMA))
     config["per_residue"] = {True: "float16", False: ""}.get(
         config["per_residue"], config["per_residue"]

@@ -40,7 +40,8 @@ def export_options(wildcards):
 
 
 EXPORTS = [
-    export_files(export_format)["main"].format(
+    # As text: it is no output here, of which alone Snakemake wants to know that it is a folder.
+    str(export_files(export_format)["main"]).format(
         dataset=dataset.name, model=dataset.model.slug, name=name
     )
     for dataset in DATASETS.values()

@@ -50,7 +50,7 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SeqpackError(f"{table}: cannot be read as text: {error}") from error
+        raise SeqpackError(f"{table}: cannot be read as text in UTF-8: {error}; save it as that") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line[0] != "#"]
     if not numbered or tuple(numbered[0][1].rstrip("\t").split("\t")) != COLUMNS:
         raise SeqpackError(f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}")

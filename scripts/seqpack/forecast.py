@@ -166,7 +166,9 @@ def describe_shares(shares: Shares) -> list[str]:
         line("shards", f"{len(shares.packs):,}: {packs} packs and {tokens} tokens in each"),
         line("balance", f"{shares.balance:.2f}, the most tokens of a shard over their mean"),
     ]
-    return lines + [line("", f"{idle:,} shards have no work: take fewer")] * bool(idle)
+    if idle and len(shares.packs) > 1:
+        lines.append(line("", f"{idle:,} shards have no work: take fewer"))
+    return lines
 
 
 def describe_disk(disk: Disk, folder: Path) -> list[str]:

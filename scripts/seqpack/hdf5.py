@@ -40,6 +40,8 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
     Raises:
         SeqpackError: absent, not HDF5, truncated or damaged.
     """
+    if path.is_dir():
+        raise SeqpackError(f"{path}: is a folder; name the {what} in it")
     if not path.is_file():
         raise SeqpackError(f"{path}: no such {what}")
     try:

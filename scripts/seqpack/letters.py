@@ -89,7 +89,7 @@ class ProteinLetters:
             upper = upper[:-1]
             self.counts.trailing_stop += 1
         if not upper:
-            raise SeqpackError("it has no sequence")
+            raise SeqpackError("it has no sequence; remove it")
         self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
         self.counts.inner_stop_to_x += upper.count(b"*")
         self.counts.j_to_x += upper.count(b"J")
@@ -149,7 +149,7 @@ class NucleotideLetters:
 
     def _clean(self, letters: bytes) -> bytes:
         if not letters:
-            raise SeqpackError("it has no sequence")
+            raise SeqpackError("it has no sequence; remove it")
         upper = letters.upper()
         position = upper.translate(_NUCLEOTIDES_ONLY).find(INVALID)
         if position >= 0:

@@ -80,7 +80,9 @@ def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
         with path.open(encoding="utf-8-sig") as file:
             header = [_unquoted(name) for name in file.readline().rstrip("\n").split("\t")]
             if column not in header[1:]:
-                there = ", ".join(header[1:]) or "none"
+                if len(header) == 1:
+                    raise SeqpackError(f"{path}: its first line has no tab: {header[0]!r}; save it tab-separated")
+                there = ", ".join(header[1:])
                 raise SeqpackError(f"{path}: has no column {column!r} beside its ids; there are: {there}")
             place = header.index(column, 1)
             for number, line in enumerate(file, start=2):
@@ -92,6 +94,8 @@ def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
                 yield number, _unquoted(fields[0]), _unquoted(fields[place]).strip()
     except FileNotFoundError:
         raise SeqpackError(f"{path}: no such table") from None
+    except IsADirectoryError:
+        raise SeqpackError(f"{path}: is a folder; name the table in it") from None
     except UnicodeDecodeError as error:
         raise SeqpackError(f"{path}: not a tab-separated table in UTF-8: {error}") from error
 

@@ -78,6 +78,8 @@ def test_attributes_say_what_was_done(path: Path) -> None:
 def test_wrong_files_are_refused_by_name(path: Path, tmp_path: Path) -> None:
     with pytest.raises(SeqpackError, match=r"none\.h5: no such embeddings file"):
         open_embeddings(tmp_path / "none.h5")
+    with pytest.raises(SeqpackError, match=r"is a folder; name the embeddings file in it"):
+        open_embeddings(tmp_path)
     truncated = tmp_path / "truncated.h5"
     truncated.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(SeqpackError, match=r"truncated\.h5"):

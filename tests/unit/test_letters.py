@@ -77,8 +77,8 @@ def test_every_byte_is_kept_ignored_or_refused() -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        (b"", ["it has no sequence"]),
-        (b"\n \r\n", ["it has no sequence"]),
+        (b"", ["it has no sequence; remove it"]),
+        (b"\n \r\n", ["it has no sequence; remove it"]),
         (b"ACGT\nAC-GT", ["'-' at base 7", "looks like an alignment"]),
         (b"ACGT.", ["'.' at base 5", "looks like an alignment"]),
         (b"1 ACGT", ["'1' at base 1", "must not hold numbers"]),

@@ -128,8 +128,8 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
         ("kind\tlength\na\thelix\t3\n", "no column 'kind' beside its ids; there are: length"),
         ("color\tkind\na\thelix\t3\n", "line 2: 3 fields, but 2 names above"),  # R leaves out the name of the first
         ("id\tkind\na\tx\n\na\ty\n", "line 4: the id 'a' stands there twice"),
-        ("", "no column 'kind' beside its ids; there are: none"),
-        ("id,kind\na,x\n", "no column 'kind' beside its ids; there are: none"),
+        ("", "its first line has no tab: ''; save it tab-separated"),
+        ("id,kind\na,x\n", "its first line has no tab: 'id,kind'; save it tab-separated"),
     ],
 )
 def test_a_table_of_another_form_is_refused(text: str, message: str, tmp_path: Path) -> None:
