@@ -233,6 +233,21 @@ def model_of(wildcards):
     return dataset_of(wildcards).model.name
 
 
+def outputs_of(dataset):
+    """What is read of a dataset's model, its layers counted from 0 so that -1 and the last one's number are the same.
+
+    Of a model that is a file of the user's, whose layers are not counted yet, a layer below 0 stays so.
+    """
+    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
+    if dataset.model.architecture:
+        outputs = outputs.of(dataset.model.architecture.num_layers)
+    return outputs
+
+
+def layers_of(wildcards):
+    return outputs_of(dataset_of(wildcards)).layers
+
+
 def weights_of(wildcards):
     """The files of the model's weights; none for untrained ones."""
     return list(map(str, dataset_of(wildcards).model.files))

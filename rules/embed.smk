@@ -30,7 +30,7 @@ rule embed_shard:
         model=model_of,
         device=unrecorded(config["device"]),
         precision=config["precision"],
-        layers=config["layers"],
+        layers=layers_of,
         pooling=config["pooling"],
         residues=f" --per-residue {config['per_residue']}" if config["per_residue"] else "",
         attention=unrecorded(config["attention"]),

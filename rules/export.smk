@@ -20,13 +20,8 @@ def export_files(export_format):
 
 
 def export_names(dataset, export_format):
-    """What is exported of a dataset: names of datasets in embeddings.h5.
-
-    Of a model that is a file of the user's, whose layers are not counted yet, a layer below 0 stays so.
-    """
-    outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]))
-    if dataset.model.architecture:
-        outputs = outputs.of(dataset.model.architecture.num_layers)
+    """What is exported of a dataset: names of datasets in embeddings.h5."""
+    outputs = outputs_of(dataset)
     if export_format == "h5_residues":
         return [residue_dataset(layer, layer == outputs.layers[0]) for layer in outputs.layers]
     return [dataset_name(*pair, pair == outputs.pairs[0]) for pair in outputs.pairs]
