@@ -4,9 +4,12 @@
 #
 # Settings: config/config.yaml, explained in config/README.md. Results: results/{dataset}/{model}/.
 
+import time
+
 from snakemake.utils import min_version
 
 min_version("9.19")
+STARTED = time.time()
 
 
 # A copy of the settings in the working directory counts before the workflow's own.
@@ -62,3 +65,12 @@ onstart:
 
 onsuccess:
     print(results_message())
+
+
+onerror:
+    from seqpack.failures import failure_message
+
+    names = ["fetch_weights", *map("/".join, DATASETS)]
+    # Below what Snakemake shows of every log.
+    if message := failure_message(Path(), names, STARTED):
+        print(f"\n{message}\n", file=sys.stderr)

@@ -21,15 +21,18 @@ from seqpack.findings import (
     Mend,
     Stats,
     attempt,
+    build_error,
     entries_of,
     exists,
     guarded,
+    in_one_line,
     last_error,
     logs_folder,
     root_of,
     shown,
     size_in_words,
     trouble_with,
+    unbuilt,
 )
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import sha256_but_for
@@ -61,7 +64,9 @@ def examine(results: Path, check: bool = False) -> list[Report]:
     With `check` all bytes are read and held against their digests. It doesn't raise, whatever lies there.
     """
     # A link keeps its name: it tells the dataset.
-    return list(_reports(results.resolve() if ".." in results.parts else results.absolute(), 2, check))
+    results = results.resolve() if ".." in results.parts else results.absolute()
+    reports = list(_reports(results, 2, check))
+    return reports + [_report(folder, {}, {}, check) for folder in unbuilt(results)]
 
 
 def _reports(folder: Path, depth: int, check: bool) -> Iterator[Report]:
@@ -75,11 +80,15 @@ def _reports(folder: Path, depth: int, check: bool) -> Iterator[Report]:
         yield Report(shown(folder), folder.parent, [trouble_with(Path(error.filename or folder), error)])
         return
     if not MARKS.isdisjoint(names) or any(map(SHARD_FILE.fullmatch, files)) or exists(logs_folder(folder)):
-        findings = list(guarded(folder, _examine(folder, names, files, check)))
-        yield Report(f"{folder.parent.name}/{folder.name}", root_of(folder), findings)
+        yield _report(folder, names, files, check)
     elif depth:
         for name in sorted(name for name in names if stat.S_ISDIR(names[name].st_mode)):
             yield from _reports(folder / name, depth - 1, check)
+
+
+def _report(folder: Path, names: Stats, files: Stats, check: bool) -> Report:
+    findings = list(guarded(folder, _examine(folder, names, files, check)))
+    return Report(f"{folder.parent.name}/{folder.name}", root_of(folder), findings)
 
 
 def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[Finding]:
@@ -94,7 +103,7 @@ def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[
     if index:
         yield Finding(f"index: {index.num_records} records, {index.num_sequences} sequences, {index.num_packs} packs")
         yield from guarded(folder / "index.h5", _reused(index, needed=not sound))
-    elif sound and not damage:
+    elif sound and not damage and not build_error(folder):
         yield Finding("index: none; the merged results do not need it")
     else:
         yield damage or _not_made("index: not built", logs_folder(folder) / "build_index.log")
@@ -110,6 +119,8 @@ def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[
     yield from merged
     if "parts" in files:
         yield from guarded(folder / "shards/parts", _parts(folder / "shards/parts", index, shards, check))
+    if "exports" in names and "embeddings.h5" in names:
+        yield from guarded(folder / "exports", _old_exports(folder / "exports", names["embeddings.h5"].st_mtime_ns))
     yield from guarded(folder, _left_over(folder))
 
 
@@ -234,6 +245,13 @@ def _parts(folder: Path, index: Index | None, shards: list[ShardState], check: b
         size = size_in_words(sum(files[part.path.name].st_size for part in others))
         why = others[0].fingerprint.difference(current)
         yield Finding(f"part files of other computations, not used: {len(others)} ({size}): {why}")
+
+
+def _old_exports(folder: Path, merged: int) -> Iterator[Finding]:
+    """Yield the exports that are older than the results, whose names do not tell: no one has asked for them since."""
+    for name, entry in sorted(entries_of(folder).items()):
+        if entry.st_mtime_ns < merged and not name.startswith("."):
+            yield Finding(f"{in_one_line(shown(folder / name))}: of an earlier result; delete it or ask for it again")
 
 
 def _left_over(folder: Path) -> Iterator[Finding]:

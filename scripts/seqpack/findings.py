@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -101,6 +102,31 @@ def last_error(log: Path) -> str:
         _, found, text = file.read().decode(errors="replace").rpartition(" ERROR ")
         return f": {in_one_line(text)}" if found else ""
     return ""
+
+
+def build_error(folder: Path) -> str:
+    """Return the error of the index's last build, to stand behind other words; empty if none, or the merge is newer."""
+    log, manifest = logs_folder(folder) / "build_index.log", folder / "manifest.json"
+    with suppress(OSError):
+        if exists(manifest) and log.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            return ""
+    return last_error(log)
+
+
+def unbuilt(results: Path) -> list[Path]:
+    """Return the folders of `results/`, `results/DATASET/` or `results/DATASET/MODEL/` whose index failed to build.
+
+    Snakemake has removed them with the index, so that only its log remains.
+    """
+    folders = []
+    for given, root in enumerate(results.parents[:3]):
+        top = (results, *results.parents)[given]
+        names = [*map(glob.escape, results.relative_to(top).parts), *["*"] * (2 - given)]
+        for log in sorted((root / "logs").glob("/".join([*names, "build_index.log"]))):
+            folder = top / log.parent.parent.name / log.parent.name
+            if not exists(folder) and last_error(log):
+                folders.append(folder)
+    return folders
 
 
 def ago(when: str) -> str:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 from seqpack.errors import SeqpackError
-from seqpack.findings import Stats, ago, entries_of, exists, in_one_line, last_error, logs_folder
+from seqpack.findings import Stats, ago, build_error, entries_of, exists, in_one_line, logs_folder, unbuilt
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.shard_lock import lock_holder, lock_path_of
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
@@ -83,10 +83,13 @@ def progress_of(results: Path) -> list[Progress]:
     Raises:
         SeqpackError: no such folder.
     """
-    if not results.is_dir():
-        raise SeqpackError(f"{in_one_line(results)}: no such folder; name one of results, and begin the run first")
     # A link keeps its name: it tells the dataset.
-    return list(_runs(results.resolve() if ".." in results.parts else results.absolute(), DEPTH))
+    folder = results.resolve() if ".." in results.parts else results.absolute()
+    failed = [_progress(path, {}, {}) for path in unbuilt(folder)]
+    if not failed and not results.is_dir():
+        raise SeqpackError(f"{in_one_line(results)}: no such folder; name one of results, and begin the run first")
+    found = list(_runs(folder, DEPTH)) if results.is_dir() else []
+    return sorted([*found, *failed], key=lambda run: run.folder)
 
 
 def _runs(folder: Path, depth: int) -> Iterator[Progress]:
@@ -113,8 +116,8 @@ def _progress(folder: Path, names: Stats, files: Stats) -> Progress:
     matches = [match for name in files if (match := SHARD_FILE.fullmatch(name)) and int(match[1]) < int(match[2])]
     # Of several sets of shards the one that was touched last.
     newest = max(matches, key=lambda match: files[match[0]].st_mtime_ns, default=None)
-    if _waits_for_index(names, bool(matches)):
-        error = last_error(logs_folder(folder) / "build_index.log")
+    error = "" if "index.h5" in names else build_error(folder)
+    if error or _waits_for_index(names, bool(matches)):
         result.missing, result.notes = (NOT_BUILT, [f"index{error}"]) if error else (BUILDING, [])
         return result
     result.shards = int(newest[2]) if newest else 0

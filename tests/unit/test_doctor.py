@@ -398,13 +398,62 @@ def test_the_audit_is_told(results: Results) -> None:
     assert "audit: no sequence was recomputed: too little memory\n" in doctor(results, code=0)
 
 
-def test_an_index_that_could_not_be_built(tmp_path: Path) -> None:
+BAD_RECORD = "10:00:00 ERROR tiny.faa: record 2 ('bad'): '-' at residue 3\n"
+
+
+@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
+@pytest.mark.parametrize("removed", [0, 1, 2, 3])
+def test_an_index_that_could_not_be_built(tmp_path: Path, removed: int, folder: str) -> None:
+    """Snakemake removes the folders of the index that were made for it, and leaves the log."""
     results = Results(tmp_path / "results" / NAME, 1)
-    results.folder.mkdir(parents=True)
-    results.log("build_index", "10:00:00 ERROR tiny.faa: record 2 ('bad'): '-' at residue 3\n")
+    if left := [results.folder, *results.folder.parents[:2], None][removed]:
+        left.mkdir(parents=True)
+    results.log("build_index", BAD_RECORD)
+    said = doctor(results, *([folder] if folder else []))
+    assert said.startswith(f"{NAME}: failed\n")
+    assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
+    assert f"see logs/{NAME}/build_index.log" in said
+    assert advice(said).startswith("mend what the error says")
+
+
+def test_an_index_that_could_not_be_built_among_others(results: Results) -> None:
+    results.log("build_index", "10:00:00 INFO tiny.faa: 7 records\n")
+    for log in ("other/m/build_index.log", "plan/other/m.log", "fetch_weights/w.log", "slurm/rule/m/build_index.log"):
+        path = results.root / "logs" / log
+        path.parent.mkdir(parents=True)
+        path.write_text(BAD_RECORD)
+    said = doctor(results)
+    assert [line for line in said.splitlines() if line[0] != " "][:-1] == [f"{NAME}: complete", "other/m: failed"]
+    assert advice(said).startswith("other/m: mend what the error says")
+    doctor(results, "results/tiny", code=0)
+    (results.root / "logs/other/m/build_index.log").write_text("10:00:00 INFO other.faa: 7 records\n")
+    doctor(results, code=0)  # its results were deleted
+
+
+def test_an_index_that_could_not_be_built_again(results: Results) -> None:
+    results.index.unlink()
+    results.log("build_index", BAD_RECORD)
     said = doctor(results)
     assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
     assert advice(said).startswith("mend what the error says")
+    log = results.root / "logs" / NAME / "build_index.log"
+    merged = (results.folder / "manifest.json").stat().st_mtime_ns
+    os.utime(log, ns=(merged - 1, merged - 1))  # so it was built elsewhere, and deleted after the merge
+    assert "index: none; the merged results do not need it" in doctor(results, code=0)
+
+
+def test_exports_of_an_earlier_result(results: Results) -> None:
+    (results.folder / "exports/embeddings_pt").mkdir(parents=True)
+    for name in ("embeddings.npy", "embeddings.npy.ids.txt"):
+        (results.folder / "exports" / name).touch()
+    assert "exports" not in doctor(results, code=0)
+    merged = results.embeddings.stat().st_mtime_ns
+    for name in ("embeddings.npy", "embeddings_pt"):
+        os.utime(results.folder / "exports" / name, ns=(merged - 1, merged - 1))
+    said = doctor(results, code=0)
+    for name in ("embeddings.npy", "embeddings_pt"):
+        assert f"  results/{NAME}/exports/{name}: of an earlier result; delete it or ask for it again\n" in said
+    assert "ids.txt" not in said
 
 
 def test_left_over_files(results: Results) -> None:

@@ -285,6 +285,33 @@ def test_an_index_that_is_built_anew_makes_the_results_old(results: Results) -> 
     assert results.progress().merged
 
 
+def test_an_index_that_could_not_be_built_is_shown_by_its_log(results: Results) -> None:
+    root, error = results.results.parent, "12:00:01 ERROR p.faa: record 2: no\n"
+    log = root / "logs/other" / results.folder.name / "build_index.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(error)
+    assert [run.name for run in progress_of(results.results)] == [f"other/{log.parent.name}", NAME]
+    for folder in (results.results, results.results / "other", results.results / "other" / log.parent.name):
+        run = progress_of(folder)[0]
+        assert (cells(run)[2], run.notes) == ("no index: its build has failed", ["index: p.faa: record 2: no"])
+    assert progress_of(results.folder)[0].states == {COMPLETE: 3}
+    log.write_text("12:00:00 INFO so\n")
+    assert [run.name for run in progress_of(results.results)] == [NAME]
+    log.write_text(error)
+    shutil.rmtree(results.results)
+    assert [run.merged for run in progress_of(results.results)] == [False]
+
+
+def test_an_index_that_could_not_be_built_again_makes_the_results_old(results: Results) -> None:
+    results.merge()
+    results.index.unlink()
+    log = results.results.parent / "logs" / NAME / "build_index.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("12:00:01 ERROR p.faa: record 2: no\n")
+    run = results.progress()
+    assert (run.merged, run.notes) == (False, ["index: p.faa: record 2: no"])
+
+
 def test_a_half_written_status_is_said_and_stops_nothing(results: Results) -> None:
     whole = results.statuses[1].read_bytes()
     pieces = [whole[: len(whole) * part // 9] for part in range(9)]

@@ -200,6 +200,7 @@ def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
     assert "cannot be loaded as a fair-esm checkpoint" in done.stdout
     assert "shard_0-of-2.status.json" in done.stdout
     assert "Traceback" not in done.stdout
+    assert len(re.findall(r"^  p/broken: .*cannot be loaded as a fair-esm checkpoint", done.stdout, re.MULTILINE)) == 1
 
 
 def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
@@ -210,6 +211,24 @@ def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
     assert "alignment" in done.stdout
     assert "Traceback" not in done.stdout
     assert not list((tmp_path / "results").rglob("*.h5"))
+
+
+def test_of_several_datasets_the_failed_one_is_named_at_the_end(tmp_path: Path) -> None:
+    for name, sequence in (("one", "MKV"), ("two", "MK-V")):
+        (tmp_path / f"{name}.faa").write_text(f">x\n{sequence}\n")
+    (tmp_path / "d.tsv").write_text("dataset\tfasta\tmodel\none\tone.faa\ntwo\ttwo.faa\n")
+    done = snakemake(tmp_path, "--retries", "0", "--keep-going", config={"datasets": "d.tsv", "model": MODEL})
+    assert done.returncode != 0
+    _, _, end = done.stdout.partition("\nFailed:\n")
+    lines = end.splitlines()
+    assert lines[0].startswith(f"  two/{SLUG}: ")
+    assert "record 1 ('x'): '-' at residue 3" in lines[0]
+    assert lines[1].startswith("See more: ")
+    command = shlex.split(lines[1].removeprefix("See more: "))
+    said = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True)
+    assert said.returncode == 1
+    assert f"two/{SLUG}: failed\n" in said.stdout
+    assert f"one/{SLUG}: complete\n" in said.stdout
 
 
 PROTEIN = {"fasta": "good.faa", "model": MODEL}
