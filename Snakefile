@@ -59,6 +59,8 @@ rule fetch_models:
 
 
 onstart:
+    # A name of the whole workflow's: the file is to stay open until the run ends.
+    global in_use
     require_reused()
     in_use = stop_orphans()
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from families import dnabert_folder
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
 from seqpack import open_embeddings
 from seqpack.length_policy import LengthPolicy
+from seqpack.orphans import claim_folder
 
 BIN = Path(sys.executable).parent
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -201,6 +203,28 @@ def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
     assert "shard_0-of-2.status.json" in done.stdout
     assert "Traceback" not in done.stdout
     assert len(re.findall(r"^  p/broken: .*cannot be loaded as a fair-esm checkpoint", done.stdout, re.MULTILINE)) == 1
+
+
+def test_a_folder_is_in_use_until_the_run_ends(tmp_path: Path) -> None:
+    """Another run there would cancel jobs in SLURM if it took this one for dead."""
+    command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--cores", "2", "--config", f"fasta={DEMO}", f"model={MODEL}"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as output:
+        run = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
+        try:
+            while not list(tmp_path.glob("results/*/*/index.h5")):  # its first job is done, others are to come
+                assert run.poll() is None, said.read_text()
+                time.sleep(0.1)
+            claim, alone = claim_folder(tmp_path)
+            claim.close()
+            assert not alone
+        finally:
+            run.terminate()
+            run.wait()
+    claim, alone = claim_folder(tmp_path)
+    claim.close()
+    assert alone
 
 
 def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
