@@ -101,7 +101,7 @@ def stop_with_parent(pid: int) -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent and _is_alive(pid):
+        while os.getppid() == parent and is_alive(pid):
             time.sleep(POLL_SECONDS)
         log.error("the process that started this one (%d) has ended: stopping", pid)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -109,7 +109,8 @@ def stop_with_parent(pid: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended does not, though its parent has not noticed yet."""
     try:
         os.kill(pid, 0)
         stat = Path("/proc", str(pid), "stat").read_text()
@@ -117,4 +118,4 @@ def _is_alive(pid: int) -> bool:
         return not Path("/proc/self").exists()  # without /proc the parent alone is watched
     except PermissionError:
         return True
-    return stat.rpartition(")")[2].split()[0] != "Z"  # dead, but not yet buried by its own parent
+    return stat.rpartition(")")[2].split()[0] != "Z"

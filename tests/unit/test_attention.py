@@ -112,7 +112,7 @@ def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance
     # Each output is one of the values, the one whose key scores best; rounding of scores may swap near ties.
     expected = written_out(qkv, pack)
     close = ((found - expected).abs() < 0.02).all(-1).double().mean().item()
-    assert close > 0.9
+    assert close >= (1.0 if dtype == torch.float32 else 0.93)
 
 
 @pytest.mark.parametrize("kernel", ["avx512", "sdpa"])

@@ -223,18 +223,20 @@ def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
     run = embed(case, tmp_path, outputs, audit_seconds=3600)
     status = json.loads(run.statuses[0].read_text())
     assert status["audit"]["verdict"] == "ok"
-    assert status["audit"]["sequences"] >= 2
+    assert status["audit"]["sequences"] >= 1  # more as time allows, which is little for so few tokens
     assert status["audit"]["worst_relative_error"] < 1e-4
     shard, index = open_shard(run.shards[0]), open_index(run.index)
     offsets = residue_offsets(index, shard.index_rows)
 
-    def reversed_residues(row: int) -> np.ndarray:
-        return shard.residues[offsets[row] : offsets[row + 1]][::-1]
+    def residues(row: int) -> np.ndarray:
+        return shard.residues[offsets[row] : offsets[row + 1]]
 
     source, outputs = find_model(case.checkpoint), outputs.of(6)
-    found = audit_embeddings(
-        index, shard.index_rows, shard.embeddings.__getitem__, source, 3600, outputs, reversed_residues
-    )
+    stored = (index, shard.index_rows, shard.embeddings.__getitem__, source, 3600, outputs)
+    found = audit_embeddings(*stored, residues)
+    assert judge(found, "bfloat16", "esm2")[0] == "ok"
+    assert found.sequences >= 2
+    found = audit_embeddings(*stored, lambda row: residues(row)[::-1])
     assert judge(found, "bfloat16", "esm2")[0] == "fail"
 
 

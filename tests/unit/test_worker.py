@@ -373,10 +373,14 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
     status = tmp_path / "s.json"
     command = [sys.executable, str(SCRIPTS / "embed_shard.py"), "--index", str(run.index), "--rank", "0"]
     command += ["--world-size", "1", "--output", str(tmp_path / "s.h5"), "--status", str(status)]
-    # A shell lets its background jobs ignore SIGINT, which the worker would obey.
-    worker = subprocess.Popen(
-        command, stderr=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    )
+
+    def heed_all() -> None:
+        """What the tests were told to ignore, SIGINT in the background of a shell or SIGHUP by nohup, counts here."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=heed_all)
     try:
         while not (status.exists() and json.loads(status.read_text())["fingerprint"]):
             assert worker.poll() is None

@@ -59,7 +59,7 @@ def test_every_command_and_the_python_work(mirror: str, tmp_path: Path) -> None:
     activate.parent.mkdir(parents=True)
     activate.write_text(f'PATH="{BIN}:$PATH"\n')
     shutil.copy(DEMO, tmp_path / "proteins.faa")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQPACK_WEIGHTS_URL": mirror}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQPACK_WEIGHTS_URL": mirror, "no_proxy": "*"}
     assert len(commands()) == 2
     script = "set -e\n" + "\n".join(commands())
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -78,7 +78,7 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
     command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
     command += ["--cores", "1", "--retries", "0", "--config", "fasta=p.faa", "model=esm2_t6_8M_UR50D"]
     # Port 9 (discard) is closed on any machine that could run this.
-    environment = {**os.environ, "SEQPACK_WEIGHTS_URL": "http://127.0.0.1:9"}
+    environment = {**os.environ, "SEQPACK_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode != 0

@@ -208,7 +208,8 @@ def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
 def test_a_folder_is_in_use_until_the_run_ends(tmp_path: Path) -> None:
     """Another run there would cancel jobs in SLURM if it took this one for dead."""
     command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
-    command += ["--cores", "2", "--config", f"fasta={DEMO}", f"model={MODEL}"]
+    (tmp_path / "p.faa").write_text(">a\nMKV\n>b\nMKLV\n")
+    command += ["--cores", "2", "--config", "fasta=p.faa", f"model={MODEL}"]
     said = tmp_path / "said.txt"
     with said.open("w") as output:
         run = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
@@ -219,9 +220,9 @@ def test_a_folder_is_in_use_until_the_run_ends(tmp_path: Path) -> None:
             claim, alone = claim_folder(tmp_path)
             claim.close()
             assert not alone
+            assert run.wait() == 0, said.read_text()
         finally:
-            run.terminate()
-            run.wait()
+            run.kill()
     claim, alone = claim_folder(tmp_path)
     claim.close()
     assert alone
