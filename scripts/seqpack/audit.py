@@ -108,8 +108,8 @@ def audit_embeddings(
         rows: int64, index rows with a stored embedding, in any order.
         embedding_of: gives what is stored of a row, float32 (number of outputs * hidden_dim,).
         source: the model whose weights the embeddings were computed with.
-        seconds: the most time the audit should take; after the first sequence, what is expected to exceed
-            it is not begun.
+        seconds: the most time to recompute sequences, and to load the reference, which imports a package, as well;
+            after the first sequence, what is expected to exceed it is not begun.
         outputs: layers, from 0 on, and poolings that are stored, and whether vectors of residues are.
         residues_of: gives those of a row, (num_residues, number of layers * hidden_dim).
 
@@ -118,11 +118,8 @@ def audit_embeddings(
     """
     start = time.perf_counter()
 
-    def elapsed() -> float:
-        return time.perf_counter() - start
-
     def nothing(why: str) -> Audit:
-        return Audit(0, math.nan, math.nan, "", f"none: {why}", elapsed(), False)
+        return Audit(0, math.nan, math.nan, "", f"none: {why}", time.perf_counter() - start, False)
 
     if not len(rows):
         return nothing("there are no sequences")
@@ -146,9 +143,10 @@ def audit_embeddings(
         if parts is None:
             parts = {name: [tensor] for name, tensor in untrained_tensors(architecture).items()}
         reference = make_reference(architecture, parts, longest)
+        begun = time.perf_counter()
         probe, rate = _segments(index, int(rows[lengths.argmax()]))[0][:SHORT_TOKENS], math.inf
         for _ in range(2):  # the first run also reads weights that are memory maps
-            if rate == math.inf or elapsed() < seconds:
+            if rate == math.inf or time.perf_counter() - begun < seconds:
                 begin = time.perf_counter()
                 reference.embed(probe, outputs.layers)
                 rate = (time.perf_counter() - begin) / operations(architecture, len(probe))
@@ -160,7 +158,7 @@ def audit_embeddings(
                 continue
             segments = _segments(index, row)
             num_operations = sum(operations(architecture, len(tokens)) for tokens in segments)
-            allowed = seconds - elapsed() if found else max(seconds, FIRST_SECONDS)
+            allowed = seconds - (time.perf_counter() - begun) if found else max(seconds, FIRST_SECONDS)
             if rate * num_operations > allowed:
                 reason = f"whichever sequence was tried may take longer than {allowed:.0f} s"
                 continue
@@ -195,7 +193,7 @@ def audit_embeddings(
         worst_relative_error=float(errors.max()),
         worst_sequence=index.sequence_id(list(found)[errors.argmax()]),
         reference=reference.name,
-        seconds=elapsed(),
+        seconds=time.perf_counter() - start,
         longest_included=bool(done_lengths.max() == longest),
     )
 
