@@ -31,7 +31,6 @@ from seqpack.outputs import Outputs
 from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
 from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
-from seqpack.settings import wrong_settings
 from seqpack.resources import (
     index_minutes,
     memory_mb,
@@ -40,6 +39,7 @@ from seqpack.resources import (
     tokens_in,
     tokens_of,
 )
+from seqpack.settings import wrong_settings
 
 
 def check_config():

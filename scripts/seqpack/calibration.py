@@ -27,7 +27,7 @@ from seqpack.monitor import model_flop
 from seqpack.outputs import Outputs
 from seqpack.packs import Pack
 from seqpack.readout import Readout
-from seqpack.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs
+from seqpack.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs, warm_up
 
 PROBE_TOKENS = 256  # of the sequence that is timed first, to know what the others may take
 FEWEST_TOKENS = 128  # in a piece of a pack, on a slow CPU
@@ -112,8 +112,8 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
     sample, order = sample_packs(index, MOST_SAMPLES, limit)
     cost = {pack: model_flop(embed.architecture, sample.pack_lengths(pack)) for pack in order}
     order = [pack for pack in order if cost[pack] <= flops * seconds / 2]
-    if device.type == "cuda":  # kernels for packs of this size are loaded and compiled
-        list(embed_packs(embed, sample, order[:1], device, threads))
+    if device.type == "cuda" and order:
+        warm_up(embed, sample, order[0], device)
     taken: list[int] = []
     began = time.perf_counter()
 
