@@ -12,6 +12,7 @@ from pathlib import Path
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile
 from seqpack.models.registry import ModelSource, find_model
+from seqpack.shard_names import SHARD
 
 COLUMNS = ("dataset", "fasta", "model")
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fna", ".ffn", ".fas", ".fsa", ".pep")
@@ -131,10 +132,11 @@ def started_world_size(results: Path, fasta: Path) -> int:
     """
     made: dict[int, int] = {}
     for shard in (results / "shards").glob("shard_*-of-*.h5"):
-        match = re.fullmatch(r"shard_\d+-of-(\d+)\.h5", shard.name)
+        match = SHARD.fullmatch(shard.name)
         with suppress(FileNotFoundError):  # another job may remove it at this moment
             if match and shard.stat().st_mtime >= fasta.stat().st_mtime:
-                made[int(match[1])] = made.get(int(match[1]), 0) + 1
+                size = int(match["world_size"])
+                made[size] = made.get(size, 0) + 1
     return max(made, key=lambda size: (made[size] == size, made[size], size), default=0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 import socket
 import stat
@@ -40,9 +39,9 @@ from seqpack.index import Index, open_index
 from seqpack.part_file import Part, open_part
 from seqpack.plan import packs_of_rank
 from seqpack.shard_lock import lock_holder
+from seqpack.shard_names import SHARD_FILE
 
 MARKS = {"index.h5", "embeddings.h5", "manifest.json", "records.tsv.gz"}
-SHARD_FILE = re.compile(r"\.?shard_\d{1,5}-of-(\d{1,5})\.(?:h5|status\.json|h5\.lock)")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _report(folder: Path, names: Stats, files: Stats, check: bool) -> Report:
 def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[Finding]:
     """Yield what is found in one folder; `names` are its entries, `files` those of its shards."""
     index, damage = attempt(folder / "index.h5", _open_index, check) if "index.h5" in names else (None, None)
-    sizes = sorted({int(match[1]) for name in files if (match := SHARD_FILE.fullmatch(name))})
+    sizes = sorted({int(match["world_size"]) for name in files if (match := SHARD_FILE.fullmatch(name))})
     sets = {size: [shard_state(folder, rank, size, files, index, check) for rank in range(size)] for size in sizes}
     chosen = _chosen(folder, sets, files, index)
     shards = sets.pop(chosen, [])

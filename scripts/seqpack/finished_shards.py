@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from seqpack.part_file import NO_RESIDUES, PackResult
 from seqpack.parts import Parts
 from seqpack.plan import packs_of_rank
 from seqpack.shard import Shard
+from seqpack.shard_names import SHARD
 from seqpack.status import COMPLETE, read_status
 from seqpack.verify import status_path_of, verify_shard
-
-SHARD_NAME = re.compile(r"shard_(\d+)-of-([1-9]\d*)\.h5")
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +94,8 @@ def add_finished_shards(
     refused: dict[str, int] = {}
     missing = {pack for pack in packs if pack not in parts}
     for path in sorted(folder.glob("shard_*-of-*.h5")):
-        name = SHARD_NAME.fullmatch(path.name)
-        if not name or missing.isdisjoint(packs_of_rank(index.num_packs, int(name[1]), int(name[2]))):
+        name = SHARD.fullmatch(path.name)
+        if not name or missing.isdisjoint(packs_of_rank(index.num_packs, int(name["rank"]), int(name["world_size"]))):
             continue  # as each that is of as many shards as this worker's
         try:
             before = path.stat()

@@ -21,6 +21,7 @@ from seqpack.errors import SeqpackError
 from seqpack.findings import Stats, ago, build_error, entries_of, exists, in_one_line, logs_folder, unbuilt
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.shard_lock import lock_holder, lock_path_of
+from seqpack.shard_names import SHARD_FILE
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
 
 # A worker writes its status every half a minute, but not while a pack is computed that takes longer.
@@ -28,7 +29,6 @@ OLD_SECONDS = 300.0
 DEPTH = 2  # of a run's folder below results
 STALE, WAITING, UNREADABLE = "stale", "waiting", "unreadable"
 BUILDING, NOT_BUILT = "index being built", "no index: its build has failed"
-SHARD_FILE = re.compile(r"\.?shard_(\d{1,5})-of-(\d{1,5})\.(?:h5|status\.json|h5\.lock)")
 UNFINISHED_INDEX = re.compile(r"\.index\.h5\..+\.tmp")
 
 
