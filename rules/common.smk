@@ -21,9 +21,10 @@ os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PA
 # Snakemake then what runs below it, before a worker has saved its packs.
 shell.prefix("set -euo pipefail; exec ")
 
-from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs, started_world_size
+from seqpack.datasets import dataset_of_file, read_datasets, refuse_shared_folders
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
+from seqpack.input_files import KnownDigests
 from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
@@ -31,6 +32,7 @@ from seqpack.outputs import Outputs
 from seqpack.plan import MAX_PACK_TOKENS
 from seqpack.report_colors import require_column
 from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
+from seqpack.rerun import mark_stale
 from seqpack.resources import (
     index_minutes,
     memory_mb,
@@ -40,6 +42,7 @@ from seqpack.resources import (
     tokens_of,
 )
 from seqpack.settings import wrong_settings
+from seqpack.stale import Request, find_fasta_edit, stale_results, started_world_size
 
 
 def check_config():
@@ -92,7 +95,7 @@ def read_all_datasets():
                 require_metadata(dataset)
             except SeqpackError as error:
                 raise SeqpackError(f"dataset {dataset.name}, model {dataset.model.name}: {error}")
-            refuse_other_inputs(Path("results", dataset.name, dataset.model.slug), dataset)
+        refuse_shared_folders([Path("results", d.name, d.model.slug) for d in datasets])
     except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")
     return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
@@ -149,8 +152,8 @@ def read_reused():
             for source in own:
                 require_settings(source, dataset.model, known, config["dtype"])
             reused[key] = {source.path: source.fingerprint.digest for source in own}
-            if not sources:
-                reused[key] = reused_by(Path("results", *key), dataset.fasta, known)
+            if not sources and not FASTA_EDITS[key]:
+                reused[key] = reused_by(Path("results", *key), known)
         for source in sources:
             if not any(source.path in paths for paths in reused.values()):
                 raise SeqpackError(
@@ -185,9 +188,72 @@ def world_size_of(name, slug):
     """Shards of a dataset: as configured; if auto, as begun before; else one a GPU."""
     if config["shards"] != "auto":
         return config["shards"]
-    return started_world_size(Path("results", name, slug), DATASETS[name, slug].fasta) or max(
-        len(GPUS), 1
-    )
+    started = 0 if FASTA_EDITS[name, slug] else started_world_size(Path("results", name, slug))
+    return started or max(len(GPUS), 1)
+
+
+def shards_in(key):
+    folder, world_size = "/".join(["results", *key, "shards"]), WORLD_SIZES[key]
+    return [f"{folder}/shard_{rank}-of-{world_size}.h5" for rank in range(world_size)]
+
+
+def find_fasta_edits():
+    """By dataset how its FASTA was edited since its results were made; "" if it was not."""
+    try:
+        return {
+            key: find_fasta_edit(Path("results", *key), dataset.fasta, DIGESTS)
+            for key, dataset in DATASETS.items()
+        }
+    except (SeqpackError, OSError) as error:
+        sys.exit(f"seqpack: {error}")
+
+
+def find_stale():
+    """What exists and is not what is asked for, by path with the reason; all times of modification are set by it.
+
+    Only the process that plans the run judges: a job's own process sees results that are half replaced.
+    """
+    if not workflow.is_main_process:
+        return {}
+    stale = {}
+    try:
+        for key, dataset in DATASETS.items():
+            settings = [config[name] for name in ("precision", "on_error", "dtype")]
+            outputs = Outputs(
+                tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"]
+            )
+            reused = tuple(REUSED[key].values())
+            request = Request(
+                dataset.fasta, dataset.model, length_policy(dataset), outputs, *settings, reused
+            )
+            results = Path("results", *key)
+            reasons = stale_results(results, request, map(Path, shards_in(key)), DIGESTS)
+            if reasons:
+                print(
+                    f"seqpack: {results} is computed again: {next(iter(reasons.values()))}",
+                    file=sys.stderr,
+                )
+            stale |= reasons
+        indexes = [Path("results", *key, "index.h5") for key in DATASETS]
+        mark_stale(Path(MARK), stale, [*indexes, *map(Path, SHARDS), *map(Path, EMBEDDINGS)])
+        DIGESTS.save()
+    except (SeqpackError, OSError) as error:
+        sys.exit(f"seqpack: {error}")
+    return stale
+
+
+def unless_current(file, *outputs):
+    """An input that has its outputs made again when it changes, but not while they are what is asked for.
+
+    Snakemake would go by times of modification, and by which jobs run before: `find_stale` knows better.
+    """
+
+    def choose(wildcards):
+        path, made = file.format(**wildcards), [Path(name.format(**wildcards)) for name in outputs]
+        is_current = all(output.exists() and output not in STALE for output in made)
+        return ancient(path) if is_current else path
+
+    return choose
 
 
 def profile_asks_for_gpus():
@@ -197,18 +263,24 @@ def profile_asks_for_gpus():
 
 
 check_config()
+DIGESTS = KnownDigests(Path(".snakemake/seqpack.digests.json"))
+MARK = ".snakemake/seqpack.stale"
+INDEX = "results/{dataset}/{model}/index.h5"
+SHARD = "results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5"
+MERGED = [
+    f"results/{{dataset}}/{{model}}/{name}"
+    for name in ("embeddings.h5", "records.tsv.gz", "manifest.json")
+]
 DATASETS = read_all_datasets()
+FASTA_EDITS = find_fasta_edits()
 GPUS = [] if config["device"] == "cpu" else visible_gpus()
 CORES = workflow.resource_settings.cores or 1
 USE_GPU = config["device"] == "cuda" or bool(GPUS) or profile_asks_for_gpus()
 WORLD_SIZES = {key: world_size_of(*key) for key in DATASETS}
 EMBEDDINGS = [f"results/{name}/{slug}/embeddings.h5" for name, slug in DATASETS]
 REUSED = read_reused()
-SHARDS = [
-    f"results/{name}/{slug}/shards/shard_{rank}-of-{world_size}.h5"
-    for (name, slug), world_size in WORLD_SIZES.items()
-    for rank in range(world_size)
-]
+SHARDS = [shard for key in DATASETS for shard in shards_in(key)]
+STALE = find_stale()
 WEIGHTS = sorted(
     {str(path) for d in DATASETS.values() if d.model.kind == "released" for path in d.model.files}
 )
@@ -226,7 +298,7 @@ def dataset_of(wildcards):
 
 
 def fasta_of(wildcards):
-    return str(dataset_of(wildcards).fasta)
+    return ancient(str(dataset_of(wildcards).fasta))
 
 
 def model_of(wildcards):
@@ -250,13 +322,13 @@ def layers_of(wildcards):
 
 def weights_of(wildcards):
     """The files of the model's weights; none for untrained ones."""
-    return list(map(str, dataset_of(wildcards).model.files))
+    return [ancient(str(path)) for path in dataset_of(wildcards).model.files]
 
 
 def tokenizer_of(wildcards):
     """The file of the model's tokenizer; none for proteins, nor for untrained weights, whose tokenizer is ours."""
     model = dataset_of(wildcards).model
-    return str(model.tokenizer) if model.tokenizer and model.path else []
+    return ancient(str(model.tokenizer)) if model.tokenizer and model.path else []
 
 
 def reused_of(wildcards):
@@ -311,12 +383,14 @@ def length_policy_of(wildcards):
 
 
 def shards_of(wildcards):
-    folder = f"results/{wildcards.dataset}/{wildcards.model}"
-    return [shard for shard in SHARDS if shard.startswith(f"{folder}/")]
+    shards = shards_in((wildcards.dataset, wildcards.model))
+    return [unless_current(shard, *MERGED)(wildcards) for shard in shards]
 
 
 def statuses_of(wildcards):
-    return [shard.removesuffix(".h5") + ".status.json" for shard in shards_of(wildcards)]
+    shards = shards_in((wildcards.dataset, wildcards.model))
+    names = [shard.removesuffix(".h5") + ".status.json" for shard in shards]
+    return [unless_current(name, *MERGED)(wildcards) for name in names]
 
 
 def unrecorded(value):
@@ -325,6 +399,11 @@ def unrecorded(value):
     So that results are not computed again when the repository moves or another device is chosen.
     """
     return lambda wildcards, threads: value
+
+
+def fasta_to_merge(wildcards, threads):
+    """The FASTA as a param that is not recorded: under another name it is no reason to merge again."""
+    return str(dataset_of(wildcards).fasta)
 
 
 def script(name):

@@ -7,8 +7,9 @@
 
 rule embed_shard:
     input:
-        index="results/{dataset}/{model}/index.h5",
+        index=unless_current(INDEX, SHARD),
         weights=weights_of,
+        mark=unless_current(MARK, SHARD),
     output:
         shard="results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5",
     log:

@@ -7,6 +7,7 @@ rule build_index:
     input:
         fasta=fasta_of,
         tokenizer=tokenizer_of,
+        mark=unless_current(MARK, INDEX),
     output:
         index="results/{dataset}/{model}/index.h5",
     log:

@@ -5,9 +5,10 @@
 
 rule merge_shards:
     input:
-        index="results/{dataset}/{model}/index.h5",
+        index=unless_current(INDEX, *MERGED),
         shards=shards_of,
         statuses=statuses_of,
+        mark=unless_current(MARK, *MERGED),
     output:
         embeddings="results/{dataset}/{model}/embeddings.h5",
         records="results/{dataset}/{model}/records.tsv.gz",
@@ -26,7 +27,8 @@ rule merge_shards:
     params:
         script=script("merge_shards.py"),
         dtype=config["dtype"],
+        fasta=fasta_to_merge,
     shell:
         "python {params.script} --index {input.index:q} --shards {input.shards:q}"
         " --statuses {input.statuses:q} --output {output.embeddings:q}"
-        " --dtype {params.dtype} --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"
+        " --dtype {params.dtype} --fasta={params.fasta:q} --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"

@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="of the embeddings (default: float32)"
     )
+    parser.add_argument("--fasta", type=Path, help="refuse to merge if the index is not of this FASTA as it is now")
     return parser.parse_args()
 
 
@@ -43,6 +44,7 @@ def main() -> int:
             arguments.records or arguments.output.with_name("records.tsv.gz"),
             arguments.manifest or arguments.output.with_name("manifest.json"),
             arguments.dtype,
+            arguments.fasta,
         )
 
     return command.run(work)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from seqpack.errors import SeqpackError
 from seqpack.fasta import FastaFile
 from seqpack.models.registry import ModelSource, find_model
-from seqpack.shard_names import SHARD
 
 COLUMNS = ("dataset", "fasta", "model")
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fna", ".ffn", ".fas", ".fsa", ".pep")
@@ -124,39 +122,12 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
     raise SeqpackError(f"{fasta}: no such FASTA file (looked in {looked})")
 
 
-def started_world_size(results: Path, fasta: Path) -> int:
-    """Return the number of shards in which a dataset's results were begun; 0 if they were not.
-
-    Judged by the shards that are newer than the FASTA; a whole set counts before a begun one. So a run
-    goes on with the shards it has where another number of GPUs is visible, or none.
-    """
-    made: dict[int, int] = {}
-    for shard in (results / "shards").glob("shard_*-of-*.h5"):
-        match = SHARD.fullmatch(shard.name)
-        with suppress(FileNotFoundError):  # another job may remove it at this moment
-            if match and shard.stat().st_mtime >= fasta.stat().st_mtime:
-                size = int(match["world_size"])
-                made[size] = made.get(size, 0) + 1
-    return max(made, key=lambda size: (made[size] == size, made[size], size), default=0)
-
-
-def refuse_other_inputs(results: Path, dataset: Dataset) -> None:
-    """Raise a SeqpackError if a folder holds results of another FASTA or model that still exists."""
-    try:
-        manifest = json.loads((results / "manifest.json").read_text(encoding="utf-8"))
-        fasta, model = manifest["fasta"]["path"], manifest["fingerprint"]["model"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return  # none yet, or not ours to judge
-    for before, now in ((fasta, str(dataset.fasta)), (model, dataset.model.name)):
-        if before != now and _still_another(before, now):
+def refuse_shared_folders(folders: list[Path]) -> None:
+    """Raise a SeqpackError if two folders of results are one, as by a link: each would replace the other's files."""
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        other = seen.setdefault(os.path.realpath(folder), folder)
+        if other != folder:
             raise SeqpackError(
-                f"{results} holds the results of {before}; to embed {now}, name its dataset otherwise in the table of "
-                "datasets, or move that folder away"
+                f"{folder} and {other} are one folder, through a link; remove the link, or name one dataset otherwise"
             )
-
-
-def _still_another(before: str, now: str) -> bool:
-    try:
-        return Path(before).exists() and not (Path(now).exists() and Path(now).samefile(before))
-    except (OSError, TypeError, ValueError):  # a damaged manifest: no path
-        return False

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqpack.datasets import started_world_size
 from seqpack.doctor_shards import ShardState, is_at_work, shard_findings, shard_state
 from seqpack.embeddings import Embeddings, open_embeddings
 from seqpack.files import sha256_of_file
@@ -40,6 +39,7 @@ from seqpack.part_file import Part, open_part
 from seqpack.plan import packs_of_rank
 from seqpack.shard_lock import lock_holder
 from seqpack.shard_names import SHARD_FILE
+from seqpack.stale import started_world_size
 
 MARKS = {"index.h5", "embeddings.h5", "manifest.json", "records.tsv.gz"}
 
@@ -151,8 +151,7 @@ def _chosen(folder: Path, sets: dict[int, list[ShardState]], files: Stats, index
     for size, states in sets.items():
         if any(state.finding and state.finding.mend == Mend.WAIT for state in states):
             return size
-    fasta = root_of(folder) / str(index.attributes.get("source_path")) if index else folder / "index.h5"
-    begun, _ = attempt(folder, started_world_size, fasta if exists(fasta) else folder / "index.h5")
+    begun, _ = attempt(folder, started_world_size)
     last = {size: max(files[name].st_mtime for name in files if f"-of-{size}." in name) for size in sets}
     return begun or max(last, key=last.__getitem__, default=0)
 

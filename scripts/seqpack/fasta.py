@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from seqpack.errors import SeqpackError
+from seqpack.input_files import require_unchanged, stamp_of
 
 BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
@@ -41,13 +43,15 @@ class FastaRecord(NamedTuple):
 class FastaFile:
     """A FASTA file to be read once, which knows its size and digest when it has been read.
 
-    Attributes after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes.
+    Attributes after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes, `stamp` of the
+    file (`seqpack.input_files.stamp_of`).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = 0
         self.sha256 = ""
+        self.stamp = ""
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[list[FastaRecord]]:
         """Yield lists of consecutive records, about `block_bytes` of text each.
@@ -56,7 +60,7 @@ class FastaFile:
 
         Raises:
             SeqpackError: unreadable, empty, truncated, compressed by an unknown program, or not FASTA; a record has
-                more than MAX_RECORD_BYTES.
+                more than MAX_RECORD_BYTES; the file changes while it is read.
         """
         pending = bytearray()
         next_number = 1
@@ -123,6 +127,7 @@ class FastaFile:
         """Yield the decompressed bytes, hashing the stored ones on the way."""
         try:
             with self.path.open("rb") as raw:
+                self.stamp = stamp_of(os.fstat(raw.fileno()))
                 source = _HashingReader(raw)
                 file = io.BufferedReader(source, READ_BYTES)
                 magic = file.peek(16)[:16]
@@ -141,6 +146,7 @@ class FastaFile:
                     while chunk := file.read(read_bytes):
                         yield chunk
                 self.size, self.sha256 = source.size, source.digest.hexdigest()
+            require_unchanged(self.path, self.stamp)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SeqpackError(
                 f"{self.path}: the compressed data are truncated or damaged ({error}); copy or download the file again"

@@ -1,19 +1,25 @@
-"""Complete shards of another number of shards: they serve a worker as the parts did that they have replaced."""
+"""Complete shards, whose packs a worker takes as it takes those of parts: of another number of shards, or its own.
+
+A shard's own: Snakemake deletes outputs that it takes for failed, as where a clock was set back. So a complete shard
+keeps a second name, a hard link in the folder of the parts, until the merge is done.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from seqpack.errors import SeqpackError
+from seqpack.files import whole_or_absent
 from seqpack.fingerprint import Fingerprint
 from seqpack.index import Index
 from seqpack.part_file import NO_RESIDUES, PackResult
-from seqpack.parts import Parts
+from seqpack.parts import Parts, parts_folder
 from seqpack.plan import packs_of_rank
 from seqpack.shard import Shard
 from seqpack.shard_names import SHARD
@@ -120,3 +126,28 @@ def add_finished_shards(
         log.info("%s is complete: %d packs are taken from it", path, len(taken))
     for difference, number in refused.items():
         log.warning("%d shards in %s are of another computation and not used: %s", number, folder, difference)
+
+
+def keep_finished(shard: Path, status: Path) -> None:
+    """Give a complete shard and its status JSON a second name in the folder of the parts, if it is a workflow's.
+
+    Raises:
+        OSError: the file system has no hard links.
+    """
+    if not SHARD.fullmatch(shard.name):
+        return
+    folder = parts_folder(shard)
+    folder.mkdir(exist_ok=True)
+    for path, name in ((status, status_path_of(shard).name), (shard, shard.name)):
+        with whole_or_absent(folder / name) as temporary:
+            os.link(path, temporary)
+
+
+def remove_kept(folder: Path, fingerprint: Fingerprint) -> None:
+    """Remove the second names of complete shards of a computation, once they are merged."""
+    for path in folder.glob("shard_*-of-*.h5"):
+        status = status_path_of(path)
+        with suppress(SeqpackError, OSError):
+            if not Fingerprint.from_attributes(read_status(status).fingerprint).difference(fingerprint):
+                path.unlink()
+                status.unlink()

@@ -23,6 +23,7 @@ from seqpack.fasta import FastaFile
 from seqpack.files import name_errors, refuse_shared, remove_abandoned, whole_or_absent
 from seqpack.hdf5 import NewFile, new_hdf5, write_attributes
 from seqpack.index_format import INDEX_FORMAT, Fate, content_digest
+from seqpack.input_files import require_unchanged, shown_path
 from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import ModelSource, find_model
 from seqpack.order import reused_last, unique_sequences
@@ -90,8 +91,10 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
         for block in source.blocks():
             records.append(block, tokenizer(block))
         arranged = _arrange(records, fasta, policy, sources)  # before HDF5, which has to hold signals back
-        with whole_or_absent(output) as temporary, new_hdf5(temporary) as file:
-            _write(file, records, arranged, source, tokenizer, policy, model_source, sources)
+        with whole_or_absent(output) as temporary:
+            with new_hdf5(temporary) as file:
+                _write(file, records, arranged, source, tokenizer, policy, model_source, sources)
+            require_unchanged(fasta, source.stamp)  # else records that are appended meanwhile would be lost for good
     remove_abandoned([output])  # what was not old enough before
 
 
@@ -198,9 +201,10 @@ def _write(
         "seqpack_version": seqpack.__version__,
         "model": model.name,
         "family": model.family,
-        "source_path": str(source.path).encode(errors="backslashreplace").decode(),  # a path may be no UTF-8
+        "source_path": shown_path(source.path),
         "source_size": source.size,
         "source_sha256": source.sha256,
+        "source_stamp": source.stamp,
         **decisive,
         "letter_counts": json.dumps(tokenizer.letter_counts()),
         "fate_counts": json.dumps(counts),

@@ -32,7 +32,9 @@ def manifest_of(
             "path": attributes["source_path"],
             "bytes": attributes["source_size"],
             "sha256": attributes["source_sha256"],
+            "stamp": attributes.get("source_stamp", ""),
         },
+        "weights": status.weights,
         "fingerprint": shards[0].shard.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in COUNTS},

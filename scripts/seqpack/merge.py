@@ -16,6 +16,7 @@ import numpy as np
 
 import seqpack
 from seqpack.embeddings import EMBEDDINGS_FORMAT
+from seqpack.errors import SeqpackError
 from seqpack.files import (
     fsync,
     json_text,
@@ -28,8 +29,10 @@ from seqpack.files import (
 )
 from seqpack.findings import size_in_words
 from seqpack.fingerprint import Fingerprint
+from seqpack.finished_shards import remove_kept
 from seqpack.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
 from seqpack.index import Fate, Index, open_index
+from seqpack.input_files import InputFile, find_change
 from seqpack.interrupts import held_back_signals
 from seqpack.manifest import manifest_of
 from seqpack.merge_residues import ResidueLayout, write_residues
@@ -73,6 +76,7 @@ def merge_shards(
     records: Path,
     manifest: Path,
     dtype: str = "float32",
+    fasta: Path | None = None,
 ) -> None:
     """Verify the shards and write the three results; a failed check writes nothing.
 
@@ -83,11 +87,15 @@ def merge_shards(
         records: records.tsv.gz to write.
         manifest: manifest.json to write.
         dtype: of the embeddings in it: float32 or float16.
+        fasta: the file that is asked for; the index must have been made from it as it is now. None: not compared.
 
     Raises:
-        SeqpackError: a check failed; names the shard and what is wrong. A value is beyond float16.
+        SeqpackError: a check failed; names the shard and what is wrong. A value is beyond float16. No record has an
+            embedding.
     """
     index = open_index(index_path)
+    if fasta is not None:
+        require_fasta(index, fasta)
     results = (output, records, manifest)
     reused_paths = (Path(note["path"]) for note in index.reuse)
     refuse_shared(results, (index_path, *shard_paths, *status_paths, *reused_paths))
@@ -101,6 +109,11 @@ def merge_shards(
     quarantined = np.concatenate([found.shard.quarantined_rows for found in shards])
     fates = final_fates(index, quarantined)
     kept = np.flatnonzero(has_row(fates))
+    if not len(kept):
+        raise SeqpackError(
+            f"{index_path}: none of its {index.num_records} records has a finite embedding, so there is nothing to "
+            f"deliver; check the weights, or compute in precision float32"
+        )
     fate_counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
     with (
         ExitStack() as held,
@@ -161,6 +174,12 @@ def merge_shards(
     remove_abandoned(results)  # what was not old enough before
 
 
+def require_fasta(index: Index, fasta: Path) -> None:
+    """Raise a SeqpackError if an index was made from another FASTA, or if that has changed since."""
+    if change := find_change([InputFile.fasta_of(index.attributes)], [fasta], sha256_of_file):
+        raise SeqpackError(f"{index.path} was made from {change.before}, not from {change.now}; run again")
+
+
 def _remove_what_was_left(shards: list[Path], fingerprint: Fingerprint, packs: range) -> None:
     """Remove what killed workers have left, those of another number of shards included; name what else is there."""
     beside, folder = shards[0].parent, parts_folder(shards[0])
@@ -169,6 +188,7 @@ def _remove_what_was_left(shards: list[Path], fingerprint: Fingerprint, packs: r
         remove_left(place)
     remove_set_aside(folder)
     remove_parts(folder, fingerprint, packs)
+    remove_kept(folder, fingerprint)
     if left := list(folder.glob("*.part.h5")):
         num_bytes = sum(path.stat().st_size for path in left)
         log.warning(

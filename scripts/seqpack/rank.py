@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,13 @@ from seqpack.finished_shards import add_finished_shards
 from seqpack.hdf5 import open_hdf5, read_attributes
 from seqpack.index import Index, embedded_lengths, open_index, residue_counts
 from seqpack.index_model import model_of
+from seqpack.input_files import note_file, require_unchanged
 from seqpack.interrupts import Signals
 from seqpack.kernels.names import AUTO
 from seqpack.memory import PackEmbedder, is_out_of_memory
 from seqpack.models.encoders import Encoder, make_encoder
 from seqpack.models.registry import ModelSource
-from seqpack.models.weights import load_weights
+from seqpack.models.weights import Weights, load_weights
 from seqpack.outputs import Outputs
 from seqpack.part_writer import PartWriter
 from seqpack.parts import Parts, find_parts, parts_folder, remove_parts
@@ -68,6 +70,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     status.run = {
         **devices.describe_device(device),
         "precision": precision,
+        "precision_asked": task.precision,
         "threads": threads,
         "torch": torch.__version__,
         **_describe_packs(index, task, rows),
@@ -78,7 +81,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
 
     with stage(status, "load"):
         source = model_of(index, task.model)
-        weights = load_weights(source)
+        weights = _load_noted(source, status)
         architecture, dtype = weights.architecture, getattr(torch, precision)
         outputs = task.outputs.of(architecture.num_layers)
         width = len(outputs.pairs) * architecture.hidden_dim
@@ -90,7 +93,10 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
             if is_out_of_memory(error):
                 raise SeqpackError(f"{source.name} in {precision} does not fit {_room(device)}") from error
             raise
+        for file, noted in zip(source.files, status.weights or [], strict=True):
+            require_unchanged(file, noted["stamp"])
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
+    status.run["num_layers"] = architecture.num_layers
     status.run["attention"] = model.attention
     status.run["elementwise"] = "Triton" if model.fuse else "eager"
     log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run["elementwise"])
@@ -113,7 +119,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     with stage(status, "resume"):
         folder, with_quarantined = parts_folder(task.shard), task.on_error == "skip"
         parts = find_parts(folder, index, fingerprint, packs, with_quarantined)
-        add_finished_shards(parts, task.shard.parent, index, fingerprint, packs, with_quarantined)
+        for place in (task.shard.parent, folder):
+            add_finished_shards(parts, place, index, fingerprint, packs, with_quarantined)
         signals.check()
         todo = [pack for pack in packs if pack not in parts]
         status.resumed_packs = status.done_packs = len(packs) - len(todo)
@@ -172,6 +179,15 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
         "num_residues": int(embedded_lengths(index, index.sequence_records[rows]).sum()),
         "pack_fill": round(num_tokens / capacity, 4) if capacity else 0.0,
     }
+
+
+def _load_noted(source: ModelSource, status: ShardStatus) -> Weights:
+    """Load the weights; meanwhile digest their files, and note them in the status."""
+    with ThreadPoolExecutor(1) as thread:
+        noting = thread.submit(lambda: [asdict(note_file(file)) for file in source.files])
+        weights = load_weights(source)
+        status.weights = noting.result()
+    return weights
 
 
 def _make_model(source: ModelSource, index: Index, dtype: torch.dtype, device: torch.device) -> Encoder:

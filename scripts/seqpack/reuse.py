@@ -204,21 +204,18 @@ def note_sources(sources: list[Source]) -> str:
     return json.dumps(notes)
 
 
-def reused_by(results: Path, fasta: Path, known: Mapping[str, Any]) -> dict[Path, str]:
+def reused_by(results: Path, known: Mapping[str, Any]) -> dict[Path, str]:
     """Return the files that a dataset's vectors are reused from, and their fingerprints, in their order.
 
     By its index; once that is deleted, by the merged result.
 
     Args:
         results: the dataset's folder.
-        fasta: if it is newer than what tells of the files, they no longer count: there are none.
-        known: likewise if its settings are others than these (`known_settings`).
+        known: if its settings are others than these (`known_settings`), the files no longer count: there are none.
     """
     index, merged = results / "index.h5", results / "embeddings.h5"
     teller = index if index.exists() else merged
     try:
-        if teller.stat().st_mtime < fasta.stat().st_mtime:
-            return {}
         with open_hdf5(teller, teller.name) as file:
             attributes = read_attributes(file)
         if teller == index:

@@ -35,10 +35,11 @@ class ShardStatus:
         updated: when the worker last wrote this, ISO 8601.
         error: {type, message} when failed.
         fingerprint: `Fingerprint.attributes()`, once known.
-        run: device, device_uuid, attention, elementwise, computed_by (of resumed packs as well), precision, threads,
-            torch, num_tokens, num_residues, done_tokens (of done packs, resumed ones included, as of `updated`),
-            throughput (points of `seqpack.throughput`), pack_fill, tokens_per_second (of the packs computed now, over
-            the compute stage), model_flops_per_second,
+        weights: the files of the model, `seqpack.input_files.InputFile`; none of untrained ones.
+        run: precision_asked (as set), num_layers (of the model), device, device_uuid, attention, elementwise,
+            computed_by (of resumed packs as well), precision, threads, torch, num_tokens, num_residues, done_tokens
+            (of done packs, resumed ones included, as of `updated`), throughput (points of `seqpack.throughput`),
+            pack_fill, tokens_per_second (of the packs computed now, over the compute stage), model_flops_per_second,
             out_of_memory_splits, sequences_on_cpu, recomputed_float32 (sequences), peak_host_bytes, and on a GPU
             peak_device_bytes, model_flop_utilization (of a matrix product's speed on this device),
             gpu_utilization_mean, gpu_memory_bytes_max, gpu_power_watts_mean.
@@ -63,6 +64,7 @@ class ShardStatus:
     resumed_packs: int = 0
     error: dict[str, str] | None = None
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    weights: list[dict[str, Any]] | None = None
     run: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     quarantined: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from seqpack.files import refuse_shared
+from seqpack.finished_shards import keep_finished
 from seqpack.interrupts import Interrupted, Signals
 from seqpack.lease import leased_gpu
 from seqpack.parts import remove_unfinished
@@ -43,9 +44,10 @@ def embed_shard(task: ShardTask) -> ShardStatus:
                 remove_unfinished(task.shard)
             remove_parts = _embed_locked(task, status, signals, lease)
             try:
+                keep_finished(task.shard, task.status)
                 remove_parts()
             except Exception as error:  # the shard is complete, whatever becomes of its parts
-                log.warning("the parts of the finished shard can't be removed: %s", error)
+                log.warning("the parts of the finished shard stay until the merge: %s", error)
     finally:
         signals.restore()
     return status

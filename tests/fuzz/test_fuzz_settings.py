@@ -16,9 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import MODEL, REPOSITORY
-from seqpack.datasets import dataset_of_file, read_datasets, refuse_other_inputs
+from pipeline import MODEL, REPOSITORY, Run
+from seqpack.datasets import dataset_of_file, read_datasets
 from seqpack.errors import SeqpackError
+from seqpack.input_files import KnownDigests
+from seqpack.length_policy import LengthPolicy
+from seqpack.models.registry import find_model
+from seqpack.outputs import Outputs
+from seqpack.stale import Request, stale_results
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 FIXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": HEALTH}
@@ -104,17 +109,31 @@ JSON = st.recursive(
 )
 
 
-@given(JSON, JSON, st.booleans())
+@pytest.fixture(scope="session")
+def merged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of good.fa."""
+    run = Run(tmp_path_factory.mktemp("merged"), 1).build(folder / "good.fa").embed().merge()
+    (run.folder / "manifest.json").rename(run.folder / "sound.json")
+    return run.folder
+
+
+@given(JSON, JSON, JSON, st.booleans())
 @settings(max_examples=500, **FIXED)
-def test_the_manifest_of_results_that_are_there(folder: Path, fasta: object, model: object, plausible: bool) -> None:
-    """Another run's manifest is looked into; a damaged one must not stop this run with a traceback."""
-    dataset = dataset_of_file("good.fa", MODEL, [folder])
-    content = {"fasta": {"path": fasta}, "fingerprint": {"model": model}} if plausible else fasta
-    (folder / "manifest.json").write_text(json.dumps(content))
+def test_the_manifest_of_results_that_are_there(
+    folder: Path, merged: Path, fasta: object, model: object, weights: object, plausible: bool
+) -> None:
+    """An earlier run's manifest is compared with what is asked for; a damaged one must not stop this run."""
+    manifest = json.loads((merged / "sound.json").read_text())
+    odd = manifest | {"fasta": {**manifest["fasta"], "stamp": fasta}, "weights": weights, "shards": [{"run": model}]}
+    (merged / "manifest.json").write_text(json.dumps(odd if plausible else fasta))
+    request = Request(folder / "good.fa", find_model(MODEL), LengthPolicy(), Outputs(), "float32")
     try:
-        refuse_other_inputs(folder, dataset)
+        stale = stale_results(merged, request, [], KnownDigests(folder / "digests.json"))
     except SeqpackError as error:
-        check_message(error, f"{folder} holds the results of ")
+        check_message(error, f"{merged} holds the results of ")
+    else:
+        assert set(stale) <= {merged / "embeddings.h5"}
+        assert stale or plausible
 
 
 CONFIG = [

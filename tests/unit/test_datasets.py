@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-from seqpack.datasets import dataset_of_file, find_fasta, read_datasets, safe_name, started_world_size
+from seqpack.datasets import dataset_of_file, find_fasta, read_datasets, refuse_shared_folders, safe_name
 from seqpack.errors import SeqpackError
 
 DEFAULT = "untrained:esm2_t6_8M_UR50D"
@@ -209,17 +208,11 @@ def test_a_file_s_model_is_looked_up(tmp_path: Path) -> None:
         dataset_of_file("a.faa", "esm2_t6_8M", [tmp_path])
 
 
-def test_a_whole_set_of_shards_counts_before_a_begun_one(tmp_path: Path) -> None:
-    fasta = write_fasta(tmp_path / "f.faa")
-    shards = tmp_path / "results" / "shards"
-    shards.mkdir(parents=True)
-    assert started_world_size(tmp_path / "results", fasta) == 0
-    for rank in range(3):
-        (shards / f"shard_{rank}-of-8.h5").touch()
-    assert started_world_size(tmp_path / "results", fasta) == 8
-    for rank in range(2):
-        (shards / f"shard_{rank}-of-2.h5").touch()
-        (shards / f"shard_{rank}-of-2.status.json").touch()
-    assert started_world_size(tmp_path / "results", fasta) == 2
-    os.utime(fasta, (fasta.stat().st_atime, fasta.stat().st_mtime + 100))  # the FASTA has changed since
-    assert started_world_size(tmp_path / "results", fasta) == 0
+def test_two_folders_of_results_that_are_one_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results/a/m").mkdir(parents=True)
+    (tmp_path / "results/b").symlink_to("a")
+    refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/a/n", tmp_path / "results/c/m"])
+    with pytest.raises(SeqpackError, match=r"results/b/m and .*results/a/m are one folder, through a link"):
+        refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/b/m"])
+    with pytest.raises(SeqpackError, match=r"results/b/new and .*results/a/new are one folder"):
+        refuse_shared_folders([tmp_path / "results/a/new", tmp_path / "results/b/new"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -51,6 +53,7 @@ def eighths(done: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shutil.copy(done.index, run.index)
     for rank in range(7):
         embed_shard(run.task(rank))
+    shutil.rmtree(run.folder / "parts")  # their second names, which are whole whatever becomes of the first
     return run
 
 
@@ -181,6 +184,7 @@ def cut_off(run: Run) -> None:
 
 def of_other_settings(run: Run) -> None:
     embed_shard(run.task(0, outputs=Outputs((0,))))
+    shutil.rmtree(run.folder / "parts")
 
 
 UNSOUND: dict[str, tuple[Callable[[Run], object], str]] = {
@@ -215,6 +219,37 @@ def test_a_shard_that_is_not_sound_is_not_used(
     said = [text for record in caplog.records if "not used" in (text := record.getMessage())]
     assert len(said) == bool(message)
     assert re.search(message, "".join(said))
+
+
+def test_a_shard_that_is_deleted_is_not_computed_twice(done: Run, index: Index, tmp_path: Path) -> None:
+    """As Snakemake does with outputs that are older than their input, where a clock was set back."""
+    shutil.copy(done.index, tmp_path / "index.h5")
+    run = Run(tmp_path, 2).embed()
+    before = [path.read_bytes() for path in run.shards]
+    for path in (*run.shards, *run.statuses):
+        path.unlink()
+    run.embed()
+    assert resumed(run) == index.num_packs
+    assert [path.read_bytes() for path in run.shards] == before
+    run.merge()
+    assert not (tmp_path / "parts").exists()
+
+
+def test_without_hard_links_the_parts_stay_until_the_merge(
+    done: Run, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    shutil.copy(done.index, tmp_path / "index.h5")
+    run = Run(tmp_path, 2).embed(save_seconds=0)
+    for path in (*run.shards, *run.statuses):
+        path.unlink()
+    run.embed()
+    assert resumed(run) == index.num_packs
+    run.merge()
+    assert not (tmp_path / "parts").exists()
 
 
 def found_in(run: Run, index: Index, packs: range) -> Parts:

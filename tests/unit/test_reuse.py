@@ -440,11 +440,11 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
 
 def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run, tmp_path: Path) -> None:
     run, model = grown(tmp_path, [proteins.embeddings]), find_model(MODEL)
-    known, fasta = known_settings(model, LengthPolicy(), Outputs(), "auto"), tmp_path / "some.fa"
+    known = known_settings(model, LengthPolicy(), Outputs(), "auto")
     noted = {proteins.embeddings: open_source(proteins.embeddings).fingerprint.digest}
 
     def require_noted_until_something_else_is_wanted() -> None:
-        assert reused_by(tmp_path, fasta, known) == noted
+        assert reused_by(tmp_path, known) == noted
         for settings in (
             (LengthPolicy(max_length=1000), Outputs(), "auto"),
             (LengthPolicy(), Outputs((3,)), "auto"),
@@ -452,11 +452,7 @@ def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run
             (LengthPolicy(), Outputs(per_residue="float32"), "auto"),
             (LengthPolicy(), Outputs(), "bfloat16"),
         ):
-            assert reused_by(tmp_path, fasta, known_settings(model, *settings)) == {}
-        before, after = fasta.stat().st_mtime_ns, fasta.stat().st_mtime_ns + 10**10
-        os.utime(fasta, ns=(after, after))
-        assert reused_by(tmp_path, fasta, known) == {}
-        os.utime(fasta, ns=(before, before))
+            assert reused_by(tmp_path, known_settings(model, *settings)) == {}
 
     require_noted_until_something_else_is_wanted()
     run.embed().merge()
@@ -464,10 +460,10 @@ def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run
     run.index.unlink()
     require_noted_until_something_else_is_wanted()
     (tmp_path / "manifest.json").unlink()
-    assert reused_by(tmp_path, fasta, known) == {}
-    assert reused_by(tmp_path / "none", fasta, known) == {}
+    assert reused_by(tmp_path, known) == {}
+    assert reused_by(tmp_path / "none", known) == {}
     run.index.write_bytes(b"no index")
-    assert reused_by(tmp_path, fasta, known) == {}
+    assert reused_by(tmp_path, known) == {}
 
 
 def flip(path: Path, dataset: str, row: int) -> None:
