@@ -21,10 +21,10 @@ os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PA
 # Snakemake then what runs below it, before a worker has saved its packs.
 shell.prefix("set -euo pipefail; exec ")
 
+from seqpack import input_files
 from seqpack.datasets import dataset_of_file, read_datasets, refuse_shared_folders
 from seqpack.devices import visible_gpus
 from seqpack.errors import SeqpackError
-from seqpack.input_files import KnownDigests
 from seqpack.length_policy import choose_length_policy
 from seqpack.models.registry import DNABERT_S, MODELS
 from seqpack.orphans import cancel_orphans, claim_folder
@@ -263,7 +263,7 @@ def profile_asks_for_gpus():
 
 
 check_config()
-DIGESTS = KnownDigests(Path(".snakemake/seqpack.digests.json"))
+DIGESTS = input_files.KnownDigests(Path(input_files.DIGESTS))
 MARK = ".snakemake/seqpack.stale"
 INDEX = "results/{dataset}/{model}/index.h5"
 SHARD = "results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5"

@@ -35,11 +35,12 @@ from seqpack.findings import (
 from seqpack.fingerprint import Fingerprint
 from seqpack.hdf5 import sha256_but_for
 from seqpack.index import Index, open_index
+from seqpack.input_files import DIGESTS, KnownDigests
 from seqpack.part_file import Part, open_part
 from seqpack.plan import packs_of_rank
 from seqpack.shard_lock import lock_holder
 from seqpack.shard_names import SHARD_FILE
-from seqpack.stale import started_world_size
+from seqpack.stale import find_changed_inputs, started_world_size
 
 MARKS = {"index.h5", "embeddings.h5", "manifest.json", "records.tsv.gz"}
 
@@ -116,6 +117,7 @@ def _examine(folder: Path, names: Stats, files: Stats, check: bool) -> Iterator[
         taken = done and any(state.finding for state in shards)
         yield Finding(said + (", whose workers take packs from it if the settings are the same" if taken else ""))
     yield from merged
+    yield from guarded(folder, _changed_inputs(folder))
     if "parts" in files:
         yield from guarded(folder / "shards/parts", _parts(folder / "shards/parts", index, shards, check))
     if "exports" in names and "embeddings.h5" in names:
@@ -211,6 +213,14 @@ def _by_manifest(folder: Path, names: Stats, embeddings: Embeddings, check: bool
     else:
         reason = audits[0].get("reference", "none: it is off").removeprefix("none: ")
         yield Finding(f"audit: no sequence was recomputed: {reason}")
+
+
+def _changed_inputs(folder: Path) -> Iterator[Finding]:
+    """Yield which input files are others now than those that the results were made from."""
+    root = root_of(folder)
+    for change in find_changed_inputs(folder, root, KnownDigests(root / DIGESTS)):
+        text = f"the input has changed: it was {change.before} and is {change.now} now; the next run computes it again"
+        yield Finding(in_one_line(text), Mend.RUN)
 
 
 def _parts(folder: Path, index: Index | None, shards: list[ShardState], check: bool) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from typing import Any
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file, write_json
 
+DIGESTS = ".snakemake/seqpack.digests.json"  # below the working directory of a workflow
 SHOWN_DIGITS = 12  # of a SHA-256 in a message
 
 
@@ -134,9 +135,9 @@ def find_change(noted: Sequence[InputFile], paths: Sequence[Path], sha256: Calla
         sha256: returns the digest of a file: `sha256_of_file`, or `KnownDigests.sha256`.
 
     Returns:
-        The first difference; None if there is none, or if a file does not exist (yet).
+        The first difference; None if there is none, or if a file does not exist (yet) or is no regular file.
     """
-    if not all(path.exists() for path in paths):
+    if not all(path.is_file() for path in paths):
         return None
     before = {"" if len(noted) == 1 else Path(file.path).name: file for file in noted}
     now = {"" if len(paths) == 1 else Path(shown_path(path)).name: path for path in paths}

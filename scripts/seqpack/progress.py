@@ -18,8 +18,10 @@ from datetime import datetime
 from pathlib import Path
 
 from seqpack.errors import SeqpackError
-from seqpack.findings import Stats, ago, build_error, entries_of, exists, in_one_line, logs_folder, unbuilt
+from seqpack.files import sha256_of_file
+from seqpack.findings import Stats, ago, build_error, entries_of, exists, in_one_line, logs_folder, root_of, unbuilt
 from seqpack.hdf5 import open_hdf5, read_attributes
+from seqpack.input_files import InputFile, find_change, stamp_of
 from seqpack.shard_lock import lock_holder, lock_path_of
 from seqpack.shard_names import SHARD_FILE
 from seqpack.status import COMPLETE, FAILED, RUNNING, ShardStatus, read_status
@@ -122,7 +124,10 @@ def _progress(folder: Path, names: Stats, files: Stats) -> Progress:
         return result
     result.shards = int(newest[2]) if newest else 0
     said, remaining = Amount(), [0.0]
-    total_of_index, digest = _totals(folder / "index.h5", names)
+    total_of_index, digest, fasta = _totals(folder / "index.h5", names)
+    with suppress(OSError):  # it can't be read here
+        if fasta and (change := find_change([fasta], [root_of(folder) / fasta.path], _sha256)):
+            result.notes.append(in_one_line(f"the input has changed: it was {change.before} and is {change.now} now"))
     ranks = sorted({int(match[1]) for match in matches if int(match[2]) == result.shards})
     shards = [folder / f"shards/shard_{rank}-of-{result.shards}.h5" for rank in ranks]
     judged = [_shard_state(shard, files, "embeddings.h5" in names) for shard in shards]
@@ -269,23 +274,31 @@ def _rate(status: ShardStatus, done: Amount) -> float:
     return 0.0
 
 
-def _totals(index: Path, names: Stats) -> tuple[Amount | None, str]:
-    """Return the work in the index and its digest; None and nothing if there is none that can be read."""
+def _totals(index: Path, names: Stats) -> tuple[Amount | None, str, InputFile | None]:
+    """Return the work in the index, its digest, and the FASTA it was made from; nothing if none can be read."""
     if index.name not in names:
-        return None, ""
+        return None, "", None
     try:
         return _read_totals(index, names[index.name].st_mtime_ns, names[index.name].st_size)
     except SeqpackError:
-        return None, ""
+        return None, "", None
 
 
 @functools.lru_cache(256)
-def _read_totals(index: Path, mtime_ns: int, size: int) -> tuple[Amount, str]:
+def _read_totals(index: Path, mtime_ns: int, size: int) -> tuple[Amount, str, InputFile]:
     with open_hdf5(index, "index") as file:
-        attributes = read_attributes(file)
-        return Amount(_count(attributes["num_packs"]), _count(attributes["num_tokens"])), str(
-            attributes["index_digest"]
-        )
+        facts = read_attributes(file)
+        amount = Amount(_count(facts["num_packs"]), _count(facts["num_tokens"]))
+        return amount, str(facts["index_digest"]), InputFile.fasta_of(facts)
+
+
+def _sha256(path: Path) -> str:
+    return _sha256_by_stamp(path, stamp_of(path.stat()))
+
+
+@functools.lru_cache(256)
+def _sha256_by_stamp(path: Path, stamp: str) -> str:
+    return sha256_of_file(path)
 
 
 def _count(value: object) -> int:

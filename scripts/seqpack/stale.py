@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,25 @@ def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
         return _compare_fasta(results, facts, fasta, digests) if facts else ""
     except (KeyError, TypeError, ValueError):  # damaged: its judge will say so
         return ""
+
+
+def find_changed_inputs(results: Path, root: Path, digests: KnownDigests) -> list[Change]:
+    """Return how the FASTA and the weights differ from those that a folder's results were made from, if they exist.
+
+    Args:
+        results: the folder.
+        root: the working directory of its workflow, from which relative paths count.
+        digests: of input files that were read before.
+    """
+    merged, changes = _merged_facts(results), []
+    for facts in (read_facts(results / "index.h5"), merged):
+        with suppress(*DAMAGED):  # absent or damaged: its judge will say so
+            fasta = InputFile.fasta_of(facts or {})
+            changes.append(find_change([fasta], [root / fasta.path], digests.sha256))
+    with suppress(*DAMAGED):
+        weights = [InputFile.from_json(noted) for noted in (merged or {}).get("weights") or []]
+        changes.append(find_change(weights, [root / file.path for file in weights], digests.sha256))
+    return list(dict.fromkeys(change for change in changes if change))
 
 
 def started_world_size(results: Path) -> int:
@@ -230,7 +250,7 @@ class _Judge:
 
     def _quarantined(self, number: int) -> str:
         if number and self.request.on_error == "fail":
-            return f"{number} sequences were quarantined, and on_error is fail now"
+            return f"sequences were quarantined ({number}): on_error was skip and is fail now"
         return ""
 
     def _reuse(self, facts: Mapping[str, Any]) -> str:

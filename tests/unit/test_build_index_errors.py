@@ -21,7 +21,10 @@ import pytest
 import zstandard
 
 from dnabert_reference import save_folder, seeded_state
+from seqpack import index_build
+from seqpack.errors import SeqpackError
 from seqpack.index import open_index
+from seqpack.length_policy import LengthPolicy
 from seqpack.models.registry import DnabertArchitecture
 
 PROGRAM = Path(__file__).parents[2] / "scripts" / "build_index.py"
@@ -408,3 +411,23 @@ def test_what_another_machine_left_is_removed_once_it_is_old(fasta: Path, output
     os.utime(old, (0, 0))
     assert run(fasta, output).returncode == 0
     assert sorted(output.parent.iterdir()) == [alive, output]
+
+
+def test_a_fasta_that_grows_while_it_is_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records appended after the last read would be lost for good, as the index is newer than the file."""
+    fasta, output = tmp_path / "growing.fa", tmp_path / "index.h5"
+    fasta.write_text(">a\nMKV\n")
+
+    def write_while_the_file_grows(*arguments: object) -> None:
+        with fasta.open("a") as file:
+            file.write(">b\nMKL\n")
+        write(*arguments)
+
+    write = index_build._write
+    monkeypatch.setattr(index_build, "_write", write_while_the_file_grows)
+    with pytest.raises(SeqpackError, match=r"growing\.fa: the file changed while it was read; wait until it is comple"):
+        index_build.build_index(fasta, output, MODEL, LengthPolicy())
+    assert list(tmp_path.iterdir()) == [fasta]
+    monkeypatch.setattr(index_build, "_write", write)
+    index_build.build_index(fasta, output, MODEL, LengthPolicy())
+    assert open_index(output).num_records == 2

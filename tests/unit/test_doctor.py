@@ -12,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from pipeline import MODEL, SCRIPTS, Run, run_script
 from seqpack.embeddings import open_embeddings
 from seqpack.fingerprint import Fingerprint
+from seqpack.hdf5 import write_attributes
 from seqpack.index import open_index
 from seqpack.part_file import PackResult
 from seqpack.part_writer import PartWriter
@@ -382,6 +384,22 @@ def test_the_manifest_of_other_results(results: Results) -> None:
     manifest["outputs"]["embeddings.h5"]["rows"] += 1
     (results.folder / "manifest.json").write_text(json.dumps(manifest))
     assert "embeddings.h5: not what manifest.json says of it" in doctor(results)
+
+
+def test_a_replaced_fasta_is_told(results: Results) -> None:
+    """With an older time than before, so that times tell nothing."""
+    fasta = results.root / "tiny.faa"
+    fasta.write_bytes((Path(open_index(results.index).attributes["source_path"])).read_bytes())
+    os.utime(fasta, (0, 0))
+    with h5py.File(results.index, "r+") as index:
+        del index.attrs["source_path"]
+        write_attributes(index, {"source_path": "tiny.faa"})
+    assert "changed" not in doctor(results, code=0)
+    fasta.write_text(">other\nMKV\n")
+    os.utime(fasta, (0, 0))
+    said = doctor(results)
+    assert "the input has changed: it was tiny.faa (2,4" in said
+    assert f"and is {fasta} (11 bytes, SHA-256 " in said
 
 
 def test_the_audit_is_told(results: Results) -> None:

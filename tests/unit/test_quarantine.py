@@ -203,3 +203,15 @@ def test_weights_that_are_all_wrong_end_early(tmp_path: Path, family: Family) ->
     run = Run(tmp_path, 1).build(fasta, weights, family.policy)
     with pytest.raises(SeqpackError, match=r"have no finite embedding.*after [0-9] of \d\d packs: check the weights"):
         run.embed()
+
+
+@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+def test_a_result_without_any_embedding_is_a_failure(family: Family, tmp_path: Path) -> None:
+    fasta = tmp_path / "all bad.fa"
+    fasta.write_text(">a\nMKCV\n>b\nCCC\n" if family is PROTEINS else ">a\nACNT\n>b\nNNACGTN\n")
+    run = Run(tmp_path / "run", 1).build(fasta, broken_model(family, tmp_path, math.nan), family.policy)
+    run.embed(on_error="skip")
+    with pytest.raises(SeqpackError, match=r"none of its 2 records has a finite embedding, .*; check the weights"):
+        run.merge()
+    assert not run.embeddings.exists()
+    assert not (run.folder / "manifest.json").exists()
