@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -115,9 +116,16 @@ def read_status(path: Path) -> ShardStatus:
 def _wrong_fields(status: ShardStatus) -> list[str]:
     """Return the names of the fields whose values can't be theirs."""
     wrong = []
-    for name, hint in get_type_hints(ShardStatus).items():
-        kinds = tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+    for name, kinds in _kinds().items():
         value = getattr(status, name)
         if not isinstance(value, kinds) or isinstance(value, bool):
             wrong.append(name)
     return wrong if status.status in (RUNNING, COMPLETE, FAILED) else [*wrong, "status"]
+
+
+@functools.cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Return the types that each field may have."""
+    hints = get_type_hints(ShardStatus).items()
+    each = {name: get_args(hint) if isinstance(hint, UnionType) else (hint,) for name, hint in hints}
+    return {name: tuple(get_origin(kind) or kind for kind in kinds) for name, kinds in each.items()}

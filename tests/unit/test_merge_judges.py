@@ -22,6 +22,7 @@ from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.index import Index, open_index
 from seqpack.length_policy import LengthPolicy
+from seqpack.merge import merge_shards
 from seqpack.outputs import Outputs
 from seqpack.verify import _verify_together, verify_shards
 
@@ -288,6 +289,26 @@ def test_a_damaged_index_is_refused(run: Run) -> None:
     run.index.write_bytes(run.index.read_bytes()[:-100])
     with pytest.raises(SeqpackError, match=r"index\.h5"):
         run.merge()
+
+
+def test_a_fasta_that_has_changed_since_the_index_was_built_is_refused(run: Embedded) -> None:
+    def merge(fasta: Path) -> None:
+        folder = run.folder
+        results = (run.embeddings, folder / "records.tsv.gz", folder / "manifest.json")
+        merge_shards(run.index, run.shards, run.statuses, *results, fasta=fasta)
+
+    merge(run.fasta)  # a copy of the one it was built from
+    run.embeddings.unlink()
+    merge(run.folder / "no longer there.fa")
+    run.embeddings.unlink()
+    before = run.fasta.stat()
+    run.fasta.write_bytes(run.fasta.read_bytes()[:-2] + b"A\n")
+    os.utime(run.fasta, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(
+        SeqpackError, match=r"index\.h5 was made from .*some\.fa \(.*\), not from .*some\.fa \(.*run again"
+    ):
+        merge(run.fasta)
+    assert not run.embeddings.exists()
 
 
 def test_equal_runs_give_equal_files(embedded: Embedded, tmp_path: Path) -> None:

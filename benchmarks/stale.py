@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Time of comparing what exists with what is asked for, at the start of a run: of 1 and 100 datasets with two shards
+each, and of a result of so many million records; unchanged, and with a FASTA that was touched, which is read once.
+
+    python benchmarks/stale.py --millions 10
+
+Ten million need some 5 GB in the folder for temporary files (TMPDIR). There is no model: vectors are stand-ins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import scale
+
+sys.path.insert(0, str(scale.SCRIPTS))
+
+from seqpack.devices import processor
+from seqpack.index_build import build_index
+from seqpack.input_files import KnownDigests
+from seqpack.length_policy import LengthPolicy
+from seqpack.merge import merge_shards
+from seqpack.models.registry import find_model
+from seqpack.outputs import Outputs
+from seqpack.stale import Request, find_fasta_edit, stale_results
+from seqpack.verify import status_path_of
+
+RESIDUES = 30  # in a sequence: its length does not matter here
+scale.HIDDEN_DIM = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=10, help="of records in the large result")
+    number = round(parser.parse_args().millions * 1e6)
+    print(processor()[0])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = folder / "small"
+        make_result(small, 100)
+        copies = [Path(shutil.copytree(small, folder / f"copy{number}")) for number in range(100)]
+        compare(copies[:1], "1 dataset, first in this process")
+        compare(copies[:1], "1 dataset")
+        compare(copies, "100 datasets, copied: each FASTA is read once")
+        compare(copies, "100 datasets")
+        large = folder / "large"
+        make_result(large, number)
+        compare([large], f"{number:,} records")
+        os.utime(large / "a.fa")
+        compare([large], f"{number:,} records, FASTA of {(large / 'a.fa').stat().st_size / 1e9:.2f} GB touched")
+        compare([large], f"{number:,} records, the next time")
+
+
+def make_result(folder: Path, number: int) -> None:
+    """Write a FASTA, its index, two shards and the merged result, as a finished run leaves them."""
+    folder.mkdir()
+    fasta, index = folder / "a.fa", folder / "index.h5"
+    letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
+    generator = np.random.default_rng(0)
+    with fasta.open("wb") as file:
+        for start in range(0, number, scale.BLOCK):
+            rows = letters[generator.integers(0, 20, (min(scale.BLOCK, number - start), RESIDUES))]
+            file.write(b"".join(b">r%d\n%s\n" % pair for pair in enumerate(map(bytes, rows), start)))
+    build_index(fasta, index, scale.MODEL, LengthPolicy())
+    shards = shards_of(folder)
+    for rank in range(scale.WORLD_SIZE):
+        scale.write_stand_in_shard(index, rank)
+    outputs = [folder / name for name in ("embeddings.h5", "records.tsv.gz", "manifest.json")]
+    merge_shards(index, shards, [status_path_of(shard) for shard in shards], *outputs)
+
+
+def shards_of(folder: Path) -> list[Path]:
+    return [folder / f"shard_{rank}-of-{scale.WORLD_SIZE}.h5" for rank in range(scale.WORLD_SIZE)]
+
+
+def compare(folders: list[Path], what: str) -> None:
+    """Compare each folder with what is asked for, as the start of a run does; print the seconds."""
+    began = time.perf_counter()
+    digests = KnownDigests(folders[0].parent / "digests.json")
+    for folder in folders:
+        request = Request(folder / "a.fa", find_model(scale.MODEL), LengthPolicy(), Outputs())
+        assert find_fasta_edit(folder, request.fasta, digests) == ""
+        stale = stale_results(folder, request, shards_of(folder), digests)
+        assert stale == {}, stale
+    digests.save()
+    print(f"{what}: {time.perf_counter() - began:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
