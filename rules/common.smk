@@ -230,12 +230,13 @@ def find_stale():
             reasons = stale_results(results, request, map(Path, shards_in(key)), DIGESTS)
             if reasons:
                 print(
-                    f"seqpack: {results} is computed again: {next(iter(reasons.values()))}",
+                    f"seqpack: {results} will be computed again: {next(iter(reasons.values()))}",
                     file=sys.stderr,
                 )
             stale |= reasons
-        indexes = [Path("results", *key, "index.h5") for key in DATASETS]
-        mark_stale(Path(MARK), stale, [*indexes, *map(Path, SHARDS), *map(Path, EMBEDDINGS)])
+        names = ("index.h5", "embeddings.h5", "records.tsv.gz", "manifest.json")
+        made = [Path("results", *key, name) for key in DATASETS for name in names]
+        mark_stale(Path(MARK), stale, [*made, *map(Path, SHARDS)])
         DIGESTS.save()
     except (SeqpackError, OSError) as error:
         sys.exit(f"seqpack: {error}")

@@ -304,9 +304,7 @@ def test_a_fasta_that_has_changed_since_the_index_was_built_is_refused(run: Embe
     before = run.fasta.stat()
     run.fasta.write_bytes(run.fasta.read_bytes()[:-2] + b"A\n")
     os.utime(run.fasta, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(
-        SeqpackError, match=r"index\.h5 was made from .*some\.fa \(.*\), not from .*some\.fa \(.*run again"
-    ):
+    with pytest.raises(SeqpackError, match=r"index\.h5 was made from .*some\.fa \(.*, not from .*some\.fa \("):
         merge(run.fasta)
     assert not run.embeddings.exists()
 

@@ -15,7 +15,7 @@ import pytest
 from edited_run import FASTAS, EditedRun, Settings, checkpoint
 from test_workflow import SLUG, rules_run, snakemake
 
-from pipeline import MODEL
+from pipeline import MODEL, REPOSITORY
 from seqpack import open_embeddings
 
 HOUR = 3600
@@ -38,14 +38,14 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def run(folder: Path, how: str = KNOWN, **settings: object) -> object:
+def run(folder: Path, how: str = KNOWN, repository: Path = REPOSITORY, **settings: object) -> object:
     """Run the workflow on a.fa, knowing of earlier runs what `how` says."""
     if how == FORGOTTEN:
         shutil.rmtree(folder / ".snakemake")
     triggers = ["--rerun-triggers", "mtime"] if how == BY_TIME else []
     config = {"fasta": "a.fa"} if "datasets" not in settings else {}
     config |= {"model": "model.pt", "shards": 1, "precision": "float32", "audit_seconds": 0, **settings}
-    return snakemake(folder, "--retries", "0", *triggers, config=config)
+    return snakemake(folder, "--retries", "0", *triggers, config=config, repository=repository)
 
 
 def embeddings_of(folder: Path) -> Path:
@@ -98,7 +98,7 @@ def test_an_edited_fasta_is_embedded_again(how: str, folder: Path) -> None:
     done = run(folder, how)
     assert done.returncode == 0, done.stdout
     assert open_embeddings(embeddings_of(folder)).ids == ["x", "y", "b"]
-    assert "results/a/model is computed again: the input was a.fa (23 bytes" in done.stdout
+    assert "results/a/model will be computed again: the input was a.fa (23 bytes" in done.stdout
 
 
 @EACH
@@ -185,6 +185,11 @@ def test_nothing_is_computed_again_that_need_not_be(folder: Path, tmp_path: Path
     assert set(rules_run(run(folder).stdout)) <= {"all", "report"}
     folder.rename(tmp_path / "moved")
     assert "Nothing to be done" in run(tmp_path / "moved").stdout
+    copy = tmp_path / "repository"
+    for name in ("config", "envs", "profiles", "rules", "scripts"):
+        shutil.copytree(REPOSITORY / name, copy / name)
+    shutil.copy(REPOSITORY / "Snakefile", copy / "Snakefile")
+    assert "Nothing to be done" in run(tmp_path / "moved", repository=copy).stdout
 
 
 def test_a_clock_that_was_set_back_costs_no_computation(folder: Path) -> None:

@@ -27,18 +27,22 @@ SLUG = "untrained-esm2_t6_8M_UR50D"
 
 
 def snakemake(
-    folder: Path, *arguments: str, config: dict[str, object] | None = None, **environment: str
+    folder: Path,
+    *arguments: str,
+    config: dict[str, object] | None = None,
+    repository: Path = REPOSITORY,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the workflow in a folder of its own; both output streams end up in `stdout`."""
     settings = [f"{key}={value}" for key, value in (config or {}).items()]
-    command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(folder)]
+    command = [str(BIN / "snakemake"), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
     command += ["--cores", "2", *arguments, *(["--config", *settings] if settings else [])]
     return subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=REPOSITORY,
+        cwd=repository,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
     )
 
