@@ -4,11 +4,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup run test test-workflow faults fuzz test-slurm lint bench clean
+# A process a core, with one thread each: more would only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
+UNIT := tests/unit tests/property
+
+.PHONY: help setup run test test-full test-workflow faults fuzz test-slurm lint bench clean
 
 help:
 	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
 	@echo "make test   set up .venv and run the tests of the package"
+	@echo "make test-full  the tests that make test leaves out: long studies, large matrices, runs at random"
 	@echo "make test-workflow  whole runs by Snakemake on this machine (about 5 minutes)"
 	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
@@ -32,16 +37,19 @@ run: $(READY)
 	snakemake --cores all --config shards=2
 
 test: $(READY)
-	python -m pytest
+	$(PYTEST)
+
+test-full: $(READY)
+	$(PYTEST) -m full $(UNIT) tests/workflow
 
 test-workflow: $(READY)
-	python -m pytest tests/workflow
+	$(PYTEST) tests/workflow
 
 faults: $(READY)
-	python -m pytest tests/faults
+	$(PYTEST) tests/faults
 
 fuzz: $(READY)
-	python -m pytest tests/fuzz
+	$(PYTEST) tests/fuzz
 
 test-slurm: $(READY)
 	python -m pytest tests/slurm

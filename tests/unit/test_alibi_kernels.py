@@ -219,6 +219,7 @@ def test_where_tritons_kernel_does_not_run_the_reason_is_given() -> None:
     assert alibi.why_not("triton", CUDA, torch.bfloat16, 64).startswith("Triton's kernel does not run (")
 
 
+@pytest.mark.full
 def test_the_triton_kernel_in_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     run_in_the_interpreter(__file__)

@@ -274,6 +274,7 @@ def test_without_a_compiler_pytorchs_kernel_serves(tmp_path: Path) -> None:
         assert "no C compiler found" in done.stderr
 
 
+@pytest.mark.full
 @needs_avx512
 def test_processes_that_compile_at_once_share_one_library(tmp_path: Path) -> None:
     code = "from seqpack.kernels import avx512; assert avx512.load() is not None"

@@ -33,6 +33,7 @@ SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
 MODELS = {"esm2": (ESM2, SMALL), "dnabert_s": (DnabertS, SMALL_DNABERT)}
 
 
+@pytest.mark.full
 def test_the_kernels_in_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     run_in_the_interpreter(__file__)

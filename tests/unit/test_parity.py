@@ -27,7 +27,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = "esm2_t6_8M_UR50D"
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.full) for name in CASES]
+)
 def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> None:
     num_layers, lengths = CASES[name]
     reference = fair_esm_model(replace(MODELS[name], num_layers=num_layers))

@@ -54,7 +54,7 @@ def test_shards_without_work_are_complete_and_have_the_right_shape(tmp_path: Pat
 @pytest.mark.parametrize(
     ("family", "fasta", "policy"),
     [
-        (PROTEINS, DEMO, PROTEINS.policy),
+        pytest.param(PROTEINS, DEMO, PROTEINS.policy, marks=pytest.mark.full),
         (WINDOWS, CONTIGS_DEMO, LengthPolicy("window", 1000, 1000, 700, "both")),
         (CONTIGS, CONTIGS_DEMO, LengthPolicy("full", 0)),
     ],
