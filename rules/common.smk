@@ -209,7 +209,7 @@ def find_fasta_edits():
 
 
 def find_stale():
-    """What exists and is not what is asked for, by path with the reason; all times of modification are set by it.
+    """What exists and is not what is asked for, by path with the reason.
 
     Only the process that plans the run judges: a job's own process sees results that are half replaced.
     """

@@ -14,10 +14,10 @@ AGED_SECONDS = 60.0
 
 
 def mark_stale(mark: Path, reasons: Mapping[Path, str], made: Iterable[Path]) -> None:
-    """Let the workflow make stale files again: they become older than `mark`, which is an input of their rules.
+    """Let the workflow make stale files again: `mark`, an input of their rules, becomes newer than they are.
 
-    A time of modification in the future, left by a clock that was set back, becomes now: Snakemake takes a file that
-    is older than its input for a failure.
+    A time of modification in the future, left by a clock that was set back, moves to the past: Snakemake takes an
+    output that is older than its input for a failure.
 
     Args:
         mark: written with the reasons if there are any, or if it does not exist.
@@ -27,8 +27,8 @@ def mark_stale(mark: Path, reasons: Mapping[Path, str], made: Iterable[Path]) ->
     now = time.time()
     for path in made:
         with suppress(FileNotFoundError):
-            if path in reasons or path.stat().st_mtime > now:
-                os.utime(path, (now, now - AGED_SECONDS if path in reasons else now))
+            if path.stat().st_mtime >= now:
+                os.utime(path, (now, now - AGED_SECONDS))
     if reasons or not mark.exists():
         mark.parent.mkdir(parents=True, exist_ok=True)
         # The time makes it another file than before: Snakemake compares small files by their bytes as well.
