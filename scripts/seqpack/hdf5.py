@@ -24,6 +24,9 @@ KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
 # Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
 # change a number unseen.
 FORMAT = ("v110", "v110")
+# HDF5's own locks fail where a file system has none (its best effort forgives ENOSYS only). We do without: files get
+# their names when they are whole, and those that change have locks of ours. HDF5_USE_FILE_LOCKING overrides this.
+LOCKING = False
 # What h5py makes of damaged files, besides OSError: a name that is gone, a size or a type that can't be.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 SHOWN_ERROR = 300  # characters
@@ -45,7 +48,7 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
     if not path.is_file():
         raise SeqpackError(f"{path}: no such {what}")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=LOCKING) as file:
             yield file
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:SHOWN_ERROR]
@@ -108,7 +111,7 @@ class RowWriter:
     """
 
     def __init__(self, path: Path, name: str, forget: bool = False) -> None:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=LOCKING) as file:
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
             self._offset = dataset.id.get_offset() or 0
@@ -213,7 +216,7 @@ def sha256_around(path: Path, name: str) -> dict[str, int | str]:
         data_offset, data_bytes: where in the file the dataset's values lie.
         rest_sha256: hexadecimal SHA-256 of all other bytes.
     """
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=LOCKING) as file:
         dataset = file[name]
         offset, size = dataset.id.get_offset() or 0, dataset.nbytes
     return {"data_offset": offset, "data_bytes": size, "rest_sha256": sha256_but_for(path, offset, size)}
