@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqpack.errors import SeqpackError
+from seqpack.files import refuse_special
 
 BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
@@ -121,6 +122,7 @@ class FastaFile:
 
     def _text(self, read_bytes: int) -> Iterator[bytes]:
         """Yield the decompressed bytes, hashing the stored ones on the way."""
+        refuse_special(self.path)
         try:
             with self.path.open("rb") as raw:
                 source = _HashingReader(raw)

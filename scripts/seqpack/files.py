@@ -107,6 +107,12 @@ def refuse_folder(path: Path) -> None:
         raise SeqpackError(f"{path}: is a folder; name a file in it")
 
 
+def refuse_special(path: Path) -> None:
+    """Raise a SeqpackError if `path` is there and neither a file nor a folder: such may end never, or be read once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SeqpackError(f"{path}: is a pipe, a device or a socket; write its content to a file first and name that")
+
+
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
     """Raise a SeqpackError if the disk of `folder` has less than `num_bytes` free for `what`."""
     free = shutil.disk_usage(folder).free

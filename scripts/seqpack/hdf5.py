@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
+from seqpack.files import refuse_special
 from seqpack.interrupts import held_back_signals
 
 STRINGS = h5py.string_dtype("utf-8")
@@ -45,6 +46,7 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
     """
     if path.is_dir():
         raise SeqpackError(f"{path}: is a folder; name the {what} in it")
+    refuse_special(path)
     if not path.is_file():
         raise SeqpackError(f"{path}: no such {what}")
     try:
