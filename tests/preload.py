@@ -31,6 +31,43 @@ FCNTL(fcntl)
 FCNTL(fcntl64)
 """
 
+# Calls of the kind FAULT_CALL on files whose path holds FAULT_FILE fail with FAULT_ERRNO, from the FAULT_FROM-th on.
+FAILING = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int calls;
+static int fails(const char *call, int file) {
+    char link[64], path[4096];
+    if (strcmp(call, getenv("FAULT_CALL"))) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0) return 0;
+    path[length] = 0;
+    if (!strstr(path, getenv("FAULT_FILE")) || ++calls < atoi(getenv("FAULT_FROM"))) return 0;
+    return 1;
+}
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+int fsync(int file) {
+    if (fails("fsync", file)) { errno = atoi(getenv("FAULT_ERRNO")); return -1; }
+    return REAL(fsync)(file);
+}
+ssize_t write(int file, const void *data, size_t size) {
+    if (fails("write", file)) { errno = atoi(getenv("FAULT_ERRNO")); return -1; }
+    return REAL(write)(file, data, size);
+}
+int close(int file) {
+    if (fails("close", file)) { REAL(close)(file); errno = atoi(getenv("FAULT_ERRNO")); return -1; }
+    return REAL(close)(file);
+}
+"""
+
 
 def preloaded(source: str, folder: Path, **variables: object) -> dict[str, str]:
     """Compile C code; return an environment in which processes start with it, and with the variables."""
