@@ -417,8 +417,8 @@ def stop_orphans():
 
     Returns a file that is to stay open: it tells later runs in this folder that this one is alive.
     """
-    in_use, alone = claim_folder(Path())
     try:
+        in_use, alone = claim_folder(Path())
         jobs = cancel_orphans(Path()) if alone else []
     except SeqpackError as error:
         sys.exit(f"seqpack: {error}")

@@ -95,13 +95,16 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
-    """Return the device's name, and for a GPU its UUID, for the status JSON."""
+    """Return the device's name, and for a GPU its UUID, for the status JSON.
+
+    A CPU's name ends with the instructions that PyTorch's kernels use, as AVX2 or AVX512, on which rounding depends.
+    """
     import torch
 
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {"device": properties.name, "device_uuid": str(properties.uuid)}
-    return {"device": processor()[0], "device_uuid": ""}
+    return {"device": f"{processor()[0]} ({torch.backends.cpu.get_cpu_capability()})", "device_uuid": ""}
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seqpack.errors import SeqpackError
+from seqpack.files import refuse_special
 from seqpack.input_files import require_unchanged, stamp_of
 
 BLOCK_BYTES = 2 << 20
@@ -125,6 +126,7 @@ class FastaFile:
 
     def _text(self, read_bytes: int) -> Iterator[bytes]:
         """Yield the decompressed bytes, hashing the stored ones on the way."""
+        refuse_special(self.path)
         try:
             with self.path.open("rb") as raw:
                 self.stamp = stamp_of(os.fstat(raw.fileno()))

@@ -35,11 +35,11 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     remove_left(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with name_errors(path):
+        with name_errors(path, temporary):
             yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
+            fsync(temporary)
+            temporary.replace(path)
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,12 +74,13 @@ def remove_abandoned(outputs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def name_errors(path: Path) -> Iterator[None]:
-    """Add `path` to an error of the operating system that names no file, as that of a full disk does."""
+def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name `path` in an error of the operating system that names no file, as that of a full disk, or `temporary`."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        named = error.filename is not None and (temporary is None or str(error.filename) != str(temporary))
+        if error.errno is None or named:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -107,6 +108,12 @@ def refuse_folder(path: Path) -> None:
         raise SeqpackError(f"{path}: is a folder; name a file in it")
 
 
+def refuse_special(path: Path) -> None:
+    """Raise a SeqpackError if `path` is there and neither a file nor a folder: such may end never, or be read once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SeqpackError(f"{path}: is a pipe, a device or a socket; write its content to a file first and name that")
+
+
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
     """Raise a SeqpackError if the disk of `folder` has less than `num_bytes` free for `what`."""
     free = shutil.disk_usage(folder).free
@@ -132,14 +139,15 @@ def json_text(content: dict[str, Any]) -> str:
 
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    with name_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
     """Force a file's bytes, or a folder's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with name_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from seqpack.errors import SeqpackError
+from seqpack.files import name_errors, refuse_special
 from seqpack.interrupts import held_back_signals
 
 STRINGS = h5py.string_dtype("utf-8")
@@ -24,6 +25,9 @@ KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
 # Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
 # change a number unseen.
 FORMAT = ("v110", "v110")
+# HDF5's own locks fail where a file system has none (its best effort forgives ENOSYS only). We do without: files get
+# their names when they are whole, and those that change have locks of ours. HDF5_USE_FILE_LOCKING overrides this.
+LOCKING = False
 # What h5py makes of damaged files, besides OSError: a name that is gone, a size or a type that can't be.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 SHOWN_ERROR = 300  # characters
@@ -42,10 +46,11 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
     """
     if path.is_dir():
         raise SeqpackError(f"{path}: is a folder; name the {what} in it")
+    refuse_special(path)
     if not path.is_file():
         raise SeqpackError(f"{path}: no such {what}")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=LOCKING) as file:
             yield file
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:SHOWN_ERROR]
@@ -59,7 +64,7 @@ def new_hdf5(path: Path) -> Iterator[NewFile]:
     So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to. A block that
     writes for long asks `check` in between.
     """
-    with ExitStack() as held, _PatientFile(path) as raw:
+    with name_errors(path), ExitStack() as held, _PatientFile(path) as raw:
         held.enter_context(held_back_signals())
         try:
             with NewFile(raw, held) as file:
@@ -108,7 +113,7 @@ class RowWriter:
     """
 
     def __init__(self, path: Path, name: str, forget: bool = False) -> None:
-        with h5py.File(path, "r") as file:
+        with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:  # an error at close is Python's
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
             self._offset = dataset.id.get_offset() or 0
@@ -119,7 +124,8 @@ class RowWriter:
         self._file = path.open("r+b", buffering=0)
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
         if size:
-            os.posix_fallocate(self._file.fileno(), self._offset, size)
+            with name_errors(path):
+                os.posix_fallocate(self._file.fileno(), self._offset, size)
         self._file.seek(self._offset)
 
     def append(self, rows: np.ndarray) -> None:
@@ -127,8 +133,9 @@ class RowWriter:
         assert rows.dtype == self._dtype
         assert rows.shape[1:] == self._shape[1:]
         rest = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        with name_errors(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._written += len(rows)
         self._send(self._file.tell() - self._offset)
 
@@ -145,7 +152,8 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
+        with name_errors(self._path):
+            self._file.close()
         if kind is None:
             assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
 
@@ -213,7 +221,7 @@ def sha256_around(path: Path, name: str) -> dict[str, int | str]:
         data_offset, data_bytes: where in the file the dataset's values lie.
         rest_sha256: hexadecimal SHA-256 of all other bytes.
     """
-    with h5py.File(path, "r") as file:
+    with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
         dataset = file[name]
         offset, size = dataset.id.get_offset() or 0, dataset.nbytes
     return {"data_offset": offset, "data_bytes": size, "rest_sha256": sha256_but_for(path, offset, size)}
@@ -222,7 +230,7 @@ def sha256_around(path: Path, name: str) -> dict[str, int | str]:
 def sha256_but_for(path: Path, offset: int, size: int) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes without `size` of them from `offset` on."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with name_errors(path), path.open("rb") as file:
         while rest := offset - file.tell():
             digest.update(file.read(min(rest, COPY_BYTES)))
         file.seek(offset + size)

@@ -20,6 +20,7 @@ from seqpack.errors import SeqpackError
 from seqpack.files import (
     fsync,
     json_text,
+    name_errors,
     refuse_folder,
     refuse_shared,
     remove_abandoned,
@@ -144,7 +145,8 @@ def merge_shards(
             "verify": round(verified - start, 3),
             "write": round(time.perf_counter() - verified, 3),
         }
-        new_manifest.write_text(json_text(content), encoding="utf-8")
+        with name_errors(new_manifest):
+            new_manifest.write_text(json_text(content), encoding="utf-8")
         for new in (new_output, new_manifest, new_records):
             fsync(new)  # now, as it may take minutes: what follows is the work of a moment
         held.enter_context(held_back_signals())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +19,9 @@ HEAD_CHARACTERS = 1 << 16  # Snakemake says the run's id before it submits the f
 RUNS = 100  # of how many earlier runs jobs are looked for
 WAIT_SECONDS = 300.0  # SLURM gives a job KillWait (30 s by default) to save what it has
 POLL_SECONDS = 1.0
+CLAIM_SECONDS = 10.0
+CLAIM_POLL_SECONDS = 0.05
+SHOWN_COMMAND = 80  # characters
 IN_USE = ".snakemake/seqpack.running"  # locked while a run lives; says which folder it is, and since when
 
 
@@ -27,6 +32,9 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
 
     Returns:
         The file, and whether no other live run uses the folder; False as well where that can't be told.
+
+    Raises:
+        SeqpackError: another process keeps the folder for itself.
     """
     path = folder / IN_USE
     path.parent.mkdir(exist_ok=True)
@@ -37,7 +45,7 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
     except OSError:  # held by another, or no locks here
         alone = False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits: no one holds the exclusive one for long
+        _share(file, path)
     except OSError:
         alone = False
     file.seek(0)
@@ -47,6 +55,36 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
         file.write(f"{folder.resolve()}\n{time.time() if where else 0}\n")
         file.flush()
     return file, alone
+
+
+def _share(file: IO[str], path: Path) -> None:
+    """Take the shared lock. Runs hold the exclusive one for a moment only, unless they are stopped at it."""
+    deadline = time.monotonic() + CLAIM_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SeqpackError(
+                    f"{path}: is locked by {_holders(file)}; end it and run again: without this lock another run "
+                    "could cancel the SLURM jobs of this one"
+                ) from None
+        time.sleep(CLAIM_POLL_SECONDS)
+
+
+def _holders(file: IO[str]) -> str:
+    """Name the processes of this machine that hold the exclusive lock, which the kernel lists by device and inode."""
+    state = os.fstat(file.fileno())
+    place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
+    names = []
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE 4711 08:01:131073 0 EOF
+            if fields[1] == "FLOCK" and fields[3] == "WRITE" and fields[5] == place:
+                words = Path("/proc", fields[4], "cmdline").read_bytes().decode(errors="replace").split("\0")
+                names.append(f"process {fields[4]} ({' '.join(words).strip()[:SHOWN_COMMAND]})")
+    return ", ".join(names) or "a process that this machine can't name, perhaps on another"
 
 
 def cancel_orphans(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from seqpack.embeddings import Embeddings
 from seqpack.errors import SeqpackError
 from seqpack.export_blocks import ids_of, read_ids
+from seqpack.files import refuse_special
 
 MISSING = ("", "NA", "N/A", "NaN", "nan")
 MAX_CATEGORIES = 10  # with a color of their own, as map.js has them
@@ -76,6 +77,7 @@ def require_column(path: Path, column: str) -> None:
 
 def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
     """Yield the number of each line, its id, and what stands in the column."""
+    refuse_special(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             header = [_unquoted(name) for name in file.readline().rstrip("\n").split("\t")]

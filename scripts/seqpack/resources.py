@@ -14,6 +14,7 @@ from pathlib import Path
 
 import h5py
 
+from seqpack.hdf5 import LOCKING
 from seqpack.models.registry import DNABERT_S, ESM2, AnyArchitecture, DnabertArchitecture, ModelSource
 
 # FLOP/s that a device is trusted to keep up, whatever its kind.
@@ -111,7 +112,7 @@ def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
 
 @functools.cache
 def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # asked for again with every attempt and rule
-    with h5py.File(index, "r") as file:
+    with h5py.File(index, "r", locking=LOCKING) as file:
         return int(file.attrs["num_tokens"])
 
 

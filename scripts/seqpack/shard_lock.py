@@ -18,6 +18,7 @@ from seqpack.errors import SeqpackError
 
 WAIT_SECONDS = 20.0  # an orphan of a killed workflow needs a moment to save its packs and leave
 POLL_SECONDS = 0.25
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems that have none
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _acquire(path: Path, shard: Path, wait_seconds: float) -> IO[str] | None:
                 continue
         except OSError as error:
             file.close()
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            if error.errno not in NO_LOCKS:
                 raise
             log.warning("%s: the file system has no locks: two workers on this shard would not be noticed", path)
             return None

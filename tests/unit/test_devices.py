@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqpack.devices import choose_device, choose_precision, describe_device, peak_memory, visible_gpus
+from pipeline import SCRIPTS
+from seqpack.devices import choose_device, choose_precision, describe_device, peak_memory, processor, visible_gpus
 
 CPU = torch.device("cpu")
 LISTING = """\
@@ -136,6 +137,17 @@ def test_the_cpu_is_described() -> None:
     description = describe_device(CPU)
     assert description["device"]
     assert description["device_uuid"] == ""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_the_cpus_instructions_are_named(capability: str) -> None:
+    """Rounding depends on them: so do results in float32."""
+    code = "import torch; from seqpack.devices import describe_device as d; print(d(torch.device('cpu'))['device'])"
+    code += "; print(torch.backends.cpu.get_cpu_capability())"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    name, used = done.stdout.splitlines()
+    assert name == f"{processor()[0]} ({used})"
 
 
 def test_peak_memory_on_a_cpu() -> None:

@@ -11,14 +11,17 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from seqpack.devices import processor
+from seqpack.files import whole_or_absent
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ HEAD_DIMS = (16, 24, 32, 64, 128)
 # Named extensions, not the machine's own, so that a cache on a shared home serves every node; no
 # contraction, so that compilers agree on the bits.
 FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-ffp-contract=off")
+WRITABLE_BY_OTHERS = 0o022  # mode bits
+DIGEST_BYTES = 32
 STATUS = {1: "not enough memory for the attention's workspace", 2: "no attention kernel for this head dimension"}
 
 
@@ -41,8 +46,8 @@ def load() -> ctypes.CDLL | None:
         log.warning("no C compiler found: PyTorch's attention will be used, 3 to 5 times slower than our kernel")
         return None
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
+        library = _loaded(compiler)
+    except (OSError, subprocess.CalledProcessError, _NotSoundError) as error:
         reason = getattr(error, "stderr", None) or error
         log.warning("our attention kernel can't be compiled, PyTorch's will be used: %s", reason)
         return None
@@ -114,20 +119,60 @@ def _attention(name: str, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], l
     return output
 
 
-def _compiled(compiler: str) -> Path:
-    """Return the shared library, compiling it if the cache lacks it."""
+def _loaded(compiler: str) -> ctypes.CDLL:
+    """Load the shared library, from the user's cache or, where that can't be used or trusted, built for this process.
+
+    A half-written library would end the process with SIGBUS, and one of another user would run as ours.
+    """
     source = SOURCE.read_bytes() + INCLUDED.read_bytes()
-    key = hashlib.sha256(source + " ".join(FLAGS).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqpack"
+    name = f"attention_avx512-{hashlib.sha256(source + ' '.join(FLAGS).encode()).hexdigest()[:16]}.so"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="seqpack-"))
-    library = folder / f"attention_avx512-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary) / library.name
-            command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            built.replace(library)  # whole or absent, whoever else compiles it at the same time
-    return library
+        folder = _cache_folder()
+        with suppress(FileNotFoundError, _NotSoundError):
+            return _load_sound(folder / name)
+        _compile(compiler, folder / name)
+        return _load_sound(folder / name)
+    except (OSError, RuntimeError, _NotSoundError) as error:  # RuntimeError: there is no home folder
+        log.info("our attention kernel is compiled for this process alone: %s", error)
+    with tempfile.TemporaryDirectory(prefix="seqpack-") as private:
+        _compile(compiler, Path(private, name))
+        return _load_sound(Path(private, name))
+
+
+def _cache_folder() -> Path:
+    """Return the folder of compiled kernels, made if need be, once it is known to be ours and closed to others."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqpack"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid != os.getuid():
+        raise _NotSoundError(f"{folder} belongs to another user")
+    if state.st_mode & WRITABLE_BY_OTHERS:  # as after umask 002
+        folder.chmod(stat.S_IMODE(state.st_mode) & ~WRITABLE_BY_OTHERS)
+    return folder
+
+
+def _load_sound(library: Path) -> ctypes.CDLL:
+    """Load a library that is ours and ends with the digest of what is before; the very file that was checked."""
+    with os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        state = os.fstat(file.fileno())
+        content = file.read()
+        if state.st_uid != os.getuid() or state.st_mode & WRITABLE_BY_OTHERS:
+            raise _NotSoundError(f"{library} can be written by another user")
+        if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
+            raise _NotSoundError(f"{library} is damaged")
+        return ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Write the library and its digest: on the disk, whole or absent, whoever else compiles it at the same time."""
+    with whole_or_absent(library) as built:
+        command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        built.chmod(0o600)
+        digest = hashlib.sha256(built.read_bytes()).digest()
+        with built.open("ab") as file:
+            file.write(digest)  # the loader does not read beyond the library's own end
+
+
+class _NotSoundError(Exception):
+    """A library, or its folder, that is not to be loaded from."""
