@@ -4,13 +4,14 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup run test test-workflow faults fuzz test-slurm lint bench clean
+.PHONY: help setup run test test-workflow faults faults-all fuzz test-slurm lint bench clean
 
 help:
 	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
 	@echo "make test   set up .venv and run the tests of the package"
 	@echo "make test-workflow  whole runs by Snakemake on this machine (about 5 minutes)"
 	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
+	@echo "make faults-all  the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
 	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
 	@echo "make lint   ruff, snakefmt, snakemake --lint"
@@ -39,6 +40,9 @@ test-workflow: $(READY)
 
 faults: $(READY)
 	python -m pytest tests/faults
+
+faults-all: $(READY)
+	python -m pytest tests/faults --all-faults
 
 fuzz: $(READY)
 	python -m pytest tests/fuzz
