@@ -185,7 +185,8 @@ def content_of(path: Path) -> str:
             return json.dumps({name: value for name, value in json.loads(data).items() if name not in TIMES})
         if path.suffix == ".json":
             status = json.loads(data)
-            return json.dumps({name: status[name] for name in OF_STATUS}) if status["status"] == "complete" else ""
+            whole = status["status"] == "complete"
+            return json.dumps({name: status[name] for name in OF_STATUS}) if whole else status["status"]
     except (ValueError, KeyError):
         return f"a broken {path.name}"
     return hashlib.sha256(data).hexdigest()

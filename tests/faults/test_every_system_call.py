@@ -69,7 +69,8 @@ def test_a_fault_at_a_system_call(
     assert undisturbed.code == 0, undisturbed.log
     right = snapshot(laboratory.folder)
     tried, wrong = Counter[str](), []
-    for fault in chosen(undisturbed.counts, f"{name} {over}", request.config.getoption("all_faults")):
+    faults = chosen(undisturbed.counts, f"{name} {over}", request.config.getoption("all_faults"))
+    for fault in faults:
         laboratory.fill(program, over)
         ended = laboratory.run(program, fault)
         trouble = judged(laboratory, program, before, right, fault, ended)
@@ -80,8 +81,9 @@ def test_a_fault_at_a_system_call(
         tried[fault.call] += bool(ended.path)
         if trouble:
             wrong.append(f"{fault}, {ended.path}: {trouble}")
-    print(f"{sum(tried.values())} faults:", *(f"{call} {number}" for call, number in tried.items()))
-    assert not wrong, "\n\n".join([f"{len(wrong)} of {sum(tried.values())}", *wrong])
+    print(f"{tried.total()} faults:", *(f"{call} {number}" for call, number in tried.items()))
+    assert tried.total() > len(faults) / 2  # a worker's calls may vary with its speed, by a status JSON more or less
+    assert not wrong, "\n\n".join([f"{len(wrong)} of {tried.total()}", *wrong])
 
 
 WRITES_IN_PLACE = """
@@ -173,6 +175,8 @@ def judged(
             return f"exit {ended.code}: {ended.log}"
     elif ended.code != 1 or not (told(ended.log, laboratory.folder) or to_be_mended(fault, ended.log)):
         return f"exit {ended.code}, not told in one line: {ended.log}"
+    if not says_so(program, after, fault, Path(ended.path), laboratory.folder):
+        return f"the status JSON says {after[STATUSES[0]]}"
     half = [name for name in after if not may_stay(name, program, before, fault)]
     changed = [name for name in program.inputs if after.get(name) != before[name]]
     if half or changed:
@@ -187,13 +191,21 @@ def told(log: str, folder: Path) -> bool:
     return bool(error) and str(folder) in message and not any(word in log for word in odd)
 
 
-def to_be_mended(fault: Fault, log: str) -> bool:
-    """Whether the message is known to be bad: no file's name, one as PosixPath(...), HDF5's traceback at close.
+def says_so(program: Program, after: Snapshot, fault: Fault, path: Path, folder: Path) -> bool:
+    """Whether the status JSON of a worker that has failed says so, unless it is itself what could not be written."""
+    if STATUSES[0] not in program.outputs or fault.action != "fail":
+        return True
+    excused = path == folder or ".status.json" in path.name or path.name.endswith(".lock")
+    return excused or after[STATUSES[0]] == "failed"
 
-    To be removed when these are mended (issue 13, item 14): then `told` alone decides.
+
+def to_be_mended(fault: Fault, log: str) -> bool:
+    """Whether the message is known to be bad: no file's name, PosixPath(...), HDF5's traceback at close.
+
+    To be removed once these are mended; then `told` alone decides.
     """
     message = log.rpartition(" ERROR ")[2]
-    unnamed = message.startswith("[Errno") and fault.call in ("fsync", "close", "truncate")
+    unnamed = message.startswith("[Errno") and fault.call in ("fsync", "close")
     return unnamed or "PosixPath(" in message or "RuntimeError: Can't decrement id ref count" in log
 
 
@@ -216,7 +228,7 @@ def of_two_results(program: Program, before: Snapshot, right: Snapshot, after: S
         if any(path in after for path in files):
             olds, news, nows = ([tree.get(path) for path in files] for tree in (before, right, after))
             results[name] = {which for which, content in (("old", olds), ("right", news)) if nows == content}
-    if STATUSES[0] in results and after[STATUSES[0]] == "":
+    if after.get(STATUSES[0]) in ("running", "failed"):
         results[STATUSES[0]] = {"old", "right"}  # it does not say that a shard is complete
     if broken := [name for name, which in results.items() if not which]:
         return f"neither the old nor the right one: {broken}"
