@@ -86,6 +86,30 @@ def test_a_fault_at_a_system_call(
     assert not wrong, "\n\n".join([f"{len(wrong)} of {tried.total()}", *wrong])
 
 
+ONCE_WRONG = [
+    ("export parquet", "close", ".some.parquet."),
+    ("embed", "truncate", ".lock"),
+    ("embed", "write", ".lock"),
+]
+
+
+@pytest.mark.parametrize(("name", "call", "file"), ONCE_WRONG)
+def test_a_fault_that_was_not_told_or_left_a_file(name: str, call: str, file: str, laboratory: Laboratory) -> None:
+    """Whatever the sample: Arrow's error at close named no file, and a lock that could not be written stayed."""
+    program = laboratory.programs[name]
+    before = laboratory.fill(program, over=False)
+    counts, right = laboratory.run(program).counts, snapshot(laboratory.folder)
+    for number in range(1, counts[call] + 1):
+        fault = Fault(call, number, "fail", errno.EIO)
+        laboratory.fill(program, over=False)
+        ended = laboratory.run(program, fault)
+        if file in ended.path:
+            break
+    assert file in ended.path
+    assert judged(laboratory, program, before, right, fault, ended) == ""
+    assert told(ended.log, laboratory.folder)
+
+
 WRITES_IN_PLACE = """
 import sys
 with open(sys.argv[1], "w", buffering=1) as file:
