@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/property
 
-.PHONY: help setup run test test-full test-workflow faults fuzz test-slurm lint bench clean
+.PHONY: help setup run test test-full test-workflow faults faults-all fuzz test-slurm lint bench clean
 
 help:
 	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-full  the tests that make test leaves out: long studies, large matrices, runs at random"
 	@echo "make test-workflow  whole runs by Snakemake on this machine (about 5 minutes)"
 	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
+	@echo "make faults-all  the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
 	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
 	@echo "make lint   ruff, snakefmt, snakemake --lint"
@@ -47,6 +48,9 @@ test-workflow: $(READY)
 
 faults: $(READY)
 	$(PYTEST) tests/faults
+
+faults-all: $(READY)
+	python -m pytest tests/faults --all-faults
 
 fuzz: $(READY)
 	$(PYTEST) tests/fuzz

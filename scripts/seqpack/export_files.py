@@ -100,7 +100,9 @@ def _final_name(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
+        if error.errno is None:  # as Arrow's at closing
+            raise OSError(f"{path}: {error}") from error
+        if not str(error.filename or temporary).startswith(str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

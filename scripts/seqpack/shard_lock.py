@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from seqpack.errors import SeqpackError
+from seqpack.files import name_errors
 
 WAIT_SECONDS = 20.0  # an orphan of a killed workflow needs a moment to save its packs and leave
 POLL_SECONDS = 0.25
@@ -43,11 +44,12 @@ def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bo
     if file is None:
         yield False
         return
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
-        file.flush()
         try:
+            with name_errors(path):
+                os.truncate(file.fileno(), 0)
+                os.write(file.fileno(), holder.encode())
             yield True
         finally:
             path.unlink(missing_ok=True)  # before the lock is freed, so that no one else's file is removed

@@ -20,6 +20,10 @@ WORLD_SIZE = 2
 MIDDLING = DnabertArchitecture(num_layers=4, hidden_dim=256, num_heads=8)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="of test_every_system_call.py all faults, not a sample")
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     lengths = np.random.default_rng(3).integers(20, 240, 75).tolist()  # about 10,000 tokens in 10 packs
