@@ -23,8 +23,17 @@ import torch
 from seqpack.errors import SeqpackError
 from seqpack.models import dnabert_s, esm2
 from seqpack.models.dnabert_weights import open_dnabert_folder
-from seqpack.models.registry import DNABERT_S, AnyArchitecture, Architecture, DnabertArchitecture, ModelSource
-from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors
+from seqpack.models.registry import (
+    CONFIG,
+    DNABERT_S,
+    AnyArchitecture,
+    Architecture,
+    DnabertArchitecture,
+    ModelSource,
+    read_json,
+    weight_files,
+)
+from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors, require_tensors
 
 UNTRAINED_SEED = 20230316
 
@@ -162,26 +171,25 @@ def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Ten
         content = load_pickled(path, "a fair-esm checkpoint", [argparse.Namespace])
         cfg = content["cfg"]["model"]
         architecture = Architecture(
-            num_layers=int(cfg.encoder_layers),
-            hidden_dim=int(cfg.encoder_embed_dim),
-            num_heads=int(cfg.encoder_attention_heads),
+            num_layers=cfg.encoder_layers,
+            hidden_dim=cfg.encoder_embed_dim,
+            num_heads=cfg.encoder_attention_heads,
             token_dropout=bool(cfg.token_dropout),
         )
         state = content["model"]
-        if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-            raise SeqpackError(f"{path}: not a fair-esm checkpoint: its model holds more than tensors")
     except (KeyError, TypeError, AttributeError) as error:
         raise SeqpackError(
             f"{path}: not a fair-esm ESM-2 checkpoint: it has no cfg.model with its shape ({error})"
         ) from error
     except ValueError as error:
         raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {error}") from error
+    require_tensors(state, path, "a fair-esm checkpoint")
     return architecture, canonical_parts(state, architecture, FAIR_ESM, path)
 
 
 def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
-    config_path = path / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config_path = path / CONFIG
+    config = read_json(config_path)
     for key, value in {
         "position_embedding_type": "rotary",
         "emb_layer_norm_before": False,
@@ -192,19 +200,19 @@ def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]
             raise SeqpackError(f"{config_path}: {key} is {config[key]!r}; ESM-2 has {value!r}")
     try:
         architecture = Architecture(
-            num_layers=int(config["num_hidden_layers"]),
-            hidden_dim=int(config["hidden_size"]),
-            num_heads=int(config["num_attention_heads"]),
+            num_layers=config["num_hidden_layers"],
+            hidden_dim=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
             token_dropout=bool(config.get("token_dropout", False)),
         )
     except KeyError as error:
         raise SeqpackError(f"{config_path}: lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise SeqpackError(f"{config_path}: not the shape of a model: {error}") from error
     if config.get("intermediate_size", architecture.ffn_dim) != architecture.ffn_dim:
         raise SeqpackError(f"{config_path}: intermediate_size is not 4 x hidden_size, as in ESM-2")
 
-    return architecture, canonical_parts(load_safetensors(path), architecture, HUGGING_FACE, path)
+    return architecture, canonical_parts(load_safetensors(weight_files(path)), architecture, HUGGING_FACE, path)
 
 
 def canonical_parts(
