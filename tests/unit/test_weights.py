@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, EsmForMaskedLM, EsmModel
+from transformers import EsmForMaskedLM, EsmModel
 
+from hugging_face import hugging_face_model
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack.errors import SeqpackError
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
@@ -32,54 +33,6 @@ from sequences import random_sequences, relative_error
 NAME = "esm2_t6_8M_UR50D"
 SMALL = replace(MODELS[NAME], num_layers=1)
 UNTRAINED_DIGEST = "ee934a87a90ac8abd3f4b77b6ccf7bc6eccfacf780eefafcddf26c5f03ea7f29"
-
-# From a fair-esm layer's names to those of transformers.
-HUGGING_FACE_PARTS = {
-    "self_attn.q_proj": "attention.self.query",
-    "self_attn.k_proj": "attention.self.key",
-    "self_attn.v_proj": "attention.self.value",
-    "self_attn.out_proj": "attention.output.dense",
-    "self_attn_layer_norm": "attention.LayerNorm",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "final_layer_norm": "LayerNorm",
-}
-
-
-def hugging_face_name(name: str) -> str:
-    if name == "embed_tokens.weight":
-        return "embeddings.word_embeddings.weight"
-    if name.startswith("emb_layer_norm_after."):
-        return "encoder." + name
-    _, layer, rest = name.split(".", 2)
-    part, kind = rest.rsplit(".", 1)
-    return f"encoder.layer.{layer}.{HUGGING_FACE_PARTS[part]}.{kind}"
-
-
-def hugging_face_model(model: esm.ESM2, cls: type[EsmModel] | type[EsmForMaskedLM] = EsmModel) -> Any:
-    """Return transformers' model with the weights of a fair-esm model."""
-    config = EsmConfig(
-        vocab_size=len(ALPHABET),
-        pad_token_id=ALPHABET.padding_idx,
-        mask_token_id=ALPHABET.mask_idx,
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.embed_dim,
-        num_attention_heads=model.attention_heads,
-        intermediate_size=4 * model.embed_dim,
-        max_position_embeddings=1026,
-        layer_norm_eps=1e-5,
-        position_embedding_type="rotary",
-        token_dropout=model.token_dropout,
-        emb_layer_norm_before=False,
-    )
-    found = cls(config)
-    encoder = found if cls is EsmModel else found.esm
-    outside = re.compile(r"^(lm_head|contact_head)\.|inv_freq$")
-    state = {hugging_face_name(name): tensor for name, tensor in model.state_dict().items() if not outside.search(name)}
-    missing, unexpected = encoder.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(re.match(r"pooler\.|contact_head\.|embeddings\.position_|rotary_embeddings\.", name) for name in missing)
-    return found.eval()
 
 
 def rename_layer_norms(folder: Path, old_to_new: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ from seqpack.models.registry import (
     weight_files,
 )
 from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors, require_tensors
+from seqpack.models.weights_record import require_recorded
 
 UNTRAINED_SEED = 20230316
 
@@ -104,7 +105,8 @@ def load_weights(source: ModelSource) -> Weights:
     """Load a model's weights.
 
     Raises:
-        SeqpackError: the file is absent, damaged, not of the model's family, or lacks or has unknown tensors.
+        SeqpackError: the file is absent, damaged, not of the model's family, or lacks or has unknown tensors; those of
+            a released model are not the ones that were fetched (`seqpack.models.weights_record`).
     """
     if source.kind == "untrained":
         assert source.architecture is not None
@@ -112,7 +114,9 @@ def load_weights(source: ModelSource) -> Weights:
     else:
         architecture, parts = open_weights(source)
         tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
-    return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
+    digest = _digest(architecture, tensors)
+    require_recorded(source, digest)
+    return Weights(architecture, tensors, digest, trained=source.kind != "untrained")
 
 
 def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
@@ -185,6 +189,27 @@ def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Ten
         raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {error}") from error
     require_tensors(state, path, "a fair-esm checkpoint")
     return architecture, canonical_parts(state, architecture, FAIR_ESM, path)
+
+
+def save_checkpoint(architecture: Architecture, parts: Mapping[str, list[torch.Tensor]], path: Path) -> None:
+    """Write the tensors of `open_weights` as a fair-esm checkpoint; those that are joined go back to one a name."""
+    state = {}
+    for canonical, tensors in parts.items():
+        stem, _, kind = canonical.rpartition(".")
+        if stem.startswith("layers."):
+            _, layer, part = stem.split(".")
+            names = [FAIR_ESM.layer.format(layer) + name for name in FAIR_ESM.parts[part]]
+        else:
+            names = [{"embed": FAIR_ESM.embed, "final_norm": FAIR_ESM.final_norm}[stem]]
+        for name, tensor in zip(names, tensors, strict=True):
+            state[f"encoder.sentence_encoder.{name}.{kind}"] = tensor
+    shape = argparse.Namespace(
+        encoder_layers=architecture.num_layers,
+        encoder_embed_dim=architecture.hidden_dim,
+        encoder_attention_heads=architecture.num_heads,
+        token_dropout=architecture.token_dropout,
+    )
+    torch.save({"cfg": {"model": shape}, "model": state}, path)
 
 
 def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
