@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -503,6 +504,61 @@ def test_published_numbers_decide_what_is_kept(mirror: Mirror, output: Path, tmp
     fetch(mirror.url, output)
     assert_fetched(output, good)
     assert "computes the published numbers" in json.loads(record_of(output).read_text())["self_test"]
+
+
+def doctor(output: Path) -> subprocess.CompletedProcess[str]:
+    """Look at the weights again, with a copy of the programs whose facts are those of the test."""
+    root = output.parents[2]
+    shutil.copytree(PROGRAM.parent, root / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(facts_of(output), root / "scripts/seqpack/models/released.json")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, root / "scripts/doctor.py", "--weights"]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+def test_the_doctor_looks_at_weights(mirror: Mirror, output: Path, tmp_path: Path) -> None:
+    done = doctor(output)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "no weights of released models" in done.stdout
+    model = fair_esm_model(MODELS[NAME])
+    cases = [{"sequence": "GLDALQITV", "hidden": fair_esm_hidden(model, "GLDALQITV")[:3, :3].round(4).tolist()}]
+    test = {"from": "fair-esm 2.0.0", "tolerance": 1e-4, "cases": cases}
+    write_facts(facts_of(output), {f"{NAME}.pt": mirror.content}, self_test=test)
+    fetch(mirror.url, output)
+    done = doctor(output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{NAME}: fetched from {mirror.url}; files and tensors are right; computes the published" in done.stdout
+
+    record = record_of(output).read_text()
+    record_of(output).unlink()
+    done = doctor(output)
+    assert done.returncode == 0
+    assert "put there by hand" in done.stdout
+
+    output.write_bytes(other_values(tmp_path))
+    done = doctor(output)
+    assert done.returncode == 1
+    assert f"{output.name}: not that of {NAME} as published: its SHA256 is" in done.stdout
+    assert done.stderr == ""
+    other = fact(output.read_bytes())
+    write_facts(facts_of(output), {f"{NAME}.pt": output.read_bytes()}, self_test=test)
+    done = doctor(output)
+    assert done.returncode == 1
+    assert f"not the trained weights of {NAME}" in done.stdout
+    changed = json.loads(record) | {"files": {output.name: other}}
+    record_of(output).write_text(json.dumps(changed))
+    done = doctor(output)
+    assert done.returncode == 1
+    assert "these are not the weights" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"digest": 3}', "[" * 100_000])
+def test_a_record_that_cannot_be_read(tmp_path: Path, checkpoint: bytes, text: str) -> None:
+    source = ModelSource(NAME, "released", MODELS[NAME], save(tmp_path / f"{NAME}.pt", checkpoint))
+    (tmp_path / f"{NAME}.json").write_text(text)
+    with pytest.raises(SeqpackError) as caught:
+        load_weights(source)
+    assert f"{tmp_path / NAME}.json: not a" in str(caught.value)
 
 
 @pytest.mark.parametrize("how", ["mirror", "redirect"])

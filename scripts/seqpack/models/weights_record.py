@@ -25,8 +25,9 @@ def read_record(source: ModelSource) -> dict[str, Any] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    if not isinstance(record.get("digest"), str):
-        raise SeqpackError(f"{path}: not a record of weights: it has no digest; remove it and fetch them again")
+    kinds = {"digest": str, "source": str, "files": dict}
+    if missing := [key for key, kind in kinds.items() if not isinstance(record.get(key), kind)]:
+        raise SeqpackError(f"{path}: not a record of weights: it has no {missing[0]}; remove it and fetch them again")
     return record
 
 
