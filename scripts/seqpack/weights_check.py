@@ -10,19 +10,19 @@ from typing import Any
 from seqpack.errors import SeqpackError
 from seqpack.files import sha256_of_file
 from seqpack.models.registry import WEIGHTS_FOLDER, ModelSource, find_model
-from seqpack.models.released import Release, read_releases, why_not_as_published
+from seqpack.models.released import RELEASED, Release, read_releases, why_not_as_published
 from seqpack.models.weights import load_weights
 from seqpack.models.weights_record import read_record
 from seqpack.self_test import self_test
 
 
-def check_weights(folder: Path = WEIGHTS_FOLDER) -> Iterator[tuple[str, bool]]:
+def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
     """Yield what is found of each released model in a folder, and whether it may be used.
 
     Files are held against the published digests, tensors against the record of the fetch, and the model against
     published numbers. All bytes are read.
     """
-    for name, release in read_releases().items():
+    for name, release in read_releases(facts).items():
         source = find_model(name)
         assert source.path is not None
         source = replace(source, path=folder / source.path.name)
