@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +37,7 @@ class Pace:
 
     Attributes:
         bytes_per_second: the least.
-        seconds: over which it is measured.
+        seconds: over which it is measured, and how long a server may take to begin its answer.
     """
 
     bytes_per_second: float = 10_000
@@ -66,7 +69,7 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
             if size is not None and have > size:
                 part.unlink()  # of another file
                 have = 0
-            with part.open("ab") as file:
+            with part.open("ab") as file, _alarm():
                 http_get(url, file, resume_size=have, expected_size=size)
             return
         except HfHubHTTPError as error:
@@ -100,8 +103,34 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
 
 
 def _client(pace: Pace) -> httpx2.Client:
-    hooks = {"request": [_require_https], "response": [_refuse_downgrade, partial(_set_pace, pace)]}
+    hooks = {
+        "request": [_require_https, partial(_set_alarm, pace.seconds)],
+        "response": [partial(_set_alarm, 0.0), _refuse_downgrade, partial(_set_pace, pace)],
+    }
     return httpx2.Client(follow_redirects=True, event_hooks=hooks)
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    """Let `_set_alarm` end what this thread waits for: the library's own timeouts begin anew with each byte."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there Python handles signals
+        return
+    before = signal.signal(signal.SIGALRM, _too_late)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _too_late(*_: object) -> None:
+    raise httpx2.ReadTimeout("the server took too long to begin its answer")
+
+
+def _set_alarm(seconds: float, _: object) -> None:
+    if signal.getsignal(signal.SIGALRM) is _too_late:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _require_https(request: httpx2.Request) -> None:

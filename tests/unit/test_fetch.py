@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -52,6 +53,7 @@ class Mirror(ThreadingHTTPServer):
         errors: statuses that the next requests get.
         cuts: so many answers end in the middle.
         drips: so many answers go on a byte at a time from the middle.
+        drips_headers: so many answers begin a byte at a time.
         redirect: where requests are sent to, if anywhere.
         gate: if given, answers stop in the middle until it is set.
         halfway: set when an answer has stopped there.
@@ -68,6 +70,7 @@ class Mirror(ThreadingHTTPServer):
         self.errors: list[int] = []
         self.cuts = 0
         self.drips = 0
+        self.drips_headers = 0
         self.redirect = ""
         self.gate: threading.Event | None = None
         self.halfway = threading.Event()
@@ -100,6 +103,11 @@ class Answer(BaseHTTPRequestHandler):
         if mirror.errors:
             self.send_error(mirror.errors.pop(0))
             return
+        if mirror.drips_headers:
+            mirror.drips_headers -= 1
+            for letter in b"HTTP/1.0 200 OK\r\nX-Padding: " + b"x" * 10_000:
+                self.wfile.write(bytes([letter]))
+                time.sleep(0.02)
         if mirror.redirect:
             self.send_response(302)
             self.send_header("Location", f"{mirror.redirect}/{path}")
@@ -387,6 +395,18 @@ def test_a_connection_that_drips_is_given_up_and_resumed(
     assert len(offsets) == 3
     assert all(offset >= 10 << 20 for offset in offsets[1:])
     assert_fetched(output, mirror.content)
+
+
+def test_an_answer_that_begins_byte_by_byte_is_given_up(
+    mirror: Mirror, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URL_VARIABLE, mirror.url)
+    mirror.drips_headers = 1
+    before = signal.getsignal(signal.SIGALRM)
+    fetch_weights(NAME, output, facts_of(output), Pace(500, 2.0))
+    assert mirror.asked == [None, None]
+    assert_fetched(output, mirror.content)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_server_that_only_drips_is_an_error(mirror: Mirror, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
