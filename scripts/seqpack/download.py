@@ -84,11 +84,12 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
         except OSError as error:
             if error.errno is not None:  # not the network's fault: most likely the disk is full
                 raise SeqpackError(f"{part}: cannot be written: {error.strerror}") from error
-            came = part.stat().st_size
-            part.unlink()
-            raise SeqpackError(
-                f"{url}: what came has {came:,} bytes, not {size:,} as published; it was removed"
-            ) from error
+            if size is not None:
+                came = part.stat().st_size
+                part.unlink()
+                reason = f"what came has {came:,} bytes, not {size:,} as published"
+                raise SeqpackError(f"{url}: {reason}; it was removed") from error
+            reason = "the connection ended early"
         except httpx2.HTTPError as error:
             reason = str(error) or type(error).__name__
             break

@@ -78,15 +78,16 @@ def _sources(release: Release) -> list[WeightsSource]:
 
 def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
     """Fetch ESM-2's .pt; where the source has a folder of safetensors, write the .pt from that."""
-    model = ModelSource(name, "released", MODELS[name], part)
     if source.repository is None:
         ((file, fact),) = source.files.items()
         _receive(name, source, file, fact, part, pace)
     else:
         folder = output.with_name(f"{output.name}.folder.part")
+        part = output.with_name(f"{output.name}.converted.part")  # what came of the .pt itself is kept
         _receive_folder(name, source, folder, pace)
         _convert(ModelSource(name, "folder", MODELS[name], folder), part)
         shutil.rmtree(folder)
+    model = ModelSource(name, "released", MODELS[name], part)
     try:
         record = _examine(model, release, source)
     except SeqpackError:

@@ -358,6 +358,24 @@ def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, output: Path
     assert_fetched(output, mirror.content)
 
 
+def test_a_file_of_unknown_size_with_an_md5(mirror: Mirror, output: Path) -> None:
+    """As 15B is published."""
+    digest = hashlib.md5(mirror.content, usedforsecurity=False).hexdigest()
+    sources = [{"url": mirror.url, "files": {f"{NAME}.pt": {"size": None, "md5": digest}}}]
+    write_facts(facts_of(output), {f"{NAME}.pt": b""}, sources=sources)
+    mirror.cuts = 1
+    fetch(None, output)
+    assert len(mirror.asked) == 2
+    assert_fetched(output, mirror.content)
+    output.rename(part_of(output))
+    fetch(None, output)
+    assert mirror.asked[2:] == [f"bytes={len(mirror.content)}-"]
+    assert_fetched(output, mirror.content)
+    output.unlink()
+    mirror.content = damaged(mirror.content, 1000)
+    assert f"its MD5 is {hashlib.md5(mirror.content).hexdigest()}, not {digest}" in failure(None, output)
+
+
 def test_a_server_that_keeps_breaking_off_leaves_what_came(mirror: Mirror, output: Path) -> None:
     mirror.cuts = 1000
     assert f"cannot fetch {mirror.url}/{NAME}.pt: " in failure(mirror.url, output, RESUMED)
