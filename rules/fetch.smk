@@ -1,6 +1,6 @@
 # Weights of released models.
-#   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, checked;
-#           a broken download goes on where it stopped.
+#   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, tested against published
+#           digests and numbers; beside them a record, {name}.json. A broken download goes on where it stopped.
 
 from seqpack.models.registry import DNABERT_MODELS, RELEASED_FILES
 

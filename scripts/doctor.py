@@ -33,7 +33,24 @@ def parse_arguments() -> argparse.Namespace:
         help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
     )
     parser.add_argument("--check", action="store_true", help="read all files and check them against their digests")
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="instead look at the weights in resources/models: read all, and repeat the test that ended their download",
+    )
     return parser.parse_args()
+
+
+def examine_weights() -> int:
+    """Print what is found of the released models; return the exit code."""
+    from seqpack.weights_check import check_weights  # imports torch, which results need not have
+
+    found = list(check_weights())
+    for text, _ in found:
+        print(text)
+    if not found:
+        print("resources/models: no weights of released models in the current directory")
+    return int(not found or not all(right for _, right in found))
 
 
 def describe(reports: list[Report], checked: bool) -> list[str]:
@@ -80,6 +97,8 @@ def snakemake(root: Path, *arguments: str) -> str:
 def main() -> int:
     arguments = parse_arguments()
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    if arguments.weights:
+        return examine_weights()
     reports = examine(arguments.results, arguments.check)
     if reports:
         print("\n".join(describe(reports, arguments.check)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetch a released model's weights: resumed where a download broke, checked, then renamed."""
+"""Fetch a released model's weights: resumed where a download broke, held against published digests and numbers."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seqpack import command
 from seqpack.models.registry import NAMES
+from seqpack.models.released import RELEASED
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -18,6 +19,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, help="what to write, when it is whole: ESM-2's .pt file, DNABERT's folder"
     )
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        default=RELEASED,
+        help="sources, digests and published numbers to go by (default: scripts/seqpack/models/released.json)",
+    )
     return parser.parse_args()
 
 
@@ -26,9 +33,9 @@ def main() -> int:
     arguments = parse_arguments()
 
     def work() -> None:
-        from seqpack.download import fetch_weights
+        from seqpack.fetch import fetch_weights
 
-        fetch_weights(arguments.model, arguments.output)
+        fetch_weights(arguments.model, arguments.output, arguments.facts)
 
     return command.run(work)
 

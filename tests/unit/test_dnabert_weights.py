@@ -144,6 +144,22 @@ def test_a_pickle_of_something_else(folder: Path, content: Any) -> None:
     assert "it holds more than tensors" in refusal(lambda: load(folder))
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.to("meta"), "is a meta tensor"),
+        (lambda t: t.to_sparse(), "is a sparse tensor"),
+        (lambda t: t.to(torch.int64), "is of torch.int64"),
+    ],
+)
+def test_tensors_without_usable_values(
+    folder: Path, state: State, change: Callable[[torch.Tensor], torch.Tensor], expected: str
+) -> None:
+    key = "encoder.layer.1.mlp.wo.weight"
+    torch.save(state | {key: change(state[key])}, folder / "pytorch_model.bin")
+    assert f"pytorch_model.bin: {key} {expected}" in refusal(lambda: load(folder))
+
+
 def test_a_truncated_pickle(folder: Path) -> None:
     file = folder / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:5000])
@@ -156,6 +172,11 @@ def test_a_truncated_pickle(folder: Path) -> None:
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05; DNABERT-S has 1e-12"),
         ({"intermediate_size": 100}, "intermediate_size is 100; DNABERT-S has 192"),
         ({"hidden_size": "wide"}, "not the shape of a model"),
+        ({"num_hidden_layers": 10**9}, "num_layers is 1000000000"),
+        ({"num_hidden_layers": float("inf")}, "num_layers is inf"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"num_attention_heads": 40}, "num_heads is 40, which does not divide hidden_dim 48"),
+        ({"vocab_size": None}, "vocabulary is None"),
     ],
 )
 def test_a_configuration_of_another_model(folder: Path, values: dict[str, Any], expected: str) -> None:

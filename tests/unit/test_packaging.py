@@ -18,8 +18,32 @@ CONDA_NAMES = {"pytorch": "torch"}
 
 
 def locked() -> dict[str, str]:
-    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
-    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    """The versions of the lock, and that of torch, which Makefile installs by itself."""
+    lock = re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
+    torch = re.findall(r"^TORCH := (torch)==(\S+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert len(torch) == 1
+    return {normalized(name): version for name, version in [*lock, *torch]}
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_file_of_the_lock_has_a_hash() -> None:
+    """But torch's, which is in none: pip refuses a lock of which a single line lacks hashes."""
+    text = (REPOSITORY / "requirements.lock").read_text()
+    body = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    entries = re.findall(r"[\w.-]+==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n", body)
+    assert "".join(entries) == body
+    assert len(entries) > 90
+    assert not re.search(r"^torch==", text, re.MULTILINE)
+
+
+def test_everything_installs_the_lock_with_its_hashes_and_one_torch() -> None:
+    for name in ("Makefile", "envs/Dockerfile", "envs/seqpack.def"):
+        text = (REPOSITORY / name).read_text()
+        assert re.search(r"--require-hashes (-r|--requirement) \S*requirements\.lock", text), name
+        assert set(re.findall(r"torch==([\d.]+)", text)) == {locked()["torch"]}, name
 
 
 def test_conda_environments_have_the_locks_versions() -> None:
@@ -28,14 +52,14 @@ def test_conda_environments_have_the_locks_versions() -> None:
         for dependency in yaml.safe_load(path.read_text())["dependencies"]:
             name, wanted = dependency.split("=")
             if name != "python":
-                assert lock[CONDA_NAMES.get(name, name)] == wanted, f"{path.name}: {dependency}"
+                assert lock[normalized(CONDA_NAMES.get(name, name))] == wanted, f"{path.name}: {dependency}"
 
 
 def test_the_lock_pins_all_that_pyproject_names() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     names = [*project["dependencies"], *extras["workflow"], *extras["slurm"], *extras["test"]]
-    missing = {re.split(r"[<>=]", name)[0].lower() for name in names} - locked().keys()
+    missing = {normalized(re.split(r"[<>=]", name)[0]) for name in names} - locked().keys()
     assert not missing
 
 
@@ -58,7 +82,7 @@ def test_the_container_recipes_copy_what_there_is() -> None:
 
 
 def test_what_is_installed_is_the_lock() -> None:
-    wrong = {name: version(name) for name, wanted in locked().items() if version(name).split("+")[0].lower() != wanted}
+    wrong = {name: version(name) for name, wanted in locked().items() if version(name).split("+")[0] != wanted}
     assert not wrong
 
 

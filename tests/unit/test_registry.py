@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,8 +137,98 @@ def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
     source = find_model(f"{folder}/")
     assert (source.kind, source.path, source.slug) == ("folder", folder, "esm2-fine-tuned-")
     assert (source.architecture, source.family, source.tokenizer) == (None, ESM2, None)
-    (folder / "model-2.safetensors").write_bytes(b"")
-    assert source.files == [folder / name for name in ("config.json", "model-2.safetensors", "model.safetensors")]
+    assert source.files == [folder / name for name in ("config.json", "model.safetensors")]
+
+
+def write_index(folder: Path, *shards: str) -> Path:
+    """Write shards and their index; the folder's own model.safetensors stays where it is."""
+    for shard in shards:
+        (folder / shard).write_bytes(b"")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"tensor {i}": shard for i, shard in enumerate(shards)}}))
+    return index
+
+
+@pytest.mark.parametrize("write", [write_folder, partial(write_dnabert, weights="model.safetensors")])
+def test_one_file_counts_before_an_index_and_its_shards(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """As in transformers. What is not read is no input of a rule either."""
+    folder = write(tmp_path / "mine")
+    rest = [folder / name for name in ("config.json", "tokenizer.json") if (folder / name).exists()]
+    for other in ("model-9.safetensors", "pytorch_model.bin"):
+        (folder / other).write_bytes(b"")
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = write_index(folder, *shards)
+    source = find_model(str(folder))
+    assert source.files == [*rest, folder / "model.safetensors"]
+    (folder / "model.safetensors").unlink()
+    assert source.files == [*rest, index, *(folder / shard for shard in shards)]
+    (folder / shards[1]).unlink()
+    message = refusal(str(folder))
+    assert f"{folder / shards[1]}: no such file" in message
+    assert str(index) in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not a JSON object"),
+        ("[]", "holds a list"),
+        ("{}", "no weight_map"),
+        ('{"weight_map": ["a"]}', "no weight_map"),
+        ('{"weight_map": {}}', "no weight_map"),
+        ('{"weight_map": {"x": 3}}', "has 3 for x"),
+        ('{"weight_map": {"x": null, "y": "a.safetensors"}}', "has None for x"),
+        ('{"weight_map": {"x": "../other/a.safetensors"}}', "'../other/a.safetensors' for x"),
+        ('{"weight_map": {"x": "a.bin"}}', "'a.bin' for x"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_an_index_that_cannot_be_read(tmp_path: Path, text: str, expected: str) -> None:
+    folder = write_folder(tmp_path / "mine")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(text)
+    find_model(str(folder))  # it is not asked
+    (folder / "model.safetensors").unlink()
+    message = refusal(str(folder))
+    assert f"{index}: " in message
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 100_000, "[" * 100_000])
+def test_a_config_nested_too_deeply(tmp_path: Path, text: str) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "config.json").write_text(text)
+    assert f"{folder / 'config.json'}: not a JSON object: it is nested too deeply" in refusal(str(folder))
+
+
+def test_a_config_that_names_its_weights(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "config.json").write_text(json.dumps({"model_type": "esm", "transformers_weights": "ema.safetensors"}))
+    assert f"{folder / 'config.json'}: names its weights in transformers_weights" in refusal(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ({"num_layers": 10**9}, "num_layers is 1000000000"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"num_layers": float("inf")}, "num_layers is inf"),
+        ({"num_layers": 6.5}, "num_layers is 6.5"),
+        ({"num_layers": True}, "num_layers is True"),
+        ({"hidden_dim": 10**9}, "hidden_dim is 1000000000"),
+        ({"num_heads": 0}, "num_heads is 0"),
+        ({"num_heads": -20}, "num_heads is -20"),
+        ({"num_heads": 7}, "num_heads is 7, which does not divide hidden_dim 320"),
+        ({"num_heads": 320}, "heads are 1 wide, not an even number"),
+    ],
+)
+def test_a_shape_that_no_model_can_have(shape: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        replace(MODELS[NAME], **shape)
+    if "wide" not in expected:
+        with pytest.raises(ValueError, match=re.escape(expected.replace("320", "768"))):
+            replace(DNABERT_MODELS["dnabert_s"], **shape)
 
 
 @pytest.mark.parametrize("below", ["", "x", "x/y"])
@@ -215,7 +310,7 @@ def test_the_registry_is_light() -> None:
     """A workflow reads it hundreds of times, also where the worker's packages are not installed."""
     scripts = Path(__file__).parents[2] / "scripts"
     program = (
-        "import sys; import seqpack.models.registry, seqpack.datasets, seqpack.devices, seqpack.download; "
+        "import sys; import seqpack.models.registry, seqpack.datasets, seqpack.devices, seqpack.fetch; "
         "print(*sorted({'torch', 'numpy', 'h5py', 'pandas', 'zstandard'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=scripts, capture_output=True, text=True, check=True)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, EsmForMaskedLM, EsmModel
+from transformers import EsmForMaskedLM, EsmModel
 
+from hugging_face import hugging_face_model
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack.errors import SeqpackError
 from seqpack.letters import ESM2_TOKENIZER, ProteinLetters
@@ -32,54 +33,6 @@ from sequences import random_sequences, relative_error
 NAME = "esm2_t6_8M_UR50D"
 SMALL = replace(MODELS[NAME], num_layers=1)
 UNTRAINED_DIGEST = "ee934a87a90ac8abd3f4b77b6ccf7bc6eccfacf780eefafcddf26c5f03ea7f29"
-
-# From a fair-esm layer's names to those of transformers.
-HUGGING_FACE_PARTS = {
-    "self_attn.q_proj": "attention.self.query",
-    "self_attn.k_proj": "attention.self.key",
-    "self_attn.v_proj": "attention.self.value",
-    "self_attn.out_proj": "attention.output.dense",
-    "self_attn_layer_norm": "attention.LayerNorm",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "final_layer_norm": "LayerNorm",
-}
-
-
-def hugging_face_name(name: str) -> str:
-    if name == "embed_tokens.weight":
-        return "embeddings.word_embeddings.weight"
-    if name.startswith("emb_layer_norm_after."):
-        return "encoder." + name
-    _, layer, rest = name.split(".", 2)
-    part, kind = rest.rsplit(".", 1)
-    return f"encoder.layer.{layer}.{HUGGING_FACE_PARTS[part]}.{kind}"
-
-
-def hugging_face_model(model: esm.ESM2, cls: type[EsmModel] | type[EsmForMaskedLM] = EsmModel) -> Any:
-    """Return transformers' model with the weights of a fair-esm model."""
-    config = EsmConfig(
-        vocab_size=len(ALPHABET),
-        pad_token_id=ALPHABET.padding_idx,
-        mask_token_id=ALPHABET.mask_idx,
-        num_hidden_layers=model.num_layers,
-        hidden_size=model.embed_dim,
-        num_attention_heads=model.attention_heads,
-        intermediate_size=4 * model.embed_dim,
-        max_position_embeddings=1026,
-        layer_norm_eps=1e-5,
-        position_embedding_type="rotary",
-        token_dropout=model.token_dropout,
-        emb_layer_norm_before=False,
-    )
-    found = cls(config)
-    encoder = found if cls is EsmModel else found.esm
-    outside = re.compile(r"^(lm_head|contact_head)\.|inv_freq$")
-    state = {hugging_face_name(name): tensor for name, tensor in model.state_dict().items() if not outside.search(name)}
-    missing, unexpected = encoder.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all(re.match(r"pooler\.|contact_head\.|embeddings\.position_|rotary_embeddings\.", name) for name in missing)
-    return found.eval()
 
 
 def rename_layer_norms(folder: Path, old_to_new: dict[str, str]) -> None:
@@ -291,6 +244,26 @@ def have_a_number_for_a_tensor(content: Content) -> None:
     content["model"][PREFIX + "layers.0.fc1.bias"] = 3
 
 
+def have_a_number_for_a_name(content: Content) -> None:
+    content["model"][7] = torch.zeros(2)
+
+
+def have_a_list_of_tensors(content: Content) -> None:
+    content["model"] = [torch.zeros(2)]
+
+
+def change_a_matrix(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Content], None]:
+    def spoil(content: Content) -> None:
+        key = PREFIX + "layers.0.fc1.weight"
+        content["model"][key] = change(content["model"][key])
+
+    return spoil
+
+
+def set_shape(**shape: Any) -> Callable[[Content], None]:
+    return lambda content: vars(content["cfg"]["model"]).update(shape)
+
+
 def have_no_shape(content: Content) -> None:
     content["args"] = content.pop("cfg")["model"]  # as ESM-1b's checkpoints do
 
@@ -309,6 +282,23 @@ def have_words_for_numbers(content: Content) -> None:
         (have_a_wrong_projection, r"layers.0.self_attn.k_proj.weight has shape \(320, 7\), not \(320, 320\)"),
         (have_projections_of_uneven_height, r"layers.0.self_attn.q_proj.bias has shape \(319,\), not \(320,\)"),
         (have_a_number_for_a_tensor, "more than tensors"),
+        (have_a_number_for_a_name, "named 7"),
+        (have_a_list_of_tensors, "more than tensors"),
+        (change_a_matrix(lambda t: t.to("meta")), "layers.0.fc1.weight is a meta tensor"),
+        (change_a_matrix(lambda t: t.to_sparse()), "layers.0.fc1.weight is a sparse tensor"),
+        (change_a_matrix(lambda t: t.to_sparse_csr()), "layers.0.fc1.weight is a sparse tensor"),
+        (
+            change_a_matrix(lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)),
+            "layers.0.fc1.weight is a quantized tensor",
+        ),
+        (change_a_matrix(lambda t: t.to(torch.int8)), "layers.0.fc1.weight is of torch.int8"),
+        (change_a_matrix(lambda t: t.to(torch.complex64)), "layers.0.fc1.weight is of torch.complex64"),
+        (change_a_matrix(lambda t: t.to(torch.float8_e4m3fn)), "layers.0.fc1.weight is of torch.float8_e4m3fn"),
+        (set_shape(encoder_attention_heads=0), "num_heads is 0"),
+        (set_shape(encoder_attention_heads=3), "num_heads is 3, which does not divide"),
+        (set_shape(encoder_attention_heads=320), "heads are 1 wide"),
+        (set_shape(encoder_layers=10**9), "num_layers is 1000000000"),
+        (set_shape(encoder_layers=float("inf")), "num_layers is inf"),
         (have_no_shape, "no cfg.model"),
         (have_words_for_numbers, "'six'"),
     ],
@@ -412,6 +402,11 @@ def test_weights_of_another_architecture_than_the_name(small: Path) -> None:
         ("num_hidden_layers", None, "not the shape"),
         ("num_hidden_layers", "six", "'six'"),
         ("num_hidden_layers", 2, "missing encoder.layer.1"),
+        ("num_hidden_layers", 10**9, "num_layers is 1000000000"),
+        ("num_hidden_layers", float("inf"), "num_layers is inf"),
+        ("num_attention_heads", 0, "num_heads is 0"),
+        ("num_attention_heads", 3, "num_heads is 3, which does not divide"),
+        ("num_attention_heads", -1, "num_heads is -1"),
         ("hidden_size", "absent", "lacks 'hidden_size'"),
     ],
 )
@@ -478,14 +473,27 @@ def test_a_folder_whose_tensors_are_not_esm2(small_folder: Path, what: str) -> N
     assert expected[what] in message
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["a"]}'])
-def test_a_damaged_index_of_shards(small_folder: Path, text: str) -> None:
-    index = small_folder / "model.safetensors.index.json"
-    index.write_text(text)
-    assert f"{index}: damaged" in refusal(small_folder)
+def test_one_file_is_read_and_not_an_older_index_with_its_shards(
+    small: Path, small_folder: Path, tmp_path: Path
+) -> None:
+    """What transformers reads: https://github.com/huggingface/transformers, modeling_utils.py."""
+    older = fair_esm_model(SMALL, seed=8)
+    hugging_face_model(older).save_pretrained(tmp_path / "older", safe_serialization=True, max_shard_size="2MB")
+    for file in (tmp_path / "older").glob("model*"):
+        shutil.copy(file, small_folder)
+    theirs = EsmModel.from_pretrained(small_folder).eval()
+    weights = load_weights(find_model(str(small_folder)))
+    assert_equal(weights, load_weights(find_model(str(small))))
+    sequence = random_sequences([40])[0]
+    assert relative_error(our_hidden(weights, sequence), hugging_face_hidden(theirs, sequence)) < 5e-5
+    (small_folder / "model.safetensors").unlink()
+    older = load_weights(find_model(str(save_checkpoint(older, tmp_path / "older.pt"))))
+    assert_equal(load_weights(find_model(str(small_folder))), older)
 
 
 def test_a_shard_that_was_not_copied(small_folder: Path) -> None:
+    (small_folder / "model.safetensors").rename(small_folder / "model-00001-of-00002.safetensors")
     index = small_folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
-    assert f"{small_folder / 'model-00002-of-00002.safetensors'}: no such file" in refusal(small_folder)
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    assert f"{small_folder / shards[1]}: no such file" in refusal(small_folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import DEMO, REPOSITORY
-from reference import fair_esm_model, save_checkpoint
+from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
+from seqpack.files import sha256_of_file
 from seqpack.models.registry import MODELS
 
 BIN = Path(sys.executable).parent
@@ -33,12 +35,19 @@ def commands() -> list[str]:
     return [line for line in lines if line and line not in COVERED_BY_CI]
 
 
+NAME = "esm2_t6_8M_UR50D"
+
+
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with seeded weights under the released name."""
-    folder = tmp_path_factory.mktemp("mirror")
-    name = "esm2_t6_8M_UR50D"
-    save_checkpoint(fair_esm_model(MODELS[name]), folder / f"{name}.pt")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded weights under the released name."""
+    return save_checkpoint(fair_esm_model(MODELS[NAME]), tmp_path_factory.mktemp("mirror") / f"{NAME}.pt")
+
+
+@pytest.fixture(scope="module")
+def mirror(weights: Path) -> Iterator[str]:
+    """The address of a server with these weights."""
+    folder = weights.parent
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -51,10 +60,20 @@ def test_ci_runs_the_two_commands() -> None:
     assert {line.split("#")[0].strip() for line in blocks("bash")[0].splitlines()} == COVERED_BY_CI
 
 
-def test_every_command_and_the_python_work(mirror: str, tmp_path: Path) -> None:
+def write_facts(facts: Path, weights: Path) -> None:
+    """Let the seeded weights be those that are released, as trained ones are not at hand."""
+    hidden = fair_esm_hidden(fair_esm_model(MODELS[NAME]), "MKV")[:2, :8].round(4).tolist()
+    test = {"from": "fair-esm", "tolerance": 1e-4, "cases": [{"sequence": "MKV", "hidden": hidden}]}
+    files = {weights.name: {"size": weights.stat().st_size, "sha256": sha256_of_file(weights)}}
+    sources = [{"url": "https://original.example", "files": files}]
+    facts.write_text(json.dumps({NAME: {"sources": sources, "self_test": test}}))
+
+
+def test_every_command_and_the_python_work(mirror: str, weights: Path, tmp_path: Path) -> None:
     for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles", "tests/data"):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    write_facts(tmp_path / "scripts/seqpack/models/released.json", weights)
     activate = tmp_path / ".venv/bin/activate"
     activate.parent.mkdir(parents=True)
     activate.write_text(f'PATH="{BIN}:$PATH"\n')
@@ -64,7 +83,8 @@ def test_every_command_and_the_python_work(mirror: str, tmp_path: Path) -> None:
     script = "set -e\n" + "\n".join(commands())
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "resources/models/esm2_t6_8M_UR50D.pt").is_file()
+    assert (tmp_path / f"resources/models/{NAME}.pt").read_bytes() == weights.read_bytes()
+    assert "computes the published numbers" in (tmp_path / f"resources/models/{NAME}.json").read_text()
     assert "UNTRAINED" not in done.stdout + done.stderr
 
     (python,) = blocks("python")

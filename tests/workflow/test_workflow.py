@@ -357,7 +357,7 @@ def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:
 
 
 def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
-    """Two of three files are there and the third can't be fetched."""
+    """Two of three files are there, and one of them is not as published."""
     (tmp_path / "c.fna").write_text(">a\nACGT\n")
     folder = tmp_path / "resources/models/dnabert_s"
     folder.mkdir(parents=True)
@@ -369,6 +369,6 @@ def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
         tmp_path, "--retries", "0", "fetch_models", config=settings, SEQPACK_WEIGHTS_URL="http://127.0.0.1:9"
     )
     assert done.returncode != 0
-    assert "cannot fetch http://127.0.0.1:9/dnabert_s/tokenizer.json" in done.stdout
+    assert "config.json: not that of dnabert_s as published: it has 2 bytes, not 1,025" in done.stdout
     assert (folder / "config.json").read_text() == "{}"
     assert (folder / "pytorch_model.bin").read_bytes() == b"weights"

@@ -6,7 +6,6 @@ biases of attention are not stored.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import torch
 
 from seqpack.errors import SeqpackError
 from seqpack.models.dnabert_s import LAYER_NORM_EPS, parameter_shapes
-from seqpack.models.registry import PICKLED_WEIGHTS, DnabertArchitecture
-from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors
+from seqpack.models.registry import CONFIG, PICKLED_WEIGHTS, DnabertArchitecture, read_json, weight_files
+from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors, require_tensors
 
 # From canonical names (without .weight and .bias) to a layer's and the model's.
 LAYER_PARTS = {
@@ -49,16 +48,16 @@ def open_dnabert_folder(path: Path) -> tuple[DnabertArchitecture, dict[str, list
             f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py, or put "
             "the folder of the model on Hugging Face there"
         )
-    architecture = _read_config(path / "config.json")
-    pickled = path / PICKLED_WEIGHTS
-    if any(path.glob("*.safetensors")):
-        state, file = load_safetensors(path), path
-    elif pickled.is_file():
-        state, file = load_pickled(pickled, "weights of DNABERT-S"), pickled
-        if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-            raise SeqpackError(f"{pickled}: not weights of DNABERT-S: it holds more than tensors")
-    else:
+    architecture = _read_config(path / CONFIG)
+    files = weight_files(path)
+    if not files:
         raise SeqpackError(f"{path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+    if files[0].name == PICKLED_WEIGHTS:
+        file = files[0]
+        state = load_pickled(file, "weights of DNABERT-S")
+        require_tensors(state, file, "weights of DNABERT-S")
+    else:
+        state, file = load_safetensors(files), path
     stripped = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
     if len(stripped) < len(state):
         raise SeqpackError(f"{file}: holds tensors both with the prefix {PREFIX} and without it")
@@ -75,18 +74,18 @@ def _file_name(name: str) -> str:
 
 
 def _read_config(path: Path) -> DnabertArchitecture:
+    config = read_json(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         architecture = DnabertArchitecture(
-            num_layers=int(config["num_hidden_layers"]),
-            hidden_dim=int(config["hidden_size"]),
-            num_heads=int(config["num_attention_heads"]),
-            vocabulary=int(config["vocab_size"]),
-            token_types=int(config["type_vocab_size"]),
+            num_layers=config["num_hidden_layers"],
+            hidden_dim=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
+            vocabulary=config["vocab_size"],
+            token_types=config["type_vocab_size"],
         )
     except KeyError as error:
         raise SeqpackError(f"{path}: lacks {error}") from error
-    except (OSError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise SeqpackError(f"{path}: not the shape of a model: {error}") from error
     for key, value in {"layer_norm_eps": LAYER_NORM_EPS, "intermediate_size": architecture.ffn_dim}.items():
         if config.get(key, value) != value:

@@ -5,27 +5,42 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from seqpack.errors import SeqpackError
 
 UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"  # DNABERT-S is published so
 RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a model of nucleotides
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: one module, one tokenizer, one reference each
 
 
+# Of layers, and of all other sizes: several times those of any published model. What has more is damaged, or was made
+# to exhaust the memory before a tensor is compared.
+MOST_LAYERS, MOST = 1_000, 1_000_000
+
+
 @dataclass(frozen=True)
 class Transformer:
-    """What the shapes of both families have in common."""
+    """What the shapes of both families have in common; raises ValueError for one that no model can have."""
 
     num_layers: int
     hidden_dim: int
     num_heads: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            most = MOST_LAYERS if name == "num_layers" else MOST
+            if name != "token_dropout" and (type(value) is not int or not 1 <= value <= most):
+                raise ValueError(f"{name} is {value!r}, not a whole number from 1 to {most:,}")
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"num_heads is {self.num_heads}, which does not divide hidden_dim {self.hidden_dim}")
 
     @property
     def head_dim(self) -> int:
@@ -42,6 +57,13 @@ class Architecture(Transformer):
 
     vocabulary: int = 33
     token_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim % 2:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, so that heads are {self.head_dim} wide, not an even number"
+            )
 
     @property
     def matrix_parameters(self) -> int:
@@ -108,14 +130,16 @@ class ModelSource:
 
     @property
     def files(self) -> list[Path]:
-        """All files that the model is made from; none for untrained ones. Those of a released one may not be there."""
+        """All files that the model is made from; none for untrained ones. Those of a released one may not be there.
+
+        Raises:
+            SeqpackError: a folder's index of weights can't be read, or names a file that is not there.
+        """
         if self.path is None:
             return []
-        if self.kind == "folder":
-            weights = sorted(self.path.glob("*.safetensors")) or [self.path / PICKLED_WEIGHTS]
+        if self.kind == "folder" or self.family == DNABERT_S:
+            weights = weight_files(self.path) or [self.path / PICKLED_WEIGHTS]
             return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
-        if self.family == DNABERT_S:
-            return [self.path / name for name in RELEASED_FILES]
         return [self.path]
 
     @property
@@ -159,20 +183,65 @@ def find_model(name: str) -> ModelSource:
     raise SeqpackError(_unknown(name, NAMES))
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a folder's weights are read from, the index of several before them; empty if none is there.
+
+    The same as transformers would choose: model.safetensors, else the index of safetensors and what it names, else
+    pytorch_model.bin.
+
+    Raises:
+        SeqpackError: the index can't be read, or names a file that is not there.
+    """
+    if (folder / SAFETENSORS).is_file():
+        return [folder / SAFETENSORS]
+    index = folder / SAFETENSORS_INDEX
+    if not index.is_file():
+        return [folder / PICKLED_WEIGHTS] if (folder / PICKLED_WEIGHTS).is_file() else []
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise SeqpackError(f"{index}: damaged, or not an index of safetensors: it has no weight_map")
+    for key, shard in shards.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise SeqpackError(f"{index}: damaged: its weight_map has {shard!r} for {key}, not the name of a file")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise SeqpackError(f"{folder / name}: no such file, but {index} names it; copy it there")
+    return [index, *(folder / name for name in names)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        SeqpackError: it can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SeqpackError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise SeqpackError(f"{path}: not a JSON object: {reason}") from error
+    if not isinstance(content, dict):
+        raise SeqpackError(f"{path}: not a JSON object: it holds a {type(content).__name__}")
+    return content
+
+
 def _family_of_folder(path: Path) -> str:
     config_path = path / CONFIG
     if not config_path.is_file():
         raise SeqpackError(
             f"model {path}: the folder has no {CONFIG}; expected a Hugging Face folder of ESM-2 or DNABERT-S"
         )
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise SeqpackError(f"{config_path}: not a JSON object: {error}") from error
+    config = read_json(config_path)
+    model_type = config.get("model_type")
+    if "transformers_weights" in config:  # transformers would read the file that it names
+        raise SeqpackError(f"{config_path}: names its weights in transformers_weights; seqpack reads {SAFETENSORS}")
+    weights = weight_files(path)
     # MosaicBERT calls itself bert; only its configuration has ALiBi.
     if model_type == "bert" and "alibi_starting_size" in config:
-        if not any(path.glob("*.safetensors")) and not (path / PICKLED_WEIGHTS).is_file():
+        if not weights:
             raise SeqpackError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
         if not (path / TOKENIZER).is_file():
             raise SeqpackError(
@@ -184,8 +253,11 @@ def _family_of_folder(path: Path) -> str:
             f"{config_path}: model_type is {model_type!r}; seqpack reads 'esm' (ESM-2), "
             "and 'bert' with ALiBi (DNABERT-S)"
         )
-    if not any(path.glob("*.safetensors")):
-        raise SeqpackError(f"model {path}: the folder has no .safetensors file; seqpack reads no pickled weights")
+    if not weights or weights[0].name == PICKLED_WEIGHTS:
+        raise SeqpackError(
+            f"model {path}: the folder has no .safetensors file ({SAFETENSORS}, or {SAFETENSORS_INDEX} and those that "
+            "it names); seqpack reads no pickled weights of ESM-2"
+        )
     return ESM2
 
 

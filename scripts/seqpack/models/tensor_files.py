@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import pickle
 import re
 import zipfile
@@ -16,8 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from seqpack.errors import SeqpackError
+from seqpack.models.registry import SAFETENSORS_INDEX
 
 SHOWN_KEYS = 8
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
@@ -43,34 +44,34 @@ def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  #
         raise SeqpackError(f"{path}: cannot be loaded as {what}: {reason}") from error
 
 
-def load_safetensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Load the tensors of a Hugging Face folder, in one file or several, as memory maps.
+def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Load the tensors of a folder's files (`seqpack.models.registry.weight_files`) as memory maps.
 
     Raises:
-        SeqpackError: a file is absent or damaged.
+        SeqpackError: a file is damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SeqpackError(f"{index}: damaged, or not an index of safetensors: {error!r}") from error
-    else:
-        names = ["model.safetensors"]
     state: dict[str, torch.Tensor] = {}
-    for name in names:
-        file = folder / name
-        if not file.is_file():
-            raise SeqpackError(f"{file}: no such file; seqpack reads safetensors, not pickled weights")
+    for file in files:
+        if file.name == SAFETENSORS_INDEX:
+            continue
         try:
             state.update(load_file(file))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise SeqpackError(f"{file}: damaged or not safetensors: {error}") from error
     # transformers 5 saves the layer norms under their TensorFlow names.
     return {
         key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
         for key, tensor in state.items()
     }
+
+
+def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 - a file may hold anything
+    """Raise a SeqpackError unless a file holds names and dense floating-point tensors, and nothing else."""
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise SeqpackError(f"{path}: not {what}: it holds more than tensors")
+    for key in state:
+        if not isinstance(key, str):
+            raise SeqpackError(f"{path}: not {what}: a tensor is named {key!r}, which is no text")
 
 
 def match_tensors(
@@ -92,7 +93,7 @@ def match_tensors(
         what: the model's name, for messages.
 
     Raises:
-        SeqpackError: lists missing and unknown keys, and tensors of a wrong shape.
+        SeqpackError: lists missing and unknown keys; a tensor has a wrong shape or no values.
     """
     wanted = {name for names in sources.values() for name in names}
     missing = sorted(wanted - state.keys())
@@ -104,7 +105,20 @@ def match_tensors(
             shape = (rows // len(sources[name]), *columns)
             if tuple(state[key].shape) != shape:
                 raise SeqpackError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
+            if unusable := _unusable(state[key]):
+                raise SeqpackError(f"{path}: {key} is {unusable}; seqpack reads dense float32, float16 and bfloat16")
     return {name: [state[key] for key in keys] for name, keys in sources.items()}
+
+
+def _unusable(tensor: torch.Tensor) -> str:
+    """Say what kind of tensor it is, if not one with values that can be computed with."""
+    if tensor.is_meta:
+        return "a meta tensor, which has no values"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    return "" if tensor.dtype in DTYPES else f"of {tensor.dtype}"
 
 
 def _some(keys: list[str]) -> str:

@@ -23,8 +23,18 @@ import torch
 from seqpack.errors import SeqpackError
 from seqpack.models import dnabert_s, esm2
 from seqpack.models.dnabert_weights import open_dnabert_folder
-from seqpack.models.registry import DNABERT_S, AnyArchitecture, Architecture, DnabertArchitecture, ModelSource
-from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors
+from seqpack.models.registry import (
+    CONFIG,
+    DNABERT_S,
+    AnyArchitecture,
+    Architecture,
+    DnabertArchitecture,
+    ModelSource,
+    read_json,
+    weight_files,
+)
+from seqpack.models.tensor_files import load_pickled, load_safetensors, match_tensors, require_tensors
+from seqpack.models.weights_record import require_recorded
 
 UNTRAINED_SEED = 20230316
 
@@ -95,7 +105,8 @@ def load_weights(source: ModelSource) -> Weights:
     """Load a model's weights.
 
     Raises:
-        SeqpackError: the file is absent, damaged, not of the model's family, or lacks or has unknown tensors.
+        SeqpackError: the file is absent, damaged, not of the model's family, or lacks or has unknown tensors; those of
+            a released model are not the ones that were fetched (`seqpack.models.weights_record`).
     """
     if source.kind == "untrained":
         assert source.architecture is not None
@@ -103,7 +114,9 @@ def load_weights(source: ModelSource) -> Weights:
     else:
         architecture, parts = open_weights(source)
         tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
-    return Weights(architecture, tensors, _digest(architecture, tensors), trained=source.kind != "untrained")
+    digest = _digest(architecture, tensors)
+    require_recorded(source, digest)
+    return Weights(architecture, tensors, digest, trained=source.kind != "untrained")
 
 
 def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
@@ -162,26 +175,46 @@ def _open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Ten
         content = load_pickled(path, "a fair-esm checkpoint", [argparse.Namespace])
         cfg = content["cfg"]["model"]
         architecture = Architecture(
-            num_layers=int(cfg.encoder_layers),
-            hidden_dim=int(cfg.encoder_embed_dim),
-            num_heads=int(cfg.encoder_attention_heads),
+            num_layers=cfg.encoder_layers,
+            hidden_dim=cfg.encoder_embed_dim,
+            num_heads=cfg.encoder_attention_heads,
             token_dropout=bool(cfg.token_dropout),
         )
         state = content["model"]
-        if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-            raise SeqpackError(f"{path}: not a fair-esm checkpoint: its model holds more than tensors")
     except (KeyError, TypeError, AttributeError) as error:
         raise SeqpackError(
             f"{path}: not a fair-esm ESM-2 checkpoint: it has no cfg.model with its shape ({error})"
         ) from error
     except ValueError as error:
         raise SeqpackError(f"{path}: cannot be loaded as a fair-esm checkpoint: {error}") from error
+    require_tensors(state, path, "a fair-esm checkpoint")
     return architecture, canonical_parts(state, architecture, FAIR_ESM, path)
 
 
+def save_checkpoint(architecture: Architecture, parts: Mapping[str, list[torch.Tensor]], path: Path) -> None:
+    """Write the tensors of `open_weights` as a fair-esm checkpoint; those that are joined go back to one a name."""
+    state = {}
+    for canonical, tensors in parts.items():
+        stem, _, kind = canonical.rpartition(".")
+        if stem.startswith("layers."):
+            _, layer, part = stem.split(".")
+            names = [FAIR_ESM.layer.format(layer) + name for name in FAIR_ESM.parts[part]]
+        else:
+            names = [{"embed": FAIR_ESM.embed, "final_norm": FAIR_ESM.final_norm}[stem]]
+        for name, tensor in zip(names, tensors, strict=True):
+            state[f"encoder.sentence_encoder.{name}.{kind}"] = tensor
+    shape = argparse.Namespace(
+        encoder_layers=architecture.num_layers,
+        encoder_embed_dim=architecture.hidden_dim,
+        encoder_attention_heads=architecture.num_heads,
+        token_dropout=architecture.token_dropout,
+    )
+    torch.save({"cfg": {"model": shape}, "model": state}, path)
+
+
 def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
-    config_path = path / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config_path = path / CONFIG
+    config = read_json(config_path)
     for key, value in {
         "position_embedding_type": "rotary",
         "emb_layer_norm_before": False,
@@ -192,19 +225,19 @@ def _open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]
             raise SeqpackError(f"{config_path}: {key} is {config[key]!r}; ESM-2 has {value!r}")
     try:
         architecture = Architecture(
-            num_layers=int(config["num_hidden_layers"]),
-            hidden_dim=int(config["hidden_size"]),
-            num_heads=int(config["num_attention_heads"]),
+            num_layers=config["num_hidden_layers"],
+            hidden_dim=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
             token_dropout=bool(config.get("token_dropout", False)),
         )
     except KeyError as error:
         raise SeqpackError(f"{config_path}: lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise SeqpackError(f"{config_path}: not the shape of a model: {error}") from error
     if config.get("intermediate_size", architecture.ffn_dim) != architecture.ffn_dim:
         raise SeqpackError(f"{config_path}: intermediate_size is not 4 x hidden_size, as in ESM-2")
 
-    return architecture, canonical_parts(load_safetensors(path), architecture, HUGGING_FACE, path)
+    return architecture, canonical_parts(load_safetensors(weight_files(path)), architecture, HUGGING_FACE, path)
 
 
 def canonical_parts(
