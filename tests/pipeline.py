@@ -25,6 +25,7 @@ from seqpack.worker import ShardTask, embed_shard
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts"
+HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it stops workers in mid run, see sitecustomize.py there
 DEMO = REPOSITORY / "tests/data/NC_000932.faa"
 CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"
 MODEL = "untrained:esm2_t6_8M_UR50D"

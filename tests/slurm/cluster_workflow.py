@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import psutil
 from cluster import Cluster
 
-from pipeline import MODEL, REPOSITORY, SCRIPTS
+from pipeline import HELD, MODEL, REPOSITORY, SCRIPTS
 
 SLUG = "untrained-esm2_t6_8M_UR50D"
 WORKER = str(SCRIPTS / "embed_shard.py")
@@ -27,7 +28,7 @@ NO_ACCOUNTING = ("--slurm-status-command", "squeue")
 
 
 class Workflow:
-    """The workflow in a folder of its own, through profiles/slurm; workers save packs every second."""
+    """The workflow in a folder of its own, through profiles/slurm; workers save each pack."""
 
     def __init__(self, cluster: Cluster, folder: Path, fasta: Path, shards: int = 4, **settings: object) -> None:
         self.cluster, self.folder, self.shards = cluster, folder, shards
@@ -35,17 +36,18 @@ class Workflow:
         self.results = folder / "results" / fasta.stem / slug
         self.logs = folder / "logs" / fasta.stem / slug
         self._settings = {"fasta": fasta, "model": MODEL, "shards": shards, "precision": "float32"}
-        self._settings |= {"save_seconds": 1, "audit_seconds": 0, **settings}
-        self.output = folder.with_suffix(".out")
+        self._settings |= {"save_seconds": 0, "audit_seconds": 0, **settings}
+        self.output, self.hold_file = folder.with_suffix(".out"), folder.with_suffix(".hold")
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start Snakemake; all that it says goes to `output`."""
+        """Start Snakemake; all that it says goes to `output`. Workers heed `hold_file`, see held/sitecustomize.py."""
         settings = [f"{key}={value}" for key, value in self._settings.items()]
         command = [*SNAKEMAKE, "--workflow-profile", str(REPOSITORY / "profiles/slurm"), *SOON, *NO_ACCOUNTING]
         command += [*arguments, "--config", *settings]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # as on a login node
+        environment |= {"PYTHONPATH": HELD, "HOLD_FILE": str(self.hold_file)}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -75,6 +77,13 @@ class Workflow:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+
+    def kill_left(self) -> None:
+        """kill -9 of what still runs in the folder: of a node that failed, SLURM forgets the jobs."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.cwd() == str(self.folder):
+                    process.kill()
 
     def status(self, rank: int) -> dict:
         return json.loads((self.results / f"shards/shard_{rank}-of-{self.shards}.status.json").read_text())
@@ -110,16 +119,22 @@ class Workflow:
             return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
         return environment["SLURM_JOB_ID"]
 
-    def wait_for_parts(self, ranks: range | None = None) -> None:
-        """Wait until the workers of these ranks (all) have saved packs and go on."""
-        ranks = ranks or range(self.shards)
-        parts = self.results / "shards/parts"
+    def start_and_hold(self) -> dict[int, psutil.Process]:
+        """Start Snakemake and return the workers by rank, each stopped after its first saved pack.
 
-        def saved() -> bool:
+        Workers that start later are not stopped.
+        """
+        self.hold_file.write_text("1")
+        self.start()
+
+        def all_held() -> bool:
             assert self.running(), self.said()
-            return all(any(parts.glob(f"shard_{rank}-of-*.part.h5")) for rank in ranks)
+            workers = self.workers().values()
+            return [worker.status() for worker in workers] == [psutil.STATUS_STOPPED] * self.shards
 
-        self.wait_until(saved, "not all workers have saved packs")
+        self.wait_until(all_held, "not all workers have saved a pack")
+        self.hold_file.unlink()
+        return self.workers()
 
     def wait_until(self, condition: Callable[[], bool], what_if_not: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds

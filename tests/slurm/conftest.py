@@ -29,8 +29,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough that each of four workers on this machine computes for about 10 s."""
-    lengths = np.random.default_rng(3).integers(20, 300, 900).tolist()
+    """About 10,000 tokens in 10 packs: two or three for each of four workers."""
+    lengths = np.random.default_rng(3).integers(20, 240, 75).tolist()
     path = tmp_path_factory.mktemp("fasta") / "proteins.faa"
     path.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
     return path
@@ -49,3 +49,4 @@ def workflow(cluster: Cluster, fasta: Path, tmp_path: Path) -> Iterator[Workflow
     yield workflow
     workflow.kill()
     cluster.cancel_all()
+    workflow.kill_left()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -33,11 +32,10 @@ def test_the_demo_is_an_array_of_four_jobs_each_with_a_gpu(cluster: Cluster, tmp
 def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflow, local_digest: str) -> None:
     """Each worker has saved what it had, and the next one of its shard begins there."""
     cluster = workflow.cluster
-    workflow.start()
-    workflow.wait_for_parts()
-    workers, jobs = workflow.workers(), {rank: workflow.job(rank) for rank in range(4)}
-    # A worker that hangs runs into its time limit, which SLURM counts in whole minutes.
-    workers[2].send_signal(signal.SIGSTOP)
+    workers = workflow.start_and_hold()
+    jobs = {rank: workflow.job(rank) for rank in range(4)}
+    # A worker that hangs, as the third does, runs into its time limit, which SLURM counts in whole minutes.
+    workers[3].resume()
     cluster.control("scontrol", "update", f"jobid={jobs[2]}", "TimeLimit=1")
     cluster.control("scancel", jobs[0])
     cluster.control("scontrol", "requeue", jobs[1])
@@ -78,12 +76,13 @@ def test_a_job_over_its_memory_is_ended_and_asks_for_more(cluster: Cluster, tmp_
 def test_a_drained_node_that_returns(workflow: Workflow, local_digest: str) -> None:
     """While the node takes no new jobs, running ones go on and a cancelled one waits for its return."""
     cluster = workflow.cluster
-    workflow.start()
-    workflow.wait_for_parts()
+    workers = workflow.start_and_hold()
     cancelled = workflow.job(0)
     cluster.control("scontrol", "update", f"nodename={cluster.host}", "state=drain", "reason=test")
     try:
         cluster.control("scancel", cancelled)
+        for rank in range(1, 4):
+            workers[rank].resume()
         workflow.wait_until(lambda: cluster.node_state() == "drained", "the node has jobs still")
         workflow.wait_until(lambda: list(cluster.jobs().values()) == ["PENDING"], "no job waits for the node")
         assert {rank: workflow.status(rank)["status"] for rank in range(1, 4)} == dict.fromkeys(range(1, 4), "complete")
@@ -98,8 +97,7 @@ def test_a_drained_node_that_returns(workflow: Workflow, local_digest: str) -> N
 def test_a_node_that_fails(workflow: Workflow, local_digest: str) -> None:
     """SLURM puts its jobs back into the queue; they are no new attempts to Snakemake."""
     cluster = workflow.cluster
-    workflow.start()
-    workflow.wait_for_parts()
+    workflow.start_and_hold()
     cluster.control("scontrol", "update", f"nodename={cluster.host}", "state=down", "reason=test")
     # Only once all of it has ended on the node, which SLURM, taking it for dead, does not wait for.
     workflow.wait_until(lambda: not cluster.has_job_processes(), "the jobs live on")
@@ -142,8 +140,7 @@ def test_a_shard_that_always_fails_leads_to_its_cause(cluster: Cluster, tmp_path
 
 def test_a_killed_workflow_starts_again_and_no_shard_is_computed_twice(workflow: Workflow, local_digest: str) -> None:
     """Snakemake is killed, its jobs go on; the next run ends them before it submits its own."""
-    workflow.start()
-    workflow.wait_for_parts()
+    workflow.start_and_hold()
     workflow.kill()
     assert set(workflow.workers()) == set(range(4))  # SLURM does not know that Snakemake is gone
     subprocess.run([*SNAKEMAKE, "--unlock", "--cores", "1"], check=True, capture_output=True, cwd=workflow.folder)
