@@ -193,7 +193,7 @@ def world_size_of(name, slug):
 
 
 def shards_in(key):
-    folder, world_size = "/".join(["results", *key, "shards"]), WORLD_SIZES[key]
+    folder, world_size = Path("results", *key, "shards"), WORLD_SIZES[key]
     return [f"{folder}/shard_{rank}-of-{world_size}.h5" for rank in range(world_size)]
 
 

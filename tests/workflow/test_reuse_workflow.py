@@ -175,8 +175,8 @@ def test_a_table_takes_what_is_of_its_family(results: Path, tmp_path: Path) -> N
     settings = {**SETTINGS, "datasets": "table.tsv", "reuse": f"[{old}]"}
     done = snakemake(tmp_path, "--dry-run", "--printshellcmds", config=settings)
     assert done.returncode == 0, done.stdout
-    (proteins,) = [line for line in done.stdout.splitlines() if "--fasta=new.faa" in line]
-    (contigs,) = [line for line in done.stdout.splitlines() if "--fasta=contigs.fna" in line]
+    (proteins,) = [line for line in done.stdout.splitlines() if "build_index.py --fasta=new.faa" in line]
+    (contigs,) = [line for line in done.stdout.splitlines() if "build_index.py --fasta=contigs.fna" in line]
     assert f"--reuse {old} " in proteins
     assert str(old) not in contigs
 
