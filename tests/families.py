@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from dnabert_reference import reference_hidden, save_folder, seeded_state
-from pipeline import MODEL
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqpack.bpe import BpeTokenizer
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import MODELS, UNTRAINED_TOKENIZER, DnabertArchitecture
+from seqpack.models.registry import UNTRAINED_TOKENIZER, Architecture, DnabertArchitecture
 from sequences import random_sequences
 
 ODD_IDS = [
@@ -44,6 +43,8 @@ ODD_IDS = [
 RESIDUES = [5, 60, 60, 1, 300, 60, 1030, 2, 60, 700, 31, 1, 500, 640, 610]
 BASES = [5, 60, 60, 1, 300, 60, 3000, 2, 60, 700, 31, 1, 1400, 2950, 601]
 SMALL = DnabertArchitecture(num_layers=2, hidden_dim=64, num_heads=4)
+# As many layers as the smallest that was released, and as large heads.
+SMALL_ESM2 = Architecture(num_layers=6, hidden_dim=64, num_heads=4)
 COMPLEMENTS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))
 
 _folder = tempfile.TemporaryDirectory(prefix="seqpack-families-")
@@ -166,11 +167,11 @@ class Family:
 
 
 class Proteins(Family):
-    model = MODEL
-
     @property
-    def seeded_model(self) -> str:
+    def model(self) -> str:
         return str(_esm2_checkpoint())
+
+    seeded_model = model
 
     def random(self, lengths: list[int]) -> list[str]:
         return random_sequences(lengths)
@@ -204,7 +205,7 @@ class Nucleotides(Family):
 
 @cache
 def _esm2() -> esm.ESM2:
-    return fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
+    return fair_esm_model(SMALL_ESM2)
 
 
 @cache
@@ -212,7 +213,7 @@ def _esm2_checkpoint() -> Path:
     return save_checkpoint(_esm2(), Path(_folder.name) / "esm2.pt")
 
 
-PROTEINS = Proteins("proteins", LengthPolicy("truncate", 1022), RESIDUES, 320)
+PROTEINS = Proteins("proteins", LengthPolicy("truncate", 1022), RESIDUES, SMALL_ESM2.hidden_dim)
 CONTIGS = Nucleotides("contigs", LengthPolicy("truncate", 2000), BASES, SMALL.hidden_dim)
 # Windows that overlap: a contig of 601 bases is in two, one of 3,000 in ten.
 WINDOWS = Nucleotides("windows", LengthPolicy("window", 600, 500, 300, "both"), BASES, SMALL.hidden_dim)

@@ -182,7 +182,7 @@ class _PatientFile(io.FileIO):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
+        super().__init__(str(path), "w+")  # an error shows the name as it is given here
         self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:

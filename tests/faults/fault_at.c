@@ -192,6 +192,9 @@ int fdatasync(int descriptor) DO(fdatasync, FSYNC, -1, descriptor, NULL, real(de
 int rename(const char *old, const char *new) DO(rename, RENAME, -1, AT_FDCWD, new, real(old, new))
 int renameat(int from, const char *old, int to, const char *new)
     DO(renameat, RENAME, -1, to, new, real(from, old, to, new))
+int link(const char *old, const char *new) DO(link, RENAME, -1, AT_FDCWD, new, real(old, new))
+int linkat(int from, const char *old, int to, const char *new, int flags)
+    DO(linkat, RENAME, -1, to, new, real(from, old, to, new, flags))
 int renameat2(int from, const char *old, int to, const char *new, unsigned flags)
     DO(renameat2, RENAME, -1, to, new, real(from, old, to, new, flags))
 

@@ -191,13 +191,18 @@ def judged(
             return "it was not killed"
         if fault.call == "unlink" or "/parts/" in ended.path:  # what can't be removed, or read before that, may stay
             after = {name: content for name, content in after.items() if name in right}
+        if "/parts/" in ended.path:  # a complete shard need not have its second name there
+            after, right = (
+                {name: content for name, content in tree.items() if not name.startswith("parts/")}
+                for tree in (after, right)
+            )
         return "" if after == right else f"exit 0, but {difference(after, right)}: {ended.log}"
     if not ended.path:
         return f"without a fault: {ended.log}"
     if fault.kills:
         if ended.code != -9:
             return f"exit {ended.code}: {ended.log}"
-    elif ended.code != 1 or not (told(ended.log, laboratory.folder) or to_be_mended(fault, ended.log)):
+    elif ended.code != 1 or not told(ended.log, laboratory.folder):
         return f"exit {ended.code}, not told in one line: {ended.log}"
     if not says_so(program, after, fault, Path(ended.path), laboratory.folder):
         return f"the status JSON says {after[STATUSES[0]]}"
@@ -223,22 +228,14 @@ def says_so(program: Program, after: Snapshot, fault: Fault, path: Path, folder:
     return excused or after[STATUSES[0]] == "failed"
 
 
-def to_be_mended(fault: Fault, log: str) -> bool:
-    """Whether the message is known to be bad: no file's name, PosixPath(...), HDF5's traceback at close.
-
-    To be removed once these are mended; then `told` alone decides.
-    """
-    message = log.rpartition(" ERROR ")[2]
-    unnamed = message.startswith("[Errno") and fault.call in ("fsync", "close")
-    return unnamed or "PosixPath(" in message or "RuntimeError: Can't decrement id ref count" in log
-
-
 def may_stay(name: str, program: Program, before: Snapshot, fault: Fault) -> bool:
     """Whether a failed or killed run may leave this."""
     top = name.partition("/")[0]  # an export may be a folder
     if name in before or top in program.outputs:
         return True
     if program.outputs[0] == SHARDS[0] and (name == "parts" or name.endswith(".part.h5")):
+        return True
+    if name in (f"parts/{SHARDS[0]}", f"parts/{STATUSES[0]}"):  # the second names of a complete shard
         return True
     path = name if top == "parts" else top
     return (fault.kills or fault.call == "unlink") and Path(path).name[0] == "." and path.endswith(UNFINISHED)

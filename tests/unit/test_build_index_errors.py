@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -363,17 +364,24 @@ def index_like_files(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.endswith(".h5")]
 
 
-@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="needs /dev/stdin")
 def test_killed_while_it_reads(fasta: Path, output: Path):
-    arguments = command(Path("/dev/stdin"), output)
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        process.stdin.write(random_fasta(100_000, 200))  # far more than a pipe holds, so most of it has been read
-        assert process.poll() is None  # it waits for the end of the file
+    fasta.write_bytes(random_fasta(30_000, 500))  # takes much longer to read than to see that it is open
+    with subprocess.Popen(command(fasta, output), stderr=subprocess.DEVNULL) as process:
+        while not has_open(process.pid, fasta):
+            assert process.poll() is None
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert list(output.parent.iterdir()) == []  # the spilled columns had no names
+    fasta.write_bytes(GOOD)
     assert run(fasta, output).returncode == 0
     assert index_like_files(output.parent) == ["index.h5"]
+
+
+def has_open(process: int, path: Path) -> bool:
+    """Return whether a process has a file open."""
+    with suppress(OSError):  # a descriptor is closed at this moment
+        return any(link.readlink() == path for link in Path(f"/proc/{process}/fd").iterdir())
+    return False
 
 
 def test_killed_while_it_writes(fasta: Path, output: Path):

@@ -48,7 +48,7 @@ def worst_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> floa
     return max(error.max().item() for error in errors)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["small", pytest.param("dnabert_s", marks=pytest.mark.full)])
 def test_a_pack_agrees_with_the_padded_reference(name: str, tmp_path: Path) -> None:
     architecture, lengths = CASES[name]
     state = seeded_state(architecture)
@@ -64,6 +64,7 @@ def test_a_pack_agrees_with_the_padded_reference(name: str, tmp_path: Path) -> N
         assert max(errors) < limit
 
 
+@pytest.mark.full
 def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
     """Few and narrow heads, as the reference writes out every score; each sequence by itself there."""
     architecture = DnabertArchitecture(num_layers=2, hidden_dim=96, num_heads=3)
@@ -84,7 +85,7 @@ def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
     [
         ("small", torch.bfloat16, LENGTHS[1:]),
         ("small", torch.float16, [60, 9, 1]),
-        ("dnabert_s", torch.bfloat16, FEW_LENGTHS[1:]),
+        pytest.param("dnabert_s", torch.bfloat16, FEW_LENGTHS[1:], marks=pytest.mark.full),
     ],
 )
 def test_half_precision_costs_what_it_costs_the_reference(

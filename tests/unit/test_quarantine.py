@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dnabert_reference import save_folder, seeded_state
-from families import ONE_EACH, PROTEINS, SMALL, Family
+from families import ONE_EACH, PROTEINS, SMALL, SMALL_ESM2, Family
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqpack import open_embeddings
@@ -35,7 +35,7 @@ CHANNEL, UNIT = 5, 7
 def broken_model(family: Family, folder: Path, value: float) -> str:
     """Weights whose embedding of cysteine, or of N, is NaN or infinite."""
     if family is PROTEINS:
-        model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
+        model = fair_esm_model(SMALL_ESM2)
         with torch.no_grad():
             model.embed_tokens.weight[CYSTEINE] = value
         return str(save_checkpoint(model, folder / "weights.pt"))

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, PROTEINS, WINDOWS, Family, write_fasta
+from families import ONE_EACH, PROTEINS, SMALL_ESM2, WINDOWS, Family, write_fasta
 from pipeline import DEMO, MODEL, Run, results_of, run_script, save_parts
 from seqpack import open_embeddings
 from seqpack.errors import SeqpackError
@@ -34,6 +34,8 @@ from sequences import random_sequences, relative_error
 
 # Proteins in windows, blended residue by residue.
 BLENDED = replace(PROTEINS, name="blended", policy=LengthPolicy("window", 1022, 600, 300))
+# A model of the proteins' shape that is known by its name, before its weights are read.
+NAMED = replace(find_model(MODEL), architecture=SMALL_ESM2)
 # Of each family the longest are beyond max_length; the new ones fill several packs.
 OLD = {"proteins": [1100, 300, 60, 60, 41, 7, 1], "windows": [1500, 601, 300, 300, 41, 7, 1]}
 NEW = {"proteins": [1023, 800, 700, 90, 60, 3], "windows": [2400, 1700, 1300, 90, 60, 3]}
@@ -96,7 +98,7 @@ def grown(folder: Path, reuse: list[Path], sequences: list[str] | None = None) -
     earlier, new = sequences_of(PROTEINS)
     folder.mkdir(parents=True, exist_ok=True)
     fasta = write_fasta(folder / "some.fa", sequences or [*earlier, new[-1]])
-    return Run(folder, 1).build(fasta, reuse=reuse)
+    return Run(folder, 1).build(fasta, PROTEINS.model, reuse=reuse)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -290,8 +292,9 @@ def test_several_outputs_are_taken_side_by_side(dtype: str, tmp_path: Path) -> N
         (tmp_path / name).mkdir()
     write_fasta(tmp_path / "old/some.fa", earlier)
     write_fasta(tmp_path / "new/some.fa", [new[3], *earlier[::-1]])
-    old = Run(tmp_path / "old", 1).build(tmp_path / "old/some.fa").embed(outputs=outputs).merge(dtype)
-    run = Run(tmp_path / "new", 2).build(tmp_path / "new/some.fa", reuse=[old.embeddings]).embed(outputs=outputs)
+    old = Run(tmp_path / "old", 1).build(tmp_path / "old/some.fa", PROTEINS.model).embed(outputs=outputs).merge(dtype)
+    run = Run(tmp_path / "new", 2).build(tmp_path / "new/some.fa", PROTEINS.model, reuse=[old.embeddings])
+    run.embed(outputs=outputs)
     run.merge(dtype)
     for layer, pooling in outputs.of(6).pairs:
         found = open_embeddings(run.embeddings, layer, pooling)
@@ -344,7 +347,7 @@ POLICIES = {
 def test_sequences_treated_otherwise_are_refused(name: str, proteins: Run, tmp_path: Path) -> None:
     values = (PROTEINS.policy, POLICIES[name])
     with pytest.raises(SeqpackError) as refused:
-        Run(tmp_path, 1).build(DEMO, policy=POLICIES[name], reuse=[proteins.embeddings])
+        Run(tmp_path, 1).build(DEMO, PROTEINS.model, POLICIES[name], reuse=[proteins.embeddings])
     theirs, ours = (getattr(policy, name) for policy in values)
     assert str(refused.value) == (
         f"{proteins.embeddings}: can't be reused: it has {name}={theirs}, this computation {name}={ours}; take it out "
@@ -379,7 +382,7 @@ def test_files_that_are_no_results_are_refused(proteins: Run, tmp_path: Path) ->
         "--fasta",
         DEMO,
         "--model",
-        MODEL,
+        PROTEINS.model,
         "--output",
         proteins.embeddings,
         "--reuse",
@@ -408,7 +411,7 @@ WORKERS = {
 def test_a_worker_of_another_computation_computes_nothing(name: str, proteins: Run, tmp_path: Path) -> None:
     settings, message = WORKERS[name]
     run = grown(tmp_path, [proteins.embeddings])
-    settings = {**settings, **({"model": PROTEINS.seeded_model} if name == "model" else {})}
+    settings = {**settings, **({"model": MODEL} if name == "model" else {})}
     with pytest.raises(SeqpackError, match=f"{proteins.embeddings}: can't be reused: .*{message}"):
         run.embed(**settings)
     status = read_status(run.statuses[0])
@@ -417,7 +420,7 @@ def test_a_worker_of_another_computation_computes_nothing(name: str, proteins: R
 
 
 def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
-    source, model, policy, outputs = open_source(proteins.embeddings), find_model(MODEL), LengthPolicy(), Outputs()
+    source, model, policy, outputs = open_source(proteins.embeddings), NAMED, LengthPolicy(), Outputs()
     for settings in ((policy, outputs, "auto"), (policy, Outputs((6,)), "float32")):
         require_settings(source, model, known_settings(model, *settings), "float16")
     for settings, message in (
@@ -430,7 +433,9 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
         with pytest.raises(SeqpackError, match=message):
             require_settings(source, model, known_settings(model, *settings), "float32")
     known = known_settings(model, policy, outputs, "auto")
-    with pytest.raises(SeqpackError, match=f"it is of {MODEL}, not of esm2_t33_650M_UR50D; take it out of reuse"):
+    with pytest.raises(
+        SeqpackError, match=f"it is of {PROTEINS.model}, not of esm2_t33_650M_UR50D; take it out of reuse"
+    ):
         require_settings(source, find_model("esm2_t33_650M_UR50D"), known, "float32")
     rounded = open_source(copy.merge("float16").embeddings)
     require_settings(rounded, model, known, "float16")
@@ -439,7 +444,7 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
 
 
 def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run, tmp_path: Path) -> None:
-    run, model = grown(tmp_path, [proteins.embeddings]), find_model(MODEL)
+    run, model = grown(tmp_path, [proteins.embeddings]), NAMED
     known = known_settings(model, LengthPolicy(), Outputs(), "auto")
     noted = {proteins.embeddings: open_source(proteins.embeddings).fingerprint.digest}
 
@@ -547,13 +552,13 @@ def test_every_output_of_a_source_must_be_finite(copy: Run, tmp_path: Path, monk
     """In each of several blocks, the last of which is a part of one."""
     copy.embed(outputs=Outputs((-1,), ("mean", "max"))).merge()
     (copy.folder / "manifest.json").unlink()
-    monkeypatch.setattr("seqpack.reused_vectors.BLOCK_BYTES", 3 * 4 * 320)
+    monkeypatch.setattr("seqpack.reused_vectors.BLOCK_BYTES", 3 * 4 * PROTEINS.hidden_dim)
     grown(tmp_path / "whole", [copy.embeddings])
     for dataset in ("embeddings", "embeddings_6_max"):
         for row in range(8):
             with h5py.File(copy.embeddings, "r+") as file:
                 values = file[dataset][row]
-                file[dataset][row, 319] = np.inf
+                file[dataset][row, -1] = np.inf
             with pytest.raises(SeqpackError, match=f"the vector in its row {row} is not finite"):
                 grown(tmp_path / "new", [copy.embeddings])
             with h5py.File(copy.embeddings, "r+") as file:
@@ -622,7 +627,7 @@ def test_the_plan_counts_what_is_computed(proteins: Run, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert f"unique      53 sequences, 46 of them to compute, {tokens_computed(run):,} tokens" in done.stdout
     assert f"reused      7 sequences from {proteins.embeddings}" in done.stdout
-    disk = disk_needed(open_index(run.index), 1, 320)
+    disk = disk_needed(open_index(run.index), 1, PROTEINS.hidden_dim)
     merged = run.embeddings.stat().st_size + (run.folder / "records.tsv.gz").stat().st_size
     assert disk.shards == pytest.approx(run.shards[0].stat().st_size, rel=0.1)
     assert disk.merged == pytest.approx(merged, rel=0.1)

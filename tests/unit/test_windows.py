@@ -11,13 +11,14 @@ import pytest
 import torch
 from test_outputs import embed, pooled_by_hand
 
+from families import SMALL_ESM2
 from pipeline import Run
 from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqpack import memory, open_embeddings, runner
 from seqpack.audit import audit_embeddings
 from seqpack.index import open_index
 from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import MODELS, find_model
+from seqpack.models.registry import find_model
 from seqpack.outputs import POOLINGS, Outputs
 from seqpack.runner import whole_pack
 from seqpack.shard import open_shard
@@ -38,8 +39,8 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     folder = tmp_path_factory.mktemp("proteins")
     sequences = random_sequences(LENGTHS)
     (folder / "p.faa").write_text("".join(f">p{n}\n{s}\n" for n, s in enumerate(sequences)))
-    model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
-    return folder / "p.faa", save_checkpoint(model, folder / "8M.pt"), sequences, model.double()
+    model = fair_esm_model(SMALL_ESM2)
+    return folder / "p.faa", save_checkpoint(model, folder / "model.pt"), sequences, model.double()
 
 
 def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
