@@ -209,7 +209,8 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
         return np.empty(dataset.shape, dataset.dtype)
     if offset is None:
         raise SeqpackError(f"{path}: dataset {dataset.name} is not contiguous; was the file rewritten by another tool?")
-    return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+    with name_errors(path):
+        return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
 
 
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from seqpack.files import name_errors
+
 # Large, as each block waits for the interpreter's lock a few times; small beside the memory of a machine.
 BLOCK_BYTES = 8 << 20
 
@@ -27,7 +29,7 @@ def sha256_and_finite(path: Path, arrays: list[np.ndarray]) -> tuple[str, list[i
     digest = hashlib.sha256()
     places: list[int | None] = [None] * len(arrays)
     maps = [(values.offset, number, values) for number, values in enumerate(arrays) if isinstance(values, np.memmap)]
-    with path.open("rb", buffering=0) as file:
+    with name_errors(path), path.open("rb", buffering=0) as file:
         # Not by the memory maps: their numbers need not be aligned, and a page fault every 64 KB is dearer.
         for offset, number, values in sorted(maps, key=lambda found: found[0]):
             for block in _blocks(file, offset - file.tell()):

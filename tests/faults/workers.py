@@ -62,9 +62,12 @@ def arguments_of(run: Run, rank: int, *more: object) -> list[str]:
     ]
 
 
-def start(run: Run, rank: int, *more: object, **options: object) -> subprocess.Popen[str]:
-    """Start a worker and do not wait for it."""
-    command = [sys.executable, str(PROGRAM), *arguments_of(run, rank, *more)]
+def start(run: Run, rank: int, *more: object, before: str = "", **options: object) -> subprocess.Popen[str]:
+    """Start a worker, after the Python statements `before` in its process, and do not wait for it."""
+    program = f"import runpy, sys; {before}\nrunpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
+    if before:
+        options["env"] = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, *(("-c", program) if before else (str(PROGRAM),)), *arguments_of(run, rank, *more)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)  # type: ignore[call-overload]
 
