@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 # A process a core, with one thread each: more would only wait for one another.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
-UNIT := tests/unit tests/property
+UNIT := tests/unit tests/pipeline tests/property
 
 .PHONY: help setup run test test-full test-workflow faults faults-all fuzz test-slurm lint bench clean
 
@@ -22,7 +22,7 @@ help:
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
 	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
 	@echo "make lint   ruff, snakefmt, snakemake --lint"
-	@echo "make bench  time seqpack, fair-esm and transformers on this CPU (about 15 minutes)"
+	@echo "make bench  time seqmill, fair-esm and transformers on this CPU (about 15 minutes)"
 	@echo "make setup  set up .venv only"
 	@echo "make clean  remove .venv; results stay"
 
@@ -30,7 +30,7 @@ setup: $(READY)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "seqpack needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+		{ echo "seqmill needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)

@@ -70,7 +70,7 @@ onsuccess:
 
 
 onerror:
-    from seqpack.failures import failure_message
+    from seqmill.run.messages import failure_message
 
     names = ["fetch_weights", *map("/".join, DATASETS)]
     # Below what Snakemake shows of every log.

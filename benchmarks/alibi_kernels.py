@@ -20,10 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from seqpack.alibi import attend, choose_kernel, make_biases
-from seqpack.devices import processor
-from seqpack.models.registry import DNABERT_MODELS
-from seqpack.packs import Pack
+from seqmill.base.machine import processor
+from seqmill.model.alibi import attend, choose_kernel, make_biases
+from seqmill.model.pack import Pack
+from seqmill.spec.models import DNABERT_MODELS
 
 SHAPE = DNABERT_MODELS["dnabert_s"]
 TOKENS = 4000  # of a pack, or one sequence if that is longer

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time whole processes, from FASTA to file, on this machine's CPU: seqpack, fair-esm, transformers.
+"""Time whole processes, from FASTA to file, on this machine's CPU: seqmill, fair-esm, transformers.
 
 Same seeded weights, saved to disk; same proteins, with lengths as in UniProt, truncated at 1022 residues;
 all cores; the contenders take turns, so that a machine whose speed drifts is fair to all. Writes a
@@ -26,17 +26,16 @@ import torch
 from proteins import random_proteins, write_fasta
 
 BENCHMARKS = Path(__file__).parent
-sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests")]
+sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
 from reference import fair_esm_model, save_checkpoint
-from seqpack.devices import processor
-from seqpack.models.registry import MODELS, Architecture
-from seqpack.monitor import model_flop
+from seqmill.base.machine import processor
+from seqmill.spec.models import MODELS, Architecture, model_flop
 
 MAX_LENGTH = 1022
 # Fewer proteins for the larger models, so that a round takes minutes.
 COUNTS = {"esm2_t6_8M_UR50D": 500, "esm2_t12_35M_UR50D": 250, "esm2_t30_150M_UR50D": 80}
-CONTENDERS = ("seqpack", "fair-esm", "transformers float32", "transformers bfloat16")
+CONTENDERS = ("seqmill", "fair-esm", "transformers float32", "transformers bfloat16")
 
 
 def main() -> None:
@@ -91,7 +90,7 @@ def save_weights(model: str, folder: Path) -> None:
     """Save one set of seeded weights as a fair-esm checkpoint and as a Hugging Face folder."""
     from transformers import EsmConfig, EsmForMaskedLM
 
-    from seqpack.models.weights import FAIR_ESM, HUGGING_FACE
+    from seqmill.model.weights import FAIR_ESM, HUGGING_FACE
 
     architecture = MODELS[model]
     reference = fair_esm_model(architecture)
@@ -129,7 +128,7 @@ def save_weights(model: str, folder: Path) -> None:
 def command_of(contender: str, model: str, folder: Path) -> list[str]:
     """Return the shell command that takes a contender from the FASTA to its file."""
     python, scripts = sys.executable, BENCHMARKS.parent / "scripts"
-    if contender == "seqpack":
+    if contender == "seqmill":
         steps = [
             f"{python} {scripts}/build_index.py --fasta proteins.faa --model {model}.pt --output index.h5",
             f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu --audit-seconds 0"
@@ -174,7 +173,7 @@ def table(results: dict) -> str:
         f"{results['processor']}, {results['cores']} cores, torch {results['torch']}, {results['date']}.",
         "Whole processes, FASTA to file; real tokens; median of the rounds, which took turns.",
         "",
-        "| model | contender | seconds | tokens/s | seqpack is | peak memory | of bfloat16 GEMM peak |",
+        "| model | contender | seconds | tokens/s | seqmill is | peak memory | of bfloat16 GEMM peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for model, measured in results["models"].items():
@@ -184,7 +183,7 @@ def table(results: dict) -> str:
         for name, seconds in medians.items():
             peak = max(run["peak_bytes"] for run in measured["runs"][name])
             share = measured["flop"] / seconds / measured["roofline_bfloat16_flops"]
-            ratio = f"{seconds / medians['seqpack']:.1f}x" if "seqpack" in medians else ""
+            ratio = f"{seconds / medians['seqmill']:.1f}x" if "seqmill" in medians else ""
             lines.append(
                 f"| {model} | {name} | {seconds:.1f} | {measured['tokens'] / seconds:,.0f} | {ratio} "
                 f"| {peak / 1e9:.2f} GB | {share:.0%} |"

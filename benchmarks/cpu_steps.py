@@ -23,20 +23,20 @@ from proteins import random_proteins, write_fasta
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from seqpack.attention import attend, choose_kernel
-from seqpack.devices import processor
-from seqpack.index import Index, open_index
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.memory import PackEmbedder
-from seqpack.models.esm2 import ESM2, rope_tables
-from seqpack.models.registry import MODELS
-from seqpack.models.weights import untrained_tensors
-from seqpack.outputs import Outputs
-from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
-from seqpack.readout import Readout
-from seqpack.runner import CPU_PIECE_TOKENS, embed_packs
+from seqmill.base.machine import processor
+from seqmill.embed.embedder import PackEmbedder
+from seqmill.embed.pooling import mean_over_residues
+from seqmill.embed.readout import Readout
+from seqmill.embed.runner import CPU_PIECE_TOKENS, embed_packs
+from seqmill.index.build import build_index
+from seqmill.model.attention import attend, choose_kernel
+from seqmill.model.esm2 import ESM2, rope_tables
+from seqmill.model.pack import Pack
+from seqmill.model.weights import untrained_tensors
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import MODELS
+from seqmill.spec.outputs import Outputs
+from seqmill.store.index import Index, open_index
 
 CPU = torch.device("cpu")
 THREADS = os.cpu_count() or 1

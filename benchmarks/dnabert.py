@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time whole processes, from FASTA to file, on this machine's CPU: seqpack and the published code of DNABERT-S.
+"""Time whole processes, from FASTA to file, on this machine's CPU: seqmill and the published code of DNABERT-S.
 
 Same seeded weights of the full size, same contigs of mixed length (random DNA, lengths log-normal as an assembly's,
 300 to 10,000 bases), all cores; the contenders take turns. Their embeddings are compared as well.
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from cpu import BENCHMARKS, timed
 
-sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests")]
+sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
 from dnabert_reference import save_folder, seeded_state
-from seqpack import open_embeddings
-from seqpack.devices import processor
-from seqpack.models.registry import DNABERT_MODELS
+from seqmill import open_embeddings
+from seqmill.base.machine import processor
+from seqmill.spec.models import DNABERT_MODELS
 
 MEDIAN_LENGTH, SPREAD = 2000, 0.9
 SHORTEST, LONGEST = 300, 10_000
@@ -57,7 +57,7 @@ def main() -> None:
         differences = {
             name: compare(open_embeddings(folder / f"{name.split()[1]}.h5").array, exact)
             for name in commands
-            if name.startswith("seqpack")
+            if name.startswith("seqmill")
         }
         num_tokens = json.loads((folder / "bfloat16.status.json").read_text())["run"]["num_tokens"]
     results = {
@@ -93,7 +93,7 @@ def commands_of(published: Path) -> dict[str, str]:
     python, scripts = sys.executable, BENCHMARKS.parent / "scripts"
     commands = {}
     for precision in ("bfloat16", "float32"):
-        commands[f"seqpack {precision}"] = " && ".join(
+        commands[f"seqmill {precision}"] = " && ".join(
             [
                 f"{python} {scripts}/build_index.py --fasta contigs.fna --model model --output index.h5",
                 f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure seqpack on this machine's GPU, and transformers and fair-esm beside it where they are installed.
+"""Measure seqmill on this machine's GPU, and transformers and fair-esm beside it where they are installed.
 
 For each model: tokens/s of every attention kernel that can be used, with the elementwise work fused and
 not, in bfloat16 and float16; the share of the GEMM peak; how busy the GPU was; what the host spends on a
@@ -30,26 +30,26 @@ from gpu_table import table
 from proteins import random_proteins, write_fasta
 
 BENCHMARKS = Path(__file__).parent
-sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests")]
+sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
-from seqpack.attention import FASTEST_FIRST, choose_kernel, why_not
-from seqpack.errors import SeqpackError
-from seqpack.index import Index, open_index
-from seqpack.index_build import build_index
-from seqpack.kernels import fused
-from seqpack.length_policy import LengthPolicy
-from seqpack.memory import PackEmbedder
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import MODELS, Architecture
-from seqpack.models.weights import untrained_tensors
-from seqpack.monitor import gemm_peak, model_flop, monitor
-from seqpack.outputs import Outputs
-from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
-from seqpack.readout import Readout
-from seqpack.runner import embed_packs
-from seqpack.task import ShardTask
-from seqpack.worker import embed_shard
+from seqmill.embed.embedder import PackEmbedder
+from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.pooling import mean_over_residues
+from seqmill.embed.readout import Readout
+from seqmill.embed.runner import embed_packs
+from seqmill.embed.worker import embed_shard
+from seqmill.errors import SeqmillError
+from seqmill.index.build import build_index
+from seqmill.model.attention import FASTEST_FIRST, choose_kernel, why_not
+from seqmill.model.esm2 import ESM2
+from seqmill.model.kernels import fused
+from seqmill.model.pack import Pack
+from seqmill.model.weights import untrained_tensors
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import MODELS, Architecture, model_flop
+from seqmill.spec.outputs import Outputs
+from seqmill.spec.task import ShardTask
+from seqmill.store.index import Index, open_index
 
 SIZES = [name for name in MODELS if "15B" not in name]
 FLAGSHIP = "esm2_t33_650M_UR50D"  # from FASTA to HDF5, and beside the peers
@@ -86,7 +86,7 @@ def main() -> None:
         else:
             try:
                 work()
-            except (RuntimeError, OSError, subprocess.SubprocessError, SeqpackError) as error:
+            except (RuntimeError, OSError, subprocess.SubprocessError, SeqmillError) as error:
                 message = (str(error) or type(error).__name__).splitlines()[0]
                 results["left_out"].append(f"{name}: {message}")
         save(results, arguments.output)
@@ -261,7 +261,7 @@ def measure_peers(
         weights = untrained_tensors(architecture)
         model = ESM2(architecture, weights, getattr(torch, precision), index.max_tokens, kernel, fuse).to(device)
         timed(model, index, [0], device)
-        peers["seconds"][f"seqpack {precision}"] = timed(model, index, list(range(index.num_packs)), device)
+        peers["seconds"][f"seqmill {precision}"] = timed(model, index, list(range(index.num_packs)), device)
 
     def peer(name: str, *command: str) -> None:
         script = [sys.executable, str(BENCHMARKS / command[0]), "proteins.faa", *command[1:]]
@@ -270,7 +270,7 @@ def measure_peers(
         )
         peers["seconds"][name] = float(run.stderr.splitlines()[-1])
 
-    step("peers: seqpack", ours)
+    step("peers: seqmill", ours)
     step("peers: weights", lambda: save_weights(FLAGSHIP, folder))
     transformers, fair_esm = "peer_transformers.py", ("peer_fair_esm.py", f"{FLAGSHIP}.pt", "means.pt", "cuda")
     for name, *command in (

@@ -61,11 +61,11 @@ def peer_lines(results: dict) -> list[str]:
     peers = results.get("peers", {"seconds": {}})
     if not peers["seconds"]:
         return []
-    ours = next((seconds for name, seconds in peers["seconds"].items() if name.startswith("seqpack")), None)
+    ours = next((seconds for name, seconds in peers["seconds"].items() if name.startswith("seqmill")), None)
     lines = [
         f"{peers['model']}, {peers['sequences']:,} proteins, {peers['tokens']:,} tokens; embedding alone, no loading:",
         "",
-        "| contender | seconds | tokens/s | seqpack is |",
+        "| contender | seconds | tokens/s | seqmill is |",
         "|---|---|---|---|",
     ]
     for name, seconds in peers["seconds"].items():

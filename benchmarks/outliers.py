@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("scripts", "tests")]
+sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("scripts", "tests/support")]
 
 from reference import fair_esm_model, one_pack, plant_outliers, save_checkpoint
-from seqpack.attention import attend
-from seqpack.devices import processor
-from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, TOKEN_DROPOUT_SCALE, rope_tables
-from seqpack.models.registry import MODELS, find_model
-from seqpack.models.weights import Weights, load_weights
-from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues
+from seqmill.base.machine import processor
+from seqmill.embed.pooling import mean_over_residues
+from seqmill.model.attention import attend
+from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, TOKEN_DROPOUT_SCALE, rope_tables
+from seqmill.model.pack import Pack
+from seqmill.model.weights import Weights, load_weights
+from seqmill.spec.models import MODELS, find_model
 from sequences import random_sequences
 
 NAMES = ("esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D")
@@ -50,8 +50,8 @@ def main() -> None:
         "",
         f"Mean embeddings of {len(LENGTHS)} sequences of 1 to {max(LENGTHS)} residues against float32 (float32 itself",
         "against float64): one minus the worst cosine / the worst relative L2 error. Seeded weights, without outliers",
-        "and with four channels that reach 1e3 to 8e3 in the residual stream (`plant_outliers` in tests/reference.py).",
-        "seqpack's are the rows with residual stream and layer norm in float32.",
+        "and with four channels that reach 1e3 to 8e3 in the residual stream (`plant_outliers`).",
+        "seqmill's are the rows with residual stream and layer norm in float32.",
         "",
         *table(columns),
     ]
@@ -138,7 +138,7 @@ def measure(weights: Weights, pack: Pack) -> list[tuple[float, float]]:
     for matmul, stream, norm in VARIANTS:
         hidden = forward(weights, pack, matmul, stream, norm)
         if stream == torch.float32 and norm == "float32" and not torch.equal(hidden, ours(matmul)):
-            raise AssertionError(f"the forward written out here is not seqpack's in {matmul}")
+            raise AssertionError(f"the forward written out here is not seqmill's in {matmul}")
         found.append(worst(means(hidden), expected))
     return found
 

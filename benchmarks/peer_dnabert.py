@@ -4,7 +4,7 @@
 usage: peer_dnabert.py PUBLISHED FASTA MODEL OUTPUT
 
 PUBLISHED is a folder with bert_layers.py and bert_padding.py of https://github.com/MAGICS-LAB/DNABERT_S (see
-tests/dnabert_reference.py), without its Triton kernel, so that it computes in PyTorch; MODEL a folder with
+tests/support/dnabert_reference.py), without its Triton kernel, so that it computes in PyTorch; MODEL a folder with
 config.json, tokenizer.json and pytorch_model.bin. Needs einops and transformers. Says on stderr how many seconds
 the embedding took, without loading.
 """

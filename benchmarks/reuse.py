@@ -18,8 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from seqpack.fingerprint import Fingerprint
-from seqpack.reuse import Source, find_reused
+from seqmill.index.order import find_reused
+from seqmill.spec.fingerprint import Fingerprint
+from seqmill.store.reuse import Source
 
 
 def main() -> None:

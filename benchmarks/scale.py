@@ -114,12 +114,12 @@ def write_fasta(path: Path, number: int) -> None:
 
 def write_stand_in_shard(index_path: Path, rank: int) -> None:
     """Write a rank's shard and status as a worker would, with vectors made of each sequence's digest."""
-    from seqpack.files import sha256_of_file
-    from seqpack.fingerprint import Fingerprint
-    from seqpack.index import open_index
-    from seqpack.plan import packs_of_rank, rows_of_rank
-    from seqpack.shard import new_shard
-    from seqpack.status import COMPLETE, ShardStatus, write_status
+    from seqmill.base.files import sha256_of_file
+    from seqmill.spec.fingerprint import Fingerprint
+    from seqmill.spec.packing import packs_of_rank, rows_of_rank
+    from seqmill.store.index import open_index
+    from seqmill.store.shards import new_shard
+    from seqmill.store.status import COMPLETE, ShardStatus, write_status
 
     index = open_index(index_path)
     path = index_path.with_name(f"shard_{rank}-of-{WORLD_SIZE}.h5")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time exact cosine search over an embeddings file: seqpack.search, NumPy on the whole array, FAISS's flat index.
+"""Time exact cosine search over an embeddings file: seqmill.search, NumPy on the whole array, FAISS's flat index.
 
 Vectors as close to one another as those of proteins are (a common part and noise: cosines around 0.9). Each way in a
 process of its own, taking turns; the files are in the page cache. "load" is what must be in memory before the first
-query: for NumPy the array divided by its norms, for FAISS the index that seqpack has exported.
+query: for NumPy the array divided by its norms, for FAISS the index that seqmill has exported.
 
     python benchmarks/search.py --output benchmarks/results/search.md
 """
@@ -25,16 +25,16 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).parent.parent
-sys.path[:0] = [str(REPOSITORY / "scripts"), str(REPOSITORY / "tests")]
+sys.path[:0] = [str(REPOSITORY / "scripts"), str(REPOSITORY / "tests/support")]
 
 from embeddings_file import random_blocks, write_blocks
-from seqpack import open_embeddings, search
-from seqpack.devices import processor
-from seqpack.export import export_embeddings
+from seqmill import open_embeddings, search
+from seqmill.base.machine import processor
+from seqmill.export.export import export_embeddings
 
 K = 10
 NOISE = 0.3
-WAYS = ("seqpack", "numpy", "faiss")
+WAYS = ("seqmill", "numpy", "faiss")
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def time_one(way: str, path: Path, number: int) -> dict:
 
         index = faiss.read_index(str(path.with_suffix(".faiss")))
     loaded = time.perf_counter()
-    if way == "seqpack":
+    if way == "seqmill":
         rows = search(queries, embeddings, K)["row"].to_numpy().reshape(-1, K)
     elif way == "numpy":
         rows = np.empty((number, K), np.int64)
@@ -116,14 +116,14 @@ def table(runs: dict[tuple[str, int], list[dict]], shape: tuple[int, int]) -> st
         f"FAISS {version('faiss-cpu')}, {date.today().isoformat()}. {shape[0]:,} records of {shape[1]:,} dimensions, "
         f"k = {K}, median of {len(next(iter(runs.values())))} rounds.",
         "",
-        "| queries | way | load, s | search, s | memory, MB | rows unlike seqpack's |",
+        "| queries | way | load, s | search, s | memory, MB | rows unlike seqmill's |",
         "|---|---|---|---|---|---|",
     ]
     for (way, number), found in runs.items():
         load, seconds, memory = (
             statistics.median(run[name] for run in found) for name in ("load", "seconds", "megabytes")
         )
-        unlike = np.count_nonzero(np.array(found[-1]["rows"]) != np.array(runs["seqpack", number][-1]["rows"]))
+        unlike = np.count_nonzero(np.array(found[-1]["rows"]) != np.array(runs["seqmill", number][-1]["rows"]))
         lines.append(f"| {number:,} | {way} | {load:.2f} | {seconds:.2f} | {memory:,.0f} | {unlike} |")
     return "\n".join(lines) + "\n"
 

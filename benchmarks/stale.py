@@ -22,15 +22,15 @@ import scale
 
 sys.path.insert(0, str(scale.SCRIPTS))
 
-from seqpack.devices import processor
-from seqpack.index_build import build_index
-from seqpack.input_files import KnownDigests
-from seqpack.length_policy import LengthPolicy
-from seqpack.merge import merge_shards
-from seqpack.models.registry import find_model
-from seqpack.outputs import Outputs
-from seqpack.stale import Request, find_fasta_edit, stale_results
-from seqpack.verify import status_path_of
+from seqmill.base.input_files import KnownDigests
+from seqmill.base.machine import processor
+from seqmill.index.build import build_index
+from seqmill.merge.merge import merge_shards
+from seqmill.run.stale import Request, find_fasta_edit, stale_results
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import find_model
+from seqmill.spec.outputs import Outputs
+from seqmill.store.layout import status_path_of
 
 RESIDUES = 30  # in a sequence: its length does not matter here
 scale.HIDDEN_DIM = 16

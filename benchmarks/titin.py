@@ -26,7 +26,7 @@ from scale import timed
 
 BENCHMARKS = Path(__file__).parent
 SCRIPTS = BENCHMARKS.parent / "scripts"
-sys.path[:0] = [str(SCRIPTS), str(BENCHMARKS.parent / "tests")]
+sys.path[:0] = [str(SCRIPTS), str(BENCHMARKS.parent / "tests/support")]
 
 MODEL = "esm2_t6_8M_UR50D"
 LENGTHS = (1022, 4096, 16384, 34350)
@@ -60,7 +60,7 @@ def main() -> None:
 def save_weights(folder: Path) -> Path:
     """Save seeded weights as a checkpoint of fair-esm, for both."""
     from reference import fair_esm_model, save_checkpoint
-    from seqpack.models.registry import MODELS
+    from seqmill.spec.models import MODELS
 
     return save_checkpoint(fair_esm_model(MODELS[MODEL]), folder / f"{MODEL}.pt")
 
@@ -143,7 +143,7 @@ def table(results: dict) -> str:
             for run in measured["runs"].values()
         ]
         lines.append(f"| {int(length):,} | " + " | ".join(cells) + " |")
-    lines += ["", "Relative error (L2) to seqpack's float32 of the long protein's embedding:", ""]
+    lines += ["", "Relative error (L2) to seqmill's float32 of the long protein's embedding:", ""]
     lines += ["| residues | bfloat16 | fair-esm |", "|---|---|---|"]
     for length, measured in results["lengths"].items():
         errors = measured["relative_errors_to_float32"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time the tokenization of contigs: seqpack's index step, the tokens in it alone, and the tokenizers library alone.
+"""Time the tokenization of contigs: seqmill's index step, the tokens in it alone, and the tokenizers library alone.
 
 Same random DNA in contigs of mixed length, same tokenizer, same cores, ways taking turns. The index step reads a
 FASTA and writes index.h5; "tokens" takes the lines of records to uint16 (letters, cut, tokens); the library is given
@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 from cut_contigs import LINE, contig_lengths
 
-from seqpack.bpe import BpeTokenizer
-from seqpack.devices import processor
-from seqpack.index import open_index
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.letters import NucleotideLetters
-from seqpack.models.registry import UNTRAINED_TOKENIZER
-from seqpack.segments import Segmentation, cut
+from seqmill.base.machine import processor
+from seqmill.index.bpe import BpeTokenizer
+from seqmill.index.build import build_index
+from seqmill.index.letters import NucleotideLetters
+from seqmill.index.segments import Segmentation, cut
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import UNTRAINED_TOKENIZER
+from seqmill.store.index import open_index
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
             seconds["index step"].append(time.perf_counter() - start)
             in_index = open_index(index).attributes["num_tokens"]
         start = time.perf_counter()
-        tokens, _ = with_seqpack(ours, bodies)
+        tokens, _ = with_seqmill(ours, bodies)
         seconds["tokens"].append(time.perf_counter() - start)
         start = time.perf_counter()
         ids = [encoding.ids for encoding in library.encode_batch_fast(texts)]
@@ -85,7 +85,7 @@ def random_contigs(num_bases: int) -> list[bytes]:
     raise AssertionError
 
 
-def with_seqpack(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def with_seqmill(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the index step makes of the lines of records: all tokens, and the number of each."""
     letters, segmentation = NucleotideLetters(), Segmentation()
     return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body), segmentation)])

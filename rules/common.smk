@@ -21,19 +21,20 @@ os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PA
 # Snakemake then what runs below it, before a worker has saved its packs.
 shell.prefix("set -euo pipefail; exec ")
 
-from seqpack import input_files
-from seqpack.datasets import dataset_of_file, read_datasets, refuse_shared_folders
-from seqpack.devices import visible_gpus
-from seqpack.errors import SeqpackError
-from seqpack.length_policy import choose_length_policy
-from seqpack.models.registry import DNABERT_S, MODELS
-from seqpack.orphans import cancel_orphans, claim_folder
-from seqpack.outputs import Outputs
-from seqpack.plan import MAX_PACK_TOKENS
-from seqpack.report_colors import require_column
-from seqpack.reuse import known_settings, open_source, require_ready, require_settings, reused_by
-from seqpack.rerun import mark_stale
-from seqpack.resources import (
+from seqmill.base import input_files
+from seqmill.run.datasets import dataset_of_file, read_datasets, refuse_shared_folders
+from seqmill.base.machine import visible_gpus
+from seqmill.errors import SeqmillError
+from seqmill.spec.lengths import choose_length_policy
+from seqmill.spec.models import DNABERT_S, MODELS
+from seqmill.run.orphans import cancel_orphans, claim_folder
+from seqmill.spec.outputs import Outputs
+from seqmill.spec.packing import MAX_PACK_TOKENS
+from seqmill.report.colors import require_column
+from seqmill.run.reuse import known_settings, require_ready, require_settings, reused_by
+from seqmill.store.reuse import open_source
+from seqmill.run.rerun import mark_stale
+from seqmill.run.resources import (
     index_minutes,
     memory_mb,
     rewriting_minutes,
@@ -41,8 +42,9 @@ from seqpack.resources import (
     tokens_in,
     tokens_of,
 )
-from seqpack.settings import wrong_settings
-from seqpack.stale import Request, find_fasta_edit, stale_results, started_world_size
+from seqmill.run.settings import wrong_settings
+from seqmill.run.stale import Request, find_fasta_edit, stale_results
+from seqmill.run.stale import started_world_size
 
 
 def check_config():
@@ -62,7 +64,7 @@ def check_config():
     if wrong := wrong_settings(config, yaml.safe_load(SCHEMA.read_text())):
         files = ", ".join(map(str, workflow.configfiles))
         wrong.append(f"settings come from {files} and from --config")
-        sys.exit("\n".join(f"seqpack: {line}" for line in wrong))
+        sys.exit("\n".join(f"seqmill: {line}" for line in wrong))
     validate(config, str(SCHEMA))
     config["per_residue"] = {True: "float16", False: ""}.get(
         config["per_residue"], config["per_residue"]
@@ -86,18 +88,18 @@ def read_all_datasets():
         for dataset in datasets:
             for path in (dataset.fasta, dataset.model.path or ""):
                 if "{" in str(path) or "}" in str(path):
-                    raise SeqpackError(
+                    raise SeqmillError(
                         f"{path}: Snakemake takes braces for wildcards; rename the file or link to it"
                     )
             try:
                 length_policy(dataset)
                 require_outputs(dataset)
                 require_metadata(dataset)
-            except SeqpackError as error:
-                raise SeqpackError(f"dataset {dataset.name}, model {dataset.model.name}: {error}")
+            except SeqmillError as error:
+                raise SeqmillError(f"dataset {dataset.name}, model {dataset.model.name}: {error}")
         refuse_shared_folders([Path("results", d.name, d.model.slug) for d in datasets])
-    except (SeqpackError, OSError) as error:
-        sys.exit(f"seqpack: {error}")
+    except (SeqmillError, OSError) as error:
+        sys.exit(f"seqmill: {error}")
     return {(dataset.name, dataset.model.slug): dataset for dataset in datasets}
 
 
@@ -112,7 +114,7 @@ def require_outputs(dataset):
     outputs = Outputs(tuple(config["layers"]), tuple(config["pooling"]), config["per_residue"])
     outputs.require_family(dataset.model.family)
     if "h5_residues" in config["exports"] and not config["per_residue"]:
-        raise SeqpackError("exports: h5_residues needs per_residue: float16 or float32")
+        raise SeqmillError("exports: h5_residues needs per_residue: float16 or float32")
     if dataset.model.architecture:
         outputs.of(dataset.model.architecture.num_layers)
 
@@ -121,12 +123,12 @@ def require_metadata(dataset):
     """Raise if the report can't be colored as the settings ask: its job would begin by losing the report before."""
     metadata, color = config["metadata"], config["color"]
     if bool(metadata) != bool(color):
-        raise SeqpackError(
+        raise SeqmillError(
             "metadata and color go together: a table, and the column of it that colors the map; set both or neither"
         )
     path = metadata.replace("{dataset}", dataset.name).replace("{model}", dataset.model.slug)
     if "{" in path or "}" in path:
-        raise SeqpackError(
+        raise SeqmillError(
             f"metadata {metadata}: Snakemake takes braces for wildcards, of which there are {{dataset}} and {{model}}; "
             "rename the file or link to it"
         )
@@ -156,12 +158,12 @@ def read_reused():
                 reused[key] = reused_by(Path("results", *key), known)
         for source in sources:
             if not any(source.path in paths for paths in reused.values()):
-                raise SeqpackError(
+                raise SeqmillError(
                     f"{source.path}: can't be reused: it is of {source.attributes['model']}, and no dataset has a "
                     "model of that family; take it out of reuse"
                 )
-    except (SeqpackError, OSError) as error:
-        sys.exit(f"seqpack: {error}")
+    except (SeqmillError, OSError) as error:
+        sys.exit(f"seqmill: {error}")
     return reused
 
 
@@ -169,15 +171,15 @@ def reusable(name):
     """The path of a file in `reuse`, once it is known to be no result of this run."""
     path = Path(name).expanduser()
     if "{" in name or "}" in name:
-        raise SeqpackError(
+        raise SeqmillError(
             f"{name}: Snakemake takes braces for wildcards; rename the file or link to it"
         )
     if not path.exists():
-        raise SeqpackError(
+        raise SeqmillError(
             f"{name}: no such file; take it out of reuse: results that are finished do not need it"
         )
     if path.resolve() in [Path(result).resolve() for result in EMBEDDINGS]:
-        raise SeqpackError(
+        raise SeqmillError(
             f"{name}: can't be reused: this run would replace it; move its folder, or copy it and its manifest.json, "
             "to where no dataset's results go, and name that file in reuse"
         )
@@ -204,8 +206,8 @@ def find_fasta_edits():
             key: find_fasta_edit(Path("results", *key), dataset.fasta, DIGESTS)
             for key, dataset in DATASETS.items()
         }
-    except (SeqpackError, OSError) as error:
-        sys.exit(f"seqpack: {error}")
+    except (SeqmillError, OSError) as error:
+        sys.exit(f"seqmill: {error}")
 
 
 def find_stale():
@@ -230,7 +232,7 @@ def find_stale():
             reasons = stale_results(results, request, map(Path, shards_in(key)), DIGESTS)
             if reasons:
                 print(
-                    f"seqpack: {results} will be computed again: {next(iter(reasons.values()))}",
+                    f"seqmill: {results} will be computed again: {next(iter(reasons.values()))}",
                     file=sys.stderr,
                 )
             stale |= reasons
@@ -238,8 +240,8 @@ def find_stale():
         made = [Path("results", *key, name) for key in DATASETS for name in names]
         mark_stale(Path(MARK), stale, [*made, *map(Path, SHARDS)])
         DIGESTS.save()
-    except (SeqpackError, OSError) as error:
-        sys.exit(f"seqpack: {error}")
+    except (SeqmillError, OSError) as error:
+        sys.exit(f"seqmill: {error}")
     return stale
 
 
@@ -265,7 +267,7 @@ def profile_asks_for_gpus():
 
 check_config()
 DIGESTS = input_files.KnownDigests(Path(input_files.DIGESTS))
-MARK = ".snakemake/seqpack.stale"
+MARK = ".snakemake/seqmill.stale"
 INDEX = "results/{dataset}/{model}/index.h5"
 SHARD = "results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5"
 MERGED = [
@@ -361,14 +363,14 @@ def require_reused():
         try:
             for path in REUSED[key]:
                 if path.resolve() in replaced:
-                    raise SeqpackError(
+                    raise SeqmillError(
                         f"{path}: this run would replace it, and {results} takes vectors from it: run dataset "
                         f"{key[0]} by itself first"
                     )
             is_built = "build_index" not in rules
             require_ready(results / "index.h5", REUSED[key], config["dtype"], is_built)
-        except (SeqpackError, OSError) as error:
-            sys.exit(f"seqpack: {error}")
+        except (SeqmillError, OSError) as error:
+            sys.exit(f"seqmill: {error}")
 
 
 def length_policy_of(wildcards):
@@ -420,8 +422,8 @@ def stop_orphans():
     try:
         in_use, alone = claim_folder(Path())
         jobs = cancel_orphans(Path()) if alone else []
-    except SeqpackError as error:
-        sys.exit(f"seqpack: {error}")
+    except SeqmillError as error:
+        sys.exit(f"seqmill: {error}")
     if jobs:
         print(
             f"Cancelled SLURM jobs of an earlier run in this folder: {' '.join(jobs)}",
@@ -454,7 +456,7 @@ def results_message():
         lines.append(f"    at a glance:                {Path(path).with_name('report.html')}")
     if done:
         lines.append("\nIn Python:")
-        lines.append(f"    import seqpack; e = seqpack.open_embeddings({str(done[0][1])!r})")
+        lines.append(f"    import seqmill; e = seqmill.open_embeddings({str(done[0][1])!r})")
         lines.append("    e.ids, e[0], e[e.ids[0]], e.to_pandas()")
     for dataset, path in done:
         if number := quarantined_in(path):

@@ -18,7 +18,7 @@ rule embed_shard:
     benchmark:
         "benchmarks/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.benchmark.tsv"
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     # A GPU's worker needs one core; without GPUs the shards take turns with all cores.
     threads: 1 if USE_GPU else CORES
     resources:

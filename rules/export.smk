@@ -3,8 +3,8 @@
 #   output: results/{dataset}/{model}/exports/{name}.{parquet,npy,h5ad,h5,faiss}, {name}_pt/; a name is that of a
 #           dataset in embeddings.h5: embeddings, embeddings_{layer}_{pooling}, residues, residues_{layer}
 
-from seqpack.export_formats import BESIDE, FORMATS
-from seqpack.outputs import POOLINGS, dataset_name, residue_dataset
+from seqmill.export.formats import BESIDE, FORMATS
+from seqmill.spec.outputs import POOLINGS, dataset_name, residue_dataset
 
 
 def export_files(export_format):

@@ -2,7 +2,7 @@
 #   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, tested against published
 #           digests and numbers; beside them a record, {name}.json. A broken download goes on where it stopped.
 
-from seqpack.models.registry import DNABERT_MODELS, RELEASED_FILES
+from seqmill.spec.models import DNABERT_MODELS, RELEASED_FILES
 
 
 rule fetch_weights:
@@ -15,7 +15,7 @@ rule fetch_weights:
     wildcard_constraints:
         name="|".join(MODELS),
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     params:
         script=script("fetch_weights.py"),
     shell:
@@ -33,7 +33,7 @@ rule fetch_folder:
     wildcard_constraints:
         name="|".join(DNABERT_MODELS),
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     params:
         script=script("fetch_weights.py"),
         folder="resources/models/{name}",

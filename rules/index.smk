@@ -15,7 +15,7 @@ rule build_index:
     benchmark:
         "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     # Byte pairs are found on all cores, letters of proteins on one.
     threads: index_threads
     resources:

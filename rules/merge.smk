@@ -18,7 +18,7 @@ rule merge_shards:
     benchmark:
         "benchmarks/{dataset}/{model}/merge_shards.benchmark.tsv"
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, input, attempt: rewriting_minutes(

@@ -13,13 +13,13 @@ rule plan_shards:
         tokenizer=tokenizer_of,
     output:
         plan="results/{dataset}/{model}/plan.txt",
-    # Not in logs/{dataset}/{model}, by which seqpack.watch knows a run that has begun.
+    # Not in logs/{dataset}/{model}, by which seqmill.run.watch knows a run that has begun.
     log:
         "logs/plan/{dataset}/{model}.log",
     benchmark:
         "benchmarks/{dataset}/{model}/plan_shards.benchmark.tsv"
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     # As of embed_shard, whose speed is measured.
     threads: 1 if USE_GPU else CORES
     resources:
@@ -55,7 +55,7 @@ rule plan:
     log:
         "logs/plan.log",
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     shell:
         # The files are not temp(): Snakemake keeps what a target that is asked for depends on. Folders that hold
         # nothing else go as well.

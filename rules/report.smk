@@ -23,7 +23,7 @@ rule report:
     benchmark:
         "benchmarks/{dataset}/{model}/report.benchmark.tsv"
     conda:
-        "../envs/seqpack.yaml"
+        "../envs/seqmill.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,

@@ -1,49 +1,9 @@
 #!/usr/bin/env python3
-"""Build the sequence index of a FASTA file: validated, deduplicated, tokenized, sorted, packed."""
+"""Launches seqmill.cli.build_index; usable without installing the package."""
 
-import argparse
-import os
 import sys
-from pathlib import Path
 
-from seqpack import command
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fasta", type=Path, required=True, help="proteins or nucleotides; plain, gzip, bgzip or zstd")
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a name such as esm2_t33_650M_UR50D or dnabert_s, a fair-esm .pt file, a Hugging Face folder, "
-        "or untrained:NAME for random weights",
-    )
-    parser.add_argument("--output", type=Path, required=True, help="the index to write (index.h5)")
-    command.add_length_options(parser)
-    command.add_reuse_option(parser)
-    parser.add_argument(
-        "--threads",
-        type=command.at_least(0),
-        default=0,
-        help="CPU threads for byte pairs (default: 0, all cores)",
-    )
-    return parser.parse_args()
-
-
-def main() -> int:
-    command.start_log()
-    arguments = parse_arguments()
-
-    def work() -> None:
-        from seqpack.index_build import build_index
-
-        if arguments.threads:
-            os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
-        policy = command.length_policy_of(arguments)
-        build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)
-
-    return command.run(work)
-
+from seqmill.cli.build_index import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,95 +1,9 @@
 #!/usr/bin/env python3
-"""Cut nucleotide sequences into overlapping contigs of mixed length, as assemblies have them.
+"""Launches seqmill.cli.cut_contigs; usable without installing the package."""
 
-Contigs have log-normal lengths, about 100 to 5,000 bases, and lie on either strand; their descriptions tell where.
-One is in lower case (soft-masked), one has a few N, and the last is a duplicate of another.
-
-    python scripts/cut_contigs.py --fasta tests/data/NC_005816.fna --output tests/data/NC_005816.contigs.fna
-"""
-
-import argparse
-import math
-import random
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
-from seqpack import command
-
-MEDIAN_LENGTH, LOG_SPREAD = 700, 0.85
-SHORTEST, LONGEST = 100, 5000
-GAP = b"NNNNN"  # in the middle of one contig
-LINE = 70
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fasta", type=Path, required=True, help="nucleotides; plain, gzip, bgzip or zstd")
-    parser.add_argument("--output", type=Path, required=True, help="the FASTA file of contigs to write")
-    parser.add_argument(
-        "--coverage", type=command.at_least(1), default=5, help="bases of contigs for each base (default: 5)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the random generator (default: 1)")
-    return parser.parse_args()
-
-
-def main() -> int:
-    command.start_log()
-    arguments = parse_arguments()
-
-    def work() -> None:
-        from seqpack.fasta import FastaFile
-        from seqpack.files import refuse_to_replace, whole_or_absent
-        from seqpack.letters import NucleotideLetters
-
-        refuse_to_replace(arguments.fasta, arguments.output)
-        letters, generator = NucleotideLetters(), random.Random(arguments.seed)
-        with whole_or_absent(arguments.output) as temporary, temporary.open("wb") as output:
-            for block in FastaFile(arguments.fasta).blocks():
-                for record in block:
-                    accession = record.id.rstrip("|").rpartition("|")[2]  # of gi|45478711|ref|NC_005816.1|
-                    contigs = cut_contigs(letters.clean(record.body), arguments.coverage, generator)
-                    for number, (description, contig) in enumerate(contigs, start=1):
-                        lines = [contig[start : start + LINE] for start in range(0, len(contig), LINE)]
-                        output.write(f">{accession}_contig_{number:03} {description}\n".encode())
-                        output.write(b"\n".join(lines) + b"\n")
-
-    return command.run(work)
-
-
-def contig_lengths(generator: random.Random) -> Iterator[int]:
-    """Yield lengths in bases without end."""
-    while True:
-        length = int(generator.lognormvariate(math.log(MEDIAN_LENGTH), LOG_SPREAD))
-        yield min(max(length, SHORTEST), LONGEST)
-
-
-def cut_contigs(sequence: bytes, coverage: int, generator: random.Random) -> list[tuple[str, bytes]]:
-    """Return contigs with their descriptions: start-end (from 1, end included), strand, and what else was done."""
-    from seqpack.segments import reverse_complement
-
-    contigs = []
-    missing = coverage * len(sequence)
-    for wanted in contig_lengths(generator):
-        length = min(wanted, len(sequence))
-        start = generator.randint(0, len(sequence) - length)
-        strand = generator.choice("+-")
-        contig = sequence[start : start + length]
-        contigs.append(
-            (f"{start + 1}-{start + length} {strand}", contig if strand == "+" else reverse_complement(contig))
-        )
-        missing -= length
-        if missing <= 0:
-            break
-    masked, gapped, copied = (len(contigs) * part // 4 for part in (1, 2, 3))
-    contigs.append((f"{contigs[copied][0]} duplicate of {copied + 1:03}", contigs[copied][1]))
-    description, contig = contigs[masked]
-    contigs[masked] = (f"{description} soft-masked", contig.lower())
-    description, contig = contigs[gapped]
-    middle = len(contig) // 2
-    contigs[gapped] = (f"{description} with a gap", contig[:middle] + GAP + contig[middle + len(GAP) :])
-    return contigs
-
+from seqmill.cli.cut_contigs import main
 
 if __name__ == "__main__":
     sys.exit(main())

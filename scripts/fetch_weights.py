@@ -1,44 +1,9 @@
 #!/usr/bin/env python3
-"""Fetch a released model's weights: resumed where a download broke, held against published digests and numbers."""
+"""Launches seqmill.cli.fetch_weights; usable without installing the package."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from seqpack import command
-from seqpack.models.registry import NAMES
-from seqpack.models.released import RELEASED
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="SEQPACK_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT.",
-    )
-    parser.add_argument("--model", required=True, choices=NAMES, help="name of the model to fetch")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="what to write, when it is whole: ESM-2's .pt file, DNABERT's folder"
-    )
-    parser.add_argument(
-        "--facts",
-        type=Path,
-        default=RELEASED,
-        help="sources, digests and published numbers to go by (default: scripts/seqpack/models/released.json)",
-    )
-    return parser.parse_args()
-
-
-def main() -> int:
-    command.start_log()
-    arguments = parse_arguments()
-
-    def work() -> None:
-        from seqpack.fetch import fetch_weights
-
-        fetch_weights(arguments.model, arguments.output, arguments.facts)
-
-    return command.run(work)
-
+from seqmill.cli.fetch_weights import main
 
 if __name__ == "__main__":
     sys.exit(main())

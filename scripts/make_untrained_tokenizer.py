@@ -4,7 +4,7 @@
 Its special tokens, ids and template are those of DNABERT-S; its merges are its own.
 
     python scripts/make_untrained_tokenizer.py --fasta tests/data/NC_005816.fna \\
-        --output scripts/seqpack/models/untrained_dnabert_s/tokenizer.json
+        --output scripts/seqmill/models/untrained_dnabert_s/tokenizer.json
 """
 
 import argparse
@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-from seqpack import command
+from seqmill.cli import program as command
 
 VOCABULARY = 4096
 SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]  # their ids are their places
@@ -35,7 +35,7 @@ def main() -> int:
     def work() -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-        from seqpack.files import whole_or_absent
+        from seqmill.base.files import whole_or_absent
 
         tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -56,9 +56,9 @@ def main() -> int:
 
 def training_words(fasta: Path) -> list[str]:
     """Return the file's records in words of WORD_BASES, then as many random ones as to make 4096 frequent words."""
-    from seqpack.fasta import FastaFile
-    from seqpack.letters import NucleotideLetters
-    from seqpack.segments import Segmentation, cut
+    from seqmill.index.fasta import FastaFile
+    from seqmill.index.letters import NucleotideLetters
+    from seqmill.index.segments import Segmentation, cut
 
     letters, words = NucleotideLetters(), Segmentation(WORD_BASES, WORD_BASES)
     records = [letters.clean(record.body) for block in FastaFile(fasta).blocks() for record in block]

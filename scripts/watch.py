@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Show how far runs have come, here or on a cluster, until they are complete; change nothing."""
+"""Launches seqmill.cli.watch; usable without installing the package."""
 
 import sys
 
-from seqpack.watch import main
+from seqmill.cli.watch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,8 @@ from workers import EACH_PACK, Undisturbed, digest_of, embed, status_of
 
 from families import dnabert_folder, random_contigs, write_fasta
 from pipeline import MODEL, Run
-from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import DnabertArchitecture
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import DnabertArchitecture
 from sequences import random_sequences
 
 WORLD_SIZE = 2

@@ -58,7 +58,7 @@ def die_at_events(steps: list[tuple[str, str]]) -> None:
 
 
 def die_amid_the_third_parts_data() -> None:
-    from seqpack.hdf5 import _PatientFile
+    from seqmill.base.hdf5 import _PatientFile
 
     write, seen = _PatientFile.write, set()
 
@@ -74,7 +74,7 @@ def die_amid_the_third_parts_data() -> None:
 
 
 def die_amid_the_shards_data() -> None:
-    from seqpack.hdf5 import RowWriter
+    from seqmill.base.hdf5 import RowWriter
 
     append, calls = RowWriter.append, []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from system_calls import Ended, Fault, Server
 
-from seqpack.export_formats import BESIDE, FORMATS
+from seqmill.export.formats import BESIDE, FORMATS
 
 INDEX, RESULTS = "index.h5", ("embeddings.h5", "records.tsv.gz", "manifest.json")
 SHARDS = ("shard_0-of-2.h5", "shard_1-of-2.h5")
@@ -20,10 +20,16 @@ STATUSES = ("shard_0-of-2.status.json", "shard_1-of-2.status.json")
 LIGHT, WITH_TORCH = "light", "torch"
 MODULES = {
     LIGHT: (
-        *("seqpack.index_build", "seqpack.merge", "seqpack.report", "seqpack.export", "seqpack.verify"),
+        *(
+            "seqmill.index.build",
+            "seqmill.merge.merge",
+            "seqmill.report.page",
+            "seqmill.export.export",
+            "seqmill.merge.verify",
+        ),
         *("faiss", "numpy.random", "pandas", "pyarrow.parquet"),
     ),
-    WITH_TORCH: ("seqpack.rank", "seqpack.worker", "seqpack.export"),
+    WITH_TORCH: ("seqmill.embed.job", "seqmill.embed.worker", "seqmill.export.export"),
 }
 UNFINISHED = (".tmp", ".lock")
 # Of JSON: what differs from run to run.

@@ -14,7 +14,6 @@ import runpy
 import signal
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 PATIENCE_SECONDS = 300  # then a run counts as hung: it ends by SIGALRM
@@ -48,7 +47,6 @@ def run_here(library: ctypes.CDLL, request: dict[str, Any]) -> NoReturn:
     for number, descriptor in enumerate((nothing, log, log)):
         os.dup2(descriptor, number)
     sys.argv = [request["script"], *request["arguments"]]
-    sys.path.insert(0, str(Path(request["script"]).parent))
     library.fault_arm(os.fsencode(request["folder"]), *request["fault"])
     try:
         runpy.run_path(request["script"], run_name="__main__")

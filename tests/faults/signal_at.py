@@ -11,7 +11,6 @@ import re
 import runpy
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +30,6 @@ def main() -> None:
                 os.kill(os.getpid(), number)
 
     sys.argv = [program, *arguments]
-    sys.path.insert(0, str(Path(program).parent))
     sys.addaudithook(hook)
     runpy.run_path(program, run_name="__main__")
 

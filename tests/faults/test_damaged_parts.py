@@ -12,7 +12,7 @@ import pytest
 from workers import EACH_PACK, Undisturbed, die_at, digest_of, embed, left_behind, parts_in, status_of
 
 from pipeline import Run
-from seqpack.part_file import SMALL_DATASETS, PackResult
+from seqmill.store.part_file import SMALL_DATASETS, PackResult
 
 BFLOAT16 = ("--precision", "bfloat16")  # after the other, so that it counts
 

@@ -18,8 +18,8 @@ from workers import PROGRAM, Undisturbed, digest_of, left_behind
 
 from pipeline import MODEL, REPOSITORY
 from reference import fair_esm_model, save_checkpoint
-from seqpack import open_embeddings
-from seqpack.models.registry import MODELS
+from seqmill import open_embeddings
+from seqmill.spec.models import MODELS
 from sequences import random_sequences
 
 SLUG = "untrained-esm2_t6_8M_UR50D"

@@ -21,8 +21,8 @@ from system_calls import CALLS, DISTURBANCES, Ended, Fault, compile_library, com
 
 from pipeline import SCRIPTS
 from reference import fair_esm_model, save_checkpoint
-from seqpack.export_formats import FORMATS
-from seqpack.models.registry import Architecture
+from seqmill.export.formats import FORMATS
+from seqmill.spec.models import Architecture
 from sequences import random_sequences
 
 SAMPLE = 18  # faults a test

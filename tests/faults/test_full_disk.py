@@ -15,7 +15,7 @@ import pytest
 from workers import EACH_PACK, Undisturbed, embed, finish, left_behind, parts_in, start, status_of
 
 from pipeline import Run
-from seqpack.index import open_index
+from seqmill.store.index import open_index
 
 DISK_BYTES = 4 << 20
 ROW_BYTES = 4 * 320
@@ -136,7 +136,7 @@ def test_too_little_room_is_found_before_the_computation(undisturbed: Undisturbe
     assert last.endswith("are free; make room and run again")
     status = status_of(run)
     assert status["status"] == "failed"
-    assert status["error"]["type"] == "SeqpackError"
+    assert status["error"]["type"] == "SeqmillError"
     assert "compute" not in status["seconds"]
     assert parts_in(Run(run.folder, 1)) == []
 

@@ -13,8 +13,8 @@ from die_at import MOMENTS
 from workers import EACH_PACK, Undisturbed, die_at, finish, left_behind, packs_done, parts_in, start, status_of
 
 from pipeline import Run
-from seqpack.index import open_index
-from seqpack.plan import packs_of_rank
+from seqmill.spec.packing import packs_of_rank
+from seqmill.store.index import open_index
 
 CASES, CASES_OF_CONTIGS = 30, 6
 CHAINS = 2

@@ -15,7 +15,7 @@ import pytest
 from workers import embed, start, status_of
 
 from pipeline import SCRIPTS, Run
-from seqpack.length_policy import LengthPolicy
+from seqmill.spec.lengths import LengthPolicy
 from sequences import random_sequences
 
 MAX_LENGTH = 40000
@@ -25,13 +25,13 @@ TIGHT = """
 import json, re, resource, sys
 from pathlib import Path
 import numpy as np, torch
-from seqpack.memory import DoesNotFit, PackEmbedder
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import MODELS
-from seqpack.models.weights import untrained_tensors
-from seqpack.packs import Pack
-from seqpack.outputs import Outputs
-from seqpack.readout import Readout
+from seqmill.embed.embedder import DoesNotFit, PackEmbedder
+from seqmill.model.esm2 import ESM2
+from seqmill.spec.models import MODELS
+from seqmill.model.weights import untrained_tensors
+from seqmill.model.pack import Pack
+from seqmill.spec.outputs import Outputs
+from seqmill.embed.readout import Readout
 
 number, length, megabytes = map(int, sys.argv[1:])
 torch.set_num_threads(1)

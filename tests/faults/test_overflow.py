@@ -11,15 +11,15 @@ from workers import embed, status_of
 
 from pipeline import Run
 from reference import ALPHABET, fair_esm_model, save_checkpoint
-from seqpack.index import Index, open_index
-from seqpack.memory import PackEmbedder
-from seqpack.models.esm2 import ESM2
-from seqpack.models.registry import MODELS, find_model
-from seqpack.models.weights import load_weights
-from seqpack.outputs import Outputs
-from seqpack.readout import Readout
-from seqpack.runner import embed_packs
-from seqpack.shard import open_shard
+from seqmill.embed.embedder import PackEmbedder
+from seqmill.embed.readout import Readout
+from seqmill.embed.runner import embed_packs
+from seqmill.model.esm2 import ESM2
+from seqmill.model.weights import load_weights
+from seqmill.spec.models import MODELS, find_model
+from seqmill.spec.outputs import Outputs
+from seqmill.store.index import Index, open_index
+from seqmill.store.shards import open_shard
 from sequences import random_sequences, relative_error
 
 LETTER, CHANNEL, UNIT = "W", 5, 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import h5py
 import pytest
 
 from pipeline import DEMO, MODEL, SCRIPTS, Run
-from seqpack.files import sha256_of_file
+from seqmill.base.files import sha256_of_file
 from sequences import random_sequences
 
 SIGNAL_AT = Path(__file__).with_name("signal_at.py")
@@ -24,7 +25,8 @@ STOPS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 def signal_at(number: str, event: str, pattern: str, count: int, program: str, *arguments: object) -> tuple[int, str]:
     """Run a program that gets a signal at an event; return its exit code and its log."""
     command = [sys.executable, SIGNAL_AT, number, event, pattern, count, SCRIPTS / program, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     return done.returncode, done.stderr
 
 

@@ -13,12 +13,12 @@ from subprocess import Popen
 from workers import EACH_PACK, Undisturbed, digest_of, embed, finish, left_behind, parts_in, start, status_of
 
 from pipeline import Run
-from seqpack.shard_lock import lock_path_of
+from seqmill.base.locks import lock_path_of
 from sequences import random_sequences
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ENDS_WITHIN = 60.0  # seconds; the stop itself takes no longer than a pack and the saving of it
-SAYS_EVERY_PACK = "import seqpack.compute; seqpack.compute.PROGRESS_SECONDS = 0"
+SAYS_EVERY_PACK = "import seqmill.embed.compute; seqmill.embed.compute.PROGRESS_SECONDS = 0"
 
 
 def heed_interrupts() -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import h5py
 
-from pipeline import SCRIPTS, Run, run_script
-from seqpack.index import open_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.part_file import open_part
-from seqpack.plan import packs_of_rank
-from seqpack.status import COMPLETE, read_status
+from pipeline import SCRIPTS, SUPPORT, Run, run_script
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.packing import packs_of_rank
+from seqmill.store.index import open_index
+from seqmill.store.part_file import open_part
+from seqmill.store.status import COMPLETE, read_status
 
-TESTS = Path(__file__).parent.parent
+FAULTS = Path(__file__).parent
 PROGRAM = SCRIPTS / "embed_shard.py"
 SETTINGS = ("--device", "cpu", "--precision", "float32", "--audit-seconds", "0")
 EACH_PACK = ("--save-seconds", "0")
@@ -74,8 +74,8 @@ def start(run: Run, rank: int, *more: object, before: str = "", **options: objec
 
 def die_at(moment: str, run: Run, rank: int, *more: object) -> None:
     """Run a worker that is killed at a moment of die_at.py."""
-    command = [sys.executable, str(TESTS / "faults/die_at.py"), moment, *arguments_of(run, rank, *more)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(SCRIPTS)))}
+    command = [sys.executable, str(FAULTS / "die_at.py"), moment, *arguments_of(run, rank, *more)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SUPPORT), str(SCRIPTS)))}
     died = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
 

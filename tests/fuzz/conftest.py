@@ -11,7 +11,7 @@ import pytest
 
 from families import dnabert_folder, random_contigs
 from pipeline import MODEL, Run, run_script
-from seqpack.length_policy import LengthPolicy
+from seqmill.spec.lengths import LengthPolicy
 from sequences import random_sequences
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -19,7 +19,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @pytest.fixture(scope="session")
 def memory_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="seqpack-fuzz-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="seqmill-fuzz-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
     yield folder
     shutil.rmtree(folder)
 

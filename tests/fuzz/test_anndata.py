@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from embeddings_file import write_embeddings
-from seqpack import open_embeddings
-from seqpack.export import export_embeddings
+from seqmill import open_embeddings
+from seqmill.export.export import export_embeddings
 
 PACKAGES = ("anndata==0.12.19", "pandas==2.3.3")
 IDS = ["a", "a", "a", "a-1", "", "", "NA", "é日本|x", "line\u2028separator", 'quote"and,comma']

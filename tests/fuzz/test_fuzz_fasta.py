@@ -28,12 +28,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import MODEL, SCRIPTS
-from seqpack.errors import SeqpackError
-from seqpack.fasta import FastaFile, FastaRecord
-from seqpack.index import Fate, Index, open_index
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.records import write_records
+from seqmill.errors import SeqmillError
+from seqmill.index.build import build_index
+from seqmill.index.fasta import FastaFile, FastaRecord
+from seqmill.merge.records import write_records
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.store.index import Index, open_index
+from seqmill.store.index_format import Fate
 
 HANG_SECONDS = 20
 LONGEST_MESSAGE = 1000  # characters, the path of the file included
@@ -82,7 +83,7 @@ def check(parent: Path, stored: bytes, policy: LengthPolicy, *, text: bytes | bo
         fasta.write_bytes(stored)
         try:
             build_index(fasta, output, MODEL, policy)
-        except SeqpackError as error:
+        except SeqmillError as error:
             message = str(error)
             assert message.startswith(f"{fasta}: ")
             assert "\n" not in message
@@ -243,7 +244,7 @@ def test_blocks_do_not_matter(memory_folder: Path, stored: bytes, block_bytes: i
 def _records_of(path: Path, block_bytes: int) -> list[FastaRecord] | None:
     try:
         found = [record for block in FastaFile(path).blocks(block_bytes) for record in block]
-    except SeqpackError:
+    except SeqmillError:
         return None
     return [FastaRecord(one.number, one.id, one.description, one.body.translate(None, oracle.WHITE)) for one in found]
 

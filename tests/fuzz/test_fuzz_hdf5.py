@@ -22,13 +22,13 @@ import numpy as np
 from damage import bits_flipped, damaged, failures, parts_of
 
 from pipeline import Run
-from seqpack.embeddings import open_embeddings
-from seqpack.errors import SeqpackError
-from seqpack.files import sha256_of_file
-from seqpack.index import open_index
-from seqpack.merge import merge_shards
-from seqpack.plan import rows_of_rank
-from seqpack.records import write_records
+from seqmill.base.files import sha256_of_file
+from seqmill.errors import SeqmillError
+from seqmill.merge.merge import merge_shards
+from seqmill.merge.records import write_records
+from seqmill.spec.packing import rows_of_rank
+from seqmill.store.embeddings import open_embeddings
+from seqmill.store.index import open_index
 
 
 def test_a_damaged_index(sound: Run, memory_folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_damaged_segments(sound_contigs: Run, memory_folder: Path) -> None:
         target.write_bytes(bits_flipped(data, random.Random(seed), values))
         try:
             read_index(target)
-        except SeqpackError as error:
+        except SeqmillError as error:
             check_message(error, target)
         else:
             assert target.read_bytes() == data, "taken for sound"
@@ -114,14 +114,14 @@ def test_the_manifest_tells_of_damaged_values(sound: Run, memory_folder: Path) -
 def refused_or_equal(path: Path, read: Callable[[Path], dict[str, Any]], expected: dict[str, Any]) -> None:
     try:
         found = read(path)
-    except SeqpackError as error:
+    except SeqmillError as error:
         check_message(error, path)
         return
     different = [name for name in expected if found[name] != expected[name]]
     assert not different, f"taken for sound, with other {different}"
 
 
-def check_message(error: SeqpackError, path: Path) -> None:
+def check_message(error: SeqmillError, path: Path) -> None:
     assert str(path) in str(error)
     assert len(str(error)) < 1500
 
@@ -201,7 +201,7 @@ def _merge_damaged(source: Run, copy: Run, intact: Path, expected: dict[str, Any
         status.write_text(json.dumps(said))
     try:
         found = merged(copy, copy.folder / "merged")
-    except SeqpackError as error:
+    except SeqmillError as error:
         check_message(error, target)
     else:
         different = [part for part in expected if found[part] != expected[part]]

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from test_fuzz_fasta import LONGEST_MESSAGE, cases, names_in, time_limit, work_folder
 
 from families import segments_written_out, weights_of
-from seqpack.bpe import BpeTokenizer
-from seqpack.errors import SeqpackError
-from seqpack.index import Fate, Index, open_index
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import UNTRAINED_TOKENIZER
-from seqpack.records import write_records
+from seqmill.errors import SeqmillError
+from seqmill.index.bpe import BpeTokenizer
+from seqmill.index.build import build_index
+from seqmill.merge.records import write_records
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import UNTRAINED_TOKENIZER
+from seqmill.store.index import Index, open_index
+from seqmill.store.index_format import Fate
 
 TOKENIZER = BpeTokenizer.from_file(UNTRAINED_TOKENIZER)
 SEQUENCES = (
@@ -49,7 +50,7 @@ def check(parent: Path, stored: bytes, policy: LengthPolicy) -> None:
         fasta.write_bytes(stored)
         try:
             build_index(fasta, output, "untrained:dnabert_s", policy)
-        except SeqpackError as error:
+        except SeqmillError as error:
             message = str(error)
             assert message.startswith(f"{fasta}: ")
             assert message.isprintable()

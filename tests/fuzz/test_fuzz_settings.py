@@ -1,4 +1,4 @@
-"""Any settings and any table of datasets: taken as they are, or refused in lines that begin with `seqpack:`.
+"""Any settings and any table of datasets: taken as they are, or refused in lines that begin with `seqmill:`.
 
 In-process, `read_datasets` gets tables of odd cells and of random bytes. Through the real workflow (a dry run) go odd
 values of every key. No traceback, whatever is given.
@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import MODEL, REPOSITORY, Run
-from seqpack.datasets import dataset_of_file, read_datasets
-from seqpack.errors import SeqpackError
-from seqpack.input_files import KnownDigests
-from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import find_model
-from seqpack.outputs import Outputs
-from seqpack.stale import Request, stale_results
+from seqmill.base.input_files import KnownDigests
+from seqmill.errors import SeqmillError
+from seqmill.run.datasets import dataset_of_file, read_datasets
+from seqmill.run.stale import Request, stale_results
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import find_model
+from seqmill.spec.outputs import Outputs
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 FIXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": HEALTH}
@@ -55,7 +55,7 @@ def folder(memory_folder: Path) -> Path:
     return folder
 
 
-def check_message(error: SeqpackError, start: str) -> None:
+def check_message(error: SeqmillError, start: str) -> None:
     assert str(error).startswith(start)
     assert "\n" not in str(error)
 
@@ -65,7 +65,7 @@ def read(folder: Path, stored: bytes) -> None:
     table.write_bytes(stored)
     try:
         datasets = read_datasets(table, MODEL, [folder])
-    except SeqpackError as error:
+    except SeqmillError as error:
         check_message(error, f"{table}: ")
         return
     assert datasets
@@ -98,7 +98,7 @@ def test_tables_of_random_bytes(folder: Path, start: bytes, rest: bytes) -> None
 def test_one_fasta(folder: Path, fasta: str, model: str) -> None:
     try:
         dataset = dataset_of_file(fasta, model, [folder])
-    except SeqpackError:
+    except SeqmillError:
         return
     assert dataset.fasta.is_file()
 
@@ -129,7 +129,7 @@ def test_the_manifest_of_results_that_are_there(
     request = Request(folder / "good.fa", find_model(MODEL), LengthPolicy(), Outputs(), "float32")
     try:
         stale = stale_results(merged, request, [], KnownDigests(folder / "digests.json"))
-    except SeqpackError as error:
+    except SeqmillError as error:
         check_message(error, f"{merged} holds the results of ")
     else:
         assert set(stale) <= {merged / "embeddings.h5"}
@@ -165,4 +165,4 @@ def test_odd_settings(folder: Path, key: str, value: str) -> None:
     said = done.stdout + done.stderr
     assert "Traceback" not in said
     if done.returncode:
-        assert any(line.startswith("seqpack: ") for line in said.splitlines()), said
+        assert any(line.startswith("seqmill: ") for line in said.splitlines()), said

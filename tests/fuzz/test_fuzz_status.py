@@ -16,7 +16,7 @@ from damage import damaged, failures
 from test_fuzz_hdf5 import check_message, copy_of, merged
 
 from pipeline import Run
-from seqpack.errors import SeqpackError
+from seqmill.errors import SeqmillError
 
 DEEP = 100_000
 ODD_VALUES: list[Callable[[], Any]] = [
@@ -85,7 +85,7 @@ def _judge(copy: Run, expected: dict[str, Any], stored: bytes) -> None:
     copy.statuses[1].write_bytes(stored)
     try:
         found = merged(copy, copy.folder / "merged")
-    except SeqpackError as error:
+    except SeqmillError as error:
         check_message(error, copy.shards[1].with_suffix(""))  # the shard or its status JSON is named
     else:
         different = [part for part in expected if found[part] != expected[part]]

@@ -11,25 +11,25 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import DEMO, MODEL, Run
-from seqpack import alibi, open_embeddings
-from seqpack.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
-from seqpack.index import open_index
-from seqpack.kernels import fused
-from seqpack.length_policy import LengthPolicy
-from seqpack.memory import PackEmbedder
-from seqpack.models import dnabert_s
-from seqpack.models.dnabert_s import DnabertS
-from seqpack.models.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
-from seqpack.models.registry import DNABERT_MODELS, MODELS, Architecture
-from seqpack.models.weights import untrained_tensors
-from seqpack.monitor import gemm_peak, monitor
-from seqpack.outputs import Outputs
-from seqpack.packs import Pack
-from seqpack.pooling import mean_over_residues, mean_over_tokens
-from seqpack.readout import Readout
-from seqpack.runner import embed_packs
-from seqpack.task import ShardTask
-from seqpack.worker import embed_shard
+from seqmill import open_embeddings
+from seqmill.embed.embedder import PackEmbedder
+from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.pooling import mean_over_residues, mean_over_tokens
+from seqmill.embed.readout import Readout
+from seqmill.embed.runner import embed_packs
+from seqmill.embed.worker import embed_shard
+from seqmill.model import alibi, dnabert_s
+from seqmill.model.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
+from seqmill.model.dnabert_s import DnabertS
+from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
+from seqmill.model.kernels import fused
+from seqmill.model.pack import Pack
+from seqmill.model.weights import untrained_tensors
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
+from seqmill.spec.outputs import Outputs
+from seqmill.spec.task import ShardTask
+from seqmill.store.index import open_index
 from sequences import random_sequences, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

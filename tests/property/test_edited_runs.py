@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from edited_run import EditedRun
 
-from seqpack.stale import Refusal
+from edited_run import EditedRun
+from seqmill.run.stale import Refusal
 
 SEQUENCES, EDITS = 200, 5
 GROUPS = 20

@@ -19,11 +19,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from seqpack.errors import SeqpackError
-from seqpack.index import Fate, Index, open_index
-from seqpack.index_build import build_index, unique_sequences
-from seqpack.length_policy import LengthPolicy
-from seqpack.plan import MAX_PACK_TOKENS, MIN_PACK_TOKENS, choose_pack_tokens, packs_of_rank, plan_packs, rows_of_rank
+from seqmill.errors import SeqmillError
+from seqmill.index.build import build_index
+from seqmill.index.order import unique_sequences
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.packing import (
+    MAX_PACK_TOKENS,
+    MIN_PACK_TOKENS,
+    choose_pack_tokens,
+    packs_of_rank,
+    plan_packs,
+    rows_of_rank,
+)
+from seqmill.store.index import Index, open_index
+from seqmill.store.index_format import Fate
 
 MODEL = "untrained:esm2_t6_8M_UR50D"
 
@@ -161,7 +170,7 @@ LONG_ONES = [
 def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
     expected, counts = expectations(entries, policy)
     if all(record.fate == "rejected" for record in expected):
-        with pytest.raises(SeqpackError, match=rf"all {len(entries)} records are longer"):
+        with pytest.raises(SeqmillError, match=rf"all {len(entries)} records are longer"):
             build(entries, policy)
         return
     index = build(entries, policy)
@@ -370,7 +379,7 @@ def test_a_damaged_pack_is_noticed():
     for pack in range(damaged.num_packs):
         try:
             damaged.pack_tokens(pack)
-        except SeqpackError:
+        except SeqmillError:
             refused.append(pack)
     assert len(refused) == 1
     first, last = index.pack_offsets[refused[0]], index.pack_offsets[refused[0] + 1]

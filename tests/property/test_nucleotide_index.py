@@ -18,14 +18,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from families import SMALL, dnabert_folder, segments_written_out, weights_of, windows_written_out
-from seqpack.bpe import BpeTokenizer
-from seqpack.errors import SeqpackError
-from seqpack.index import Fate, Index, open_index
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
-from seqpack.models.registry import UNTRAINED_TOKENIZER
-from seqpack.plan import choose_pack_tokens, plan_packs
-from seqpack.segments import Segmentation, cut
+from seqmill.errors import SeqmillError
+from seqmill.index.bpe import BpeTokenizer
+from seqmill.index.build import build_index
+from seqmill.index.segments import Segmentation, cut
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import UNTRAINED_TOKENIZER
+from seqmill.spec.packing import choose_pack_tokens, plan_packs
+from seqmill.store.index import Index, open_index
+from seqmill.store.index_format import Fate
 
 MODEL = "untrained:dnabert_s"
 TOKENIZER = BpeTokenizer.from_file(UNTRAINED_TOKENIZER)
@@ -151,7 +152,7 @@ CONTIGS += [
 def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     expected, counts = expectations(entries, policy)
     if all(record.fate == "rejected" for record in expected):
-        with pytest.raises(SeqpackError, match=rf"all {len(entries)} records are longer"):
+        with pytest.raises(SeqmillError, match=rf"all {len(entries)} records are longer"):
             build(entries, policy)
         return
     index = build(entries, policy)

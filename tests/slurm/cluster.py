@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 ETC = Path("/etc/slurm")  # where srun, inside a job, looks, whatever SLURM_CONF says
-OURS = "# Written by seqpack's tests"
+OURS = "# Written by seqmill's tests"
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "scontrol", "pgrep", "setpriv")
 GPUS = 4
 MEMORY_MB = 64000
 KILL_WAIT = 15
 
 SLURM_CONF = """{ours}
-ClusterName=seqpack
+ClusterName=seqmill
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}

@@ -13,7 +13,7 @@ from cluster_workflow import SNAKEMAKE, Workflow, digest_of
 
 from pipeline import DEMO, Run
 from reference import fair_esm_model, save_checkpoint
-from seqpack.models.registry import MODELS
+from seqmill.spec.models import MODELS
 from sequences import random_sequences
 
 CYSTEINE = 23  # the token

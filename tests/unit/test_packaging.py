@@ -40,7 +40,7 @@ def test_every_file_of_the_lock_has_a_hash() -> None:
 
 
 def test_everything_installs_the_lock_with_its_hashes_and_one_torch() -> None:
-    for name in ("Makefile", "envs/Dockerfile", "envs/seqpack.def"):
+    for name in ("Makefile", "envs/Dockerfile", "envs/seqmill.def"):
         text = (REPOSITORY / name).read_text()
         assert re.search(r"--require-hashes (-r|--requirement) \S*requirements\.lock", text), name
         assert set(re.findall(r"torch==([\d.]+)", text)) == {locked()["torch"]}, name
@@ -66,13 +66,13 @@ def test_the_lock_pins_all_that_pyproject_names() -> None:
 def test_conda_environments_have_all_that_a_worker_needs() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
-    environment = yaml.safe_load((REPOSITORY / "envs/seqpack.yaml").read_text())["dependencies"]
+    environment = yaml.safe_load((REPOSITORY / "envs/seqmill.yaml").read_text())["dependencies"]
     names = [dependency.split("=")[0] for dependency in environment]
     assert needed == {CONDA_NAMES.get(name, name) for name in names} - {"python"}
 
 
 def test_the_container_recipes_copy_what_there_is() -> None:
-    recipe = (REPOSITORY / "envs/seqpack.def").read_text()
+    recipe = (REPOSITORY / "envs/seqmill.def").read_text()
     pairs = [line.split() for line in recipe.partition("%files\n")[2].partition("\n\n")[0].splitlines()]
     assert all(len(pair) == 2 for pair in pairs)  # Apptainer drops the rest of a line
     copies = re.findall(r"^COPY (.+)$", (REPOSITORY / "envs/Dockerfile").read_text(), re.MULTILINE)
@@ -106,5 +106,5 @@ def test_every_relative_link_of_the_documentation_resolves() -> None:
 
 
 def test_the_package_stands_without_snakemake() -> None:
-    sources = "".join(path.read_text() for path in Path(SCRIPTS / "seqpack").rglob("*.py"))
+    sources = "".join(path.read_text() for path in Path(SCRIPTS / "seqmill").rglob("*.py"))
     assert not re.search(r"^\s*(from|import) snakemake", sources, re.MULTILINE)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import MODEL, REPOSITORY, SCRIPTS
-from seqpack.index_build import build_index
-from seqpack.length_policy import LengthPolicy
+from seqmill.index.build import build_index
+from seqmill.spec.lengths import LengthPolicy
 from sequences import random_sequences
 
 RESULTS = "results/{}/untrained-esm2_t6_8M_UR50D"
@@ -121,7 +121,7 @@ def test_what_a_run_would_refuse_is_not_priced(planned: tuple[Path, str, list[st
         assert f"{earlier}: can't be reused: {said}" in done.stderr
     done = plan_script(*fasta, *fits, "--precision", "float32")
     assert done.returncode == 0, done.stderr
-    assert list(folder.glob("seqpack-plan-*")) == []
+    assert list(folder.glob("seqmill-plan-*")) == []
 
     gone = plan_script(*fasta, folder / "gone.h5", *fits)
     assert f"{folder / 'gone.h5'}: no such file, and its vectors are to be reused; bring it back" in gone.stderr

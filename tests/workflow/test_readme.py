@@ -18,8 +18,8 @@ import pytest
 
 from pipeline import DEMO, REPOSITORY
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
-from seqpack.files import sha256_of_file
-from seqpack.models.registry import MODELS
+from seqmill.base.files import sha256_of_file
+from seqmill.spec.models import MODELS
 
 BIN = Path(sys.executable).parent
 README = (REPOSITORY / "README.md").read_text()
@@ -73,12 +73,12 @@ def test_every_command_and_the_python_work(mirror: str, weights: Path, tmp_path:
     for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles", "tests/data"):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    write_facts(tmp_path / "scripts/seqpack/models/released.json", weights)
+    write_facts(tmp_path / "scripts/seqmill/spec/released.json", weights)
     activate = tmp_path / ".venv/bin/activate"
     activate.parent.mkdir(parents=True)
     activate.write_text(f'PATH="{BIN}:$PATH"\n')
     shutil.copy(DEMO, tmp_path / "proteins.faa")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQPACK_WEIGHTS_URL": mirror, "no_proxy": "*"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQMILL_WEIGHTS_URL": mirror, "no_proxy": "*"}
     assert len(commands()) == 2
     script = "set -e\n" + "\n".join(commands())
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -98,7 +98,7 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
     command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
     command += ["--cores", "1", "--retries", "0", "--config", "fasta=p.faa", "model=esm2_t6_8M_UR50D"]
     # Port 9 (discard) is closed on any machine that could run this.
-    environment = {**os.environ, "SEQPACK_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
+    environment = {**os.environ, "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode != 0

@@ -11,7 +11,7 @@ from test_workflow import SLUG, rules_run, snakemake
 
 from families import write_fasta
 from pipeline import MODEL
-from seqpack import open_embeddings
+from seqmill import open_embeddings
 from sequences import random_sequences
 
 SEQUENCES = random_sequences([300, 200, 120, 90, 60, 60, 30, 10])

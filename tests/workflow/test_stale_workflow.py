@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edited_run import FASTAS, EditedRun, Settings, checkpoint
 from test_workflow import SLUG, rules_run, snakemake
 
+from edited_run import FASTAS, EditedRun, Settings, checkpoint
 from pipeline import MODEL, REPOSITORY
-from seqpack import open_embeddings
+from seqmill import open_embeddings
 
 HOUR = 3600
 KNOWN, FORGOTTEN, BY_TIME = "its records", "no records", "times alone"
@@ -61,7 +61,7 @@ def test_a_replaced_fasta_with_an_older_time_is_refused(how: str, folder: Path) 
     EditedRun.write(EditedRun(folder, random.Random(0)), "a.fa", FASTAS[1].encode(), 30)
     done = run(folder, how)
     assert done.returncode != 0
-    assert "seqpack: results/a/model holds the results of a.fa (23 bytes" in done.stdout
+    assert "seqmill: results/a/model holds the results of a.fa (23 bytes" in done.stdout
     assert "another file that is not newer: a.fa (23 bytes" in done.stdout
     assert "Traceback" not in done.stdout
     assert rules_run(done.stdout) == []

@@ -18,9 +18,9 @@ import pytest
 
 from families import dnabert_folder
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
-from seqpack import open_embeddings
-from seqpack.length_policy import LengthPolicy
-from seqpack.orphans import claim_folder
+from seqmill import open_embeddings
+from seqmill.run.orphans import claim_folder
+from seqmill.spec.lengths import LengthPolicy
 
 BIN = Path(sys.executable).parent
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -83,7 +83,7 @@ def test_the_demo_makes_verified_results(demo: tuple[Path, str], tmp_path: Path)
 def test_the_demo_says_where_results_are_and_that_they_mean_nothing(demo: tuple[Path, str]) -> None:
     folder, output = demo
     assert f"results/demo/{SLUG}/embeddings.h5" in output
-    assert "seqpack.open_embeddings(" in output
+    assert "seqmill.open_embeddings(" in output
     assert "UNTRAINED WEIGHTS" in output
     log = folder / "logs/demo" / SLUG / "embed_shard_0-of-2.log"
     assert "UNTRAINED WEIGHTS" in log.read_text()
@@ -366,7 +366,7 @@ def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
     # Port 9 (discard) is closed on any machine that could run this.
     settings = {"fasta": "c.fna", "model": "dnabert_s"}
     done = snakemake(
-        tmp_path, "--retries", "0", "fetch_models", config=settings, SEQPACK_WEIGHTS_URL="http://127.0.0.1:9"
+        tmp_path, "--retries", "0", "fetch_models", config=settings, SEQMILL_WEIGHTS_URL="http://127.0.0.1:9"
     )
     assert done.returncode != 0
     assert "config.json: not that of dnabert_s as published: it has 2 bytes, not 1,025" in done.stdout

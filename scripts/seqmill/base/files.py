@@ -1,0 +1,249 @@
+"""Files that are either whole or absent, and their digests."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import FileIO
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqmill.errors import SeqmillError
+
+ABANDONED_SECONDS = 3600.0
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
+
+    The file's bytes and then the folder entry are forced to disk, so that after a power cut `path`
+    holds either all of the new content or what it held before. On any exception the temporary file
+    is removed and `path` is untouched; what a killed process of this machine has left is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path.parent, glob.escape(path.name))
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with name_errors(path, temporary):
+            yield temporary
+            fsync(temporary)
+            temporary.replace(path)
+            fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_left(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files for `name` (a glob pattern) that killed processes of this machine have left."""
+    for left in folder.glob(f".{name}.{glob.escape(socket.gethostname())}.*.tmp"):
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            left.unlink(missing_ok=True)
+
+
+def remove_abandoned(outputs: Sequence[Path]) -> None:
+    """Remove the temporary files for `outputs`, all written by one program, that processes of other machines have left.
+
+    Whether such a process lives can't be told from here. One that does changes one of its files all the while, but for
+    the minutes in which it reads back or flushes what it has written: it is taken for gone when all of them have been
+    the same for an hour. Workflows run one job an output, so that only programs started by hand could meet at all; and
+    one that was held up for that long would find its file missing and end with an error, with nothing wrong written.
+    """
+    here = f"{socket.gethostname()}."  # what this machine has left `remove_left` removes at once
+    of_process: dict[str, list[Path]] = defaultdict(list)
+    for output in outputs:
+        start = f".{output.name}."
+        for path in output.parent.glob(f"{glob.escape(start)}*.tmp"):
+            if not (process := path.name.removeprefix(start)).startswith(here):
+                of_process[process].append(path)
+    for paths in of_process.values():
+        with suppress(OSError):  # one has just become whole, so that its process lives; or it is not ours to remove
+            if time.time() - max(path.stat().st_mtime for path in paths) > ABANDONED_SECONDS:
+                for path in paths:
+                    path.unlink()
+
+
+@contextmanager
+def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name `path` in an error of the operating system that names no file, as that of a full disk, or `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and (temporary is None or str(error.filename) != str(temporary))
+        if error.errno is None or named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def named_as(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors of the operating system that name no file, or a temporary one, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # as Arrow's at closing
+            raise OSError(f"{path}: {error}") from error
+        if not str(error.filename or temporary).startswith(str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def refuse_to_replace(source: Path, output: Path) -> None:
+    """Raise a SeqmillError if writing `output` would replace the input `source`."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise SeqmillError(f"{output}: is the input as well as the output; nothing was written")
+
+
+def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
+    """Raise a SeqmillError if two of `outputs` are one file, or if writing one would replace one of `inputs`."""
+    for source in inputs:
+        for output in outputs:
+            refuse_to_replace(source, output)
+    for first, second in combinations(outputs, 2):
+        linked = first.exists() and second.exists() and first.samefile(second)
+        if linked or os.path.realpath(first) == os.path.realpath(second):
+            raise SeqmillError(f"{second}: is named for two outputs; name a file for each; nothing was written")
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise a SeqmillError if `path`, which is to be a file, is a folder."""
+    if path.is_dir():
+        raise SeqmillError(f"{path}: is a folder; name a file in it")
+
+
+def refuse_special(path: Path) -> None:
+    """Raise a SeqmillError if `path` is there and neither a file nor a folder: such may end never, or be read once."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SeqmillError(f"{path}: is a pipe, a device or a socket; write its content to a file first and name that")
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Raise a SeqmillError if the disk of `folder` has less than `num_bytes` free for `what`."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise SeqmillError(
+            f"{folder}: {what} need {num_bytes:,} bytes on this disk, of which {free:,} are free; "
+            "make room and run again"
+        )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with whole_or_absent(path) as temporary:
+        temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """Return `content` as indented JSON; what UTF-8 can't hold, as of paths that are no UTF-8, is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Two backslashes: one would be JSON's own escape, and make of it again what can't be encoded.
+    return SURROGATES.sub(lambda match: rf"\\u{ord(match[0]):04x}", text)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with name_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to disk."""
+    with name_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# Large, as each block waits for the interpreter's lock a few times; small beside the memory of a machine.
+BLOCK_BYTES = 8 << 20
+
+
+def sha256_and_finite(path: Path, arrays: list[np.ndarray]) -> tuple[str, list[int | None]]:
+    """Return the hexadecimal SHA-256 of a file's bytes, and where numbers in it are not finite.
+
+    Args:
+        path: the file.
+        arrays: floating-point numbers, memory maps of parts of the file; those without a number need not be.
+
+    Returns:
+        the digest; of each array the place of its first number that is not finite, counted through all its
+        dimensions, or None.
+    """
+    digest = hashlib.sha256()
+    places: list[int | None] = [None] * len(arrays)
+    maps = [(values.offset, number, values) for number, values in enumerate(arrays) if isinstance(values, np.memmap)]
+    with name_errors(path), path.open("rb", buffering=0) as file:
+        # Not by the memory maps: their numbers need not be aligned, and a page fault every 64 KB is dearer.
+        for offset, number, values in sorted(maps, key=lambda found: found[0]):
+            for block in _blocks(file, offset - file.tell()):
+                digest.update(block)
+            seen = 0
+            for block in _blocks(file, values.nbytes):
+                digest.update(block)
+                finite = np.isfinite(block.view(values.dtype))
+                if places[number] is None and not finite.all():
+                    places[number] = seen + int(np.flatnonzero(~finite)[0])
+                seen += len(finite)
+        for block in _blocks(file, path.stat().st_size - file.tell()):
+            digest.update(block)
+    return digest.hexdigest(), places
+
+
+def _blocks(file: FileIO, num_bytes: int) -> Iterator[np.ndarray]:
+    """Yield the next bytes of a file (uint8), each block in the place of the one before; fewer if the file ends."""
+    buffer = np.empty(min(num_bytes, BLOCK_BYTES), np.uint8)
+    while num_bytes > 0:
+        block = buffer[:num_bytes]
+        filled = 0
+        while filled < len(block) and (count := file.readinto(memoryview(block)[filled:])):
+            filled += count
+        if filled == 0:
+            return
+        yield block[:filled]
+        num_bytes -= filled
+
+
+@contextmanager
+def whole_folder_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, else remove it.
+
+    Raises:
+        SeqmillError: `path` exists; a folder that may hold something else is not replaced.
+    """
+    _refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        with named_as(path, temporary):
+            yield temporary
+        os.sync()  # once, not once a file: there may be millions
+        _refuse_existing(path)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise SeqmillError(f"{path}: exists; remove it, or name another folder")

@@ -1,0 +1,264 @@
+"""HDF5 datasets as memory maps, and errors that name the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from seqmill.base.files import name_errors, refuse_special
+from seqmill.base.signals import held_back_signals
+from seqmill.errors import SeqmillError
+
+STRINGS = h5py.string_dtype("utf-8")
+STRING_BLOCK = 65536
+COPY_BYTES = 16 << 20
+SEND_BYTES = 32 << 20
+KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
+# Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
+# change a number unseen.
+FORMAT = ("v110", "v110")
+# HDF5's own locks fail where a file system has none (its best effort forgives ENOSYS only). We do without: files get
+# their names when they are whole, and those that change have locks of ours. HDF5_USE_FILE_LOCKING overrides this.
+LOCKING = False
+# What h5py makes of damaged files, besides OSError: a name that is gone, a size or a type that can't be.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+SHOWN_ERROR = 300  # characters
+
+
+@contextmanager
+def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; what HDF5 finds wrong with it while the block reads names the file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message ("index", "shard", ...).
+
+    Raises:
+        SeqmillError: absent, not HDF5, truncated or damaged.
+    """
+    if path.is_dir():
+        raise SeqmillError(f"{path}: is a folder; name the {what} in it")
+    refuse_special(path)
+    if not path.is_file():
+        raise SeqmillError(f"{path}: no such {what}")
+    try:
+        with h5py.File(path, "r", locking=LOCKING) as file:
+            yield file
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:SHOWN_ERROR]
+        raise SeqmillError(f"{path}: not a readable HDF5 {what}, or truncated or damaged: {reason}") from error
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[NewFile]:
+    """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends.
+
+    So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to. A block that
+    writes for long asks `check` in between.
+    """
+    with name_errors(path), ExitStack() as held, _PatientFile(path) as raw:
+        held.enter_context(held_back_signals())
+        try:
+            with NewFile(raw, held) as file:
+                yield file
+        finally:
+            if raw.error is not None:
+                raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
+
+
+def write_strings(
+    file: NewFile, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+) -> None:
+    """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size.
+
+    The texts are str or UTF-8, which is written faster.
+    """
+    strings = file.create_dataset(name, (len(rows),), STRINGS)
+    for start in range(0, len(rows), STRING_BLOCK):
+        block = rows[start : start + STRING_BLOCK]
+        texts = np.empty(len(block), object)  # left to itself, NumPy makes texts of one length of them first
+        texts[:] = texts_of(block)
+        strings[start : start + len(block)] = texts
+        file.check()
+
+
+def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
+    """Create a contiguous dataset whose values a `RowWriter` will write when the file is closed."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)  # equal content, equal file
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
+
+
+class RowWriter:
+    """Write the rows of a reserved dataset in order, past HDF5: an error is raised at the write that fails.
+
+    The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done. The disk
+    is set to work as the rows come, so that little is left to wait for at the end.
+
+    Args:
+        path, name: the file and the dataset.
+        forget: keep little of what was written in the page cache, where it would take the place of what is still to
+            be read.
+    """
+
+    def __init__(self, path: Path, name: str, forget: bool = False) -> None:
+        with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:  # an error at close is Python's
+            dataset = file[name]
+            self._shape, self._dtype = dataset.shape, dataset.dtype
+            self._offset = dataset.id.get_offset() or 0
+        self._written = 0
+        self._sent = 0
+        self._forget = forget
+        self._path = path
+        self._file = path.open("r+b", buffering=0)
+        size = self._shape[0] * self._shape[1] * self._dtype.itemsize
+        if size:
+            with name_errors(path):
+                os.posix_fallocate(self._file.fileno(), self._offset, size)
+        self._file.seek(self._offset)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows, (n, columns), in the dataset's dtype."""
+        assert rows.dtype == self._dtype
+        assert rows.shape[1:] == self._shape[1:]
+        rest = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))
+        with name_errors(self._path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self._written += len(rows)
+        self._send(self._file.tell() - self._offset)
+
+    def _send(self, written: int) -> None:
+        """Begin to write to the disk what is in the page cache, without waiting for it."""
+        if written - self._sent < SEND_BYTES:
+            return
+        # The advice to drop pages begins the writing of those that are not on the disk yet, and drops the others.
+        first = max(self._sent - KEEP_BYTES, 0) if self._forget else self._sent
+        os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
+        self._sent = written
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with name_errors(self._path):
+            self._file.close()
+        if kind is None:
+            assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
+
+
+class NewFile(h5py.File):
+    """What `new_hdf5` yields: an HDF5 file that is written to."""
+
+    def __init__(self, raw: _PatientFile, held: ExitStack) -> None:
+        super().__init__(raw, "w", libver=FORMAT)
+        self._raw, self._held = raw, held
+
+    def check(self) -> None:
+        """Raise the error of a write that failed, or call the handlers of signals that came since the last time."""
+        if self._raw.error is not None:
+            raise self._raw.error
+        try:
+            self._held.close()
+        finally:  # the file has still to be closed
+            self._held.enter_context(held_back_signals())
+
+
+class _PatientFile(io.FileIO):
+    """A file that keeps its first write error instead of raising it.
+
+    HDF5 doesn't survive a failed write: closing the file fails as well, and the interpreter crashes at exit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), "w+")  # an error shows the name as it is given here
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data)
+        while len(rest) and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+
+def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Return a read-only memory map of a contiguous dataset (an empty array if it has no elements)."""
+    offset = dataset.id.get_offset()
+    if dataset.size == 0:
+        return np.empty(dataset.shape, dataset.dtype)
+    if offset is None:
+        raise SeqmillError(f"{path}: dataset {dataset.name} is not contiguous; was the file rewritten by another tool?")
+    with name_errors(path):
+        return np.memmap(path, dataset.dtype, mode="r", offset=offset, shape=dataset.shape)
+
+
+def sha256_around(path: Path, name: str) -> dict[str, int | str]:
+    """Digest a file but for the values of one contiguous dataset, for a check that does not read by HDF5.
+
+    A flipped bit among texts of variable length lets HDF5 2.0 read forever.
+
+    Returns:
+        data_offset, data_bytes: where in the file the dataset's values lie.
+        rest_sha256: hexadecimal SHA-256 of all other bytes.
+    """
+    with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
+        dataset = file[name]
+        offset, size = dataset.id.get_offset() or 0, dataset.nbytes
+    return {"data_offset": offset, "data_bytes": size, "rest_sha256": sha256_but_for(path, offset, size)}
+
+
+def sha256_but_for(path: Path, offset: int, size: int) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes without `size` of them from `offset` on."""
+    digest = hashlib.sha256()
+    with name_errors(path), path.open("rb") as file:
+        while rest := offset - file.tell():
+            digest.update(file.read(min(rest, COPY_BYTES)))
+        file.seek(offset + size)
+        while block := file.read(COPY_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_attributes(file: h5py.File, attributes: dict[str, Any]) -> None:
+    """Write attributes with their text beside the other metadata, under HDF5's checksums.
+
+    Text of variable length, as h5py makes of str, goes to a heap without checksums, where one flipped bit changes
+    it unseen or lets HDF5 2.0 read forever. Read back with `read_attributes`: h5py gives bytes.
+    """
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode()
+            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(len(data), 1)))
+        else:
+            file.attrs[name] = value
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """Return the file's attributes as plain Python values."""
+    return {key: _plain(value) for key, value in file.attrs.items()}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,166 @@
+"""Files that results are made from: noted when they are read, recognized later without reading them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqmill.base.files import sha256_of_file, write_json
+from seqmill.errors import SeqmillError
+
+DIGESTS = ".snakemake/seqmill.digests.json"  # below the working directory of a workflow
+SHOWN_DIGITS = 12  # of a SHA-256 in a message
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file as it was when it was read.
+
+    Attributes:
+        path: as given; what is not UTF-8 in it is escaped.
+        bytes: its size, as stored.
+        sha256: of these bytes, hexadecimal.
+        stamp: see `stamp_of`; empty if an earlier version noted none.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    stamp: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> InputFile:
+        """Read a note back; raises a KeyError, TypeError or ValueError if it is damaged."""
+        stamp = str(content.get("stamp", ""))
+        if stamp:
+            _, _, _, _ = map(int, stamp.split())
+        return cls(str(content["path"]), int(content["bytes"]), str(content["sha256"]), stamp)
+
+    @classmethod
+    def fasta_of(cls, attributes: Mapping[str, Any]) -> InputFile:
+        """Return the FASTA that the attributes of an index or a merged result tell of; raises as `from_json`."""
+        names = {"path": "source_path", "bytes": "source_size", "sha256": "source_sha256", "stamp": "source_stamp"}
+        return cls.from_json({name: attributes.get(attribute, "") for name, attribute in names.items()})
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.bytes:,} bytes, SHA-256 {self.sha256[:SHOWN_DIGITS]}...)"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How an input differs from the one that results were made from.
+
+    Attributes:
+        before, now: both in words.
+        is_edit: whether it is the same path with a later time of modification, as after an edit. Else it is another
+            file, or one that was put in its place with an earlier time.
+    """
+
+    before: str
+    now: str
+    is_edit: bool
+
+
+def stamp_of(stat: os.stat_result) -> str:
+    """Return what changes whenever a file's bytes do: size, times of modification and of change in ns, and inode."""
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as text; what is not UTF-8 in it is escaped."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def note_file(path: Path) -> InputFile:
+    """Digest a file.
+
+    Raises:
+        SeqmillError: it changes meanwhile.
+    """
+    before = path.stat()
+    noted = InputFile(shown_path(path), before.st_size, sha256_of_file(path), stamp_of(before))
+    require_unchanged(path, noted.stamp)
+    return noted
+
+
+def require_unchanged(path: Path, stamp: str) -> None:
+    """Raise a SeqmillError if a file is no longer as it was when it had this stamp."""
+    if not path.exists() or stamp_of(path.stat()) != stamp:
+        raise SeqmillError(f"{path}: the file changed while it was read; wait until it is complete and run again")
+
+
+class KnownDigests:
+    """Digests of files by their stamps, kept in a JSON file so that a touched file is read only once.
+
+    Args:
+        path: the JSON file; one that can't be read counts as empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._has_news = False
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self._known = {str(name): (str(stamp), str(digest)) for name, (stamp, digest) in content.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            self._known = {}
+
+    def sha256(self, path: Path) -> str:
+        """Return the SHA-256 of a file, read only if it has changed since it was read last."""
+        stamp, name = stamp_of(path.stat()), shown_path(path.absolute())
+        if self._known.get(name, ("", ""))[0] != stamp:
+            noted = note_file(path)
+            self._known[name] = noted.stamp, noted.sha256
+            self._has_news = True
+        return self._known[name][1]
+
+    def save(self) -> None:
+        """Write the JSON file if there is anything new; forget files that are gone."""
+        if self._has_news:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {name: known for name, known in self._known.items() if Path(name).exists()})
+            self._has_news = False
+
+
+def find_change(noted: Sequence[InputFile], paths: Sequence[Path], sha256: Callable[[Path], str]) -> Change | None:
+    """Compare files with what was noted of them; only a file whose stamp differs is read.
+
+    Args:
+        noted: as they were when results were made.
+        paths: as they are asked for now: one file under any name, or several under the same names in any folder.
+        sha256: returns the digest of a file: `sha256_of_file`, or `KnownDigests.sha256`.
+
+    Returns:
+        The first difference; None if there is none, or if a file does not exist (yet) or is no regular file.
+    """
+    if not all(path.is_file() for path in paths):
+        return None
+    before = {"" if len(noted) == 1 else Path(file.path).name: file for file in noted}
+    now = {"" if len(paths) == 1 else Path(shown_path(path)).name: path for path in paths}
+    if before.keys() != now.keys():
+        names = ", ".join(map(shown_path, paths))
+        return Change(", ".join(file.path for file in noted) or "no file", names or "no file", _is_edit(noted, paths))
+    for name, path in now.items():
+        stat = path.stat()
+        if stamp_of(stat) == before[name].stamp:
+            continue
+        found = InputFile(shown_path(path), stat.st_size, sha256(path))
+        if found.sha256 != before[name].sha256:
+            return Change(str(before[name]), str(found), _is_edit([before[name]], [path]))
+    return None
+
+
+def _is_edit(noted: Sequence[InputFile], paths: Sequence[Path]) -> bool:
+    """Return whether these are the same paths, or several files in the same folders, modified since."""
+    places = {Path(file.path).absolute() for file in noted}, {Path(shown_path(path)).absolute() for path in paths}
+    if len(noted) > 1 or len(paths) > 1:
+        places = {path.parent for path in places[0]}, {path.parent for path in places[1]}
+    if not noted or not paths or places[0] != places[1]:
+        return False
+    # An earlier version noted no times: then any change counts as an edit.
+    times = [int(file.stamp.split()[1]) if file.stamp else 0 for file in noted]
+    return max(path.stat().st_mtime_ns for path in paths) > max(times)

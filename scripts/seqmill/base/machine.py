@@ -1,0 +1,86 @@
+"""How much memory this process can still take."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs this process may use, as indices or UUIDs; empty if there are none.
+
+    CUDA_VISIBLE_DEVICES decides if it is set; else nvidia-smi is asked, so that torch need not be
+    imported. CUDA ignores the list from its first invalid entry on; "-1" is the usual way to say none.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        names = [name.strip() for name in listed.split(",")]
+        valid = []
+        for name in names:
+            if not name or name.startswith("-"):
+                break
+            valid.append(name)
+        return valid
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
+    return [str(number) for number, line in enumerate(line for line in lines if line.startswith("GPU "))]
+
+
+@functools.cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the processor's name and its features as Linux names them, e.g. avx512_bf16."""
+    name, features = "CPU", frozenset[str]()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return name, features
+    for line in lines:
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key in ("flags", "Features"):
+            return name, frozenset(value.split())
+    return name, features
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes this process can still take: what the machine has free, or its cgroups leave, if less.
+
+    A cgroup's inactive file pages count as free. Without Linux's files the answer is sys.maxsize.
+    """
+    limits = [sys.maxsize]
+    with suppress(OSError):
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                root, names = cgroups, ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                root = cgroups / "memory"
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            else:
+                continue
+            folder = root / path.lstrip("/")
+            levels = [folder, *folder.parents]
+            for level in levels[: levels.index(root) + 1]:
+                limits.extend(_left_in_cgroup(level, *names))
+    return min(limits)
+
+
+def _left_in_cgroup(folder: Path, limit: str, usage: str, inactive: str) -> list[int]:
+    try:
+        most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:  # no such level: a container sees the path of its host
+        return []
+    return [] if most == "max" else [int(most) - int(used) + int(statistics.get(inactive, 0))]

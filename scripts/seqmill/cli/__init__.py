@@ -1,0 +1,1 @@
+"""The command `seqmill` and the programs of the workflow."""

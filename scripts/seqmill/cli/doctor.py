@@ -1,0 +1,107 @@
+"""Say in what state results are, and the next step that mends what is not complete and sound; change nothing."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from seqmill.run.doctor import Report, examine
+from seqmill.run.findings import Mend
+
+STATES = {
+    Mend.NOTHING: "complete",
+    Mend.RUN: "not complete",
+    Mend.REMOVE: "damaged",
+    Mend.REPAIR: "failed",
+    Mend.WAIT: "running",
+    Mend.ACCESS: "not readable",
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="exit code: 0 if all is complete and sound, 1 if something is not or nothing is there",
+    )
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("results"),
+        help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
+    )
+    parser.add_argument("--check", action="store_true", help="read all files and check them against their digests")
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="instead look at the weights in resources/models: read all, and repeat the test that ended their download",
+    )
+    return parser.parse_args()
+
+
+def examine_weights() -> int:
+    """Print what is found of the released models; return the exit code."""
+    from seqmill.run.weights_check import check_weights  # imports torch, which results need not have
+
+    found = list(check_weights())
+    for text, _ in found:
+        print(text)
+    if not found:
+        print("resources/models: no weights of released models in the current directory")
+    return int(not found or not all(right for _, right in found))
+
+
+def describe(reports: list[Report], checked: bool) -> list[str]:
+    """Return the reports as lines, of each the most important first, and last the next step."""
+    lines = []
+    for report in reports:
+        digests = ", and every digest is right" if checked and report.mend == Mend.NOTHING else ""
+        lines.append(f"{report.name}: {STATES[report.mend]}{digests}")
+        lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.mend)]
+    return [*lines, f"next: {next_step(reports)}"]
+
+
+def next_step(reports: list[Report]) -> str:
+    """Return the one step that comes first, as a command where it is one."""
+    worst = max(reports, key=lambda report: report.mend)
+    abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.mend == worst.mend))
+    where = f"{worst.name}: " if len(reports) > 1 else ""
+    if worst.mend == Mend.NOTHING:
+        return "nothing to do"
+    if worst.mend == Mend.ACCESS:
+        return f"make {abouts[0]} readable to you, then look again"
+    if worst.mend == Mend.WAIT:
+        return f"{where}wait: a worker is computing; look again later"
+    step = f"{snakemake(worst.root, '--cores', 'all')}  (with the --config of the run before, if it had any)"
+    if worst.mend == Mend.REMOVE:
+        step = f"rm {shlex.join(abouts)} && {step}"
+    if worst.mend == Mend.REPAIR:
+        step = f"{where}{abouts[0]}; then {step}"
+    if any((worst.root / ".snakemake/locks").glob("*.lock")):
+        unlock = snakemake(worst.root, "--cores", "1", "--unlock")
+        return f"if no snakemake is running there any more, {unlock}; then {step}"
+    return step
+
+
+def snakemake(root: Path, *arguments: str) -> str:
+    """Return the command for the current directory, which may be neither the workflow's nor that of the results."""
+    command = ["snakemake", *arguments]
+    snakefile = Path(__file__).absolute().parents[3] / "Snakefile"
+    if not Path("Snakefile").exists():
+        command += ["--snakefile", str(snakefile)]
+    return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    if arguments.weights:
+        return examine_weights()
+    reports = examine(arguments.results, arguments.check)
+    if reports:
+        print("\n".join(describe(reports, arguments.check)))
+    else:
+        reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
+        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: snakemake --cores all")
+    return int(not reports or any(report.mend != Mend.NOTHING for report in reports))

@@ -1,0 +1,42 @@
+"""Write an embeddings file in the format of another program: Parquet, .npy, AnnData, FAISS, UniProt's, fair-esm's."""
+
+import argparse
+from pathlib import Path
+
+from seqmill.cli import program
+from seqmill.export.formats import FORMATS
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embeddings", type=Path, required=True, help="the embeddings.h5 to read")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        required=True,
+        help="h5: a dataset a record, as UniProt publishes; h5_residues: of the vectors of its residues; "
+        "pt: a file a record, as fair-esm writes",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the file to write; of pt the folder to make")
+    parser.add_argument("--records", type=Path, help="pt: the records.tsv.gz, for labels with the whole header")
+    program.add_output_options(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    program.start_log()
+    arguments = parse_arguments()
+
+    def work() -> None:
+        from seqmill.export.export import export_embeddings
+
+        export_embeddings(
+            arguments.embeddings,
+            arguments.output,
+            arguments.format,
+            arguments.records,
+            arguments.layer,
+            arguments.pooling,
+        )
+
+    return program.run(work)

@@ -1,0 +1,38 @@
+"""Fetch a released model's weights: resumed where a download broke, held against published digests and numbers."""
+
+import argparse
+from pathlib import Path
+
+from seqmill.cli import program
+from seqmill.spec.models import NAMES
+from seqmill.spec.released import RELEASED
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="SEQMILL_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT.",
+    )
+    parser.add_argument("--model", required=True, choices=NAMES, help="name of the model to fetch")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="what to write, when it is whole: ESM-2's .pt file, DNABERT's folder"
+    )
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        default=RELEASED,
+        help="sources, digests and published numbers to go by (default: scripts/seqmill/spec/released.json)",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    program.start_log()
+    arguments = parse_arguments()
+
+    def work() -> None:
+        from seqmill.run.fetch import fetch_weights
+
+        fetch_weights(arguments.model, arguments.output, arguments.facts)
+
+    return program.run(work)

@@ -1,0 +1,159 @@
+"""What every command-line program does alike: log first, one clear error, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import math
+import os
+import resource
+import signal
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+from seqmill.base.signals import Interrupted, Signals
+from seqmill.errors import SeqmillError
+from seqmill.spec.lengths import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
+from seqmill.spec.models import find_model
+from seqmill.spec.outputs import POOLINGS
+
+# Ctrl-C is Python's own. A worker catches all of them itself, to write its status first.
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+log = logging.getLogger("seqmill")
+
+
+def start_log() -> None:
+    """Send log lines to standard error; a workflow redirects that to the rule's log file."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "") -> int:
+    """Do the work and return the program's exit code, after Ctrl-C 130.
+
+    A SeqmillError or an error of the operating system (disk full, no permission) is told in one line;
+    anything else is a defect of seqmill and keeps its traceback. A signal that would end the process at once, as at
+    a cluster's time limit, lets the work clean up as Ctrl-C does; then the process ends with 128 + its number.
+
+    Args:
+        work: what the program does.
+        when_full: what is to be known besides when the disk is full.
+        when_stopped: the same of a signal.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard: 1024 would not do for many
+    signals = Signals(ENDING_SIGNALS)
+    try:
+        signals.catch()
+        work()
+    except SeqmillError as error:
+        log.error("%s", error)
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room and run again" + (f": {when_full}" if when_full else "")
+        log.error("%s%s", error, advice if full else "")
+        return 1
+    except KeyboardInterrupt:
+        log.info("stopped by Ctrl-C")
+        return 128 + signal.SIGINT
+    except Interrupted as stop:
+        signals.ignore()
+        log.error("%s%s", stop, f"; {when_stopped}" if when_stopped else "")
+        logging.shutdown()
+        os._exit(stop.code)  # at once: threads may be in the midst of minutes of work that no one awaits
+    finally:
+        signals.restore()
+    return 0
+
+
+def add_length_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say what becomes of long sequences, and of strands; see `length_policy_of`."""
+    parser.add_argument(
+        "--long-sequences",
+        choices=(AUTO, *LONG_SEQUENCES),
+        default=AUTO,
+        help="what to do with sequences longer than max-length: truncate (embed the beginning), window (in windows), "
+        "full (embed all in one), reject (leave the record out); auto: truncate proteins, window nucleotides",
+    )
+    for name, explanation in (
+        ("--max-length", "in residues or bases; auto: 1022 or 10000"),
+        ("--window", "residues or bases in a window; auto: max-length"),
+        ("--stride", "from a window to the next; auto: half a window of proteins, a window of nucleotides"),
+    ):
+        parser.add_argument(name, type=_auto_or_length, default=AUTO, help=explanation)
+    parser.add_argument(
+        "--strand",
+        choices=STRANDS,
+        default="forward",
+        help="of nucleotides: as given, or the mean of both strands (default: forward)",
+    )
+
+
+def add_reuse_option(parser: argparse._ActionsContainer) -> None:
+    """Add the option that names earlier results."""
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="earlier results (embeddings.h5), whose vectors of identical sequences are not computed again",
+    )
+
+
+def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
+    """Return the policy that the options of `add_length_options` and `--model` ask for.
+
+    Raises:
+        SeqmillError: no such model, or an option is out of its range.
+    """
+    return choose_length_policy(
+        find_model(arguments.model).family,
+        arguments.long_sequences,
+        arguments.max_length,
+        arguments.window,
+        arguments.stride,
+        arguments.strand,
+    )
+
+
+def add_output_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say which output of an embeddings.h5 is meant, as for `seqmill.open_embeddings`."""
+    parser.add_argument("--layer", type=int, help="of a file with several outputs: the layer (default: of the first)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="and the pooling (default: the first of that layer)")
+
+
+def _auto_or_length(text: str) -> int | str:
+    return text if text == AUTO else at_least(1)(text)
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer not below `minimum`."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < minimum:
+            raise ArgumentTypeError(f"{value} is below {minimum}")
+        return value
+
+    return integer
+
+
+def seconds(text: str) -> float:
+    """Argparse type: a number of seconds, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+    return value

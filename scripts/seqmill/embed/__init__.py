@@ -1,0 +1,1 @@
+"""From index.h5 to a shard: the worker of one rank."""

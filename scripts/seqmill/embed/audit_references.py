@@ -1,0 +1,194 @@
+"""What the audit compares with: each family's model computed in another way, one segment at a time, in float32.
+
+| family | reference |
+|---|---|
+| ESM-2 | fair-esm 2.0.0 (Lin et al. 2023, doi:10.1126/science.ade2574), or our own forward where it can't be imported |
+| DNABERT-S | the model written out here, every score and bias (Zhou et al. 2024, arXiv:2402.08777) |
+
+On the CPU, without padding or packs: of what embeds, only the weights are shared.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from seqmill.model.esm2 import ESM2, ROPE_BASE
+from seqmill.model.pack import Pack
+from seqmill.model.weights import FAIR_ESM
+from seqmill.spec.models import AnyArchitecture, Architecture, DnabertArchitecture
+
+# fair-esm keeps the scores and the probabilities of all heads, and averages them.
+ATTENTION_BYTES = 12  # per head and pair of tokens
+# Scores that the written-out DNABERT-S holds at a time, over all heads: 64 MB, and as much twice over while they are
+# made. With it 20,000 tokens took 535 MB over the weights.
+SCORES = 1 << 24
+FFN_TOKENS = 2048
+# What the passes over the scores cost, per head and pair of tokens, in operations of the matrix products. ESM-2: with
+# it the time predicted from 64 tokens was within 1.4 times of that measured for 256 to 4096 (8M and 650M, two cores).
+# DNABERT-S: likewise within 1.5 times for 256 to 20,000 (one core and two).
+ESM2_SCORE_OPERATIONS, DNABERT_SCORE_OPERATIONS = 400, 500
+
+log = logging.getLogger(__name__)
+
+Parts = dict[str, list[torch.Tensor]]
+# int64 (num_tokens,) and layers, to the hidden states of each, float32 (num_tokens, hidden_dim).
+Embed = Callable[[torch.Tensor, tuple[int, ...]], dict[int, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model to compare with.
+
+    Attributes:
+        name: what it is, for those who read the results.
+        embed: a segment's tokens, special ones included, to the hidden states of some layers, from 0 on.
+    """
+
+    name: str
+    embed: Embed
+
+
+def make_reference(architecture: AnyArchitecture, parts: Parts, max_tokens: int) -> Reference:
+    """Return the reference of a model's family.
+
+    Args:
+        architecture: the model's shape.
+        parts: tensors by canonical name, those of a list to be joined by rows.
+        max_tokens: tokens in the longest segment that will be given.
+    """
+    if isinstance(architecture, DnabertArchitecture):
+        return Reference("DNABERT-S written out in float32, one segment at a time", _dnabert(architecture, parts))
+    try:
+        import esm
+
+        _ = esm.ESM2  # another package of this name has none
+    except Exception as error:  # it is optional, so that however it is broken the shard is not lost
+        log.info("the audit does without fair-esm: %s: %s", type(error).__name__, error)
+        return Reference("seqmill float32, one sequence at a time", _our_own(architecture, parts, max_tokens))
+    return Reference(f"fair-esm {esm.__version__} float32", _fair_esm(architecture, parts))
+
+
+def operations(architecture: AnyArchitecture, num_tokens: int) -> float:
+    """Return what a segment costs in a layer: the matrix products, and the passes over the attention scores."""
+    d, heads = architecture.hidden_dim, architecture.num_heads
+    a_score = DNABERT_SCORE_OPERATIONS if isinstance(architecture, DnabertArchitecture) else ESM2_SCORE_OPERATIONS
+    products = 2 * architecture.matrix_parameters / architecture.num_layers
+    return products * num_tokens + (4 * d + a_score * heads) * num_tokens**2
+
+
+def memory(architecture: AnyArchitecture, num_tokens: int) -> int:
+    """Return the bytes that a segment needs over the weights."""
+    if isinstance(architecture, DnabertArchitecture):
+        scores = 3 * 4 * max(SCORES, architecture.num_heads * num_tokens)  # of one query at least
+        return scores + 4 * architecture.hidden_dim * (8 * num_tokens + 20 * min(FFN_TOKENS, num_tokens))
+    return ATTENTION_BYTES * architecture.num_heads * num_tokens**2
+
+
+def _dnabert(architecture: DnabertArchitecture, parts: Parts) -> Embed:
+    """The published code (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`), for a single sequence."""
+    weights = {name: tensor.float() for name, (tensor,) in parts.items()}
+    d, heads = architecture.hidden_dim, architecture.num_heads
+    slopes = torch.tensor(_slopes(heads))
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        centered = x - x.mean(dim=1, keepdim=True)
+        spread = (centered.square().mean(dim=1, keepdim=True) + 1e-12).sqrt()
+        return centered / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """From (heads, num_tokens, head_dim) to (num_tokens, d), for as many queries at a time as SCORES allows."""
+        places = torch.arange(q.shape[1])
+        attended = torch.empty(
+            len(places), d
+        )  # small pieces, kept while large ones come and go, would scatter the heap
+        for queries in places.split(max(SCORES // (heads * len(places)), 1)):
+            scores = q[:, queries] @ k.transpose(1, 2) / math.sqrt(d // heads)
+            distances = (queries[:, None] - places).abs().float()
+            for head, slope in enumerate(slopes):
+                scores[head] -= slope * distances
+            attended[queries] = (scores.softmax(dim=2) @ v).transpose(0, 1).reshape(len(queries), d)
+        return attended
+
+    def feed_forward(x: torch.Tensor, layer: str) -> torch.Tensor:
+        wide = x @ weights[f"{layer}gated.weight"].T
+        gate, value = wide[:, : 4 * d], wide[:, 4 * d :]
+        return linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
+
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        x = norm(weights["embed.weight"][tokens] + weights["token_type.weight"][0], "embed_norm")
+        found = {0: x}
+        for number in range(architecture.num_layers):
+            layer = f"layers.{number}."
+            q, k, v = linear(x, f"{layer}qkv").view(len(x), 3, heads, d // heads).permute(1, 2, 0, 3)
+            x = norm(linear(attention(q, k, v), f"{layer}out") + x, f"{layer}attention_norm")
+            x = torch.cat([norm(feed_forward(y, layer) + y, f"{layer}ffn_norm") for y in x.split(FFN_TOKENS)])
+            if number + 1 in layers:
+                found[number + 1] = x
+        return found
+
+    return embed
+
+
+def _slopes(num_heads: int) -> list[float]:
+    """Return what each head's scores lose for a token of distance (Press et al. 2022, arXiv:2108.12409)."""
+    if num_heads.bit_count() == 1:
+        return [2 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)]
+    below = 2 ** math.floor(math.log2(num_heads))
+    return _slopes(below) + _slopes(2 * below)[::2][: num_heads - below]
+
+
+def _fair_esm(architecture: Architecture, parts: Parts) -> Embed:
+    import esm
+
+    num_layers = architecture.num_layers
+    with torch.device("meta"):  # neither memory nor time for values that are replaced at once
+        d, heads = architecture.hidden_dim, architecture.num_heads
+        model = esm.ESM2(num_layers, d, heads, token_dropout=architecture.token_dropout)
+    model.lm_head = torch.nn.Identity()  # these two are not part of our weights
+    model.contact_head = torch.nn.Identity()
+    model.load_state_dict(_fair_esm_state(architecture, parts), strict=True, assign=True)
+    model.eval()
+
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        found = model(tokens[None], repr_layers=layers)["representations"]
+        return {layer: hidden[0] for layer, hidden in found.items()}
+
+    return embed
+
+
+def _fair_esm_state(architecture: Architecture, parts: Parts) -> dict[str, torch.Tensor]:
+    """Return the tensors by fair-esm's names; the inverse of `seqmill.model.weights.canonical_parts`."""
+    head_dim = architecture.head_dim
+    # As esm/rotary_embedding.py computes it.
+    inv_freq = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2).float() / head_dim))
+    state = {f"{FAIR_ESM.layer.format(n)}self_attn.rot_emb.inv_freq": inv_freq for n in range(architecture.num_layers)}
+    for canonical, tensors in parts.items():
+        stem, _, kind = canonical.rpartition(".")
+        if stem.startswith("layers."):
+            _, layer, part = stem.split(".")
+            names = [FAIR_ESM.layer.format(layer) + name for name in FAIR_ESM.parts[part]]
+        else:
+            names = [{"embed": FAIR_ESM.embed, "final_norm": FAIR_ESM.final_norm}[stem]]
+        pieces = tensors if len(tensors) == len(names) else tensors[0].chunk(len(names))
+        state.update({f"{name}.{kind}": piece.float() for name, piece in zip(names, pieces, strict=True)})
+    return state
+
+
+def _our_own(architecture: Architecture, parts: Parts, max_tokens: int) -> Embed:
+    tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
+    model = ESM2(architecture, tensors, torch.float32, max_tokens, "sdpa")
+
+    def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
+        pack = Pack.from_tokens(tokens.numpy(), np.array([len(tokens)], np.int64))
+        return {layer: hidden.clone() for layer, hidden in model.hidden_states(pack, layers)}
+
+    return embed

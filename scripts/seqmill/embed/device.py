@@ -1,0 +1,72 @@
+"""Which device and which precision a worker uses. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING
+
+from seqmill.base.machine import processor
+from seqmill.errors import SeqmillError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raises:
+        SeqmillError: cuda was asked for and torch sees no CUDA device.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise SeqmillError(
+            f"device is cuda, but torch {torch.__version__} (built with {built}) sees no CUDA device "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); use device=auto or cpu"
+        )
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Turn `auto` into bfloat16 where the device computes it natively, else float32.
+
+    On a CPU without bfloat16 instructions bfloat16 is slower than float32 (docs/performance.md), so it
+    is chosen only where the processor has AVX512-BF16, AMX or, on Arm, BF16. On CUDA it needs compute
+    capability 8.0.
+    """
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = bool({"avx512_bf16", "amx_bf16", "bf16"} & processor()[1])
+    return "bfloat16" if native else "float32"
+
+
+def describe_device(device: torch.device) -> dict[str, str]:
+    """Return the device's name, and for a GPU its UUID, for the status JSON.
+
+    A CPU's name ends with the instructions that PyTorch's kernels use, as AVX2 or AVX512, on which rounding depends.
+    """
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return {"device": properties.name, "device_uuid": str(properties.uuid)}
+    return {"device": f"{processor()[0]} ({torch.backends.cpu.get_cpu_capability()})", "device_uuid": ""}
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the most memory used so far, in bytes: of the process, and on the GPU."""
+    import torch
+
+    peak = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        peak["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak

@@ -1,0 +1,138 @@
+"""A GPU of one's own: workers on one machine each take another of the visible devices."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from seqmill.base.locks import NO_LOCKS
+from seqmill.base.machine import visible_gpus
+from seqmill.errors import SeqmillError
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.5
+OTHERS = 0o077  # mode bits
+
+
+@contextmanager
+def leased_gpu() -> Iterator[str | None]:
+    """Hold one of the visible GPUs and make it the only visible one; to be called before torch is imported.
+
+    The lease is a lock on a file of this machine, so the kernel ends it however the process ends. With one visible
+    GPU, or none, there is nothing to choose and nothing is locked. Waits while all are taken.
+
+    The files are in a folder of the temporary folder, and also in one of XDG_RUNTIME_DIR where there is one: a lease
+    holds the locks in both. So two workers of a user agree if they share either, as a login shell and a cron job share
+    /tmp. They do not agree if each has a TMPDIR of its own and one has no XDG_RUNTIME_DIR.
+
+    Yields:
+        The device's index or UUID; None if nothing had to be leased.
+
+    Raises:
+        SeqmillError: the folder is not the user's own, or others may enter it, and there is no XDG_RUNTIME_DIR.
+    """
+    gpus = visible_gpus()
+    if len(gpus) < 2:
+        if gpus:
+            log.info("GPU %s, the only one visible", gpus[0])
+        yield None
+        return
+    with ExitStack() as lease:
+        folders = _folders(lease)
+        gpu = _first_free(gpus, folders, lease)
+        if gpu is None:
+            log.info("all %d GPUs are taken (%s); waiting for one", len(gpus), ", ".join(map(str, folders)))
+        while gpu is None:
+            time.sleep(WAIT_SECONDS)
+            gpu = _first_free(gpus, folders, lease)
+        if "CUDA_VISIBLE_DEVICES" not in os.environ:
+            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, from which the index comes
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        log.info("GPU %s of %s", gpu, ", ".join(gpus))
+        try:
+            yield gpu
+        finally:
+            log.info("GPU %s is free again", gpu)
+
+
+def _folders(lease: ExitStack) -> dict[Path, int]:
+    """Open the folders of the locks until `lease` ends; return their descriptors."""
+    # Indices are a node's own, and under SLURM a job's own.
+    owner = f"{os.getuid()}-{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '')}".rstrip("-")
+    name, folders = f"seqmill-gpus-{owner}", {}
+    # Under sudo and SLURM the variable may name a folder that is absent or another user's.
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and _is_private(runtime):
+        folders = _opened(runtime / name, lease)
+    try:
+        folders |= _opened(Path(tempfile.gettempdir(), name), lease)
+    except SeqmillError as error:
+        if not folders:
+            raise
+        log.warning("%s; GPUs are shared out in %s alone", error, runtime)
+    return folders
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        state = folder.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & OTHERS
+
+
+def _opened(folder: Path, lease: ExitStack) -> dict[Path, int]:
+    """Make the folder if it is absent, and open it; another user may have taken its name, which is predictable."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lease.callback(os.close, descriptor)
+        state = os.fstat(descriptor)
+        if state.st_uid == os.getuid() and not state.st_mode & OTHERS:
+            return {folder: descriptor}
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EACCES):
+            raise
+    raise SeqmillError(
+        f"{folder}: is not a folder of your own that is closed to others (mode 0700), so that locks in it can't be "
+        "trusted; remove it, or set TMPDIR to a folder of your own for all workers"
+    )
+
+
+def _first_free(gpus: list[str], folders: dict[Path, int], lease: ExitStack) -> str | None:
+    """Return the first GPU whose locks can be had, held until `lease` ends."""
+    for gpu in gpus:
+        with ExitStack() as locks:
+            try:
+                for folder, descriptor in folders.items():
+                    _lock(folder, descriptor, f"{gpu.replace('/', '_')}.lock", locks)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                log.warning("%s: the file system has no locks: workers may share a GPU; set TMPDIR elsewhere", folder)
+                return gpus[os.getpid() % len(gpus)]  # of workers that start together, not all the same
+            lease.push(locks.pop_all())
+            return gpu
+    return None
+
+
+def _lock(folder: Path, descriptor: int, name: str, locks: ExitStack) -> None:
+    try:
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=descriptor)
+    except OSError as error:
+        raise SeqmillError(f"{folder / name}: cannot be opened as a lock: {error.strerror}; remove it") from error
+    locks.callback(os.close, file)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,166 @@
+"""Pooling: from one vector a token to one vector a segment, and from segments to one vector a sequence.
+
+By name, for each family of models:
+
+| family | name | what |
+|---|---|---|
+| ESM-2 | mean, mean_tokens | the mean over the residues, neither cls nor eos, as fair-esm does |
+| DNABERT-S | mean | the mean over all tokens, CLS and SEP included, as the authors do |
+| DNABERT-S | mean_tokens | the mean over the tokens of the sequence alone |
+| both | max, std | each channel's maximum and standard deviation over the same, without special tokens |
+| both | cls | the vector of the first token |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from seqmill.model.pack import Pack
+from seqmill.spec.models import DNABERT_S, ESM2
+
+
+def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Average each segment's hidden states over all tokens but its first and last.
+
+    Args:
+        hidden: (num_tokens, hidden_dim), float32 or float64.
+        pack: where the segments begin; each has at least three tokens.
+
+    Returns:
+        (num_segments, hidden_dim), in the dtype of `hidden`.
+    """
+    if hidden.is_cuda:
+        return _by_segments(hidden, pack)
+    return torch.cat([inner.mean(dim=1) for inner in _inner(hidden, pack)])
+
+
+def mean_over_tokens(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Average each segment's hidden states over all its tokens; shapes as `mean_over_residues`."""
+    if hidden.is_cuda:
+        # unsafe: the segments are not checked to add up, which would wait for the device.
+        return torch.segment_reduce(hidden, "mean", lengths=pack.cu_seqlens.diff().long(), axis=0, unsafe=True)
+    return torch.cat(
+        [
+            hidden[start : start + count * length].view(count, length, -1).mean(dim=1)
+            for start, count, length in pack.runs
+        ]
+    )
+
+
+def first_token(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Return the hidden state of each segment's first token; shapes as `mean_over_residues`."""
+    return hidden[pack.cu_seqlens[:-1].long()]
+
+
+def max_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Return each channel's maximum over all tokens but the first and last; shapes as `mean_over_residues`."""
+    if hidden.is_cuda:
+        return torch.segment_reduce(hidden, "max", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]
+    return torch.cat([inner.amax(dim=1) for inner in _inner(hidden, pack)])
+
+
+def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Return mean and variance over all tokens but the first and last, side by side: (num_segments, 2 * hidden_dim).
+
+    The variance is the mean of squared differences from the mean.
+    """
+    if hidden.is_cuda:
+        means = _by_segments(hidden, pack)
+        lengths = pack.cu_seqlens.diff().long()
+        spread = torch.repeat_interleave(means, lengths, dim=0, output_size=len(hidden))
+        return torch.cat((means, _by_segments((hidden - spread).square(), pack)), dim=1)
+    pooled = []
+    for inner in _inner(hidden, pack):
+        means = inner.mean(dim=1)
+        pooled.append(torch.cat((means, (inner - means[:, None]).square().mean(dim=1)), dim=1))
+    return torch.cat(pooled)
+
+
+def combine_means(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average the vectors of each sequence's segments, weighted by the residues or bases in them.
+
+    A sequence of one segment keeps its vector's bits.
+
+    Args:
+        vectors: float32 (num_segments, hidden_dim).
+        begins: int64 (num_sequences,), where each sequence's segments begin.
+        weights: int32 (num_segments,).
+
+    Returns:
+        float32 (num_sequences, hidden_dim).
+    """
+    weights = weights.astype(np.float64)[:, None]
+    return (np.add.reduceat(vectors * weights, begins) / np.add.reduceat(weights, begins)).astype(np.float32)
+
+
+def combine_maxima(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return each channel's maximum over a sequence's segments; arguments as `combine_means`."""
+    return np.maximum.reduceat(vectors, begins)
+
+
+def combine_deviations(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the standard deviation over a sequence's segments, of their means and variances side by side.
+
+    Args:
+        vectors: float32 (num_segments, 2 * hidden_dim), see `mean_and_variance`.
+        begins, weights: as `combine_means`.
+
+    Returns:
+        float32 (num_sequences, hidden_dim).
+    """
+    means, variances = np.split(vectors.astype(np.float64), 2, axis=1)
+    shares = weights.astype(np.float64)[:, None]
+    totals = np.add.reduceat(shares, begins)
+    counts = np.diff(np.append(begins, len(vectors)))
+    center = np.repeat(np.add.reduceat(means * shares, begins) / totals, counts, axis=0)
+    spread = np.add.reduceat((variances + (means - center) ** 2) * shares, begins) / totals
+    return np.sqrt(spread).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a sequence gets its vector.
+
+    Attributes:
+        of_segment: hidden states (num_tokens, hidden_dim) and their pack to a row a segment.
+        combine: rows of segments to a row a sequence.
+        width: of a segment's row, in hidden dimensions.
+    """
+
+    of_segment: Callable[[torch.Tensor, Pack], torch.Tensor]
+    combine: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = combine_means
+    width: int = 1
+
+
+SHARED = {
+    "cls": Pooling(first_token),
+    "max": Pooling(max_over_residues, combine_maxima),
+    "std": Pooling(mean_and_variance, combine_deviations, 2),
+}
+BY_NAME: dict[str, dict[str, Pooling]] = {
+    ESM2: {"mean": Pooling(mean_over_residues), "mean_tokens": Pooling(mean_over_residues), **SHARED},
+    DNABERT_S: {"mean": Pooling(mean_over_tokens), "mean_tokens": Pooling(mean_over_residues), **SHARED},
+}
+
+
+def _inner(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
+    """Yield each run's tokens without the first and last of a segment: (segments, tokens, hidden_dim)."""
+    for start, count, length in pack.runs:
+        yield hidden[start : start + count * length].view(count, length, -1)[:, 1:-1]
+
+
+def _thirds(pack: Pack) -> torch.Tensor:
+    """Return the lengths of each segment's first token, its others, and its last token."""
+    residues = pack.cu_seqlens.diff().long() - 2
+    ends = torch.ones_like(residues)
+    return torch.stack((ends, residues, ends), dim=1).flatten()
+
+
+def _by_segments(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """The mean over residues by one segment reduction."""
+    # unsafe: the segments are not checked to add up, which would wait for the device.
+    return torch.segment_reduce(hidden, "mean", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]

@@ -1,0 +1,108 @@
+"""The readout: a pack through the model, its layers pooled as they come, so that none of them is kept.
+
+Where the vectors of residues are wanted, or of windows that are to be blended, all hidden states are kept first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from seqmill.embed.pooling import BY_NAME
+from seqmill.model.encoder import Encoder
+from seqmill.model.pack import Pack
+from seqmill.spec.outputs import Outputs
+
+NO_RESIDUES = torch.empty(0, 0, dtype=torch.float16)
+
+
+class Vectors(NamedTuple):
+    """What is read of a pack, on the model's device.
+
+    Attributes:
+        rows: float32, a row a segment, or a sequence where windows were blended: poolings of layers side by side.
+        residues: (num_residues, number of layers * hidden_dim), the layers side by side, in the dtype in which they
+            are kept; (0, 0) where they are not.
+    """
+
+    rows: torch.Tensor
+    residues: torch.Tensor
+
+
+class Readout:
+    """Reads layers of a model and pools them.
+
+    Args:
+        family: of the model.
+        outputs: layers, from 0 on, poolings, and whether vectors of residues are kept.
+
+    Attributes:
+        residue_dtype: in which they are kept; None if they are not.
+
+    Raises:
+        SeqmillError: vectors of residues are wanted of a model of nucleotides.
+    """
+
+    def __init__(self, family: str, outputs: Outputs) -> None:
+        self.outputs = outputs
+        outputs.require_family(family)
+        self.residue_dtype: torch.dtype | None = getattr(torch, outputs.per_residue) if outputs.per_residue else None
+        self._poolings = [BY_NAME[family][name] for name in outputs.poolings]
+
+    @torch.inference_mode()
+    def __call__(self, model: Encoder, pack: Pack) -> torch.Tensor:
+        """Return a row a segment: the poolings of the layers side by side, float32, on the model's device."""
+        rows = {layer: self._pool(hidden, pack) for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
+        return torch.cat([rows[layer] for layer in self.outputs.layers], dim=1).float()
+
+    @torch.inference_mode()
+    def hidden(self, model: Encoder, pack: Pack) -> torch.Tensor:
+        """Return a row a token: the layers side by side, float32."""
+        states = {layer: hidden.float().clone() for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
+        return torch.cat([states[layer] for layer in self.outputs.layers], dim=1)
+
+    @torch.inference_mode()
+    def of_hidden(self, hidden: torch.Tensor, pack: Pack) -> Vectors:
+        """Return what is read of a pack, of its hidden states (`hidden`)."""
+        layers = hidden.chunk(len(self.outputs.layers), dim=1)
+        rows = torch.cat([self._pool(states.contiguous(), pack) for states in layers], dim=1)
+        return Vectors(rows, self._residues(hidden, pack))
+
+    def _residues(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        if self.residue_dtype is None:
+            return NO_RESIDUES
+        number = len(pack.lengths)
+        num_residues = len(hidden) - 2 * number
+        device = hidden.device
+        # Residue j of all is in segment s at token j + 2 s + 1. With output_size the device need not be asked.
+        shift = torch.repeat_interleave(
+            torch.arange(number, device=device), pack.cu_seqlens.diff().long() - 2, output_size=num_residues
+        )
+        return hidden[torch.arange(num_residues, device=device) + 2 * shift + 1].to(self.residue_dtype)
+
+    def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+        return torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)
+
+    def combine(self, rows: np.ndarray, segments: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+        """Return a row a sequence, of rows of segments.
+
+        Args:
+            rows: float32 (num_segments, any width), as `__call__` gives them.
+            segments: where each sequence's segments begin, and the weights of all; None if each row is a sequence's.
+
+        Returns:
+            float32 (num_sequences, number of outputs * hidden_dim).
+        """
+        if segments is None:
+            if all(pooling.width == 1 for pooling in self._poolings):
+                return rows
+            segments = np.arange(len(rows)), np.ones(len(rows), np.int32)
+        dim = rows.shape[1] // (len(self.outputs.layers) * sum(pooling.width for pooling in self._poolings))
+        combined, begin = [], 0
+        for pooling in self._poolings * len(self.outputs.layers):
+            end = begin + pooling.width * dim
+            combined.append(pooling.combine(rows[:, begin:end], *segments))
+            begin = end
+        return np.concatenate(combined, axis=1)

@@ -1,0 +1,92 @@
+"""The worker: one rank's packs, from the index to a finished shard and its status JSON."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+from seqmill.base.files import refuse_shared
+from seqmill.base.locks import locked_shard
+from seqmill.base.signals import Interrupted, Signals
+from seqmill.embed.lease import leased_gpu
+from seqmill.spec.task import ShardTask
+from seqmill.store.parts import keep_finished, remove_unfinished
+from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, stage, write_status
+
+__all__ = ["ShardTask", "embed_shard"]
+
+log = logging.getLogger(__name__)
+
+
+def embed_shard(task: ShardTask) -> ShardStatus:
+    """Compute a shard; the status JSON says `complete` or `failed` before this returns or raises.
+
+    A worker that finds another at its shard leaves the status alone: it is the other's.
+
+    Raises:
+        SeqmillError: input that can't be used; another worker holds the shard; the status JSON is named like another
+            file, so that none is written.
+        Interrupted: SIGTERM, SIGINT, SIGHUP or SIGUSR1 came; finished packs have been saved.
+    """
+    refuse_shared([task.status, task.shard])
+    refuse_shared([task.status], _inputs(task))
+    status = ShardStatus(task.rank, task.world_size, RUNNING, str(task.shard), attempt=task.attempt, started=_now())
+    signals = Signals()
+    signals.catch()
+    try:
+        # The GPU's lease ends last: this process holds memory on it as long as it lives.
+        with ExitStack() as lease, locked_shard(task.shard) as alone:
+            if alone:
+                remove_unfinished(task.shard)
+            remove_parts = _embed_locked(task, status, signals, lease)
+            try:
+                keep_finished(task.shard, task.status)
+                remove_parts()
+            except Exception as error:  # the shard is complete, whatever becomes of its parts
+                log.warning("the parts of the finished shard stay until the merge: %s", error)
+    finally:
+        signals.restore()
+    return status
+
+
+def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease: ExitStack) -> Callable[[], None]:
+    try:
+        write_status(task.status, status)
+        refuse_shared([task.shard], _inputs(task))
+        if task.device != "cpu":
+            lease.enter_context(leased_gpu())
+        with stage(status, "import"):
+            from seqmill.embed.job import embed_rank  # only now: torch must not see the GPUs of others
+        remove_parts = embed_rank(task, status, signals)
+        signals.ignore()  # from here on it is complete
+        status.status = COMPLETE
+    except BaseException as error:
+        status.status = FAILED
+        status.error = {"type": type(error).__name__, "message": str(error)}
+        raise
+    finally:
+        try:
+            signals.ignore()
+        except Interrupted:  # the first signal, after the work has ended: what it has come to stands
+            signals.ignore()
+        if status.status == RUNNING:  # the first signal, before the failure above was noted
+            status.status, status.error = FAILED, {"type": "Interrupted", "message": "stopped by a signal"}
+        status.ended = _now()
+        try:
+            write_status(task.status, status)
+        except OSError as error:
+            if status.status == COMPLETE:
+                raise
+            log.error("the status JSON can't be written: %s", error)  # what failed before is the news
+    return remove_parts
+
+
+def _inputs(task: ShardTask) -> list[Path]:
+    return [task.index, *([Path(task.model)] if task.model else [])]  # a model's name may be that of a file
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Embeddings in the formats of other programs."""

@@ -1,0 +1,1 @@
+"""From a FASTA file to index.h5."""

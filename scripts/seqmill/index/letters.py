@@ -1,0 +1,211 @@
+"""The letter policy: which letters a sequence may hold, and what is done with the others."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, field
+
+from seqmill.errors import SeqmillError
+
+LAYOUT = b" \t\r\n\v\f"  # white space lays a sequence out; it is not part of it
+INVALID = 255
+
+# fair-esm's "ESM-1b" alphabet, as indexed by ESM-2: cls, pad, eos, unk, then the letters, null, mask.
+ESM2_LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO"
+ESM2_FIRST_LETTER_TOKEN = 4
+
+AMBIGUOUS_BASES = "NRYSWKMBDHV"  # IUPAC-IUB 1984, doi:10.1093/nar/13.9.3021
+PROTEIN_ONLY = "EFILPQJOZ"  # letters of amino acids that are no IUPAC code of a base; X is told apart
+MIN_NUCLEOTIDE_SAMPLE, MAX_OTHERS_IN_NUCLEOTIDES = 200, 0.02
+MIN_PROTEIN_SAMPLE = 20
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """One token per letter, framed by a start and an end token.
+
+    Attributes:
+        name: as recorded in the index.
+        table: 256 bytes, from an upper-case ASCII letter to its token id, INVALID elsewhere.
+        cls, eos: the framing token ids.
+    """
+
+    name: str
+    table: bytes
+    cls: int
+    eos: int
+
+
+def _table(letters: str, first: int) -> bytes:
+    table = bytearray([INVALID] * 256)
+    for token, letter in enumerate(letters, start=first):
+        table[ord(letter)] = token
+    return bytes(table)
+
+
+ESM2_TOKENIZER = Tokenizer("esm2", _table(ESM2_LETTERS, ESM2_FIRST_LETTER_TOKEN), cls=0, eos=2)
+
+
+@dataclass
+class LetterCounts:
+    """How many letters the policy has changed, over all records."""
+
+    lower_case: int = 0
+    trailing_stop: int = 0
+    inner_stop_to_x: int = 0
+    j_to_x: int = 0
+
+
+@dataclass
+class ProteinLetters:
+    """Turn the lines of a protein record into tokens, counting every replacement.
+
+    Upper-case; one trailing `*` stripped; `J` (leucine or isoleucine) and inner `*` become `X`;
+    gaps and everything else are refused.
+    """
+
+    tokenizer: Tokenizer = ESM2_TOKENIZER
+    counts: LetterCounts = field(default_factory=LetterCounts)
+
+    policy = "upper-case; strip one trailing *; J and inner * to X; refuse gaps and all else"
+
+    def tokens(self, body: bytes) -> bytes:
+        """Return one token id per residue, without the framing tokens.
+
+        Args:
+            body: the lines of the record's sequence, line ends included.
+
+        Raises:
+            SeqmillError: no residue, or a letter that is refused; the message lacks file and record.
+        """
+        tokens = body.translate(self.tokenizer.table, LAYOUT)
+        if tokens and INVALID not in tokens:
+            return tokens
+        return self._clean(body.translate(None, LAYOUT)).translate(self.tokenizer.table)
+
+    def _clean(self, letters: bytes) -> bytes:
+        upper = letters.upper()
+        if upper.endswith(b"*"):
+            upper = upper[:-1]
+            self.counts.trailing_stop += 1
+        if not upper:
+            raise SeqmillError("it has no sequence; remove it")
+        self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
+        self.counts.inner_stop_to_x += upper.count(b"*")
+        self.counts.j_to_x += upper.count(b"J")
+        cleaned = upper.replace(b"*", b"X").replace(b"J", b"X")
+        tokens = cleaned.translate(self.tokenizer.table)
+        position = tokens.find(INVALID)
+        if position >= 0:
+            raise SeqmillError(_refusal(letters[position], f"at residue {position + 1} is not an amino-acid letter"))
+        return cleaned
+
+
+def _refusal(byte: int, reason: str) -> str:
+    letter = chr(byte)
+    shown = repr(letter) if letter.isprintable() and byte < 128 else f"byte 0x{byte:02x}"
+    message = f"{shown} {reason}"
+    if letter in "-.":
+        return f"{message}: this looks like an alignment; remove the gaps (e.g. with seqkit seq -g)"
+    if letter.isdigit():
+        return f"{message}: sequences must not hold numbers or positions"
+    return message
+
+
+@dataclass
+class NucleotideCounts:
+    """How many letters the policy has changed (lower case, U) or kept as unknown to the tokenizer, over all records."""
+
+    lower_case: int = 0
+    u_to_t: int = 0
+    n: int = 0
+    other_iupac: int = 0
+
+
+@dataclass
+class NucleotideLetters:
+    """Turn the lines of a nucleotide record into upper-case bases, counting every change and every ambiguous base.
+
+    Upper-case; `U` becomes `T`; `N` and the other IUPAC codes are kept; gaps and everything else are refused.
+    """
+
+    counts: NucleotideCounts = field(default_factory=NucleotideCounts)
+
+    policy = "upper-case; U to T; keep N and other IUPAC codes; refuse gaps and all else"
+
+    def clean(self, body: bytes) -> bytes:
+        """Return the record's bases: ACGT and the IUPAC codes, one byte each.
+
+        Args:
+            body: the lines of the record's sequence, line ends included.
+
+        Raises:
+            SeqmillError: no base, or a letter that is refused; the message lacks file and record.
+        """
+        bases = body.translate(_BASES_ONLY, LAYOUT)
+        if bases and INVALID not in bases:
+            return bases
+        return self._clean(body.translate(None, LAYOUT))
+
+    def _clean(self, letters: bytes) -> bytes:
+        if not letters:
+            raise SeqmillError("it has no sequence; remove it")
+        upper = letters.upper()
+        position = upper.translate(_NUCLEOTIDES_ONLY).find(INVALID)
+        if position >= 0:
+            raise SeqmillError(_refusal_of_nucleotide(letters[position], position + 1))
+        self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
+        self.counts.u_to_t += upper.count(b"U")
+        self.counts.n += upper.count(b"N")
+        self.counts.other_iupac += len(upper.translate(None, b"ACGTUN"))
+        return upper.replace(b"U", b"T")
+
+
+def _only(letters: str) -> bytes:
+    return bytes(byte if byte in letters.encode() else INVALID for byte in range(256))
+
+
+_BASES_ONLY = _only("ACGT")
+_NUCLEOTIDES_ONLY = _only("ACGTU" + AMBIGUOUS_BASES)
+
+
+def _refusal_of_nucleotide(byte: int, position: int) -> str:
+    message = _refusal(byte, f"at base {position} is not a nucleotide letter")
+    letter = chr(byte).upper()
+    if letter == "X":
+        return f"{message}: if it masks a base, write N; if this is a protein, use an ESM-2 model"
+    if letter in PROTEIN_ONLY:
+        return f"{message}: this looks like a protein; use an ESM-2 model"
+    return message
+
+
+def looks_like_nucleotides(letters: bytes) -> bool:
+    """Tell whether a sample of supposed proteins is DNA or RNA: of 200 letters or more, 98 % or more are ACGTUN.
+
+    In proteins these letters are 26 % of the residues (UniProtKB/Swiss-Prot: A 8.3, C 1.4, G 7.1, T 5.4, N 4.1), and
+    even those with repeats of few residues hold others; in genomes the remaining IUPAC codes are far below 2 %.
+    A shorter sample may be a peptide, so it is not judged.
+
+    Args:
+        letters: sequences, end to end, of as many records as are at hand; case and white space do not matter.
+    """
+    sample = letters.translate(None, LAYOUT).upper()
+    others = len(sample.translate(None, b"ACGTUN"))
+    return len(sample) >= MIN_NUCLEOTIDE_SAMPLE and others <= MAX_OTHERS_IN_NUCLEOTIDES * len(sample)
+
+
+def looks_like_protein(letters: bytes) -> bool:
+    """Tell whether a sample of supposed nucleotides is protein: of 20 letters or more, fewer than half are ACGTU.
+
+    For proteins that happen to hold none but IUPAC letters. Of the residues that are such letters, N left out, A, C, G
+    and T are 36 % (the same release); nucleotides with more ambiguity codes than bases would be of no use to a model
+    anyway. N is asparagine in one alphabet and a gap of any length in the other, so it says nothing. Fewer than 20
+    letters are not judged: a degenerate primer may be that short.
+
+    Args:
+        letters: sequences, end to end, of as many records as are at hand; case and white space do not matter.
+    """
+    # What no sequence should hold says nothing either, and has messages of its own: gaps, X that masks, numbers.
+    sample = letters.translate(None, LAYOUT).upper().translate(None, b"NX-.*0123456789")
+    others = len(sample.translate(None, b"ACGTU"))
+    return len(sample) >= MIN_PROTEIN_SAMPLE and 2 * others > len(sample)

@@ -1,0 +1,67 @@
+"""What the pass over the FASTA keeps of the records: bytes in unnamed temporary files, small columns in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import IO
+
+import numpy as np
+
+from seqmill.base.text_columns import offsets_of
+from seqmill.index.fasta import FastaRecord
+from seqmill.index.tokens import DIGEST_BYTES, Tokenized
+
+
+@dataclass
+class Spill:
+    """A growing column of variable-length values: bytes on disk, their lengths in memory."""
+
+    file: IO[bytes]
+    lengths: list[np.ndarray] = field(default_factory=list)
+
+    def append(self, data: bytes, lengths: np.ndarray) -> None:
+        self.file.write(data)
+        self.lengths.append(lengths)
+
+    def append_texts(self, texts: list[str]) -> None:
+        values = [text.encode() for text in texts]
+        self.append(b"".join(values), np.fromiter(map(len, values), np.int64, len(values)))
+
+    def offsets(self) -> np.ndarray:
+        """Return int64 (n + 1,)."""
+        return offsets_of(np.concatenate(self.lengths))
+
+    def mapped(self, dtype: type = np.uint8) -> np.ndarray:
+        """Return all of it as a memory map."""
+        self.file.flush()
+        size = self.file.tell() // np.dtype(dtype).itemsize
+        return np.memmap(self.file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
+
+
+@dataclass
+class Records:
+    """What the pass has kept of the records, in input order."""
+
+    ids: Spill
+    descriptions: Spill
+    tokens: Spill
+    lengths: list[np.ndarray] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
+    num_segments: list[np.ndarray] = field(default_factory=list)
+    segment_tokens: list[np.ndarray] = field(default_factory=list)
+    segment_lengths: list[np.ndarray] = field(default_factory=list)
+
+    def append(self, block: list[FastaRecord], tokenized: Tokenized) -> None:
+        """Keep a block of records and what has become of them."""
+        self.digests.extend(tokenized.digests)
+        self.lengths.append(tokenized.lengths)
+        self.tokens.append(tokenized.tokens, tokenized.num_tokens)
+        self.num_segments.append(tokenized.num_segments)
+        self.segment_tokens.append(tokenized.segment_tokens)
+        self.segment_lengths.append(tokenized.segment_lengths)
+        self.ids.append_texts([record.id for record in block])
+        self.descriptions.append_texts([record.description for record in block])
+
+    def digest_rows(self) -> np.ndarray:
+        """Return the digests of the cleaned sequences, uint8 (num_records, 16)."""
+        return np.frombuffer(self.digests, np.uint8).reshape(-1, DIGEST_BYTES)

@@ -1,0 +1,1 @@
+"""From tokens to hidden states: one file per architecture."""

@@ -1,0 +1,143 @@
+"""Attention with linear biases over a pack, behind one function with interchangeable kernels.
+
+ALiBi (Press et al. 2022, arXiv:2108.12409) in its symmetric form, as MosaicBERT has it: a key that is d
+tokens away from its query, on either side, loses slope x d of its score; each head has a slope of its own.
+
+| kernel | where | how |
+|---|---|---|
+| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own: `seqmill.model.kernels.avx512` |
+| triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.alibi_triton` |
+| flash_attn_2 | CUDA of compute capability 8.0 and later, 16-bit | `flash_attn`, the package of FlashAttention 2 |
+| sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
+
+None makes a matrix of biases: the first three compute each from its distance; of a run of equal lengths they
+are a view of one row a head. `choose_kernel` takes the first that the device, the dtype and the installation
+allow, or the one asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from seqmill.model import attention
+from seqmill.model.attention import choose, packed, show_overflow
+from seqmill.model.kernels import alibi_triton, avx512
+from seqmill.model.pack import Pack
+from seqmill.spec.task import AUTO
+
+# Whether triton or flash_attn_2 is the faster is not measured; the first serves float32 too.
+FASTEST_FIRST = ("avx512", "triton", "flash_attn_2", "sdpa")
+
+# Biases of one call, over all heads. PyTorch's CPU kernel reads them through the view; a kernel that copies
+# them needs 64 MB in float32.
+MAX_BIASES = 1 << 24
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
+    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
+
+    Raises:
+        SeqmillError: there is no such kernel, or it can't be used; says why.
+    """
+    return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
+
+
+def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why a kernel can't be used; empty if it can."""
+    if kernel not in FASTEST_FIRST:
+        return "it has no linear biases, which DNABERT-S has for positions"
+    if kernel != "triton":
+        return attention.why_not(kernel, device, dtype, head_dim)
+    if device.type != "cuda":
+        return f"it runs on a CUDA device, and the device is {device.type}"
+    if dtype not in alibi_triton.DTYPES:
+        return f"it computes in float32, bfloat16 or float16, and the precision is {str(dtype).removeprefix('torch.')}"
+    if head_dim > alibi_triton.MAX_HEAD_DIM:
+        return f"it takes head dimensions up to {alibi_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
+    return alibi_triton.why_not(device, dtype, head_dim)
+
+
+def slopes(num_heads: int) -> torch.Tensor:
+    """Return the slope of each head, float32 (num_heads,).
+
+    2 ** (-8 i / n) for head i = 1 ... n where n is a power of two. Else the slopes of the power below,
+    then every second one of the power above, as the paper's authors and `bert_layers.py` of DNABERT-S do.
+    """
+    below = 1 << (num_heads.bit_length() - 1)
+    powers = [8 * head / below for head in range(1, below + 1)]
+    powers += [4 * head / below for head in range(1, 2 * (num_heads - below), 2)]
+    return torch.tensor([math.pow(2, -power) for power in powers], dtype=torch.float32)
+
+
+def bias_table(num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the bias of every distance: (num_heads, 2 * max_tokens - 1), distance 0 in the middle.
+
+    The products are rounded to float32 whatever the dtype, as in the reference, whose biases stay in
+    float32 in a float64 model: exact ones would differ in the eighth digit of the output.
+    """
+    distances = torch.arange(1 - max_tokens, max_tokens).abs()
+    return (slopes(num_heads)[:, None] * -distances).to(dtype)
+
+
+def make_biases(kernel: str, num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return what a kernel computes its biases from: `bias_table` for sdpa, `slopes` for the others."""
+    return bias_table(num_heads, max_tokens, dtype) if kernel == "sdpa" else slopes(num_heads)
+
+
+def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Let each sequence attend over itself, scores scaled by head_dim ** -0.5, then biased by distance.
+
+    Args:
+        kernel: a name from `choose_kernel`.
+        qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
+        biases: the kernel's own, for at least the longest length, see `make_biases`; float32, or float64 for a
+            `qkv` of float64.
+        pack: where the sequences begin.
+
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    """
+    if kernel == "avx512":
+        return avx512.alibi_attention(qkv, biases, pack.lengths)
+    if kernel == "triton":
+        return alibi_triton.attention(qkv, biases, pack.cu_seqlens)
+    q, k, v = qkv.unbind(1)
+    v = show_overflow(q, k, v)
+    if kernel == "sdpa":
+        return _by_runs(q, k, v, biases, pack)
+    # Of equally long queries and keys, without causality: -slope x |i - j|.
+    return packed(kernel, q, k, v, pack, alibi_slopes=biases)
+
+
+def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
+    num_tokens, num_heads, head_dim = v.shape
+    # On CUDA PyTorch takes biases in the dtype of the queries alone: with float32 beside 16 bits one of its
+    # kernels raises, another reads them wrongly and says nothing (pytorch pull request 191612).
+    dtype = biases.dtype if v.is_cuda else v.dtype
+    output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
+    for start, count, length in pack.runs:
+        run = slice(start, start + count * length)
+        queries, keys, values = (
+            t[run].view(count, length, num_heads, head_dim).transpose(1, 2).to(dtype) for t in (q, k, v)
+        )
+        outputs = output[run].view(count, length, num_heads, head_dim).transpose(1, 2)
+        step = max(MAX_BIASES // (num_heads * length), 1)
+        for first in range(0, length, step):
+            last = min(first + step, length)
+            # From the last query to the first: then each row of biases is the one before, moved by one.
+            block = queries[:, :, first:last].flip(2)
+            attended = F.scaled_dot_product_attention(
+                block, keys, values, attn_mask=_biases_of_block(biases, first, last, length)
+            )
+            outputs[:, :, first:last] = attended.flip(2)
+    return output.view(num_tokens, num_heads * head_dim)
+
+
+def _biases_of_block(biases: torch.Tensor, first: int, last: int, length: int) -> torch.Tensor:
+    """Return a view (1, num_heads, last - first, length): rows are queries last - 1 down to first, columns keys."""
+    middle = biases.shape[1] // 2
+    begin, end = middle - (last - 1), middle - first + length  # the last query's first key, the first's last
+    return biases[:, begin:end].unfold(1, length, 1)[None]

@@ -1,0 +1,195 @@
+"""Attention over a pack, behind one function with interchangeable kernels.
+
+| kernel | where | how |
+|---|---|---|
+| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own, with the rotation fused: `kernels.avx512` |
+| flash_attn_3 | CUDA of compute capability 9.0, 16-bit | `flash_attn_interface` from flash-attention's folder hopper |
+| varlen | CUDA of compute capability 8.0 and later, 16-bit | `torch.nn.attention.varlen`: FlashAttention 2 |
+| flash_attn_2 | the same | `flash_attn`, the package of FlashAttention 2 |
+| sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
+
+`choose_kernel` takes the first that the device, the dtype and the installation allow, or the one asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from seqmill.errors import SeqmillError
+from seqmill.model.kernels import avx512, fused
+from seqmill.model.pack import Pack
+from seqmill.spec.task import ATTENTIONS, AUTO
+
+FASTEST_FIRST = ("avx512", "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
+# Functions over packs, called alike: (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
+PACKED = {
+    "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
+    "flash_attn_2": ("flash_attn", "flash_attn_varlen_func"),
+    "flash_attn_3": ("flash_attn_interface", "flash_attn_varlen_func"),
+}
+MAX_PACKED_HEAD_DIM = 256  # of all three, which take multiples of 8
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
+    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
+
+    Raises:
+        SeqmillError: there is no such kernel, or it can't be used; says why.
+    """
+    return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
+
+
+def choose(requested: str, fastest_first: tuple[str, ...], reason_against: Callable[[str], str]) -> str:
+    """Return the requested kernel, or for `auto` the first without a reason against it.
+
+    Raises:
+        SeqmillError: there is no such kernel, or there is a reason against it.
+    """
+    if requested not in ATTENTIONS:
+        raise SeqmillError(f"attention {requested!r} is not known; use one of {', '.join(ATTENTIONS)}")
+    if requested == AUTO:
+        return next(name for name in fastest_first if not reason_against(name))
+    if reason := reason_against(requested):
+        raise SeqmillError(f"attention {requested} can't be used: {reason}; use attention auto or another kernel")
+    return requested
+
+
+def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return why a kernel can't be used; empty if it can."""
+    if kernel == "sdpa":
+        return ""
+    if kernel not in FASTEST_FIRST:
+        return "it is DNABERT-S's, with linear biases instead of a rotation"
+    kind = str(dtype).removeprefix("torch.")
+    if kernel == "avx512":
+        if device.type != "cpu":
+            return f"it runs on a CPU, and the device is {device.type}"
+        if dtype != torch.bfloat16:
+            return f"it computes in bfloat16, and the precision is {kind}"
+        if head_dim not in avx512.HEAD_DIMS:
+            return f"it has head dimensions {', '.join(map(str, avx512.HEAD_DIMS))}, and the model's is {head_dim}"
+        return "" if avx512.load() else "there is no AVX512-BF16 processor or no working C compiler"
+    if device.type != "cuda":
+        return f"it runs on a CUDA device, and the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bfloat16 or float16, and the precision is {kind}"
+    if head_dim % 8 or head_dim > MAX_PACKED_HEAD_DIM:
+        return (
+            f"it takes head dimensions that are multiples of 8 up to {MAX_PACKED_HEAD_DIM}; the model's is {head_dim}"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if kernel == "flash_attn_3" and capability != (9, 0):
+        return f"it needs compute capability 9.0 (H100, H200), and the GPU has {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0, and the GPU has {capability[0]}.{capability[1]}"
+    try:
+        _packed_function(kernel)
+    except ImportError as error:
+        return f"{PACKED[kernel][0]} can't be imported ({error})"
+    return ""
+
+
+def attend(
+    kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack, fuse: bool = False
+) -> torch.Tensor:
+    """Rotate queries and keys, then let each sequence attend over itself, scores scaled by head_dim ** -0.5.
+
+    Args:
+        kernel: a name from `choose_kernel`.
+        qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
+        cos, sin: (at least the longest length, head_dim), float32 or float64; see `esm2.rope_tables`.
+        pack: where the sequences begin.
+        fuse: rotate in place, in Triton; see `fused.available`.
+
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    """
+    if kernel == "avx512":
+        return avx512.rope_attention(qkv, cos, sin, pack.lengths)
+    if fuse:
+        fused.rotate(qkv, cos, sin, pack.positions)
+        q, k, v = qkv.unbind(1)
+    else:
+        q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+        v = qkv[:, 2]
+    v = show_overflow(q, k, v)
+    if kernel == "sdpa":
+        return _by_runs(q, k, v, pack)
+    return packed(kernel, q, k, v, pack)
+
+
+def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return the values, not finite where float16 made a query or key so.
+
+    A query or key of inf can end as weights of zero, finite and wrong. 0 x inf is NaN.
+    """
+    return v + 0 * q + 0 * k if v.dtype == torch.float16 else v
+
+
+def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
+
+    Args:
+        qk: (num_tokens, 2, num_heads, head_dim).
+        cos, sin: (num_tokens, head_dim), float32 or float64; the product is rounded to the dtype of `qk` once.
+    """
+    first, second = qk.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
+
+
+def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
+    num_tokens, num_heads, head_dim = v.shape
+    output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
+    for start, count, length in pack.runs:
+        run = slice(start, start + count * length)
+        dense = (t[run].view(count, length, num_heads, head_dim).transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(*dense)
+        output[run].view(count, length, num_heads, head_dim).copy_(attended.transpose(1, 2))
+    return output.view(num_tokens, num_heads * head_dim)
+
+
+def packed(
+    kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, **biases: torch.Tensor
+) -> torch.Tensor:
+    """Call the function of one of the PACKED kernels, with its own argument for biases if there are any.
+
+    Args:
+        q, k, v: (num_tokens, num_heads, head_dim).
+
+    Returns:
+        (num_tokens, num_heads * head_dim).
+    """
+    function, scale_name, options = _packed_function(kernel)
+    longest = int(pack.lengths.max())
+    options = {scale_name: q.shape[-1] ** -0.5, **options, **biases}
+    output = function(q, k, v, pack.cu_seqlens, pack.cu_seqlens, longest, longest, **options)
+    if isinstance(output, tuple):  # early versions of flash_attn_interface add the log-sum-exp
+        output = output[0]
+    return output.flatten(1)
+
+
+@functools.cache
+def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
+    """Return the function, the name of its scale, and options where its version has them.
+
+    With num_splits 1 keys are not divided among thread blocks by how long the pack's longest sequence
+    is, so that a sequence has the same bits in any company.
+
+    Raises:
+        ImportError: it isn't installed, or not for this version of torch.
+    """
+    module, name = PACKED[kernel]
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
+    parameters = inspect.signature(function).parameters
+    scale = "scale" if "scale" in parameters else "softmax_scale"
+    return function, scale, {"num_splits": 1} if "num_splits" in parameters else {}

@@ -1,0 +1,192 @@
+"""ESM-2, as a plain forward over packs.
+
+The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
+run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
+query, key and value, and no language-model head; each norm first adds what the step before it gave to
+the residual stream, so that both are one pass over memory where Triton's kernels run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from seqmill.model.attention import attend
+from seqmill.model.kernels import fused
+from seqmill.model.pack import Pack
+from seqmill.spec.models import Architecture
+
+LAYER_NORM_EPS = 1e-5
+ROPE_BASE = 10000.0
+# ESM-2 was trained with 15 % of tokens selected, 80 % of these masked to zero; without masks the
+# reference scales the embeddings by what was left on average.
+TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
+
+
+class ESM2(torch.nn.Module):
+    """The encoder of ESM-2.
+
+    Matrix products run in `dtype`; the residual stream, layer norms and rotary tables stay in float32
+    (float64 if that is the dtype).
+
+    Args:
+        architecture: the model's shape.
+        weights: tensors by canonical name, as `parameter_shapes` lists them.
+        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
+        max_tokens: tokens in the longest sequence that will be given, cls and eos included.
+        attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
+        fuse: do the elementwise work in Triton's kernels, see `seqmill.model.kernels.fused.available`; float64
+            is always computed without.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: dict[str, torch.Tensor],
+        dtype: torch.dtype,
+        max_tokens: int,
+        attention: str = "sdpa",
+        fuse: bool = False,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.attention = attention
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        self.fuse = fuse = fuse and exact == torch.float32
+        self.embed = _parameter(weights["embed.weight"], exact)
+        self.layers = torch.nn.ModuleList(
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)
+            for layer in range(architecture.num_layers)
+        )
+        self.final_norm = Norm(weights, "final_norm.", exact, exact, fuse)
+        cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.inference_mode()
+    def forward(self, pack: Pack) -> torch.Tensor:
+        """Return the hidden states after the last layer and its layer norm, (num_tokens, hidden_dim).
+
+        float32, or float64 for a float64 model.
+        """
+        ((_, hidden),) = self.hidden_states(pack, (len(self.layers),))
+        return hidden
+
+    def hidden_states(self, pack: Pack, layers: tuple[int, ...]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield some layers' numbers and hidden states, in ascending order; the next one may overwrite them.
+
+        0 is the embedding of the tokens, k the output of block k, the last after its layer norm, as in fair-esm.
+        """
+        x = F.embedding(pack.tokens.int(), self.embed)
+        if self.architecture.token_dropout:
+            x *= TOKEN_DROPOUT_SCALE
+        delta = None
+        for number, layer in enumerate(self.layers):
+            if number in layers:
+                yield number, x if delta is None else x + delta
+            if number >= max(layers):
+                return
+            delta = layer(x, delta, self.attention, self.cos, self.sin, pack)
+        yield len(self.layers), self.final_norm(x, delta)
+
+
+class Layer(torch.nn.Module):
+    """One pre-norm transformer block: takes the residual stream and what is still to be added to it."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: dict[str, torch.Tensor],
+        prefix: str,
+        dtype: torch.dtype,
+        exact: torch.dtype,
+        fuse: bool,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
+        self.fuse = fuse
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
+        self.qkv = Linear(weights, prefix + "qkv.", dtype)
+        self.out = Linear(weights, prefix + "out.", dtype)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
+        self.fc1 = Linear(weights, prefix + "fc1.", dtype)
+        self.fc2 = Linear(weights, prefix + "fc2.", dtype)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        attention: str,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        pack: Pack,
+    ) -> torch.Tensor:
+        qkv = self.qkv(self.attention_norm(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
+        delta = self.out(attend(attention, qkv, cos, sin, pack, self.fuse))
+        h = self.fc1(self.ffn_norm(x, delta))
+        return self.fc2(F.gelu(h))  # the exact (erf) GELU
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = _parameter(weights[prefix + "weight"], dtype)
+        self.bias = _parameter(weights[prefix + "bias"], dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Norm(torch.nn.Module):
+    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
+
+    def __init__(
+        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
+    ) -> None:
+        super().__init__()
+        self.weight = _parameter(weights[prefix + "weight"], exact)
+        self.bias = _parameter(weights[prefix + "bias"], exact)
+        self.dtype = dtype
+        self.fuse = fuse
+
+    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+        """Add delta to x in place; return the layer norm of x, in the dtype of the matrix products."""
+        if self.fuse:
+            return fused.add_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
+        if delta is not None:
+            x += delta
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS).to(self.dtype)
+
+
+def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines (num_positions, head_dim) of the rotary position embedding.
+
+    The inverse frequencies are made in float32 on the CPU whatever the dtype, as fair-esm's are:
+    in bfloat16 the angles would be off by 0.27 rad at position 160, and frequencies computed by
+    another device or in float64 differ enough to be seen in the output.
+    """
+    inverse_frequencies = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim))
+    positions = torch.arange(num_positions, device="cpu").to(dtype)
+    angles = torch.outer(positions, inverse_frequencies.to(dtype)).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its canonical name."""
+    d, ffn = architecture.hidden_dim, architecture.ffn_dim
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (architecture.vocabulary, d)}
+    for layer in range(architecture.num_layers):
+        prefix = f"layers.{layer}."
+        for name, (rows, columns) in {"qkv": (3 * d, d), "out": (d, d), "fc1": (ffn, d), "fc2": (d, ffn)}.items():
+            shapes[f"{prefix}{name}.weight"] = (rows, columns)
+            shapes[f"{prefix}{name}.bias"] = (rows,)
+        for name in ("attention_norm", "ffn_norm"):
+            shapes[f"{prefix}{name}.weight"] = shapes[f"{prefix}{name}.bias"] = (d,)
+    shapes["final_norm.weight"] = shapes["final_norm.bias"] = (d,)
+    return shapes
+
+
+def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)

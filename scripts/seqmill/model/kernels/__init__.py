@@ -1,0 +1,1 @@
+"""Kernels in C and Triton, and where each can be used."""

@@ -1,0 +1,104 @@
+"""A pack on its way through the model: tokens of several segments end to end, without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from seqmill.spec.packing import plan_packs
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How the segments of a pack are windows of sequences, to be blended (`seqmill.embed.embedder`).
+
+    Attributes:
+        begins: int64 (num_sequences + 1,), where each sequence's segments begin.
+        stride: residues from the beginning of a window to that of the next.
+    """
+
+    begins: np.ndarray
+    stride: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Segments end to end: whole sequences, or windows of long ones, each by itself for the model.
+
+    Attributes:
+        tokens: (num_tokens,), any integer type, the special tokens of each segment included.
+        cu_seqlens: int32 (num_segments + 1,), where each segment begins; on the device of the tokens.
+        lengths: int64 (num_segments,), tokens in each segment; on the host.
+        first_segment: the first segment's number in the index, for messages.
+        windows: given where the segments are to be blended to sequences.
+    """
+
+    tokens: torch.Tensor
+    cu_seqlens: torch.Tensor
+    lengths: np.ndarray
+    first_segment: int = 0
+    windows: Windows | None = None
+
+    @classmethod
+    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> Pack:
+        """Make a pack on the CPU; copies the tokens."""
+        return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_segment)
+
+    def split(self, num_tokens: int) -> list[Pack]:
+        """Cut into packs of consecutive segments, each of at most `num_tokens` tokens or one segment.
+
+        The windows of a sequence are kept together.
+        """
+        offsets = boundaries(self.lengths).astype(np.int64)
+        begins = self.windows.begins if self.windows else np.arange(len(offsets))
+        pieces = []
+        for first_sequence, last_sequence in pairwise(plan_packs(offsets[begins], num_tokens).tolist()):
+            first, last = int(begins[first_sequence]), int(begins[last_sequence])
+            begin, end = int(offsets[first]), int(offsets[last])
+            windows = None
+            if self.windows:
+                windows = Windows(begins[first_sequence : last_sequence + 1] - first, self.windows.stride)
+            pieces.append(
+                Pack(
+                    self.tokens[begin:end],
+                    self.cu_seqlens[first : last + 1] - begin,
+                    self.lengths[first:last],
+                    self.first_segment + first,
+                    windows,
+                )
+            )
+        return pieces
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Stretches of equal length: (first token, number of segments, tokens in each).
+
+        Segments of a run are one dense (segments, length) batch, so attention over a run needs
+        neither padding nor a mask. Packs are sorted by length, so that runs are few.
+        """
+        edges = np.flatnonzero(np.diff(self.lengths)) + 1
+        firsts = np.concatenate(([0], edges))
+        counts = np.diff(np.concatenate((firsts, [len(self.lengths)])))
+        starts = np.concatenate(([0], np.cumsum(self.lengths)))[firsts]
+        lengths = self.lengths[firsts]
+        return list(zip(starts.tolist(), counts.tolist(), lengths.tolist(), strict=True))
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """int64 (num_tokens,): the place of each token in its segment; the first is 0."""
+        starts = self.cu_seqlens[:-1].long()
+        num_tokens = len(self.tokens)
+        # With output_size the device need not be asked for the sum.
+        repeated = torch.repeat_interleave(starts, self.cu_seqlens.diff().long(), output_size=num_tokens)
+        return torch.arange(num_tokens, device=self.tokens.device) - repeated
+
+
+def boundaries(lengths: np.ndarray) -> np.ndarray:
+    """Return where segments of these lengths begin and the last ends: int32 (num_segments + 1,)."""
+    result = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=result[1:])
+    return result

@@ -1,0 +1,126 @@
+"""Files of tensors: read without executing anything in them, and matched to the tensors that a model has."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from seqmill.errors import SeqmillError
+from seqmill.spec.models import SAFETENSORS_INDEX
+
+SHOWN_KEYS = 8
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
+    """Load a file of torch.save as memory maps; tensors, plain values and `allowed` classes alone.
+
+    Raises:
+        SeqmillError: the file is damaged, or its pickle calls for something else; `what` says what was expected.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
+        reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
+        raise SeqmillError(f"{path}: not loaded as {what}: {reason}; it was not executed") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise SeqmillError(f"{path}: not loaded as {what}: its pickle is damaged") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL  # which mapping a cut file gives
+        if not unreadable and not isinstance(error, EOFError) and not zipfile.is_zipfile(path):
+            reason = "it is truncated, or not a file of torch.save"
+        raise SeqmillError(f"{path}: cannot be loaded as {what}: {reason}") from error
+
+
+def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Load the tensors of a folder's files (`seqmill.spec.models.weight_files`) as memory maps.
+
+    Raises:
+        SeqmillError: a file is damaged.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        if file.name == SAFETENSORS_INDEX:
+            continue
+        try:
+            state.update(load_file(file))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise SeqmillError(f"{file}: damaged or not safetensors: {error}") from error
+    # transformers 5 saves the layer norms under their TensorFlow names.
+    return {
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for key, tensor in state.items()
+    }
+
+
+def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 - a file may hold anything
+    """Raise a SeqmillError unless a file holds names and dense floating-point tensors, and nothing else."""
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise SeqmillError(f"{path}: not {what}: it holds more than tensors")
+    for key in state:
+        if not isinstance(key, str):
+            raise SeqmillError(f"{path}: not {what}: a tensor is named {key!r}, which is no text")
+
+
+def match_tensors(
+    state: Mapping[str, torch.Tensor],
+    sources: Mapping[str, list[str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: str,
+    path: Path,
+    what: str,
+) -> dict[str, list[torch.Tensor]]:
+    """Sort tensors by canonical name; several under one name are to be joined by rows.
+
+    Args:
+        state: a file's tensors.
+        sources: by canonical name, the file's names of what makes it up.
+        shapes: by canonical name.
+        ignored: regular expression of the file's names that the model does not use.
+        path: of the file, for messages.
+        what: the model's name, for messages.
+
+    Raises:
+        SeqmillError: lists missing and unknown keys; a tensor has a wrong shape or no values.
+    """
+    wanted = {name for names in sources.values() for name in names}
+    missing = sorted(wanted - state.keys())
+    unknown = sorted(key for key in state.keys() - wanted if not re.search(ignored, key))
+    if missing or unknown:
+        raise SeqmillError(f"{path}: not the tensors of {what}: missing {_some(missing)}; unknown {_some(unknown)}")
+    for name, (rows, *columns) in shapes.items():
+        for key in sources[name]:
+            shape = (rows // len(sources[name]), *columns)
+            if tuple(state[key].shape) != shape:
+                raise SeqmillError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
+            if unusable := _unusable(state[key]):
+                raise SeqmillError(f"{path}: {key} is {unusable}; seqmill reads dense float32, float16 and bfloat16")
+    return {name: [state[key] for key in keys] for name, keys in sources.items()}
+
+
+def _unusable(tensor: torch.Tensor) -> str:
+    """Say what kind of tensor it is, if not one with values that can be computed with."""
+    if tensor.is_meta:
+        return "a meta tensor, which has no values"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    return "" if tensor.dtype in DTYPES else f"of {tensor.dtype}"
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:SHOWN_KEYS]) or "none"
+    return shown + (f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else "")

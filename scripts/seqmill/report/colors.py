@@ -1,0 +1,183 @@
+"""What the report's maps are colored by: the length, and a column of a table of the user's."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqmill.base.files import refuse_special
+from seqmill.errors import SeqmillError
+from seqmill.store.embeddings import Embeddings, ids_of, read_ids
+
+MISSING = ("", "NA", "N/A", "NaN", "nan")
+MAX_CATEGORIES = 10  # with a color of their own, as map.js has them
+SHOWN_UNKNOWN = 5
+SHOWN_LABEL = 40  # characters
+QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+
+log = logging.getLogger(__name__)
+
+
+def length_scale(embeddings: Embeddings, rows: np.ndarray, unit: str) -> dict[str, Any]:
+    """Return the scale of the rows' lengths, logarithmic; see `_number_scale`."""
+    return _number_scale(f"Length ({unit})", embeddings.lengths[rows].astype(np.float64), is_log=True)
+
+
+def column_scale(
+    path: Path, column: str, embeddings: Embeddings, rows: np.ndarray, left_out: set[str]
+) -> dict[str, Any]:
+    """Return the scale of a column of a table: of numbers, or of categories.
+
+    Categories are all that is not numbers, and whole numbers of up to MAX_CATEGORIES kinds, as of clusters. MISSING is
+    no value; a record that the table does not name has none either.
+
+    Args:
+        path: tab-separated, with a header line and the ids in its first column; it may name any other records as well,
+            of which nothing is kept.
+        column: by name.
+        embeddings: the file whose records the table is about.
+        rows: int64, increasing, the rows shown.
+        left_out: ids of records that have no embedding.
+
+    Raises:
+        SeqmillError: no such table or column; an id twice, or none that a record has; a number that is not finite.
+    """
+    ids = ids_of(embeddings, rows)
+    values, num_rows = _read_column(path, column, set(ids))
+    log.info("%s: %d of its %d rows are of the %d embeddings shown", path, len(values), num_rows, len(ids))
+    if num_rows and len(ids) and not values:
+        _require_known(path, column, embeddings, left_out)
+    texts = [values.get(id_, "") for id_ in ids]
+    numbers = _as_numbers(texts)
+    if numbers is None:
+        return _categories(column, texts)
+    for place in np.flatnonzero(~np.isfinite(numbers)):
+        if texts[place] not in MISSING:
+            raise SeqmillError(
+                f"{path}: {texts[place]!r}, the {column} of {ids[place]!r}, is not a finite number, though all others "
+                "are numbers; leave the field empty, or write NA"
+            )
+    is_whole = bool((numbers % 1 == 0)[~np.isnan(numbers)].all())
+    few = is_whole and len(np.unique(numbers[~np.isnan(numbers)])) <= MAX_CATEGORIES
+    return _categories(column, texts) if few else _number_scale(column, numbers)
+
+
+def require_column(path: Path, column: str) -> None:
+    """Raise a SeqmillError unless the table is there and has the column beside its ids; see `column_scale`."""
+    next(_rows_of(path, column), None)
+
+
+def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
+    """Yield the number of each line, its id, and what stands in the column."""
+    refuse_special(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = [_unquoted(name) for name in file.readline().rstrip("\n").split("\t")]
+            if column not in header[1:]:
+                if len(header) == 1:
+                    raise SeqmillError(f"{path}: its first line has no tab: {header[0]!r}; save it tab-separated")
+                there = ", ".join(header[1:])
+                raise SeqmillError(f"{path}: has no column {column!r} beside its ids; there are: {there}")
+            place = header.index(column, 1)
+            for number, line in enumerate(file, start=2):
+                fields = line.rstrip("\n").split("\t")
+                if fields == [""]:
+                    continue
+                if not place < len(fields) <= len(header):  # more: its columns are not where the header has them
+                    raise SeqmillError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} names above")
+                yield number, _unquoted(fields[0]), _unquoted(fields[place]).strip()
+    except FileNotFoundError:
+        raise SeqmillError(f"{path}: no such table") from None
+    except IsADirectoryError:
+        raise SeqmillError(f"{path}: is a folder; name the table in it") from None
+    except UnicodeDecodeError as error:
+        raise SeqmillError(f"{path}: not a tab-separated table in UTF-8: {error}") from error
+
+
+def _unquoted(field: str) -> str:
+    """Return a field without the quotes that pandas, R and records.tsv.gz put around all of it; others are text."""
+    return field[1:-1].replace('""', '"') if QUOTED.fullmatch(field) else field
+
+
+def _read_column(path: Path, column: str, wanted: set[str]) -> tuple[dict[str, str], int]:
+    """Return what the column holds for the ids that are wanted, and the number of rows."""
+    values: dict[str, str] = {}
+    num_rows = 0
+    for number, id_, text in _rows_of(path, column):
+        if id_ in values:
+            raise SeqmillError(f"{path}, line {number}: the id {id_!r} stands there twice")
+        if id_ in wanted:
+            values[id_] = text
+        num_rows += 1
+    return values, num_rows
+
+
+def _require_known(path: Path, column: str, embeddings: Embeddings, left_out: set[str]) -> None:
+    """Raise if the table names no record at all, whether shown or not."""
+    named = dict.fromkeys(id_ for _, id_, _ in _rows_of(path, column))
+    if named.keys().isdisjoint(left_out) and named.keys().isdisjoint(read_ids(embeddings)):
+        first = ", ".join(map(repr, list(named)[:SHOWN_UNKNOWN]))
+        more = f" and {len(named) - SHOWN_UNKNOWN:,} more" if len(named) > SHOWN_UNKNOWN else ""
+        raise SeqmillError(
+            f"{path}: no record of {embeddings.path} has any of its ids: {first}{more}; the first column must hold "
+            "ids as they stand in records.tsv.gz"
+        )
+
+
+def _as_numbers(texts: list[str]) -> np.ndarray | None:
+    """Return texts as float64, missing ones as nan; None if there are others, or nothing: names of categories."""
+    if any("_" in text for text in texts):  # Python takes 1_0 for 10
+        return None
+    try:
+        numbers = np.array([np.nan if text in MISSING else float(text) for text in texts])
+    except ValueError:
+        return None
+    return None if all(text in MISSING for text in texts) else numbers
+
+
+def _number_scale(name: str, numbers: np.ndarray, is_log: bool = False) -> dict[str, Any]:
+    """Return a scale of numbers (float64, nan is none).
+
+    `codes` are uint8 in base64, one a row shown: 0 is none, 1 the lowest value, 255 the highest.
+    """
+    there = ~np.isnan(numbers)
+    low, high = float(numbers[there].min(initial=np.inf)), float(numbers[there].max(initial=-np.inf))
+    if not there.any():
+        low = high = 1.0
+    values, ends = (np.log(numbers), np.log([low, high])) if is_log else (numbers, np.array([low, high]))
+    shares = (values - ends[0]) / (ends[1] - ends[0] if high > low else 1)
+    codes = np.where(there, 1 + np.round(254 * np.nan_to_num(shares)), 0)
+    return {"name": name, "kind": "numbers", "low": low, "high": high, "log": is_log, "codes": _bytes(codes)}
+
+
+def _categories(name: str, texts: list[str]) -> dict[str, Any]:
+    """Return a scale of categories, the most frequent first.
+
+    `codes` are uint8 in base64, one a row shown: 0 is none, k the k-th of `labels` (text and number of rows), of which
+    a last one beyond MAX_CATEGORIES stands for all others.
+    """
+    counts = Counter(text for text in texts if text not in MISSING)
+    ordered = sorted(counts, key=lambda text: (-counts[text], text))
+    kept, others = ordered[:MAX_CATEGORIES], ordered[MAX_CATEGORIES:]
+    codes = {text: number for number, text in enumerate(kept, 1)} | dict.fromkeys(others, MAX_CATEGORIES + 1)
+    labels = [[text if len(text) <= SHOWN_LABEL else text[:SHOWN_LABEL] + "…", counts[text]] for text in kept]
+    if others:
+        labels.append([f"{len(others):,} others", sum(counts[text] for text in others)])
+    return {
+        "name": name,
+        "kind": "categories",
+        "labels": labels,
+        "missing": len(texts) - counts.total(),
+        "codes": _bytes(np.array([codes.get(text, 0) for text in texts])),
+    }
+
+
+def _bytes(codes: np.ndarray) -> str:
+    return base64.b64encode(codes.astype(np.uint8).tobytes()).decode()

@@ -1,0 +1,61 @@
+"""The report's speeds over time, from the points that the workers have noted (`seqmill.store.status`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MAX_STEPS = 60  # of a line
+MAX_LINES = 100  # shards; the sum is that of all
+# What a worker does before it computes, in its `seconds`.
+STAGES_BEFORE = ("import", "load", "resume", "warm_up")
+
+
+def read_points(points: list[list[float]] | None) -> np.ndarray:
+    """Return a status' `throughput` as float64 (n, 2): seconds, tokens; (0, 2) if there is none.
+
+    Raises:
+        ValueError or TypeError: it is no such series.
+    """
+    series = np.array(points if points is not None else [], np.float64).reshape(-1, 2)
+    if not np.isfinite(series).all() or (np.diff(series, axis=0) < 0).any():
+        raise ValueError("throughput is no series of seconds and tokens")
+    return series
+
+
+def speeds(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return tokens per second over time, of all shards together and of each; nothing if none has noted it.
+
+    A line is {begin, step, rates}: rates[k] is the mean from begin + k x step to begin + (k + 1) x step seconds,
+    counted from when the first shard began to compute. `number` shards have noted it, of which MAX_LINES have lines of
+    their own; `later_attempts` says whether a shard had begun before.
+
+    Args:
+        shards: each with `rank`, `attempt`, `started` (seconds since 1970 or None), `seconds` by stage and `points` of
+            `read_points`.
+    """
+    found = [
+        (shard["rank"], shard["started"] + sum(shard["seconds"].get(stage, 0) for stage in STAGES_BEFORE), points)
+        for shard in shards
+        if shard["started"] is not None and len(points := shard["points"]) > 1 and points[-1, 0] > 0
+    ]
+    if not found:
+        return {}
+    first = min(began for _, began, _ in found)
+    series = [(rank, began - first + points[:, 0], points[:, 1]) for rank, began, points in found]
+    end = max(seconds[-1] for _, seconds, _ in series)
+    edges = np.linspace(0, end, min(MAX_STEPS, sum(len(tokens) - 1 for *_, tokens in series)) + 1)
+    total = sum(np.diff(np.interp(edges, seconds, tokens)) for _, seconds, tokens in series)
+    lines = []
+    for rank, seconds, tokens in series[:MAX_LINES]:
+        own = np.linspace(seconds[0], seconds[-1], min(MAX_STEPS, len(tokens) - 1) + 1)
+        lines.append({"rank": rank, **_line(own, np.diff(np.interp(own, seconds, tokens)))})
+    late = any((shard["attempt"] or 1) > 1 for shard in shards)
+    return {"number": len(found), "later_attempts": late, "all": _line(edges, total), "shards": lines}
+
+
+def _line(edges: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    step = float(edges[1] - edges[0])
+    return {"begin": round(float(edges[0]), 2), "step": round(step, 4), "rates": np.round(tokens / step, 1).tolist()}

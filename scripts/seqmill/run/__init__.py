@@ -1,0 +1,1 @@
+"""A run seen from outside: settings, datasets, resources, progress, repair."""

@@ -1,0 +1,180 @@
+"""Fetching released weights: held against published digests and numbers before they get their name, then recorded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_url
+from huggingface_hub.utils import WeakFileLock
+
+from seqmill.base.files import fsync, sha256_of_file, write_json
+from seqmill.errors import SeqmillError
+from seqmill.model.weights_record import record_path
+from seqmill.run.download import Pace, Unreachable, download
+from seqmill.spec.models import DNABERT_MODELS, DNABERT_S, MODELS, RELEASED_FILES, ModelSource
+from seqmill.spec.released import RELEASED, FileFact, Release, WeightsSource, release_of, why_not_as_published
+from seqmill.version import __version__
+
+URL_VARIABLE = "SEQMILL_WEIGHTS_URL"  # a mirror, for sites without internet
+
+log = logging.getLogger(__name__)
+
+
+def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | None = None) -> None:
+    """Fetch a released model's weights, unless they are there already: ESM-2's file, or DNABERT's folder of files.
+
+    What has been received is kept as OUTPUT.part, and the next call goes on from there. Before it is renamed, the files
+    are held against the published digests, and the model against published numbers (`run.self_test`). A record of it is
+    written beside it (`model.weights_record`).
+
+    Args:
+        name: a name of the registry.
+        output: the .pt file to write, or the folder for the files.
+        facts: what is known of released models.
+        pace: when to give a connection up; None for the usual.
+
+    Raises:
+        SeqmillError: unknown name, no network, not on the server, or not what was expected.
+    """
+    release = release_of(name, facts)
+    part = output.with_name(output.name + ".part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fetch = _fetch_file if name in MODELS else _fetch_folder
+    with WeakFileLock(output.with_name(f".{output.name}.lock")):
+        if all(path.exists() for path in ([output] if name in MODELS else [output / f for f in RELEASED_FILES])):
+            log.info("%s is there already", output)
+            return
+        sources = _sources(release)
+        for last, source in zip([*sources[1:], None], sources, strict=True):
+            try:
+                fetch(name, release, source, part, output, pace or Pace())
+                return
+            except Unreachable as error:
+                if last is None:
+                    advice = f"put the file at {output}, or set {URL_VARIABLE} to a mirror"
+                    raise Unreachable(
+                        f"{error}. Run `snakemake fetch_models` where there is internet, or {advice}"
+                    ) from error
+                log.warning("%s; trying %s", error, last.name)
+
+
+def _sources(release: Release) -> list[WeightsSource]:
+    mirror = os.environ.get(URL_VARIABLE)
+    if mirror is None:
+        return release.sources
+    return [replace(release.sources[0], url=mirror.rstrip("/"), repository=None)]
+
+
+def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
+    """Fetch ESM-2's .pt; where the source has a folder of safetensors, write the .pt from that."""
+    if source.repository is None:
+        ((file, fact),) = source.files.items()
+        _receive(name, source, file, fact, part, pace)
+    else:
+        folder = output.with_name(f"{output.name}.folder.part")
+        part = output.with_name(f"{output.name}.converted.part")  # what came of the .pt itself is kept
+        _receive_folder(name, source, folder, pace)
+        _convert(ModelSource(name, "folder", MODELS[name], folder), part)
+        shutil.rmtree(folder)
+    model = ModelSource(name, "released", MODELS[name], part)
+    try:
+        record = _examine(model, release, source)
+    except SeqmillError:
+        part.unlink()  # going on from a bad file would only make a longer bad one
+        raise
+    write_json(record_path(model), record | {"files": _digests([part], output)})
+    _move(part, output)
+
+
+def _convert(folder: ModelSource, part: Path) -> None:
+    from seqmill.model.weights import open_weights, save_checkpoint
+    from seqmill.spec.models import Architecture
+
+    architecture, parts = open_weights(folder)
+    assert isinstance(architecture, Architecture)
+    save_checkpoint(architecture, parts, part)
+
+
+def _fetch_folder(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
+    """Fetch files into the folder `part`; those that `output` has already count as they are."""
+    there = [file for file in RELEASED_FILES if (output / file).exists()]
+    part.mkdir(exist_ok=True)
+    for file in there:
+        if wrong := why_not_as_published(output / file, source.files[file]):
+            raise SeqmillError(f"{output / file}: not that of {name} as published: {wrong}; remove it and fetch it")
+        (part / file).unlink(missing_ok=True)
+        (part / file).symlink_to((output / file).resolve())  # that the test sees a whole model
+    _receive_folder(name, source, part, pace)
+    model = ModelSource(name, "released", DNABERT_MODELS[name], part, DNABERT_S)
+    try:
+        record = _examine(model, release, source)
+    except SeqmillError:
+        shutil.rmtree(part)
+        raise
+    output.mkdir(exist_ok=True)
+    write_json(record_path(model), record | {"files": _digests([part / file for file in RELEASED_FILES])})
+    for file in RELEASED_FILES:
+        if file not in there:
+            _move(part / file, output / file)
+    shutil.rmtree(part)
+
+
+def _receive_folder(name: str, source: WeightsSource, folder: Path, pace: Pace) -> None:
+    folder.mkdir(exist_ok=True)
+    for file, fact in source.files.items():
+        if not (folder / file).exists():
+            part = folder / f"{file}.part"
+            _receive(name, source, file, fact, part, pace)
+            part.replace(folder / file)
+
+
+def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: Path, pace: Pace) -> None:
+    """Receive a file and hold it against its published digest; a wrong one is removed."""
+    if source.repository is not None:
+        url = hf_hub_url(source.repository, file, revision=source.commit)
+    else:
+        url = f"{source.url}/{file}" if name in MODELS or source.url is None else f"{source.url}/{name}/{file}"
+    log.info("fetching %s", url)
+    download(url, part, fact.size, pace)
+    if wrong := why_not_as_published(part, fact):
+        part.unlink()
+        raise SeqmillError(f"{url}: what was fetched is not {file} of {name} as published and was removed: {wrong}")
+
+
+def _examine(model: ModelSource, release: Release, source: WeightsSource) -> dict[str, Any]:
+    """Load and test a model; return what is to be recorded of it."""
+    from seqmill.index.bpe import BpeTokenizer
+    from seqmill.model.weights import load_weights
+    from seqmill.run.self_test import self_test
+
+    try:
+        weights = load_weights(model)
+        if model.tokenizer:
+            BpeTokenizer.from_file(model.tokenizer, weights.architecture.vocabulary)
+        tested = self_test(model, weights, release.published)
+    except SeqmillError as error:
+        raise SeqmillError(f"what was fetched is not {model.name} and was removed: {error}") from error
+    log.info("%s: %s", model.name, tested)
+    return {
+        "model": model.name,
+        "source": source.name,
+        "digest": weights.digest,
+        "self_test": tested,
+        "seqmill": __version__,
+    }
+
+
+def _digests(paths: list[Path], output: Path | None = None) -> dict[str, dict[str, Any]]:
+    return {(output or path).name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
+
+
+def _move(part: Path, output: Path) -> None:
+    fsync(part)
+    part.replace(output)
+    fsync(output.parent)
+    log.info("%s: %d bytes, as published", output, output.stat().st_size)

@@ -1,0 +1,70 @@
+"""What is read of a model: layers, and poolings by name. Light: imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from seqmill.errors import SeqmillError
+from seqmill.spec.models import ESM2
+
+# What each is stands in `seqmill.embed.pooling`.
+POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")
+RESIDUE_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Layers to read and poolings to apply to each.
+
+    Attributes:
+        layers: counted as fair-esm counts them: 0 is the embedding of the tokens, k the output of block k; negative
+            ones from the end, -1 being the last (of ESM-2 after its layer norm).
+        poolings: names, see `POOLINGS`.
+        per_residue: the dtype in which the vector of every residue is kept as well; empty if it is not.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+    poolings: tuple[str, ...] = ("mean",)
+    per_residue: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.poolings) - set(POOLINGS):
+            raise SeqmillError(f"pooling must be of {', '.join(POOLINGS)}, not {', '.join(sorted(unknown))}")
+        if self.per_residue and self.per_residue not in RESIDUE_DTYPES:
+            raise SeqmillError(f"per_residue must be {' or '.join(RESIDUE_DTYPES)}, not {self.per_residue}")
+        for name, values in (("layers", self.layers), ("poolings", self.poolings)):
+            if not values or len(set(values)) < len(values):
+                raise SeqmillError(
+                    f"{name} must be one or more, each once, not {', '.join(map(str, values)) or 'none'}"
+                )
+
+    @property
+    def pairs(self) -> list[tuple[int, str]]:
+        """Layer and pooling of each output, in order."""
+        return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
+
+    def of(self, num_layers: int) -> Outputs:
+        """Return the same with layers from 0 on.
+
+        Raises:
+            SeqmillError: the model has no such layer, or two of them are one.
+        """
+        for layer in self.layers:
+            if not -num_layers - 1 <= layer <= num_layers:
+                raise SeqmillError(f"layer {layer}: the model has layers 0 to {num_layers}, or -{num_layers + 1} to -1")
+        return replace(self, layers=tuple(layer % (num_layers + 1) for layer in self.layers))
+
+    def require_family(self, family: str) -> None:
+        """Raise a SeqmillError if a vector of every residue is wanted of a model whose tokens are several bases."""
+        if self.per_residue and family != ESM2:
+            raise SeqmillError("per_residue is for proteins: a token of a nucleotide model stands for several bases")
+
+
+def dataset_name(layer: int, pooling: str, is_first: bool) -> str:
+    """Return the name of an output's dataset in embeddings.h5."""
+    return "embeddings" if is_first else f"embeddings_{layer}_{pooling}"
+
+
+def residue_dataset(layer: int, is_first: bool) -> str:
+    """Return the name of the dataset of the residues' vectors by a layer in embeddings.h5."""
+    return "residues" if is_first else f"residues_{layer}"

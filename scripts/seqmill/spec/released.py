@@ -1,0 +1,132 @@
+"""What is known of the released models: where they are, the digests of their files, what trained weights compute.
+
+The facts are in released.json, each with the public page that states it. Light: imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seqmill.errors import SeqmillError
+from seqmill.spec.models import NAMES, read_json
+
+RELEASED = Path(__file__).with_name("released.json")
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileFact:
+    """A file as it was published.
+
+    Attributes:
+        size: in bytes; None if no public page tells.
+        algorithm: "sha256", "md5" or "git_sha1" (of a git blob: what fixes a small file on Hugging Face).
+        digest: hexadecimal.
+    """
+
+    size: int | None
+    algorithm: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where a model's files can be fetched: a folder on a server, or a commit of a repository on Hugging Face."""
+
+    url: str | None
+    repository: str | None
+    commit: str | None
+    files: dict[str, FileFact]
+
+    @property
+    def name(self) -> str:
+        return self.url or f"{self.repository} at commit {self.commit} on Hugging Face"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sequence, and published numbers that trained weights compute for it.
+
+    Attributes:
+        sequence: residues or bases.
+        tokens: the ids that it is, special ones included; None if not published.
+        hidden: the last hidden states of the first tokens, of each the first dimensions; None if not published.
+        mean: the first dimensions of the mean (of ESM-2 over residues, of DNABERT-S over all tokens), or None.
+    """
+
+    sequence: str
+    tokens: list[int] | None = None
+    hidden: list[list[float]] | None = None
+    mean: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published numbers: by whom, and how far from them a number may be."""
+
+    origin: str
+    tolerance: float
+    cases: list[Case]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released model: its sources, the preferred first, and what it is tested with, if numbers are published."""
+
+    sources: list[WeightsSource]
+    published: Published | None
+
+
+def read_releases(path: Path = RELEASED) -> dict[str, Release]:
+    """Return the facts by the model's name.
+
+    Raises:
+        SeqmillError: the file can't be read, or lacks something.
+    """
+    try:
+        return {name: _release(facts) for name, facts in read_json(path).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SeqmillError(f"{path}: not facts of released models: {type(error).__name__}: {error}") from error
+
+
+def release_of(name: str, path: Path = RELEASED) -> Release:
+    """Return what is known of a model; raises a SeqmillError for a name that can't be fetched."""
+    releases = read_releases(path)
+    if name not in NAMES or name not in releases:
+        raise SeqmillError(f"model {name!r} is not one that can be fetched; there are {', '.join(NAMES)}")
+    return releases[name]
+
+
+def why_not_as_published(path: Path, fact: FileFact) -> str:
+    """Read a file and say how it differs from what was published; empty if it does not."""
+    size = path.stat().st_size
+    if fact.size is not None and size != fact.size:
+        return f"it has {size:,} bytes, not {fact.size:,}"
+    digest = hashlib.new(fact.algorithm.removeprefix("git_"), usedforsecurity=False)
+    if fact.algorithm == "git_sha1":
+        digest.update(f"blob {size}\0".encode())
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != fact.digest:
+        return f"its {fact.algorithm.upper().replace('_', ' ')} is {digest.hexdigest()}, not {fact.digest}"
+    return ""
+
+
+def _release(facts: dict[str, Any]) -> Release:
+    tested = facts.get("self_test")
+    published = tested and Published(
+        tested["from"], float(tested["tolerance"]), [Case(**case) for case in tested["cases"]]
+    )
+    return Release([_source(source) for source in facts["sources"]], published)
+
+
+def _source(facts: dict[str, Any]) -> WeightsSource:
+    files = {}
+    for name, fact in facts["files"].items():
+        ((algorithm, digest),) = ((key, value) for key, value in fact.items() if key != "size")
+        files[name] = FileFact(fact.get("size"), algorithm, digest)
+    return WeightsSource(facts.get("url"), facts.get("repository"), facts.get("commit"), files)

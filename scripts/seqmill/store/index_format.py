@@ -1,0 +1,116 @@
+"""What `index.h5` holds, and the digest of it.
+
+    record_ids, record_id_offsets                    UTF-8 bytes (uint8) and int64 (num_records + 1,)
+    record_descriptions, record_description_offsets  likewise
+    record_lengths     int32 (num_records,)       residues or bases in the cleaned sequence, before any truncation
+    record_fates       uint8 (num_records,)       see Fate
+    record_rows        int64 (num_records,)       row of the record's unique sequence; -1 if rejected
+    tokens             uint8 or uint16        all unique sequences end to end, special tokens included
+    token_offsets      int64 (num_sequences + 1,)
+    sequence_digests   uint8 (num_sequences, 16)  BLAKE2b of the cleaned sequence (of a protein: of its tokens)
+    sequence_records   int64 (num_sequences,)     the first record that has the sequence
+    pack_offsets       int64 (num_packs + 1,)     in sequences
+    pack_checksums     uint32 (num_packs,)        CRC-32 of the pack's tokens
+    sequence_segments  int64 (num_sequences + 1,) where each sequence's segments begin
+    segment_offsets    int64 (num_segments + 1,)  where each segment's tokens begin
+    segment_lengths    int32 (num_segments,)      residues in it, or known bases (ACGT): what it weighs
+    reused_files       int32 (num_reused,)        which file of the attribute `reuse` has the sequence's vector
+    reused_rows        int64 (num_reused,)        and in which row
+
+Unique sequences stand by descending number of tokens, ties by first appearance; but those that are reused, whose
+vectors an earlier result has, stand last, likewise. They lie in no pack, and no one reads their tokens. The
+attributes num_tokens, num_residues and num_packs are of what is computed. A segment is what goes through the model
+by itself: a window of a long contig, on one strand. Where every sequence is one segment the three datasets of
+segments are empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from enum import IntEnum
+from typing import Any
+
+import h5py
+import numpy as np
+
+INDEX_FORMAT = 4
+DIGEST_ROWS = 16 << 20
+# Attributes that the embeddings or their order depend on.
+POLICIES = (
+    "tokenizer",
+    "letter_policy",
+    "long_sequences",
+    "max_length",
+    "window",
+    "stride",
+    "strand",
+    "pack_tokens",
+)
+TOKENS = (np.uint8, np.uint16)  # of letters; of a vocabulary of thousands
+# Each dataset's type, and the shape of one of its rows. `tokens` may be of the other type of TOKENS.
+DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "record_ids": (np.uint8, ()),
+    "record_id_offsets": (np.int64, ()),
+    "record_descriptions": (np.uint8, ()),
+    "record_description_offsets": (np.int64, ()),
+    "record_lengths": (np.int32, ()),
+    "record_fates": (np.uint8, ()),
+    "record_rows": (np.int64, ()),
+    "tokens": (np.uint8, ()),
+    "token_offsets": (np.int64, ()),
+    "sequence_digests": (np.uint8, (16,)),
+    "sequence_records": (np.int64, ()),
+    "pack_offsets": (np.int64, ()),
+    "pack_checksums": (np.uint32, ()),
+    "sequence_segments": (np.int64, ()),
+    "segment_offsets": (np.int64, ()),
+    "segment_lengths": (np.int32, ()),
+    "reused_files": (np.int32, ()),
+    "reused_rows": (np.int64, ()),
+}
+
+
+class Fate(IntEnum):
+    """What becomes of an input record; every record has exactly one."""
+
+    EMBEDDED = 0
+    TRUNCATED = 1  # embedded from its first max_length residues
+    DUPLICATE = 2  # has the embedding of an earlier record with the same sequence
+    REJECTED = 3  # left out, with a reason
+    QUARANTINED = 4  # left out by the merge, as its embedding is not finite; never in the index
+    WINDOWED = 5  # longer than max_length: embedded in windows
+    REUSED = 6  # has the vector that an earlier result has of the same sequence
+
+
+def content_digest(
+    datasets: Mapping[str, np.ndarray | h5py.Dataset],
+    attributes: Mapping[str, Any],
+    check: Callable[[], object] = lambda: None,
+) -> str:
+    """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed.
+
+    Args:
+        datasets, attributes: those of the index.
+        check: called between blocks, as `seqmill.base.hdf5.NewFile.check`.
+
+    Returns:
+        SHA-256 (hexadecimal) of the policies, of the fingerprints of reused files, and of all datasets but `tokens`,
+        for which `sequence_digests` and `pack_checksums` stand.
+    """
+    decisive: dict[str, Any] = {name: attributes[name] for name in POLICIES}
+    decisive["reuse"] = [source["fingerprint"] for source in json.loads(attributes["reuse"])]
+    digest = hashlib.sha256(json.dumps({"index_format": INDEX_FORMAT, **decisive}, sort_keys=True).encode())
+    for name in sorted(DATASETS):
+        if name != "tokens":
+            digest.update(name.encode())
+            for values in _blocks(datasets[name]):
+                digest.update(values)
+                check()
+    return digest.hexdigest()
+
+
+def _blocks(dataset: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
+    for start in range(0, len(dataset), DIGEST_ROWS):
+        yield np.ascontiguousarray(dataset[start : start + DIGEST_ROWS])

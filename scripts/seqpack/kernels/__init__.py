@@ -1,1 +1,0 @@
-"""Kernels of our own, for what PyTorch does slowly."""

@@ -1,0 +1,221 @@
+"""One small model and one odd FASTA for each family of models, so that the suites run on both alike.
+
+`EACH` has DNABERT-S twice: contigs as they are, and in windows on both strands.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import esm
+import numpy as np
+import torch
+
+from dnabert_reference import reference_hidden, save_folder, seeded_state
+from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
+from seqmill.index.bpe import BpeTokenizer
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import UNTRAINED_TOKENIZER, Architecture, DnabertArchitecture
+from sequences import random_sequences
+
+ODD_IDS = [
+    "sp|P12345|TEST_HUMAN",
+    "a/b/c",
+    "../escape",
+    "twice",
+    "twice",
+    "L" * 300,
+    "Ünïcødé-蛋白",
+    '"quoted"',
+    "",
+    "NA",
+    ".",
+    "twice",
+    "contig-13",
+    "14",
+    "15",
+]
+# The sixth and the ninth sequence are made equal to the second.
+RESIDUES = [5, 60, 60, 1, 300, 60, 1030, 2, 60, 700, 31, 1, 500, 640, 610]
+BASES = [5, 60, 60, 1, 300, 60, 3000, 2, 60, 700, 31, 1, 1400, 2950, 601]
+SMALL = DnabertArchitecture(num_layers=2, hidden_dim=64, num_heads=4)
+# As many layers as the smallest that was released, and as large heads.
+SMALL_ESM2 = Architecture(num_layers=6, hidden_dim=64, num_heads=4)
+COMPLEMENTS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))
+
+_folder = tempfile.TemporaryDirectory(prefix="seqmill-families-")
+
+
+def random_contigs(lengths: list[int], seed: int = 13) -> list[str]:
+    """Return seeded DNA of the given lengths, a letter in a hundred of it an IUPAC code."""
+    generator = np.random.default_rng(seed)
+    letters, shares = list("ACGTNRY"), [0.25, 0.25, 0.245, 0.245, 0.004, 0.003, 0.003]
+    return ["".join(generator.choice(letters, length, p=shares)) for length in lengths]
+
+
+def write_fasta(path: Path, sequences: list[str]) -> Path:
+    """Write sequences under the ids id0, id1 ..."""
+    path.write_text("".join(f">id{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    return path
+
+
+def segments_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
+    """Return what of a clean nucleotide sequence goes through the model by itself, in order."""
+    segments = windows_written_out(sequence, policy)
+    known = [segment for segment in segments if any(base in "ACGT" for base in segment)]
+    return known or segments
+
+
+def windows_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
+    """Return the windows of a clean nucleotide sequence on its strands, also those without a known base."""
+    if policy.long_sequences == "truncate":
+        sequence = sequence[: policy.max_length]
+    # The windows are those of the reverse complement, not the reverse complements of the windows.
+    other = "".join(COMPLEMENTS[base] for base in reversed(sequence))
+    segments = []
+    for strand in [sequence, other] if policy.strand == "both" else [sequence]:
+        start, end = 0, policy.window if len(sequence) > policy.max_length and policy.window else len(sequence)
+        segments.append(strand[start:end])
+        while end < len(sequence):
+            start, end = start + policy.stride, end + policy.stride
+            segments.append(strand[start:end])
+    return segments
+
+
+def weights_of(segments: list[str]) -> list[int]:
+    """Return what the segments of a sequence weigh: their known bases, or all if none is known anywhere."""
+    known = [sum(base in "ACGT" for base in segment) for segment in segments]
+    return known if any(known) else [len(segment) for segment in segments]
+
+
+@cache
+def dnabert_state(architecture: DnabertArchitecture) -> dict[str, torch.Tensor]:
+    return seeded_state(architecture)
+
+
+@cache
+def dnabert_folder(architecture: DnabertArchitecture = SMALL, name: str = "dnabert") -> Path:
+    """Save seeded weights and the packaged tokenizer as a Hugging Face folder; once a process."""
+    return save_folder(dnabert_state(architecture), architecture, Path(_folder.name) / name)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models in one setting.
+
+    Attributes:
+        name: for the names of tests.
+        policy: what becomes of long sequences.
+        lengths: of the `sequences`.
+        hidden_dim: of the embeddings.
+    """
+
+    name: str
+    policy: LengthPolicy
+    lengths: list[int]
+    hidden_dim: int
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def sequences(self) -> list[str]:
+        """Clean sequences to the `ODD_IDS`: some equal, several packs of them, some longer than max_length."""
+        sequences = self.random(self.lengths)
+        sequences[8] = sequences[5] = sequences[1]
+        return sequences
+
+    @property
+    def longest(self) -> int:
+        """How many letters of a sequence enter the model at most."""
+        return self.policy.max_length if self.policy.long_sequences == "truncate" else sys.maxsize
+
+    def write_odd(self, folder: Path) -> Path:
+        """Write the FASTA of `ODD_IDS` and `sequences`, every third in lower case, every fifth RNA if it is DNA."""
+        path = folder / f"odd ids of {self.name}.fasta"
+        text = ""
+        for number, (id_, sequence) in enumerate(zip(ODD_IDS, self.sequences, strict=True)):
+            sequence = sequence.lower() if number % 3 == 2 else sequence
+            sequence = sequence.replace("T", "U") if number % 5 == 3 and self is not PROTEINS else sequence
+            text += f">{id_ and id_ + ' some words'}\n{sequence}\n"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    # What the families differ in:
+
+    @property
+    def model(self) -> str:
+        """A model that is quick, by the name that a user would give."""
+        raise NotImplementedError
+
+    @property
+    def seeded_model(self) -> str:
+        """The model that `expected` computes by."""
+        raise NotImplementedError
+
+    def random(self, lengths: list[int]) -> list[str]:
+        """Return seeded sequences of the given lengths."""
+        raise NotImplementedError
+
+    def expected(self, sequence: str, pooling: str) -> np.ndarray:
+        """Return the embedding by `seeded_model`, computed by the reference from the clean letters."""
+        raise NotImplementedError
+
+
+class Proteins(Family):
+    @property
+    def model(self) -> str:
+        return str(_esm2_checkpoint())
+
+    seeded_model = model
+
+    def random(self, lengths: list[int]) -> list[str]:
+        return random_sequences(lengths)
+
+    def expected(self, sequence: str, pooling: str) -> np.ndarray:
+        hidden = fair_esm_hidden(_esm2(), sequence[: self.policy.max_length])
+        return {"mean": hidden[1:-1].mean(axis=0), "cls": hidden[0]}[pooling]
+
+
+class Nucleotides(Family):
+    @property
+    def model(self) -> str:
+        return str(dnabert_folder())
+
+    seeded_model = model
+
+    def random(self, lengths: list[int]) -> list[str]:
+        return random_contigs(lengths)
+
+    def expected(self, sequence: str, pooling: str) -> np.ndarray:
+        segments = segments_written_out(sequence, self.policy)
+        tokenizer = BpeTokenizer.from_file(UNTRAINED_TOKENIZER)
+        total = np.zeros(self.hidden_dim)
+        for segment, weight in zip(segments, weights_of(segments), strict=True):
+            tokens, _ = tokenizer.encode([segment.encode()])
+            (hidden,) = reference_hidden(dnabert_state(SMALL), SMALL, [tokens], torch.float32)
+            pooled = {"mean": hidden.mean(dim=0), "mean_tokens": hidden[1:-1].mean(dim=0), "cls": hidden[0]}[pooling]
+            total += weight * pooled.numpy()
+        return total / sum(weights_of(segments))
+
+
+@cache
+def _esm2() -> esm.ESM2:
+    return fair_esm_model(SMALL_ESM2)
+
+
+@cache
+def _esm2_checkpoint() -> Path:
+    return save_checkpoint(_esm2(), Path(_folder.name) / "esm2.pt")
+
+
+PROTEINS = Proteins("proteins", LengthPolicy("truncate", 1022), RESIDUES, SMALL_ESM2.hidden_dim)
+CONTIGS = Nucleotides("contigs", LengthPolicy("truncate", 2000), BASES, SMALL.hidden_dim)
+# Windows that overlap: a contig of 601 bases is in two, one of 3,000 in ten.
+WINDOWS = Nucleotides("windows", LengthPolicy("window", 600, 500, 300, "both"), BASES, SMALL.hidden_dim)
+EACH = (PROTEINS, CONTIGS, WINDOWS)
+ONE_EACH = (PROTEINS, WINDOWS)

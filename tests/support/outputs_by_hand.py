@@ -1,0 +1,34 @@
+"""Runs with several outputs, and the pooling of hidden states written out in NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from pipeline import Run, run_script
+from seqmill.embed.worker import embed_shard
+from seqmill.spec.outputs import Outputs
+from seqmill.spec.task import ShardTask
+
+
+def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.ndarray:
+    """Return a vector of hidden states (num_tokens, hidden_dim), float64."""
+    inner = tokens[1:-1]
+    return {
+        "cls": lambda: tokens[0],
+        "mean": lambda: (tokens if special_too else inner).mean(axis=0),
+        "mean_tokens": lambda: inner.mean(axis=0),
+        "max": lambda: inner.max(axis=0),
+        "std": lambda: inner.std(axis=0),
+    }[pooling]()
+
+
+def embed(run: Run, outputs: Outputs, dtype: str = "float32", **settings: object) -> Run:
+    for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
+        task = ShardTask(run.index, rank, run.world_size, shard, status, device="cpu", precision="float32")
+        embed_shard(replace(task, outputs=outputs, **{"audit_seconds": 0, **settings}))
+    arguments = ["--index", run.index, "--shards", *run.shards, "--output", run.embeddings, "--dtype", dtype]
+    done = run_script("merge_shards.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    return run

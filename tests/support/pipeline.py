@@ -1,0 +1,117 @@
+"""The pipeline without Snakemake: FASTA text in, the paths of what it makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from seqmill.embed.part_writer import PartWriter
+from seqmill.embed.resume import Parts
+from seqmill.embed.worker import embed_shard
+from seqmill.index.build import build_index
+from seqmill.merge.merge import merge_shards
+from seqmill.spec.fingerprint import Fingerprint
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.task import ShardTask
+from seqmill.store.index import Index, open_index
+from seqmill.store.layout import status_path_of
+from seqmill.store.part_file import PackResult
+from seqmill.store.shards import open_shard
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = REPOSITORY / "scripts"
+HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it stops workers in mid run, see sitecustomize.py there
+SUPPORT = REPOSITORY / "tests/support"
+DEMO = REPOSITORY / "tests/data/NC_000932.faa"
+CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"
+MODEL = "untrained:esm2_t6_8M_UR50D"
+
+
+@dataclass
+class Run:
+    """A folder with an index, shards and merged results."""
+
+    folder: Path
+    world_size: int
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.h5"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.folder / "embeddings.h5"
+
+    @property
+    def manifest(self) -> dict:
+        return json.loads((self.folder / "manifest.json").read_text())
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.folder / f"shard_{rank}-of-{self.world_size}.h5" for rank in range(self.world_size)]
+
+    @property
+    def statuses(self) -> list[Path]:
+        return [status_path_of(shard) for shard in self.shards]
+
+    def build(
+        self, fasta: Path, model: str = MODEL, policy: LengthPolicy | None = None, reuse: Sequence[Path] = ()
+    ) -> Run:
+        build_index(fasta, self.index, model, policy or LengthPolicy(), reuse)
+        return self
+
+    def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> Run:
+        for rank in range(self.world_size):
+            embed_shard(self.task(rank, precision=precision, threads=threads, **settings))
+        return self
+
+    def task(self, rank: int, **settings: object) -> ShardTask:
+        task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], device="cpu")
+        return replace(task, **{"precision": "float32", "audit_seconds": 0, **settings})
+
+    def merge(self, dtype: str = "float32") -> Run:
+        folder = self.folder
+        merge_shards(
+            self.index,
+            self.shards,
+            self.statuses,
+            self.embeddings,
+            folder / "records.tsv.gz",
+            folder / "manifest.json",
+            dtype,
+        )
+        return self
+
+
+def results_of(run: Run) -> list[PackResult]:
+    """Return what came of each pack, read from the shard of a run in one."""
+    index, none = open_index(run.index), np.empty(0, np.int64)
+    shard = open_shard(run.shards[0])
+    results = []
+    for pack in range(index.num_packs):
+        rows = slice(*index.pack_offsets[pack : pack + 2].tolist())
+        offsets = shard.residue_offsets[rows.start : rows.stop + 1]
+        residues = shard.residues[offsets[0] : offsets[-1]] if len(offsets) else shard.residues
+        results.append(PackResult(pack, shard.index_rows[rows], shard.embeddings[rows], none, residues))
+    return results
+
+
+def save_parts(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str) -> Parts:
+    """Save results as a worker does that has come so far, each in a part of its own."""
+    parts = Parts(index)
+    with PartWriter(folder, name, fingerprint, "a CPU", 0, parts) as writer:
+        for result in results:
+            writer.add(result)
+    return parts
+
+
+def run_script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of scripts/ as a user would."""
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]

@@ -1,0 +1,59 @@
+"""One reading of a file gives its digest and the first number that is not finite."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seqmill.base.files import BLOCK_BYTES, sha256_and_finite
+
+NUM_ROWS, WIDTH = 3 * BLOCK_BYTES // 40 + 7, 10  # of float32: more than three blocks, none of whole rows
+
+
+def write_file(path: Path, before: int, values: np.ndarray, between: int, halves: np.ndarray, after: int) -> None:
+    """Write numbers of two types with other bytes around them, such as a search for NaN would stumble over."""
+    path.write_bytes(
+        b"\xff" * before + values.tobytes() + b"\xff" * between + halves.tobytes() + b"\xff" * after,
+    )
+
+
+def scanned(path: Path, before: int, values: np.ndarray, between: int, halves: np.ndarray) -> list[int | None]:
+    second = before + values.nbytes + between
+    maps = [
+        np.memmap(path, np.float32, "r", before, values.shape),
+        np.memmap(path, np.float16, "r", second, halves.shape),
+    ]
+    digest, places = sha256_and_finite(path, maps)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    # In whatever order they are named.
+    assert sha256_and_finite(path, maps[::-1]) == (digest, places[::-1])
+    return places
+
+
+@pytest.mark.parametrize("before", [0, 3, 4096, BLOCK_BYTES + 1])
+def test_numbers_anywhere_in_the_file(before: int, tmp_path: Path):
+    generator = np.random.default_rng(before)
+    values = generator.normal(size=(NUM_ROWS, WIDTH)).astype(np.float32)
+    halves = generator.normal(size=(1000, 3)).astype(np.float16)
+    path = tmp_path / "file"
+    for place, wrong in ((None, 0.0), (0, np.nan), (values.size // 2, np.inf), (values.size - 1, -np.inf)):
+        changed = values.copy()
+        if place is not None:
+            changed.reshape(-1)[place:] = wrong
+        write_file(path, before, changed, 5, halves, 11)
+        assert scanned(path, before, changed, 5, halves) == [place, None]
+    halves[7, 1] = np.inf
+    write_file(path, before, values, 0, halves, 0)
+    assert scanned(path, before, values, 0, halves) == [None, 22]
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1])
+def test_a_file_without_numbers(size: int, tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"\xff" * size)
+    digest = hashlib.sha256(b"\xff" * size).hexdigest()
+    assert sha256_and_finite(path, []) == (digest, [])
+    assert sha256_and_finite(path, [np.empty((0, 3), np.float32)]) == (digest, [None])

@@ -1,0 +1,93 @@
+"""The demo contigs: what the script makes of the plasmid, each where its description says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import SCRIPTS
+from seqmill.index.fasta import FastaFile, FastaRecord
+from seqmill.index.segments import reverse_complement
+
+DATA = Path(__file__).parents[2] / "data"
+PLASMID, CONTIGS = DATA / "NC_005816.fna", DATA / "NC_005816.contigs.fna"
+DESCRIPTION = re.compile(r"(\d+)-(\d+) ([+-])( soft-masked| with a gap| duplicate of \d{3})?")
+
+
+def records(path: Path) -> list[FastaRecord]:
+    return [record for block in FastaFile(path).blocks() for record in block]
+
+
+def bases(record: FastaRecord) -> bytes:
+    return record.body.translate(None, b"\n")
+
+
+@pytest.fixture(scope="module")
+def contigs() -> list[FastaRecord]:
+    return records(CONTIGS)
+
+
+def test_the_committed_file_is_what_its_script_makes(tmp_path: Path) -> None:
+    output = tmp_path / "contigs.fna"
+    command = [sys.executable, str(SCRIPTS / "cut_contigs.py"), "--fasta", str(PLASMID), "--output", str(output)]
+    subprocess.run(command, check=True)
+    assert output.read_bytes() == CONTIGS.read_bytes()
+
+
+def test_sizes_are_those_of_a_demo(contigs: list[FastaRecord]) -> None:
+    lengths = [len(bases(contig)) for contig in contigs]
+    assert 40 <= len(lengths) <= 60
+    assert 40_000 <= sum(lengths) <= 60_000
+    assert min(lengths) < 200
+    assert max(lengths) > 3000
+    assert [contig.id for contig in contigs] == [
+        f"NC_005816.1_contig_{number:03}" for number in range(1, len(contigs) + 1)
+    ]
+
+
+def test_every_contig_is_the_piece_that_its_description_names(contigs: list[FastaRecord]) -> None:
+    plasmid = bases(records(PLASMID)[0])
+    strands = set()
+    for contig in contigs:
+        start, end, strand, _ = DESCRIPTION.fullmatch(contig.description).groups()
+        piece = plasmid[int(start) - 1 : int(end)]
+        expected = piece if strand == "+" else reverse_complement(piece)
+        found = bases(contig).upper()
+        assert len(found) == len(expected)
+        assert {base for base, known in zip(found, expected, strict=True) if base != known} <= {ord("N")}
+        strands.add(strand)
+    assert strands == {"+", "-"}
+
+
+def test_one_is_a_duplicate_one_has_n_and_one_is_in_lower_case(contigs: list[FastaRecord]) -> None:
+    by_note = {contig.description.partition(" ")[2][2:].split(" ")[0]: contig for contig in contigs}
+    assert set(by_note) == {"", "soft-masked", "with", "duplicate"}
+    original = contigs[int(by_note["duplicate"].description[-3:]) - 1]
+    assert bases(original) == bases(by_note["duplicate"])
+    assert len({bases(contig).upper() for contig in contigs}) == len(contigs) - 1
+    assert [contig for contig in contigs if b"N" in bases(contig).upper()] == [by_note["with"]]
+    assert bases(by_note["with"]).count(b"N") == 5
+    assert [contig for contig in contigs if bases(contig).islower()] == [by_note["soft-masked"]]
+    assert all(bases(contig).isupper() for contig in contigs if contig is not by_note["soft-masked"])
+
+
+def test_another_seed_and_coverage_give_other_contigs(tmp_path: Path) -> None:
+    output = tmp_path / "contigs.fna"
+    command = [sys.executable, str(SCRIPTS / "cut_contigs.py"), "--fasta", str(PLASMID), "--output", str(output)]
+    subprocess.run([*command, "--coverage", "2", "--seed", "7"], check=True)
+    total = sum(len(bases(contig)) for contig in records(output))
+    assert 2 * 9609 <= total < 2 * 9609 + 2 * 5000  # up to one contig beyond, and the duplicate
+
+
+def test_the_source_is_not_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "plasmid.fna"
+    source.write_bytes(PLASMID.read_bytes())
+    command = [sys.executable, str(SCRIPTS / "cut_contigs.py"), "--fasta", str(source), "--output", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nothing was written" in done.stderr
+    assert source.read_bytes() == PLASMID.read_bytes()

@@ -1,0 +1,160 @@
+"""Devices: which GPUs a process may use, and what happens where there are none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import SCRIPTS
+from seqmill.base.machine import processor, visible_gpus
+from seqmill.embed.device import choose_device, choose_precision, describe_device, peak_memory
+
+CPU = torch.device("cpu")
+LISTING = """\
+GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5a8f8f1e-0001-0002-0003-000000000000)
+  MIG 1g.5gb      Device  0: (UUID: MIG-5a8f8f1e-0001-0002-0003-000000000001)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5a8f8f1e-0001-0002-0003-000000000002)
+"""
+
+
+@pytest.fixture(autouse=True)
+def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PATH hold nothing but what a test puts there, and CUDA_VISIBLE_DEVICES be unset."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def write_nvidia_smi(folder: Path, script: str) -> Path:
+    """Write a program that leaves a file `asked`, with its arguments, and then runs the script."""
+    program = folder / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$@" > "{folder}/asked"\n{script}\n')
+    program.chmod(0o755)
+    return folder / "asked"
+
+
+def listing(text: str) -> str:
+    return "".join(f"echo '{line}'\n" for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("", []),
+        (" ", []),
+        ("0", ["0"]),
+        ("0,1", ["0", "1"]),
+        ("1, 0", ["1", "0"]),
+        ("3,1,2", ["3", "1", "2"]),
+        ("GPU-5a8f,GPU-77c1", ["GPU-5a8f", "GPU-77c1"]),
+        ("MIG-5a8f", ["MIG-5a8f"]),
+        ("-1", []),
+        ("-1,0", []),
+        ("0,-1,1", ["0"]),
+        ("0,,1", ["0"]),
+    ],
+)
+def test_cuda_visible_devices_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, expected: list[str]
+) -> None:
+    asked = write_nvidia_smi(tmp_path, listing(LISTING))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert visible_gpus() == expected
+    assert not asked.exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (listing(LISTING), ["0", "1"]),
+        (listing(LISTING.splitlines()[0]), ["0"]),
+        ("true", []),
+        (listing("No devices found."), []),
+        (listing(LISTING) + "exit 9", []),
+        ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", []),
+    ],
+    ids=["two", "one", "silent", "none", "listing and failure", "no driver"],
+)
+def test_nvidia_smi_is_asked_where_the_variable_is_unset(tmp_path: Path, script: str, expected: list[str]) -> None:
+    asked = write_nvidia_smi(tmp_path, script)
+    assert visible_gpus() == expected
+    assert asked.read_text() == "-L\n"
+
+
+def test_no_nvidia_smi() -> None:
+    assert visible_gpus() == []
+
+
+def test_an_nvidia_smi_that_cannot_run(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    assert visible_gpus() == []
+
+
+def test_cuda_where_there_is_none() -> None:
+    """In a process of its own, because CUDA reads its variable once."""
+    program = (
+        "from seqmill.embed.device import choose_device\n"
+        "from seqmill.errors import SeqmillError\n"
+        "print(choose_device('auto'), choose_device('cpu'))\n"
+        "try:\n"
+        "    print(choose_device('cuda'))\n"
+        "except SeqmillError as error:\n"
+        "    print(error)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3] / "scripts",
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    devices, message = answer.stdout.splitlines()
+    assert devices == "cpu cpu"
+    assert message.startswith(f"device is cuda, but torch {torch.__version__}")
+    assert "sees no CUDA device (CUDA_VISIBLE_DEVICES=-1)" in message
+    assert "use device=auto or cpu" in message
+
+
+def test_cpu_is_chosen_where_it_is_asked_for() -> None:
+    assert choose_device("cpu") == CPU
+
+
+def test_precision_on_a_cpu() -> None:
+    assert choose_precision("float32", CPU) == "float32"
+    assert choose_precision("bfloat16", CPU) == "bfloat16"
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    assert choose_precision("auto", CPU) == ("bfloat16" if native else "float32")
+
+
+def test_the_cpu_is_described() -> None:
+    description = describe_device(CPU)
+    assert description["device"]
+    assert description["device_uuid"] == ""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_the_cpus_instructions_are_named(capability: str) -> None:
+    """Rounding depends on them: so do results in float32."""
+    code = (
+        "import torch; from seqmill.embed.device import describe_device as d; print(d(torch.device('cpu'))['device'])"
+    )
+    code += "; print(torch.backends.cpu.get_cpu_capability())"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    name, used = done.stdout.splitlines()
+    assert name == f"{processor()[0]} ({used})"
+
+
+def test_peak_memory_on_a_cpu() -> None:
+    peak = peak_memory(CPU)
+    assert peak.keys() == {"peak_host_bytes"}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 64 << 20 < peak["peak_host_bytes"] < memory  # torch alone takes more than that

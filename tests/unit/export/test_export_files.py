@@ -1,0 +1,200 @@
+"""Exports on full disks, when stopped, and beside those of before: whole or absent, told in one line."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embeddings_file import random_blocks, write_blocks, write_embeddings
+from pipeline import run_script
+from seqmill import Embeddings, SeqmillError, open_embeddings
+from seqmill.cli import program
+from seqmill.export import entries
+from seqmill.export.export import export_embeddings
+from seqmill.export.formats import FORMATS, IDS
+from seqmill.export.output_files import bytes_needed
+from seqmill.store import embeddings as stored
+from seqmill.store.embeddings import Block, read_blocks
+
+SHAPE = (2_000, 320)
+BLOCKS = 20
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 4 * SHAPE[0] * SHAPE[1] // BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ids = [f"tr|A0A{row:07}|A0A{row:07}_9ZZZZ" for row in range(SHAPE[0])]
+    return write_blocks(tmp_path_factory.mktemp("source") / "source.h5", SHAPE, random_blocks(SHAPE), ids)
+
+
+@pytest.fixture
+def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first rows of the blocks that exports with an entry a record have asked for, as they go on."""
+    begun: list[int] = []
+
+    def counted(embeddings: Embeddings) -> Iterator[Block]:
+        for block in read_blocks(embeddings):
+            begun.append(block.start)
+            yield block
+
+    monkeypatch.setattr(entries, "read_blocks", counted)
+    return begun
+
+
+def limit_files() -> None:
+    """Let no file of this process grow beyond 1 MB: such a write fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("format_name", ["npy", "parquet", "h5ad", "h5", "faiss"])
+def test_a_full_disk_is_told_by_the_name_of_the_file(format_name: str, source: Path, tmp_path: Path) -> None:
+    if format_name in ("parquet", "faiss"):
+        pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
+    output = tmp_path / f"e.{format_name}"
+    arguments = ("--embeddings", source, "--format", format_name, "--output", output)
+    done = run_script("export.py", *arguments, preexec_fn=limit_files)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"File too large: '{output}'; make room and run again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_a_folder_that_can_not_be_written(source: Path, tmp_path: Path) -> None:
+    wide = write_embeddings(tmp_path / "wide.h5", np.ones((2, 1 << 19)))
+    done = run_script(
+        "export.py", "--embeddings", wide, "--format=pt", "--output", tmp_path / "pt", preexec_fn=limit_files
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(f"File too large: '{tmp_path / 'pt'}'; make room and run again")
+    assert list(tmp_path.iterdir()) == [wide]
+
+
+def test_h5_ends_soon_when_the_disk_is_full(
+    source: Path, tmp_path: Path, blocks_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "CHECKED_ROWS", 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*e\.h5'$"):
+            export_embeddings(source, tmp_path / "e.h5", "h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    # HDF5 keeps some entries back before it writes them, no more.
+    assert 0 < len(blocks_read) < BLOCKS
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def interrupted(embeddings: Embeddings) -> Iterator[Block]:
+        for block in read_blocks(embeddings):
+            begun.append(block.start)
+            if len(begun) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield block
+
+    monkeypatch.setattr(entries, "read_blocks", interrupted)
+    monkeypatch.setattr(entries, "CHECKED_ROWS", 10)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
+    with pytest.raises(KeyboardInterrupt):
+        export_embeddings(source, tmp_path / "e.h5", "h5")
+    assert len(begun) == 3
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # The same as a program does it.
+    begun.clear()
+    assert program.run(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_ids_never_lie_beside_the_vectors_of_another_export(
+    rename: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two renames an export dies before."""
+    output = tmp_path / "e.npy"
+    ids = tmp_path / f"e.npy{IDS}"
+    export_embeddings(write_embeddings(tmp_path / "old.h5", np.zeros((3, 4)), ["a", "b", "c"]), output, "npy")
+    assert ids.read_text() == "a\nb\nc\n"
+    new = write_embeddings(tmp_path / "new.h5", np.ones((3, 4)), ["x", "y", "z"])
+    replace, calls = Path.replace, []
+
+    def failing(path: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == rename:
+            raise OSError("died")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="died"):
+        export_embeddings(new, output, "npy")
+    assert not ids.exists()
+    assert (np.load(output) == rename - 1).all()
+    monkeypatch.undo()
+    export_embeddings(new, output, "npy")
+    assert ids.read_text() == "x\ny\nz\n"
+    assert np.load(output).all()
+
+
+@pytest.mark.parametrize("name", ["e.npy", f"e.npy{IDS}"])
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_replaced(name: str, tmp_path: Path) -> None:
+    source = write_embeddings(tmp_path / "source.h5", np.ones((3, 4)))
+    (tmp_path / name).mkdir()
+    other = tmp_path / ({"e.npy", f"e.npy{IDS}"} - {name}).pop()
+    other.write_text("of before")
+    with pytest.raises(SeqmillError, match=f"{name}: is a folder; name a file in it"):
+        export_embeddings(source, tmp_path / "e.npy", "npy")
+    assert other.read_text() == "of before"
+
+
+@pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"h5_residues"}))
+def test_the_room_that_is_asked_for_is_about_what_an_export_takes(
+    format_name: str, source: Path, tmp_path: Path
+) -> None:
+    if format_name in ("parquet", "faiss"):
+        pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
+    output = tmp_path / f"e.{format_name}"
+    export_embeddings(source, output, format_name)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == {"pt": SHAPE[0] + 1, "parquet": 1, "h5ad": 1}.get(format_name, 2)
+    block = 4096 if format_name == "pt" else 1
+    taken = sum(-(-path.stat().st_size // block) * block for path in files)
+    assert 0.97 < bytes_needed(open_embeddings(source), format_name) / taken < 1.15
+
+
+@pytest.mark.parametrize(("format_name", "larger"), [("parquet", True), ("faiss", True), ("npy", False), ("h5", False)])
+def test_room_for_float16(format_name: str, larger: bool, source: Path) -> None:
+    embeddings = open_embeddings(source)
+    needed = bytes_needed(embeddings, format_name)
+    embeddings.array = embeddings.array.astype(np.float16)
+    assert needed - bytes_needed(embeddings, format_name) == (0 if larger else 2 * embeddings.array.size)
+
+
+def test_pt_on_a_disk_without_room_for_so_many_files(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = list(os.statvfs(tmp_path))
+    for files, left, is_refused in ((10**6, SHAPE[0], True), (0, 0, False)):  # 0 and 0: they are not counted
+        real[5], real[7] = files, left
+        monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(real))
+        if is_refused:
+            with pytest.raises(SeqmillError, match="2000 embeddings as pt are as many files, of which the disk takes"):
+                export_embeddings(source, tmp_path / "pt", "pt")
+            export_embeddings(source, tmp_path / "e.npy", "npy")
+        else:
+            export_embeddings(source, tmp_path / "pt", "pt")

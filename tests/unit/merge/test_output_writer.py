@@ -1,0 +1,103 @@
+"""Outputs written beside the work that makes them are whole, or one error."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from seqmill.base.hdf5 import KEEP_BYTES, SEND_BYTES, new_hdf5, reserve_dataset
+from seqmill.errors import SeqmillError
+from seqmill.merge.vectors import write_outputs
+
+WIDTH = 256
+
+
+def reserved(path: Path, names: list[str], num_rows: int, dtype: str = "float32") -> Path:
+    with new_hdf5(path) as file:
+        for name in names:
+            reserve_dataset(file, name, (num_rows, WIDTH), dtype)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_each_output_has_its_columns_and_its_digest(dtype: str, tmp_path: Path):
+    values = np.random.default_rng(1).normal(size=(1001, 3 * WIDTH)).astype(np.float32)
+    names = ["embeddings", "second", "third"]
+    path = reserved(tmp_path / "some.h5", names, len(values), dtype)
+    with write_outputs(path, names, dtype, str) as writer:
+        for start in range(0, len(values), 100):
+            writer.append(values[start : start + 100].copy())
+    with h5py.File(path) as file:
+        for name, expected in zip(names, np.split(values.astype(dtype), 3, axis=1), strict=True):
+            np.testing.assert_array_equal(file[name][:], expected)
+            assert writer.sha256(name) == hashlib.sha256(expected.tobytes()).hexdigest()
+
+
+def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
+    """So many bytes that the first of them are dropped from memory while the last are written."""
+    rows = (KEEP_BYTES + 3 * SEND_BYTES) // (4 * WIDTH) + 1
+    path = reserved(tmp_path / "some.h5", ["embeddings"], rows)
+    digest = hashlib.sha256()
+    with write_outputs(path, ["embeddings"], "float32", str) as writer:
+        for start in range(0, rows, 8192):
+            block = np.arange(start, min(start + 8192, rows), dtype=np.float32)[:, None] + np.zeros(WIDTH, np.float32)
+            digest.update(block)
+            writer.append(block)
+    assert writer.sha256("embeddings") == digest.hexdigest()
+    with h5py.File(path) as file:
+        column = file["embeddings"][:, WIDTH - 1]
+    np.testing.assert_array_equal(column, np.arange(rows, dtype=np.float32))
+
+
+def test_a_value_beyond_float16_is_named(tmp_path: Path):
+    path = reserved(tmp_path / "some.h5", ["a", "b"], 5, "float16")
+    blocks = np.zeros((5, 2 * WIDTH), np.float32)
+    blocks[4, -1] = 70000
+
+    def write() -> None:
+        with write_outputs(path, ["a", "b"], "float16", "record {}".format) as writer:
+            writer.append(blocks[:3])
+            writer.append(blocks[3:])
+
+    with pytest.raises(SeqmillError, match=r"^record 4: a value of b is beyond float16"):
+        write()
+
+
+@contextmanager
+def no_room_beyond(num_bytes: int) -> Iterator[None]:
+    """Every write of this process beyond so many bytes of a file fails, like one on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:  # before the test's result is printed, perhaps to a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, tmp_path: Path):
+    """At the next block, or at the end after the last."""
+    path = reserved(tmp_path / "some.h5", ["embeddings"], 3)
+    with h5py.File(path) as file:
+        offset = file["embeddings"].id.get_offset()
+
+    def write() -> None:
+        with write_outputs(path, ["embeddings"], "float32", str) as writer, no_room_beyond(offset):
+            for _ in range(blocks):
+                writer.append(np.zeros((3 // blocks, WIDTH), np.float32))
+            writer.wait()
+
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        write()

@@ -1,0 +1,164 @@
+"""The cache of compiled kernels: nothing damaged and nothing of another user is loaded from it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline import SCRIPTS
+from seqmill.model.kernels import avx512
+
+pytestmark = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 processor or no C compiler")
+COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+HELD: list[int] = []
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+DAMAGE = {
+    "empty": lambda content: b"",
+    "short": lambda content: content[:40],
+    "half": lambda content: content[: len(content) // 2],
+    "page of zeros": lambda content: content[:8192] + bytes(4096) + content[12288:],
+    "without its end": lambda content: content[:-1],
+}
+PLANTED = """
+#include <fcntl.h>
+__attribute__((constructor)) static void run(void) { open("MARK", O_CREAT | O_WRONLY, 0600); }
+"""
+
+
+@pytest.fixture(scope="session")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiler that compiles once, and copies what it made from then on."""
+    folder = tmp_path_factory.mktemp("compiler")
+    script = folder / "cc"
+    script.write_text(
+        "#!/bin/sh\n"
+        'for word; do [ "$previous" = -o ] && output=$word; previous=$word; done\n'
+        f'[ -e {folder}/made ] || {COMPILER} "$@" -o {folder}/made || exit 1\n'
+        f'cp {folder}/made "$output"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(autouse=True)
+def machine(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    caplog.set_level(logging.INFO)
+
+
+def load() -> object:
+    """Load the kernel as a new process does: by another descriptor, as the loader knows what it has loaded by name."""
+    HELD.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(10))
+    return avx512.load.__wrapped__()
+
+
+@pytest.fixture
+def library(machine: None, tmp_path: Path) -> Path:
+    """A sound library in a cache."""
+    load()
+    (library,) = (tmp_path / "cache/seqmill").iterdir()
+    return library
+
+
+CODE = """
+import os, sys
+from pathlib import Path
+from seqmill.model.kernels import avx512
+library = Path(sys.argv[1])
+sound = library.read_bytes()
+for damaged in map(Path, sys.argv[2:]):
+    damaged.replace(library)  # another inode: the loader takes one that it knows for loaded
+    os.open(os.devnull, os.O_RDONLY)  # so that the library gets another descriptor, by which the loader knows it
+    assert avx512.load.__wrapped__() is not None, damaged
+    assert library.read_bytes() == sound, damaged
+"""
+
+
+def test_damaged_libraries_are_built_again(library: Path, tmp_path: Path) -> None:
+    sound = library.read_bytes()
+    for name, damage in DAMAGE.items():
+        (tmp_path / name).write_bytes(damage(sound))
+    command = [sys.executable, "-c", CODE, library, *(tmp_path / name for name in DAMAGE)]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_sound_library_is_not_built_again(library: Path) -> None:
+    before = library.stat()
+    assert load() is not None
+    assert (library.stat().st_ino, library.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.fixture
+def planted(library: Path, tmp_path: Path) -> Path:
+    """Put code of another user in the library's place, with a digest that is right; return the file it makes."""
+    mark, source, built = tmp_path / "mark", tmp_path / "planted.c", tmp_path / "planted.so"
+    source.write_text(PLANTED.replace("MARK", str(mark)))
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", built, source], check=True)
+    content = built.read_bytes()
+    library.unlink()
+    library.write_bytes(content + hashlib.sha256(content).digest())
+    library.chmod(0o600)
+    return mark
+
+
+def test_what_is_ours_is_loaded(planted: Path) -> None:
+    """The next tests would show nothing if the planted code did not run."""
+    with pytest.raises(AttributeError):  # it has none of the functions
+        load()
+    assert planted.exists()
+
+
+@pytest.mark.parametrize("how", ["mode", "link", pytest.param("owner", marks=needs_root)])
+def test_a_library_of_another_user_is_not_loaded(planted: Path, library: Path, tmp_path: Path, how: str) -> None:
+    if how == "mode":
+        library.chmod(0o666)
+    elif how == "owner":
+        os.chown(library, 65534, 65534)
+    else:
+        library.rename(tmp_path / "theirs")
+        library.symlink_to(tmp_path / "theirs")
+    assert load() is not None
+    assert not planted.exists()
+    state = library.lstat()
+    assert how == "link" or (state.st_uid, state.st_mode & 0o777) == (os.getuid(), 0o600)  # built again
+
+
+@needs_root
+def test_a_cache_of_another_user_is_not_used(
+    planted: Path, library: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.chown(library.parent, 65534, 65534)
+    before = library.read_bytes()
+    assert load() is not None
+    (message,) = caplog.messages
+    assert f"{library.parent} belongs to another user" in message
+    assert not planted.exists()
+    assert library.read_bytes() == before
+    assert not list(tmp_path.glob("seqmill-*"))  # what was built for the process is removed
+
+
+def test_a_cache_that_others_may_write_to_is_closed(library: Path) -> None:
+    library.parent.chmod(0o777)
+    assert load() is not None
+    assert library.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_without_a_place_for_the_cache_a_private_one_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("")
+    assert load() is not None
+    (message,) = caplog.messages
+    assert str(tmp_path / "cache") in message
+    assert not list(tmp_path.glob("seqmill-*"))

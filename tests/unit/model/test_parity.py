@@ -1,0 +1,61 @@
+"""The forward against fair-esm 2.0.0, sequence by sequence, unpadded, on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference import fair_esm_model, save_checkpoint, worst_errors
+from seqmill.model.attention import choose_kernel
+from seqmill.spec.models import MODELS
+from sequences import random_sequences
+
+LENGTHS = [1022, 700, 350, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
+SHORT_LENGTHS = [1022, 90, 90, 5, 1]
+
+# All layers where memory and time allow; two of the blocks for the large ones, which are otherwise alike.
+CASES = {
+    "esm2_t6_8M_UR50D": (6, LENGTHS),
+    "esm2_t12_35M_UR50D": (12, LENGTHS),
+    "esm2_t30_150M_UR50D": (30, SHORT_LENGTHS),
+    "esm2_t33_650M_UR50D": (4, SHORT_LENGTHS),
+    "esm2_t36_3B_UR50D": (2, SHORT_LENGTHS),
+    "esm2_t48_15B_UR50D": (1, [1022, 5, 1]),
+}
+
+
+QUICK = "esm2_t6_8M_UR50D"
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.full) for name in CASES]
+)
+def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> None:
+    num_layers, lengths = CASES[name]
+    reference = fair_esm_model(replace(MODELS[name], num_layers=num_layers))
+    checkpoint = save_checkpoint(reference, tmp_path / "model.pt")
+    sequences = random_sequences(lengths)
+
+    hidden, mean, _ = worst_errors(reference, checkpoint, sequences, torch.float32)
+    print(f"{name} float32: hidden {hidden:.2e}, mean {mean:.2e}")
+    assert hidden < 5e-5
+    assert mean < 5e-5
+
+    # PyTorch's attention, and ours where this machine has it.
+    for kernel in sorted({"sdpa", choose_kernel(torch.device("cpu"), torch.bfloat16, MODELS[name].head_dim)}):
+        _, _, cosine = worst_errors(reference, checkpoint, sequences, torch.bfloat16, kernel)
+        print(f"{name} bfloat16 {kernel}: worst cosine {cosine:.7f}")
+        assert cosine > 0.9999
+
+    if name == "esm2_t6_8M_UR50D":  # PyTorch's float16 products are slow on a CPU
+        hidden, mean, cosine = worst_errors(reference, checkpoint, sequences, torch.float16)
+        print(f"{name} float16: hidden {hidden:.2e}, mean {mean:.2e}, worst cosine {cosine:.7f}")
+        assert cosine > 0.99999
+
+    hidden, mean, _ = worst_errors(reference.double(), checkpoint, sequences, torch.float64)
+    print(f"{name} float64: hidden {hidden:.2e}, mean {mean:.2e}")
+    assert hidden < 1e-6
+    assert mean < 1e-6

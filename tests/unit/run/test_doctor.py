@@ -1,0 +1,517 @@
+"""The doctor: real results, really damaged; what it says of them, what it advises, and that it changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import MODEL, SCRIPTS, Run, run_script
+from seqmill.base.hdf5 import write_attributes
+from seqmill.base.locks import lock_path_of
+from seqmill.embed.part_writer import PartWriter
+from seqmill.embed.resume import Parts
+from seqmill.spec.fingerprint import Fingerprint
+from seqmill.store.embeddings import open_embeddings
+from seqmill.store.index import open_index
+from seqmill.store.part_file import PackResult
+from seqmill.store.shards import open_shard
+from sequences import random_sequences
+
+NAME = "tiny/untrained-esm2_t6_8M_UR50D"
+
+
+class Results(Run):
+    """As the workflow lays results out: in ROOT/results/tiny/MODEL, the shards in a folder of their own."""
+
+    @property
+    def root(self) -> Path:
+        return self.folder.parents[2]
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.folder / f"shards/shard_{rank}-of-{self.world_size}.h5" for rank in range(self.world_size)]
+
+    def copy(self, root: Path) -> Results:
+        shutil.copytree(self.root, root, dirs_exist_ok=True)
+        return Results(root / "results" / NAME, self.world_size)
+
+    def log(self, name: str, text: str) -> None:
+        path = self.root / "logs" / NAME / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    root = tmp_path_factory.mktemp("whole")
+    sequences = random_sequences([400, 300, 600, 200, 500, 5])
+    records = [f">p{number}\n{sequence}\n" for number, sequence in enumerate([*sequences, sequences[0]])]
+    (root / "tiny.faa").write_text("".join(records))
+    (root / "results" / NAME).mkdir(parents=True)
+    return Results(root / "results" / NAME, 2).build(root / "tiny.faa").embed().merge()
+
+
+@pytest.fixture
+def results(whole: Results, tmp_path: Path) -> Results:
+    return whole.copy(tmp_path)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
+
+
+def doctor(results: Results, *arguments: object, code: int = 1) -> str:
+    """What the doctor says in the results' working directory, its exit code being `code`."""
+    before = snapshot(results.root)
+    done = run_script("doctor.py", *arguments, cwd=results.root)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert snapshot(results.root) == before
+    assert done.stdout.splitlines()[-1].startswith("next: ")
+    return done.stdout
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def edit_status(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def advice(said: str) -> str:
+    return said.splitlines()[-1].removeprefix("next: ")
+
+
+@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
+def test_a_healthy_folder_needs_nothing(results: Results, folder: str) -> None:
+    said = doctor(results, *([folder] if folder else []), code=0)
+    assert f"{NAME}: complete\n" in said
+    assert "index: 7 records, 6 sequences" in said
+    assert "shards: 2 of 2 complete" in said
+    assert "7 x 320; 6 embedded, 1 duplicate" in said
+    assert "audit: no sequence was recomputed: it is off" in said
+    assert "UNTRAINED WEIGHTS" in said
+    assert advice(said) == "nothing to do"
+    assert len(said.splitlines()) == 7
+    assert "every digest is right" in doctor(results, "--check", code=0)
+
+
+def test_it_starts_without_torch() -> None:
+    code = "import sys; import seqmill.run.doctor; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, check=True)
+
+
+def test_a_missing_shard(results: Results) -> None:
+    results.shards[1].unlink()
+    said = doctor(results)
+    assert "shard_1-of-2: complete by its status JSON, but the file is missing" in said
+    assert "shards: 1 of 2 complete" in said
+    assert "snakemake --cores all" in advice(said)
+    results.statuses[1].unlink()
+    assert "shard_1-of-2: never started" in doctor(results)
+
+
+def test_results_without_shards_and_index_are_whole(results: Results) -> None:
+    """As docs/output-format.md has it: both may be deleted after the merge."""
+    for path in results.shards:
+        path.unlink()
+    assert "shards: none; the merged results do not need them" in doctor(results, code=0)
+    shutil.rmtree(results.folder / "shards")
+    results.index.unlink()
+    assert "index: none; the merged results do not need it" in doctor(results, "--check", code=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "step"),
+    [
+        ("SeqmillError", "model.pt: cannot be loaded", "mend what the error says; then snakemake --cores all"),
+        ("OSError", "[Errno 28] No space left on device: 's.h5'", "free disk space, "),
+        ("SeqmillError", "1 sequence has no finite embedding: 'x'", "set on_error: skip"),
+        ("SeqmillError", "index.h5: tokens are damaged; build the index again", "rm "),
+        ("Interrupted", "stopped by SIGTERM", "snakemake --cores all"),
+    ],
+)
+def test_a_failed_shard_is_told_with_its_evidence(results: Results, kind: str, message: str, step: str) -> None:
+    results.shards[0].unlink()
+    edit_status(results.statuses[0], status="failed", attempt=3, error={"type": kind, "message": message})
+    results.log("embed_shard_0-of-2", "10:00:00 ERROR it failed\n")
+    said = doctor(results)
+    assert f"shard_0-of-2: failed at attempt 3: {kind}: {message}" in said
+    assert f"logs/{NAME}/embed_shard_0-of-2.log, results/{NAME}/shards/shard_0-of-2.status.json" in said
+    assert advice(said).startswith(step) or step in advice(said)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100000, b'{"rank": 1}', b'{"status": "complete", "rank": 0}'],
+)
+def test_a_status_of_garbage(results: Results, content: bytes) -> None:
+    results.statuses[0].write_bytes(content)
+    said = doctor(results)
+    assert "shard_0-of-2: shard_0-of-2.status.json: not a seqmill status JSON" in said or "recursion" in said
+    assert advice(said).startswith(f"rm results/{NAME}/shards/shard_0-of-2.h5 && snakemake")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shard_bytes": None},
+        {"error": "text", "status": "failed"},
+        {"error": ["text"], "status": "failed", "attempt": {}},
+        {"status": "running", "updated": 5, "done_packs": None},
+        {"status": "\ud800"},
+        {"status": ["complete"]},
+        {"fingerprint": 3},
+        {"fingerprint": {}},
+        {"audit": None},
+    ],
+)
+def test_a_status_with_odd_values(results: Results, fields: dict[str, object]) -> None:
+    edit_status(results.statuses[0], **fields)
+    said = doctor(results)
+    assert "shards: 1 of 2 complete" in said
+    assert "shard_0-of-2: " in said
+
+
+def test_a_truncated_shard(results: Results) -> None:
+    size = results.shards[0].stat().st_size
+    os.truncate(results.shards[0], size - 100)
+    said = doctor(results)
+    assert f"the file has {size - 100} bytes, its status JSON says {size}" in said
+    assert advice(said).startswith(f"rm results/{NAME}/shards/shard_0-of-2.h5 && snakemake --cores all")
+    # Told apart from a truncated file that its status JSON agrees with.
+    edit_status(results.statuses[0], shard_bytes=size - 100)
+    assert "not a readable HDF5 shard, or truncated" in doctor(results)
+
+
+def test_a_flipped_bit_shows_when_all_is_read(results: Results) -> None:
+    flip(results.shards[1], open_shard(results.shards[1]).embeddings.offset + 5)
+    os.utime(results.embeddings)  # or the shard is newer
+    assert advice(doctor(results, code=0)) == "nothing to do"
+    said = doctor(results, "--check")
+    assert "shard_1-of-2: its SHA-256 is not the one in its status JSON" in said
+
+
+@pytest.mark.parametrize("name", ["embeddings.h5", "records.tsv.gz", "index.h5"])
+def test_a_flipped_bit_in_another_file(results: Results, name: str) -> None:
+    path = results.folder / name
+    positions = {
+        "embeddings.h5": open_embeddings(results.embeddings).array.offset + 5,
+        "index.h5": open_index(results.index).tokens.offset + 5,
+        "records.tsv.gz": path.stat().st_size - 9,
+    }
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    flip(path, positions[name])
+    os.utime(path, ns=times)
+    doctor(results, code=0)
+    said = doctor(results, "--check")
+    assert f"{name}: " in said.splitlines()[1]
+    assert advice(said).startswith(f"rm results/{NAME}/{name} && snakemake")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from seqmill.store.shards import open_shard
+from seqmill.base.locks import locked_shard
+with locked_shard(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_running_with_a_worker_and_without(results: Results) -> None:
+    results.shards[0].unlink()
+    edit_status(results.statuses[0], status="running", done_packs=1, num_packs=2, updated="2020-01-01T00:00:00+00:00")
+    (results.root / ".snakemake/locks").mkdir(parents=True)
+    (results.root / ".snakemake/locks/0.input.lock").touch()
+    command = [sys.executable, "-c", HOLD, str(results.shards[0])]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout.readline() == "held\n"
+            said = doctor(results)
+        finally:
+            worker.kill()
+    assert f"{NAME}: running" in said
+    assert "shard_0-of-2: running: 1 of 2 packs, status updated " in said
+    assert f" days ago; process {worker.pid} on " in said
+    assert advice(said) == "wait: a worker is computing; look again later"
+    # Killed, it leaves its lock's file, which no one holds.
+    said = doctor(results)
+    assert "its worker is gone without a word (killed?), no one holds its lock: 1 of 2 packs" in said
+    assert lock_path_of(results.shards[0]).name in said
+    assert advice(said).startswith("if no snakemake is running there any more, snakemake --cores 1 --unlock")
+    assert "; then snakemake --cores all" in advice(said)
+
+
+def save_part(results: Results, fingerprint: Fingerprint, packs: list[int]) -> Path:
+    index = open_index(results.index)
+    folder = results.folder / "shards/parts"
+    with PartWriter(folder, "shard_0-of-2.h5", fingerprint, "a CPU", 600, Parts(index)) as writer:
+        for pack in packs:
+            rows = np.arange(*index.pack_offsets[pack : pack + 2])
+            writer.add(PackResult(pack, rows, np.ones((len(rows), 320), np.float32), np.empty(0, np.int64)))
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_saved_packs_are_counted_for_the_computation_that_was_tried(results: Results) -> None:
+    results.shards[0].unlink()
+    edit_status(results.statuses[0], status="failed", error={"type": "Interrupted", "message": "stopped by SIGTERM"})
+    fields = json.loads(results.statuses[0].read_text())["fingerprint"]
+    ours = Fingerprint.from_attributes(fields)
+    number = len(range(0, open_index(results.index).num_packs, 2))
+    part = save_part(results, ours, [0])
+    save_part(results, Fingerprint(**{**ours.__dict__, "precision": "bfloat16"}), [2])
+    said = doctor(results, "--check")
+    assert f"saved: 1 of {number} packs still to do, in 1 part files (0.0 MB)" in said
+    assert "part files of other computations, not used: 1 (0.0 MB): precision is bfloat16, not float32" in said
+    status = results.statuses[0].read_text()
+    edit_status(results.statuses[0], fingerprint={"model": 5}, updated="9")
+    assert "part files of other computations, not used: 1 (0.0 MB): precision is " in doctor(results)
+    results.statuses[0].write_text(status)
+    position = part.read_bytes().find(np.ones(100, np.float32).tobytes())
+    flip(part, position)
+    assert "damaged" not in doctor(results)
+    assert f"damaged part files, whose packs are computed again: {part.name}" in doctor(results, "--check")
+    os.truncate(part, 100)
+    part.with_name("x.part.h5.damaged").touch()
+    assert f"computed again: {part.name}, x.part.h5.damaged" in doctor(results)
+
+
+def test_a_worker_that_was_really_interrupted(results: Results) -> None:
+    for path in (results.shards[0], results.statuses[0], results.embeddings):
+        path.unlink()
+    command = [sys.executable, str(SCRIPTS / "embed_shard.py"), "--index", str(results.index), "--rank", "0"]
+    command += ["--world-size", "2", "--output", str(results.shards[0]), "--status", str(results.statuses[0])]
+    command += ["--precision", "float32", "--save-seconds", "0", "--device", "cpu", "--model", MODEL]
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while not results.statuses[0].exists():
+            assert worker.poll() is None
+            time.sleep(0.02)
+        assert "running: " in run_script("doctor.py", cwd=results.root).stdout
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.wait(timeout=60) == 143
+    finally:
+        worker.kill()
+    said = doctor(results, "--check")
+    assert "shard_0-of-2: failed at attempt 1: Interrupted: stopped by SIGTERM" in said
+    assert "embeddings.h5: not merged" in said
+
+
+def test_two_world_sizes(results: Results) -> None:
+    other = Results(results.folder, 3)
+    other.embed()
+    other.shards[1].unlink()
+    said = doctor(results, code=0)
+    assert "shards: 2 of 2 complete" in said
+    assert "another set of shards: 2 of 3 complete; the merge would use the set of 2\n" in said
+    edit_status(results.statuses[0], status="running")
+    results.embeddings.unlink()
+    told = "the merge would use the set of 2, whose workers take packs from it if the settings are the same"
+    assert f"another set of shards: 2 of 3 complete; {told}" in doctor(results)
+
+
+def test_many_shards_of_one_fate_are_told_once(results: Results) -> None:
+    results.embeddings.unlink()
+    for path in (*results.shards, results.statuses[1]):
+        path.unlink()
+    results.statuses[0].rename(results.statuses[0].with_name("shard_0-of-64.status.json"))
+    said = doctor(results)
+    assert "shards: 0 of 64 complete" in said
+    assert "shard_1-of-64 and 62 more: never started" in said
+    assert len(said.splitlines()) < 9
+
+
+@pytest.mark.parametrize("keep", [0, 100, 3000])
+def test_a_truncated_merged_file(results: Results, keep: int) -> None:
+    os.truncate(results.embeddings, keep)
+    said = doctor(results, "--check")
+    assert "embeddings.h5: not a readable HDF5 embeddings file, or truncated" in said
+    assert advice(said).startswith(f"rm results/{NAME}/embeddings.h5 && snakemake --cores all")
+
+
+@pytest.mark.parametrize("name", ["index.h5", "manifest.json"])
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"{}", b'{"outputs": []}'])
+def test_other_files_of_garbage(results: Results, name: str, content: bytes) -> None:
+    (results.folder / name).write_bytes(content)
+    said = doctor(results)
+    assert f"{NAME}: damaged\n  {name}: " in said
+    assert advice(said).startswith(f"rm results/{NAME}/{name} && ")
+
+
+def test_bytes_flipped_anywhere_are_no_reason_to_stumble(results: Results) -> None:
+    generator = np.random.default_rng(5)
+    files = [path for path in results.folder.rglob("*") if path.is_file()]
+    contents = {path: path.read_bytes() for path in files}
+    for _ in range(12):
+        for path, content in contents.items():
+            data = np.frombuffer(content, np.uint8).copy()
+            data[generator.integers(0, min(len(data), 4096), 8)] = generator.integers(0, 256, 8)
+            path.write_bytes(data.tobytes())
+        doctor(results, "--check")
+
+
+def test_results_not_merged_or_of_older_shards(results: Results) -> None:
+    os.utime(results.shards[0])
+    assert "embeddings.h5: older than its shards" in doctor(results)
+    results.embeddings.unlink()
+    assert "embeddings.h5: not merged\n" in doctor(results)
+    results.log("merge_shards", "10:00:00 INFO x\n10:00:01 ERROR 1 of 2 shards can't be merged:\n  s.h5: why\n")
+    said = doctor(results)
+    assert "embeddings.h5: not merged: 1 of 2 shards can't be merged: s.h5: why" in said
+    assert f"see logs/{NAME}/merge_shards.log" in said
+    assert advice(said).startswith("mend what the error says; then snakemake")
+
+
+def test_the_manifest_of_other_results(results: Results) -> None:
+    manifest = json.loads((results.folder / "manifest.json").read_text())
+    manifest["outputs"]["embeddings.h5"]["rows"] += 1
+    (results.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "embeddings.h5: not what manifest.json says of it" in doctor(results)
+
+
+def test_a_replaced_fasta_is_told(results: Results) -> None:
+    """With an older time than before, so that times tell nothing."""
+    fasta = results.root / "tiny.faa"
+    fasta.write_bytes((Path(open_index(results.index).attributes["source_path"])).read_bytes())
+    os.utime(fasta, (0, 0))
+    with h5py.File(results.index, "r+") as index:
+        del index.attrs["source_path"]
+        write_attributes(index, {"source_path": "tiny.faa"})
+    assert "changed" not in doctor(results, code=0)
+    fasta.write_text(">other\nMKV\n")
+    os.utime(fasta, (0, 0))
+    said = doctor(results)
+    assert "the input has changed: it was tiny.faa (2,4" in said
+    assert f"and is {fasta} (11 bytes, SHA-256 " in said
+
+
+def test_the_audit_is_told(results: Results) -> None:
+    manifest = json.loads((results.folder / "manifest.json").read_text())
+    manifest["audit"] = {"audit_sequences": 4, "audit_worst_cosine": 0.99991, "audit_worst_relative_error": 0.01}
+    for sequences, verdict in ((0, "ok"), (4, "less exact than they should be")):
+        manifest["shards"][1]["audit"] = {"sequences": sequences, "verdict": "warn"}
+        (results.folder / "manifest.json").write_text(json.dumps(manifest))
+        said = doctor(results, code=0)
+        assert f"audit: worst cosine 0.999910 of 4 sequences recomputed: {verdict}\n" in said
+    manifest["audit"] = {"audit_sequences": 0}
+    manifest["shards"][0]["audit"] = {"sequences": 0, "verdict": "warn", "reference": "none: too little memory"}
+    (results.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "audit: no sequence was recomputed: too little memory\n" in doctor(results, code=0)
+
+
+BAD_RECORD = "10:00:00 ERROR tiny.faa: record 2 ('bad'): '-' at residue 3\n"
+
+
+@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
+@pytest.mark.parametrize("removed", [0, 1, 2, 3])
+def test_an_index_that_could_not_be_built(tmp_path: Path, removed: int, folder: str) -> None:
+    """Snakemake removes the folders of the index that were made for it, and leaves the log."""
+    results = Results(tmp_path / "results" / NAME, 1)
+    if left := [results.folder, *results.folder.parents[:2], None][removed]:
+        left.mkdir(parents=True)
+    results.log("build_index", BAD_RECORD)
+    said = doctor(results, *([folder] if folder else []))
+    assert said.startswith(f"{NAME}: failed\n")
+    assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
+    assert f"see logs/{NAME}/build_index.log" in said
+    assert advice(said).startswith("mend what the error says")
+
+
+def test_an_index_that_could_not_be_built_among_others(results: Results) -> None:
+    results.log("build_index", "10:00:00 INFO tiny.faa: 7 records\n")
+    for log in ("other/m/build_index.log", "plan/other/m.log", "fetch_weights/w.log", "slurm/rule/m/build_index.log"):
+        path = results.root / "logs" / log
+        path.parent.mkdir(parents=True)
+        path.write_text(BAD_RECORD)
+    said = doctor(results)
+    assert [line for line in said.splitlines() if line[0] != " "][:-1] == [f"{NAME}: complete", "other/m: failed"]
+    assert advice(said).startswith("other/m: mend what the error says")
+    doctor(results, "results/tiny", code=0)
+    (results.root / "logs/other/m/build_index.log").write_text("10:00:00 INFO other.faa: 7 records\n")
+    doctor(results, code=0)  # its results were deleted
+
+
+def test_an_index_that_could_not_be_built_again(results: Results) -> None:
+    results.index.unlink()
+    results.log("build_index", BAD_RECORD)
+    said = doctor(results)
+    assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
+    assert advice(said).startswith("mend what the error says")
+    log = results.root / "logs" / NAME / "build_index.log"
+    merged = (results.folder / "manifest.json").stat().st_mtime_ns
+    os.utime(log, ns=(merged - 1, merged - 1))  # so it was built elsewhere, and deleted after the merge
+    assert "index: none; the merged results do not need it" in doctor(results, code=0)
+
+
+def test_exports_of_an_earlier_result(results: Results) -> None:
+    (results.folder / "exports/embeddings_pt").mkdir(parents=True)
+    for name in ("embeddings.npy", "embeddings.npy.ids.txt"):
+        (results.folder / "exports" / name).touch()
+    assert "exports" not in doctor(results, code=0)
+    merged = results.embeddings.stat().st_mtime_ns
+    for name in ("embeddings.npy", "embeddings_pt"):
+        os.utime(results.folder / "exports" / name, ns=(merged - 1, merged - 1))
+    said = doctor(results, code=0)
+    for name in ("embeddings.npy", "embeddings_pt"):
+        assert f"  results/{NAME}/exports/{name}: of an earlier result; delete it or ask for it again\n" in said
+    assert "ids.txt" not in said
+
+
+def test_left_over_files(results: Results) -> None:
+    (results.folder / "shards/.shard_0-of-2.h5.elsewhere.12.tmp").write_bytes(b"half")
+    said = doctor(results, code=0)
+    assert f"left over, to be deleted if no worker runs on another machine: results/{NAME}/shards/.shard_0-of-2" in said
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results" / NAME, 1)
+    assert "results: no such folder" in doctor(results)
+    (tmp_path / "results").mkdir()
+    assert "results: no results in this folder" in doctor(results)
+    (tmp_path / "file").touch()
+    doctor(results, "file")
+
+
+def as_any_user() -> None:
+    """Take from root what lets it read everything: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    if os.geteuid() == 0:
+        for capability in (1, 2):
+            ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "tiny", NAME, *(f"{NAME}/{name}" for name in ("shards", "index.h5", "embeddings.h5", "manifest.json"))]
+    + [f"{NAME}/shards/shard_0-of-2{suffix}" for suffix in (".h5", ".status.json")],
+)
+def test_what_is_closed_to_the_user(results: Results, name: str) -> None:
+    path = results.root / "results" / name
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        if subprocess.run(["test", "-r", path], preexec_fn=as_any_user).returncode == 0:
+            pytest.skip("this user can read everything")
+        done = run_script("doctor.py", cwd=results.root, preexec_fn=as_any_user)
+    finally:
+        path.chmod(mode)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert ": not readable" in done.stdout
+    assert advice(done.stdout).startswith(f"make {Path('results', name)} readable to you")
