@@ -31,12 +31,12 @@ from seqmill.run.findings import (
     trouble_with,
     unbuilt,
 )
-from seqmill.run.stale import find_changed_inputs
+from seqmill.run.stale import find_changed_inputs, started_world_size
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.embeddings import Embeddings, open_embeddings
 from seqmill.store.index import Index, open_index
-from seqmill.store.layout import SHARD_FILE, logs_folder, root_of, started_world_size
+from seqmill.store.layout import SHARD_FILE, logs_folder, root_of
 from seqmill.store.part_file import Part, open_part
 
 MARKS = {"index.h5", "embeddings.h5", "manifest.json", "records.tsv.gz"}

@@ -7,11 +7,12 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from seqmill.errors import SeqmillError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")
@@ -285,6 +286,6 @@ def model_flop(architecture: AnyArchitecture, lengths: np.ndarray) -> float:
         architecture: the model's shape.
         lengths: (num_segments,), tokens in each, special tokens included.
     """
-    lengths = np.asarray(lengths, np.float64)
+    lengths = lengths.astype(float)
     layers, dim = architecture.num_layers, architecture.hidden_dim
     return float((lengths * (2 * architecture.matrix_parameters + 4 * lengths * dim * layers)).sum())

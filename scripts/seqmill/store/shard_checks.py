@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmill.base.files import sha256_and_finite
+from seqmill.base.scan import sha256_and_finite
 from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint

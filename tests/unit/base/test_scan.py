@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmill.base.files import BLOCK_BYTES, sha256_and_finite
+from seqmill.base.scan import BLOCK_BYTES, sha256_and_finite
 
 NUM_ROWS, WIDTH = 3 * BLOCK_BYTES // 40 + 7, 10  # of float32: more than three blocks, none of whole rows
 
