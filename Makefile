@@ -21,7 +21,7 @@ help:
 	@echo "make faults-all  the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
 	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
-	@echo "make lint   ruff, snakefmt, snakemake --lint"
+	@echo "make lint   ruff, snakefmt, snakemake --lint, import-linter"
 	@echo "make bench  time seqmill, fair-esm and transformers on this CPU (about 15 minutes)"
 	@echo "make setup  set up .venv only"
 	@echo "make clean  remove .venv; results stay"
@@ -66,6 +66,7 @@ lint: $(READY)
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	snakemake --lint
+	cd scripts && lint-imports --no-cache --config ../pyproject.toml
 
 bench: $(READY)
 	python benchmarks/cpu.py --output benchmarks/results/cpu
