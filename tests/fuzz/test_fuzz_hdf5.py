@@ -208,49 +208,34 @@ def _merge_damaged(source: Run, copy: Run, intact: Path, expected: dict[str, Any
         assert not different, f"merged, with other {different}"
 
 
-def test_a_damaged_index_of_segments_is_not_merged(sound_contigs: Run, memory_folder: Path) -> None:
-    copy = copy_of(sound_contigs, memory_folder / "copy of contigs")
-    expected, data = merged(sound_contigs, memory_folder / "merged"), sound_contigs.index.read_bytes()
-    metadata, _, _ = parts_of(sound_contigs.index)
+Damage = Callable[[bytes, random.Random, list[range]], bytes]
+
+
+def _merge_often(run: Run, folder: Path, file: Path, damage: Damage, cases: int, vouch: bool = False) -> None:
+    """Damage one file of a run in many ways; each merge says so or gives the same result."""
+    copy = copy_of(run, folder / f"copy of {run.folder.name}")
+    expected, data = merged(run, folder / "merged"), file.read_bytes()
+    likely = parts_of(file)[0] if file == run.index or vouch else []  # else anywhere in a shard
 
     def attempt(seed: int) -> None:
-        hit = damaged(data, random.Random(seed), metadata)
-        _merge_damaged(sound_contigs, copy, sound_contigs.index, expected, hit, vouch=False)
+        hit = damage(data, random.Random(seed), likely)
+        _merge_damaged(run, copy, file, expected, hit, vouch)
 
-    assert not (wrong := failures(200, attempt)), wrong
+    assert not (wrong := failures(cases, attempt)), wrong
+
+
+def test_a_damaged_index_of_segments_is_not_merged(sound_contigs: Run, memory_folder: Path) -> None:
+    _merge_often(sound_contigs, memory_folder, sound_contigs.index, damaged, 200)
 
 
 def test_a_damaged_index_is_not_merged(sound: Run, memory_folder: Path) -> None:
-    copy = copy_of(sound, memory_folder / "copy")
-    expected, data = merged(sound, memory_folder / "merged"), sound.index.read_bytes()
-    metadata, _, _ = parts_of(sound.index)
-
-    def attempt(seed: int) -> None:
-        hit = damaged(data, random.Random(seed), metadata)
-        _merge_damaged(sound, copy, sound.index, expected, hit, vouch=False)
-
-    assert not (wrong := failures(500, attempt)), wrong
+    _merge_often(sound, memory_folder, sound.index, damaged, 500)
 
 
 def test_a_damaged_shard_is_not_merged(sound: Run, memory_folder: Path) -> None:
-    copy = copy_of(sound, memory_folder / "copy")
-    expected, data = merged(sound, memory_folder / "merged"), sound.shards[1].read_bytes()
-
-    def attempt(seed: int) -> None:
-        hit = damaged(data, random.Random(seed), [])
-        _merge_damaged(sound, copy, sound.shards[1], expected, hit, vouch=False)
-
-    assert not (wrong := failures(500, attempt)), wrong
+    _merge_often(sound, memory_folder, sound.shards[1], damaged, 500)
 
 
 def test_damaged_metadata_of_a_shard_that_its_status_vouches_for(sound: Run, memory_folder: Path) -> None:
     """As of a shard damaged before its digest was taken: HDF5's own checksums are what is left."""
-    copy = copy_of(sound, memory_folder / "copy")
-    expected, data = merged(sound, memory_folder / "merged"), sound.shards[1].read_bytes()
-    metadata, _, _ = parts_of(sound.shards[1])
-
-    def attempt(seed: int) -> None:
-        hit = bits_flipped(data, random.Random(seed), metadata)
-        _merge_damaged(sound, copy, sound.shards[1], expected, hit, vouch=True)
-
-    assert not (wrong := failures(500, attempt)), wrong
+    _merge_often(sound, memory_folder, sound.shards[1], bits_flipped, 500, vouch=True)
