@@ -85,7 +85,7 @@ def random_contigs(num_bases: int) -> list[bytes]:
 
 
 def with_seqmill(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize records' lines as the index step does; return all tokens, and their number per record."""
+    """Return what the index step makes of the lines of records: all tokens, and the number of each."""
     letters, segmentation = NucleotideLetters(), Segmentation()
     return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body), segmentation)])
 
