@@ -1,18 +1,19 @@
-# Set-up happens here and nowhere else. PYTHON=python3.12 make run picks another interpreter.
+# The only place that sets up the environment. PYTHON=python3.12 make run uses another interpreter.
 PYTHON ?= python3
 VENV := .venv
-# By itself, without a hash: its wheel of one version differs from index to index, CPU here and CUDA there.
+# Installed separately and without a hash: package indexes have different wheels (CPU, CUDA) of one version.
 TORCH := torch==2.13.0
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-# A process a core, with one thread each: more would only wait for one another.
+# One process per core with one thread each; more threads would only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/pipeline tests/property
 
 .PHONY: help setup run test test-full test-workflow faults faults-all fuzz test-slurm lint bench clean
 
 help:
+<<<<<<< HEAD
 	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
 	@echo "make test   set up .venv and run the tests of the package"
 	@echo "make test-full  the tests that make test leaves out: long studies, large matrices, runs at random"
@@ -25,6 +26,20 @@ help:
 	@echo "make bench  time seqmill, fair-esm and transformers on this CPU (about 15 minutes)"
 	@echo "make setup  set up .venv only"
 	@echo "make clean  remove .venv; results stay"
+=======
+	@echo "make setup          set up .venv only"
+	@echo "make run            set up .venv and embed the demo proteins and contigs (results/)"
+	@echo "make test           set up .venv and run the tests of the package"
+	@echo "make test-full      run the long tests that make test leaves out"
+	@echo "make test-workflow  run the workflow with Snakemake on this machine (about 5 minutes)"
+	@echo "make test-slurm     run the workflow on a test SLURM (needs root, slurm-wlm, and munge)"
+	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
+	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
+	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
+	@echo "make lint           ruff, snakefmt, snakemake --lint"
+	@echo "make bench          time seqmill, fair-esm, and transformers on this CPU (about 15 minutes)"
+	@echo "make clean          remove .venv; results stay"
+>>>>>>> h-docs
 
 setup: $(READY)
 

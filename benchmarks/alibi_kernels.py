@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Attention with linear biases on a CPU: our AVX512-BF16 kernel beside PyTorch's, in bfloat16 on one thread.
+"""Compare attention with linear biases on a CPU: our AVX512-BF16 kernel and PyTorch's, in bfloat16 on one thread.
 
 python benchmarks/alibi_kernels.py
 
-The kernels take turns. Our kernel leaves out keys whose weights are lost in rounding, as a bound from the norms
-of queries and keys says, so its time depends on the scores: those of random queries and keys of DNABERT-S's
-shape, times one of several factors. Without a factor their norms are near 8, scores near 1.
+The kernels take turns. Our kernel skips keys whose weights are lost in rounding, by a bound from the norms of queries
+and keys, so its time depends on the scores. The queries and keys are random, have DNABERT-S's shape, and are multiplied
+by one of several factors. Without a factor, their norms are near 8 and the scores near 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seqmill.model.pack import Pack
 from seqmill.spec.models import DNABERT_MODELS
 
 SHAPE = DNABERT_MODELS["dnabert_s"]
-TOKENS = 4000  # of a pack, or one sequence if that is longer
+TOKENS = 4000  # per pack, or one sequence if that is longer
 LENGTHS = (100, 500, 2000, 5000)
 FACTORS = (1.0, 3.0, 10.0)
 ROUNDS = 9
@@ -34,7 +34,7 @@ ROUNDS = 9
 
 def main() -> None:
     torch.set_num_threads(1)
-    choose_kernel(torch.device("cpu"), torch.bfloat16, SHAPE.head_dim, "avx512")  # or an error that says why not
+    choose_kernel(torch.device("cpu"), torch.bfloat16, SHAPE.head_dim, "avx512")  # raises an error with the reason
     print(f"{processor()[0]}, one thread, torch {torch.__version__}, bfloat16, median of {ROUNDS} rounds\n")
     print("| tokens | scores x | sdpa, ms | avx512, ms | ratio |")
     print("|---|---|---|---|---|")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Time whole processes, from FASTA to file, on this machine's CPU: seqmill, fair-esm, transformers.
 
-Same seeded weights, saved to disk; same proteins, with lengths as in UniProt, truncated at 1022 residues;
-all cores; the contenders take turns, so that a machine whose speed drifts is fair to all. Writes a
-Markdown table and a JSON file that a later run can be compared with.
+All contenders use the same seeded weights from disk, the same proteins with lengths as in UniProt, truncated at 1022
+residues, and all cores. They take turns, so a machine whose speed drifts is fair to all. Writes a Markdown table and a
+JSON file for comparison with a later run.
 
     python benchmarks/cpu.py --output benchmarks/results/cpu
 """
@@ -40,7 +40,7 @@ CONTENDERS = ("seqmill", "fair-esm", "transformers float32", "transformers bfloa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="which sizes")
+    parser.add_argument("--models", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="models to time")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contender (default: 2)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="who takes part")
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.md and OUTPUT.json")
@@ -126,7 +126,7 @@ def save_weights(model: str, folder: Path) -> None:
 
 
 def command_of(contender: str, model: str, folder: Path) -> list[str]:
-    """Return the shell command that takes a contender from the FASTA to its file."""
+    """Return a contender's shell command, from the FASTA to its file."""
     python, scripts = sys.executable, BENCHMARKS.parent / "scripts"
     if contender == "seqmill":
         steps = [
@@ -173,7 +173,7 @@ def table(results: dict) -> str:
         f"{results['processor']}, {results['cores']} cores, torch {results['torch']}, {results['date']}.",
         "Whole processes, FASTA to file; real tokens; median of the rounds, which took turns.",
         "",
-        "| model | contender | seconds | tokens/s | seqmill is | peak memory | of bfloat16 GEMM peak |",
+        "| model | contender | seconds | tokens/s | speedup of seqmill | peak memory | of bfloat16 GEMM peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for model, measured in results["models"].items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each step of the CPU engine gives: precision, threads, attention kernel; and the kernels alone.
+"""Time each step of the CPU engine: precision, threads, attention kernel; and the kernels alone.
 
 python benchmarks/cpu_steps.py --output benchmarks/results/cpu_steps.md
 """
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def engine_table(index: Index) -> list[str]:
-    """Tokens/s of the computation alone, ways taking turns, median of the rounds."""
+    """Return a table of tokens/s of the computation alone. The variants take turns; median of the rounds."""
     lines = ["| model | precision | attention | threads | tokens/s |", "|---|---|---|---|---|"]
     for name, every in EVERY.items():
         architecture, packs = MODELS[name], range(0, index.num_packs, every)
@@ -74,7 +74,7 @@ def engine_table(index: Index) -> list[str]:
         rates: dict[tuple[str, str, str], list[float]] = {}
         for _ in range(ROUNDS):
             for (precision, attention), model in models.items():
-                for way in (threads_in_operations, thread_a_piece):
+                for way in (threads_within_operations, one_thread_per_piece):
                     start = time.perf_counter()
                     way(model, index, packs)
                     rate = num_tokens / (time.perf_counter() - start)
@@ -83,8 +83,8 @@ def engine_table(index: Index) -> list[str]:
     return lines
 
 
-def threads_in_operations(model: ESM2, index: Index, packs: range) -> None:
-    """The plain way: a pack at a time, PyTorch's threads inside every operation."""
+def threads_within_operations(model: ESM2, index: Index, packs: range) -> None:
+    """Compute one pack at a time, with PyTorch's threads within each operation."""
     torch.set_num_threads(THREADS)
     for number in packs:
         pack = Pack.from_tokens(index.pack_tokens(number), index.pack_lengths(number))
@@ -95,14 +95,14 @@ def embedder(model: ESM2) -> PackEmbedder:
     return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
 
 
-def thread_a_piece(model: ESM2, index: Index, packs: range) -> None:
-    """The runner's way."""
+def one_thread_per_piece(model: ESM2, index: Index, packs: range) -> None:
+    """Compute as the runner does, with one thread per piece of a pack."""
     for _ in embed_packs(embedder(model), index, packs, CPU, THREADS):
         pass
 
 
 def kernel_table() -> list[str]:
-    """Microseconds a token of rotation and attention, on one thread, 20 heads."""
+    """Return a table of microseconds per token for rotation and attention, on one thread with 20 heads."""
     lines = ["| head dim | length | sdpa, us/token | avx512, us/token | ratio |", "|---|---|---|---|---|"]
     torch.set_num_threads(1)
     for head_dim in (16, 24, 32, 64):
@@ -120,7 +120,7 @@ def kernel_table() -> list[str]:
 
 
 def host_lines(index: Index) -> list[str]:
-    """What reading, packing and pooling cost beside the forward of the smallest model."""
+    """Return the share of reading, packing, and pooling in the time of the smallest model."""
     torch.set_num_threads(1)
     architecture = MODELS["esm2_t6_8M_UR50D"]
     kernel = choose_kernel(CPU, torch.bfloat16, architecture.head_dim)
@@ -138,7 +138,7 @@ def host_lines(index: Index) -> list[str]:
 
 
 def best(work: Callable[[], object]) -> float:
-    """Return the least seconds of several calls, after one to warm up."""
+    """Return the seconds of the fastest of several calls, after a warm-up call."""
     work()
     seconds = []
     for _ in range(7):

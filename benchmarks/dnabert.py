@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Time whole processes, from FASTA to file, on this machine's CPU: seqmill and the published code of DNABERT-S.
 
-Same seeded weights of the full size, same contigs of mixed length (random DNA, lengths log-normal as an assembly's,
-300 to 10,000 bases), all cores; the contenders take turns. Their embeddings are compared as well.
+Both use the same seeded weights of the full size, the same contigs of mixed length (random DNA, log-normal lengths as
+in an assembly, 300 to 10,000 bases), and all cores. They take turns, and their embeddings are compared too.
 
     python benchmarks/dnabert.py --published FOLDER --output benchmarks/results/dnabert
 
-FOLDER holds the published code, see peer_dnabert.py. Writes a Markdown table and a JSON file.
+FOLDER has the published code, see peer_dnabert.py. Writes a Markdown table and a JSON file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHORTEST, LONGEST = 300, 10_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", type=Path, required=True, help="folder with the published code")
-    parser.add_argument("--contigs", type=int, default=80, help="how many (default: 80)")
+    parser.add_argument("--contigs", type=int, default=80, help="number of contigs (default: 80)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contender (default: 2)")
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def write_contigs(path: Path, number: int) -> int:
-    """Write seeded random contigs in random order; return how many bases they have."""
+    """Write seeded random contigs in random order; return the number of bases."""
     generator = np.random.default_rng(3)
     lengths = generator.lognormal(np.log(MEDIAN_LENGTH), SPREAD, number).clip(SHORTEST, LONGEST).astype(int)
     letters = np.frombuffer(b"ACGT", np.uint8)
@@ -89,7 +89,7 @@ def write_contigs(path: Path, number: int) -> int:
 
 
 def commands_of(published: Path) -> dict[str, str]:
-    """Return the shell commands that take each contender from the FASTA to its file."""
+    """Return each contender's shell command, from the FASTA to its file."""
     python, scripts = sys.executable, BENCHMARKS.parent / "scripts"
     commands = {}
     for precision in ("bfloat16", "float32"):
@@ -122,7 +122,7 @@ def table(results: dict) -> str:
         f"Whole processes, FASTA to file: {results['contigs']} contigs, {results['bases']:,} bases, "
         f"{results['tokens']:,} tokens; median of the rounds, which took turns.",
         "",
-        "| contender | seconds | bases/s | times the published code | peak memory | worst cosine to it | worst error |",
+        "| contender | seconds | bases/s | speedup over published | peak memory | worst cosine to it | worst error |",
         "|---|---|---|---|---|---|---|",
     ]
     medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in results["runs"].items()}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measure seqmill on this machine's GPU, and transformers and fair-esm beside it where they are installed.
+"""Measure seqmill on this machine's GPU, and transformers and fair-esm if they are installed.
 
-For each model: tokens/s of every attention kernel that can be used, with the elementwise work fused and
-not, in bfloat16 and float16; the share of the GEMM peak; how busy the GPU was; what the host spends on a
-pack; memory; the worst cosine to float32. Then one run from FASTA to HDF5, then the peers. Seeded
-weights, proteins with lengths as in UniProt. What is measured is written at once, so that an end by force
-loses nothing; steps that would begin after the time allowed are left out, and named.
+For each model: tokens/s of every attention kernel that works here, with and without fused elementwise operations, in
+bfloat16 and float16; the share of the GEMM peak; GPU utilization; host time per pack; memory; the worst cosine to
+float32. Then one run from FASTA to HDF5, then the peers. The weights are seeded, and the proteins have lengths as in
+UniProt. Each result is written at once, so a killed run loses none. Steps that would begin after the time limit are
+skipped and listed.
 
     python benchmarks/gpu.py --output benchmarks/results/gpu
 """
@@ -52,19 +52,19 @@ from seqmill.spec.task import ShardTask
 from seqmill.store.index import Index, open_index
 
 SIZES = [name for name in MODELS if "15B" not in name]
-FLAGSHIP = "esm2_t33_650M_UR50D"  # from FASTA to HDF5, and beside the peers
+FLAGSHIP = "esm2_t33_650M_UR50D"  # for the run from FASTA to HDF5 and the comparison with the peers
 PROTEINS = 60000
 PEER_PROTEINS = 500
-ROUND_SECONDS = 3.0  # the packs of a timed round are as many as the first way computes in this time
-FILE_SECONDS = 15.0  # likewise the proteins of the run from FASTA to HDF5
+ROUND_SECONDS = 3.0  # a round has as many packs as the first variant computes in this time
+FILE_SECONDS = 15.0  # likewise the number of proteins in the run from FASTA to HDF5
 MAX_LENGTH = 1022
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SIZES, default=SIZES, help="which sizes")
-    parser.add_argument("--rounds", type=int, default=2, help="timed runs of each way (default: 2)")
-    parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing after this time (default: 7)")
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=SIZES, help="models to measure")
+    parser.add_argument("--rounds", type=int, default=2, help="timed runs of each variant (default: 2)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="start no step after this time (default: 7)")
     parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.md and OUTPUT.json")
     arguments = parser.parse_args()
     device = torch.device("cuda")
@@ -80,7 +80,7 @@ def main() -> None:
     end = time.monotonic() + 60 * arguments.minutes
 
     def step(name: str, work: Callable[[], object]) -> None:
-        """Do it if there is time, and write what there is; a failure is noted and ends nothing."""
+        """Run a step if there is time left, and save the results so far; record a failure and continue."""
         if time.monotonic() > end:
             results["left_out"].append(f"{name}: no time left")
         else:
@@ -118,7 +118,7 @@ def make_index(folder: Path, sequences: list[str]) -> Index:
 
 
 def ways(architecture: Architecture, device: torch.device) -> list[tuple[str, str, bool]]:
-    """Return what to compare: (precision, attention kernel, fused elementwise work), the default first."""
+    """Return the variants (precision, attention kernel, fused elementwise operations), the default first."""
     head_dim, fuse = architecture.head_dim, fused.available(device)
     best = choose_kernel(device, torch.bfloat16, head_dim)
     others = [name for name in FASTEST_FIRST if name != best and not why_not(name, device, torch.bfloat16, head_dim)]
@@ -129,10 +129,10 @@ def ways(architecture: Architecture, device: torch.device) -> list[tuple[str, st
 
 
 def measure(name: str, index: Index, device: torch.device, rounds: int, results: dict, step: Callable) -> None:
-    """Measure every way of a model; the first decides how many packs a round has."""
+    """Measure every variant of a model; the first decides how many packs a round has."""
     architecture = MODELS[name]
     measured = results["models"][name] = {"ways": []}
-    # On the device, so that a model of any dtype is made of them at once; they are not counted as memory used.
+    # On the device, so that models of any dtype are made from them quickly; they do not count as used memory.
     tensors = {key: tensor.to(device) for key, tensor in untrained_tensors(architecture).items()}
     held = sum(tensor.nbytes for tensor in tensors.values())
     checked = [index.num_packs // 2, index.num_packs - 1]
@@ -196,7 +196,7 @@ def evenly(num_packs: int, count: int) -> list[int]:
 
 
 def pack_seconds(model: ESM2, index: Index, packs: list[int], device: torch.device) -> tuple[float, float]:
-    """Return medians over packs: the host's seconds to queue one, the device's to compute it."""
+    """Return medians over packs: seconds of the host to queue a pack, and of the device to compute it."""
     host, on_device = [], []
     for number in evenly(len(packs), 8):
         pack = Pack.from_tokens(index.pack_tokens(packs[number]), index.pack_lengths(packs[number]))
@@ -220,13 +220,13 @@ def worst_cosine(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def best_rate(results: dict, name: str) -> float:
-    """Return the tokens/s of a model's first way; 0 if it was not measured."""
+    """Return the tokens/s of a model's first variant; 0 if it was not measured."""
     measured = results["models"].get(name, {"ways": []})
     return measured["tokens"] / min(measured["ways"][0]["seconds"]) if measured["ways"] else 0.0
 
 
 def whole_run(folder: Path, proteins: list[str], rate: float) -> dict:
-    """Take a FASTA file to a shard, as the workflow does, in bfloat16."""
+    """Make a shard from a FASTA file, as the workflow does, in bfloat16."""
     count = min(int(rate * FILE_SECONDS / 350), len(proteins))
     write_fasta(folder / "whole.faa", proteins[:count])
     start = time.perf_counter()
@@ -247,7 +247,7 @@ def whole_run(folder: Path, proteins: list[str], rate: float) -> dict:
 def measure_peers(
     folder: Path, proteins: list[str], device: torch.device, results: dict, step: Callable, left: Callable[[], float]
 ) -> None:
-    """Time the embedding alone, without loading, of the same proteins by everyone; each peer in its own process."""
+    """Time the embedding of the same proteins, without loading, by seqmill and by each peer in its own process."""
     peers = results["peers"] = {"model": FLAGSHIP, "sequences": len(proteins), "seconds": {}}
     peers["tokens"] = sum(min(len(protein), MAX_LENGTH) + 2 for protein in proteins)
     if missing := [name for name in ("esm", "transformers", "Bio") if importlib.util.find_spec(name) is None]:

@@ -65,7 +65,7 @@ def peer_lines(results: dict) -> list[str]:
     lines = [
         f"{peers['model']}, {peers['sequences']:,} proteins, {peers['tokens']:,} tokens; embedding alone, no loading:",
         "",
-        "| contender | seconds | tokens/s | seqmill is |",
+        "| contender | seconds | tokens/s | speedup of seqmill |",
         "|---|---|---|---|",
     ]
     for name, seconds in peers["seconds"].items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What 16-bit residual streams, layer norms and matrix products cost, with and without outlier channels.
+"""Measure the error of 16-bit residual streams, layer norms, and matrix products, with and without outlier channels.
 
 python benchmarks/outliers.py --output benchmarks/results/outliers.md
 """
@@ -51,7 +51,8 @@ def main() -> None:
         f"Mean embeddings of {len(LENGTHS)} sequences of 1 to {max(LENGTHS)} residues against float32 (float32 itself",
         "against float64): one minus the worst cosine / the worst relative L2 error. Seeded weights, without outliers",
         "and with four channels that reach 1e3 to 8e3 in the residual stream (`plant_outliers`).",
-        "seqmill's are the rows with residual stream and layer norm in float32.",
+        "seqmill's rows are those with residual stream and layer norm in float32. 'In and out' is what a model",
+        "converted to 16 bits does (float32 only within PyTorch's norm); 'every step' also rounds each result in it.",
         "",
         *table(columns),
     ]
@@ -72,12 +73,12 @@ def norm_float32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtyp
 
 
 def norm_rounded(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a model turned to 16 bits does: input, weights and output rounded, float32 within PyTorch's kernel."""
+    """Normalize as a model converted to 16 bits does: round input, weights, and output; float32 in PyTorch's kernel."""
     return F.layer_norm(x.to(dtype), weight.shape, weight.to(dtype), bias.to(dtype), LAYER_NORM_EPS)
 
 
 def norm_16_bit(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Every step's result rounded to 16 bits."""
+    """Normalize with the result of every step rounded to 16 bits."""
     x = x.to(dtype)
     centered = x - x.mean(dim=-1, keepdim=True)
     variance = centered.square().mean(dim=-1, keepdim=True)
@@ -89,7 +90,7 @@ NORMS: dict[str, Norm] = {
     "16-bit in and out": norm_rounded,
     "16-bit every step": norm_16_bit,
 }
-# Matrix products and the residual streams worth combining with them.
+# Matrix products, and the residual streams that make sense with them.
 STREAMS = {
     torch.bfloat16: (torch.float32, torch.bfloat16),
     torch.float16: (torch.float32, torch.bfloat16, torch.float16),
@@ -99,7 +100,7 @@ VARIANTS = [(matmul, stream, norm) for matmul, streams in STREAMS.items() for no
 
 @torch.inference_mode()
 def forward(weights: Weights, pack: Pack, matmul: torch.dtype, stream: torch.dtype, norm: str) -> torch.Tensor:
-    """ESM-2's forward written out once more, with the precisions as switches; returns float32 hidden states."""
+    """Run ESM-2's forward pass, written again with the precisions as switches; return float32 hidden states."""
     architecture, tensors = weights.architecture, weights.tensors
     cos, sin = rope_tables(int(pack.lengths.max()), architecture.head_dim, torch.float32)
 
@@ -119,7 +120,7 @@ def forward(weights: Weights, pack: Pack, matmul: torch.dtype, stream: torch.dty
         qkv = qkv.view(-1, 3, architecture.num_heads, architecture.head_dim)
         x = add(x, linear(attend("sdpa", qkv, cos, sin, pack), f"{layer}.out"))
         x = add(x, linear(F.gelu(linear(normalize(x, f"{layer}.ffn_norm"), f"{layer}.fc1")), f"{layer}.fc2"))
-    # Nothing follows the last norm that would need 16 bits, so its float32 form isn't rounded.
+    # Nothing after the last norm needs 16 bits, so its float32 result is not rounded.
     last = torch.float32 if norm == "float32" else matmul
     return NORMS[norm](x, tensors["final_norm.weight"], tensors["final_norm.bias"], last).float()
 

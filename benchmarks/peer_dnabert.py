@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The published code of DNABERT-S at its authors' settings: sorted by length, batches of 20, padded, float32.
+"""Run the published code of DNABERT-S with its authors' settings: sorted by length, batches of 20, padded, float32.
 
 usage: peer_dnabert.py PUBLISHED FASTA MODEL OUTPUT
 
 PUBLISHED is a folder with bert_layers.py and bert_padding.py of https://github.com/MAGICS-LAB/DNABERT_S (see
-tests/support/dnabert_reference.py), without its Triton kernel, so that it computes in PyTorch; MODEL a folder with
-config.json, tokenizer.json and pytorch_model.bin. Needs einops and transformers. Says on stderr how many seconds
-the embedding took, without loading.
+tests/support/dnabert_reference.py), without its Triton kernel, so that it computes in PyTorch. MODEL is a folder with
+config.json, tokenizer.json, and pytorch_model.bin. Needs einops and transformers. Prints the seconds of the embedding,
+without loading, to stderr.
 """
 
 import importlib

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""fair-esm's own way, as its extract script goes: batches by tokens, float32, mean over residues.
+"""Run fair-esm as its extract script does: batches by tokens, float32, mean over residues.
 
 usage: peer_fair_esm.py FASTA CHECKPOINT OUTPUT [DEVICE [DTYPE]]
 
-Says on stderr how many seconds the embedding took, without loading; on CUDA after one batch to warm up.
+Prints the seconds of the embedding, without loading, to stderr; on CUDA after a warm-up batch.
 """
 
 import argparse

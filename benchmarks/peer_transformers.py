@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""transformers' EsmModel with scaled_dot_product_attention, batches sorted by length, mean over residues.
+"""Run transformers' EsmModel with scaled_dot_product_attention, batches sorted by length, mean over residues.
 
 usage: peer_transformers.py FASTA FOLDER DTYPE OUTPUT [DEVICE]
 
-Says on stderr how many seconds the embedding took, without loading; on CUDA after one batch to warm up.
+Prints the seconds of the embedding, without loading, to stderr; on CUDA after a warm-up batch.
 """
 
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a FASTA of random proteins whose lengths are distributed as UniProt's are."""
+"""Write a FASTA of random proteins with the distribution of lengths in UniProt."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Time and memory of looking up sequences in an earlier result, by digests alone: one result of so many million rows,
-a FASTA of the same and 1 % more.
+"""Measure time and memory for finding sequences in an earlier result of many million rows, by digests alone.
+
+The FASTA has the same sequences and 1 % more.
 
     python benchmarks/reuse.py --millions 10
 """
@@ -25,7 +26,7 @@ from seqmill.store.reuse import Source
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=10, help="of sequences in the earlier result")
+    parser.add_argument("--millions", type=float, default=10, help="million sequences in the earlier result")
     number = round(parser.parse_args().millions * 1e6)
     wanted = np.random.default_rng(0).integers(0, 256, (number + number // 100, 16), np.uint8)
     with tempfile.NamedTemporaryFile() as file:
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def peak() -> float:
-    """Return the most memory that this process has held, in GB."""
+    """Return the peak memory of this process, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

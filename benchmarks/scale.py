@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Time and memory of the steps around the model at 0.1, 1 and 10 million proteins: index, shards, merge.
+"""Measure time and memory of the steps around the model at 0.1, 1, and 10 million proteins: index, shards, merge.
 
-There is no model: each sequence gets a stand-in vector, written by the real shard writer in two shards, one after the
-other. Beside them, in turn: `samtools faidx` of the same FASTA, and a copy (dd with fsync) of the merged file, which is
-as many bytes as the merge reads of its shards and writes. Each step reads its files from the disk: what the kernel
-still holds of them in memory is dropped before it begins.
+There is no model: each sequence gets a stand-in vector, which the real shard writer writes in two shards, one after
+the other. For comparison, `samtools faidx` reads the same FASTA, and dd with fsync copies the merged file, which has as
+many bytes as the merge reads and writes. Each step reads its files from the disk: they are dropped from the page cache
+before it begins.
 
     python benchmarks/scale.py --millions 0.1 1 10 --output benchmarks/results/scale
 
@@ -41,7 +41,7 @@ LINE = 60
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, nargs="+", default=[0.1, 1, 10], help="of proteins")
+    parser.add_argument("--millions", type=float, nargs="+", default=[0.1, 1, 10], help="million proteins")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
     parser.add_argument("--stand-in", nargs=2, metavar=("INDEX", "RANK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -97,7 +97,7 @@ def write_fasta(path: Path, number: int) -> None:
     generator = np.random.default_rng(1)
     letters = np.frombuffer("".join(COMPOSITION).encode(), np.uint8)
     shares = np.array(list(COMPOSITION.values()))
-    # A table of 64 Ki letters in these shares: a random index is much faster than a weighted choice.
+    # A table of 64 Ki letters in these proportions: a random index is much faster than a weighted choice.
     lookup = np.repeat(letters, np.diff(np.round(np.cumsum([0, *shares]) / shares.sum() * (1 << 16)).astype(int)))
     with path.open("wb") as file:
         for first in range(0, number, BLOCK):
@@ -113,7 +113,7 @@ def write_fasta(path: Path, number: int) -> None:
 
 
 def write_stand_in_shard(index_path: Path, rank: int) -> None:
-    """Write a rank's shard and status as a worker would, with vectors made of each sequence's digest."""
+    """Write a rank's shard and status as a worker would, with vectors made from each sequence's digest."""
     from seqmill.base.files import sha256_of_file
     from seqmill.spec.fingerprint import Fingerprint
     from seqmill.spec.packing import packs_of_rank, rows_of_rank
@@ -139,10 +139,10 @@ def write_stand_in_shard(index_path: Path, rank: int) -> None:
 
 
 def timed(command: list[object], *inputs: Path) -> dict[str, float]:
-    """Run a command that reads `inputs`; return wall and CPU seconds and the most memory of its own, in bytes.
+    """Run a command that reads `inputs`; return wall and CPU seconds and its peak own memory in bytes.
 
-    Of its own: without pages of mapped files, which the kernel takes back when memory is short. Looked at 50 times a
-    second.
+    Own memory excludes pages of mapped files, which the kernel takes back when memory is short. It is sampled 50 times
+    per second.
     """
     for path in inputs:
         drop_from_memory(path)
@@ -151,7 +151,7 @@ def timed(command: list[object], *inputs: Path) -> dict[str, float]:
     child = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
     peak = 0
     while child.poll() is None:
-        with suppress(OSError, TypeError):  # it ends at this moment
+        with suppress(OSError, TypeError):  # the process has just ended
             found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text())
             peak = max(peak, int(found[1]) * 1024)
         time.sleep(0.02)
@@ -163,7 +163,7 @@ def timed(command: list[object], *inputs: Path) -> dict[str, float]:
 
 
 def drop_from_memory(path: Path) -> None:
-    """Write to the disk what is not there yet of a file, and drop it from the page cache."""
+    """Flush a file to the disk and drop it from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -174,7 +174,7 @@ def table(results: dict) -> str:
     lines = [
         f"{results['cores']} cores, {results['date']}; {WORLD_SIZE} shards of {HIDDEN_DIM} dimensions, in turn.",
         "",
-        "| proteins | FASTA | step | seconds | microseconds each | CPU seconds | memory of its own | compared with |",
+        "| proteins | FASTA | step | seconds | microseconds each | CPU seconds | own memory | compared with |",
         "|---|---|---|---|---|---|---|---|",
     ]
     against = {"index": "samtools faidx", "merge": "copy"}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time exact cosine search over an embeddings file: seqmill.search, NumPy on the whole array, FAISS's flat index.
+"""Time exact cosine search in an embeddings file: seqmill.search, NumPy on the whole array, FAISS's flat index.
 
-Vectors as close to one another as those of proteins are (a common part and noise: cosines around 0.9). Each way in a
-process of its own, taking turns; the files are in the page cache. "load" is what must be in memory before the first
-query: for NumPy the array divided by its norms, for FAISS the index that seqmill has exported.
+The vectors are as similar as those of proteins (a common part and noise: cosines around 0.9). Each method runs in its
+own process, in turns, and the files are in the page cache. "load" is the time to prepare the first query: for NumPy, to
+load the array and divide it by its norms; for FAISS, to load the index that seqmill exported.
 
     python benchmarks/search.py --output benchmarks/results/search.md
 """
@@ -42,9 +42,9 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=500_000)
     parser.add_argument("--dimensions", type=int, default=1280, help="of 650M (default: 1280)")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 1000])
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each method (default: 3)")
     parser.add_argument("--output", type=Path, help="the Markdown file to write")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a process of its own: way, file, queries
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # its own process: method, file, queries
     arguments = parser.parse_args()
     if arguments.one:
         way, path, number = arguments.one
@@ -88,7 +88,7 @@ def time_one(way: str, path: Path, number: int) -> dict:
         rows = search(queries, embeddings, K)["row"].to_numpy().reshape(-1, K)
     elif way == "numpy":
         rows = np.empty((number, K), np.int64)
-        for first in range(0, number, 100):  # of all queries at once the scores alone would take 4 bytes a pair
+        for first in range(0, number, 100):  # for all queries at once, the scores would take 4 bytes per pair
             scores = queries[first : first + 100] @ array.T
             best = np.argpartition(scores, -K, axis=1)[:, -K:]
             order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
@@ -105,7 +105,7 @@ def time_one(way: str, path: Path, number: int) -> dict:
 
 
 def peak() -> int:
-    """Return the most memory that this process has held, in MB (getrusage would count its parent's)."""
+    """Return the peak memory of this process in MB (getrusage would count its parent's)."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 
 
@@ -116,7 +116,7 @@ def table(runs: dict[tuple[str, int], list[dict]], shape: tuple[int, int]) -> st
         f"FAISS {version('faiss-cpu')}, {date.today().isoformat()}. {shape[0]:,} records of {shape[1]:,} dimensions, "
         f"k = {K}, median of {len(next(iter(runs.values())))} rounds.",
         "",
-        "| queries | way | load, s | search, s | memory, MB | rows unlike seqmill's |",
+        "| queries | method | load, s | search, s | memory, MB | rows that differ from seqmill's |",
         "|---|---|---|---|---|---|",
     ]
     for (way, number), found in runs.items():

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Time of comparing what exists with what is asked for, at the start of a run: of 1 and 100 datasets with two shards
-each, and of a result of so many million records; unchanged, and with a FASTA that was touched, which is read once.
+"""Time the comparison of existing results with the request, at the start of a run.
+
+The results are 1 and 100 datasets with two shards each, and one dataset of many million records: unchanged, and with a
+FASTA that was touched, which is read once.
 
     python benchmarks/stale.py --millions 10
 
@@ -32,13 +34,13 @@ from seqmill.spec.models import find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.store.layout import status_path_of
 
-RESIDUES = 30  # in a sequence: its length does not matter here
+RESIDUES = 30  # per sequence; the length does not matter here
 scale.HIDDEN_DIM = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=10, help="of records in the large result")
+    parser.add_argument("--millions", type=float, default=10, help="million records in the large result")
     number = round(parser.parse_args().millions * 1e6)
     print(processor()[0])
     with tempfile.TemporaryDirectory() as name:
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def make_result(folder: Path, number: int) -> None:
-    """Write a FASTA, its index, two shards and the merged result, as a finished run leaves them."""
+    """Write a FASTA, its index, two shards, and the merged result, as after a finished run."""
     folder.mkdir()
     fasta, index = folder / "a.fa", folder / "index.h5"
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -81,7 +83,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def compare(folders: list[Path], what: str) -> None:
-    """Compare each folder with what is asked for, as the start of a run does; print the seconds."""
+    """Compare each folder with the request, as a run does at its start; print the seconds."""
     began = time.perf_counter()
     digests = KnownDigests(folders[0].parent / "digests.json")
     for folder in folders:

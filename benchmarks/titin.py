@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Memory of one long protein embedded in full on a CPU, up to titin's 34,350 residues, beside fair-esm's forward.
+"""Measure memory for one long protein embedded in full on a CPU, up to titin's 34,350 residues, and for fair-esm.
 
-Random proteins of UniProt's composition, seeded weights of the 8M model. Each is embedded by scripts/embed_shard.py,
-alone and beside 200 proteins of usual lengths; fair-esm gets the long one alone, and at most so much memory as
---fair-esm-gigabytes says: it holds length x length scores of all heads.
+The proteins are random with UniProt's composition; the weights are seeded (8M). scripts/embed_shard.py embeds each
+long protein alone and with 200 proteins of usual lengths. fair-esm gets only the long one and at most
+--fair-esm-gigabytes of memory, because it stores length x length scores of all heads.
 
     python benchmarks/titin.py --output benchmarks/results/titin
 """
@@ -38,7 +38,7 @@ PRECISIONS = ("float32", "bfloat16")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="residues of the long protein")
-    parser.add_argument("--fair-esm-gigabytes", type=float, default=8, help="most memory for fair-esm (default: 8)")
+    parser.add_argument("--fair-esm-gigabytes", type=float, default=8, help="memory limit for fair-esm (default: 8)")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
     parser.add_argument("--fair-esm", nargs=3, metavar=("FASTA", "CHECKPOINT", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def save_weights(folder: Path) -> Path:
-    """Save seeded weights as a checkpoint of fair-esm, for both."""
+    """Save seeded weights as a fair-esm checkpoint, for both programs."""
     from reference import fair_esm_model, save_checkpoint
     from seqmill.spec.models import MODELS
 
@@ -66,13 +66,13 @@ def save_weights(folder: Path) -> Path:
 
 
 def measure(folder: Path, checkpoint: Path, length: int, gigabytes: float) -> dict:
-    """Return seconds and memory of its own (bytes) of every run of a length; of fair-esm None if it did not fit."""
+    """Return seconds and own memory (bytes) of every run with a length; None for fair-esm if it did not fit."""
     generator = np.random.default_rng(length)
     shares = np.array(list(COMPOSITION.values()))
     long = "".join(generator.choice(list(COMPOSITION), length, p=shares / shares.sum()))
     usual = [sequence[:MOST_RESIDUES] for sequence in random_proteins(COMPANIONS)]
     runs, embedded = {}, {}
-    for company, sequences in (("alone", [long]), (f"beside {COMPANIONS}", [long, *usual])):
+    for company, sequences in (("alone", [long]), (f"with {COMPANIONS}", [long, *usual])):
         write_fasta(folder / "proteins.faa", sequences)
         index = folder / "index.h5"
         full = ["--long-sequences", "full", "--output", index]
@@ -98,7 +98,7 @@ def measure(folder: Path, checkpoint: Path, length: int, gigabytes: float) -> di
 
 
 def embedding_of_first(shard: Path) -> np.ndarray:
-    """Return the embedding of the longest sequence, which is the first."""
+    """Return the embedding of the longest sequence, which comes first."""
     import h5py
 
     with h5py.File(shard) as file:
@@ -106,7 +106,7 @@ def embedding_of_first(shard: Path) -> np.ndarray:
 
 
 def embed_by_fair_esm(fasta: Path, checkpoint: Path, output: Path, most_bytes: int) -> None:
-    """Write the mean of the only sequence's hidden states, in float32; nothing if memory does not suffice."""
+    """Write the mean of the only sequence's hidden states, in float32; nothing if memory is too small."""
     import torch
     from esm.pretrained import load_model_and_alphabet_core
 
@@ -131,8 +131,8 @@ def table(results: dict) -> str:
     lines = [
         "`python benchmarks/titin.py --output benchmarks/results/titin`",
         "",
-        f"{MODEL}, {results['cores']} cores shared with other work, {results['date']}. GB of memory of its own, the "
-        "most at any time, of the whole process (RssAnon); in brackets seconds from start to end.",
+        f"{MODEL}, {results['cores']} cores shared with other work, {results['date']}. Peak own memory of the "
+        "process in GB (RssAnon); in parentheses, seconds from start to end.",
         "",
         "| residues | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time the tokenization of contigs: seqmill's index step, the tokens in it alone, and the tokenizers library alone.
+"""Time the tokenization of contigs: seqmill's index step, only its tokens, and the tokenizers library alone.
 
-Same random DNA in contigs of mixed length, same tokenizer, same cores, ways taking turns. The index step reads a
-FASTA and writes index.h5; "tokens" takes the lines of records to uint16 (letters, cut, tokens); the library is given
-clean strings, all in one call, and returns the ids of each. The tokens must be equal.
+All use the same random DNA in contigs of mixed length, the same tokenizer, and the same cores, in turns. The index step
+reads a FASTA and writes index.h5; "tokens" turns the lines of records into uint16 (letters, cut, tokens); the library
+gets clean strings, all in one call, and returns the ids of each. The tokens must be equal.
 
     python benchmarks/tokenization.py --output benchmarks/results/tokenization.md
 """
@@ -26,9 +26,8 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from cut_contigs import LINE, contig_lengths
-
 from seqmill.base.machine import processor
+from seqmill.cli.cut_contigs import LINE, contig_lengths
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.build import build_index
 from seqmill.index.letters import NucleotideLetters
@@ -41,7 +40,7 @@ from seqmill.store.index import open_index
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=100, help="million bases (default: 100)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each method (default: 3)")
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file to write")
     arguments = parser.parse_args()
     contigs = random_contigs(arguments.megabytes * 1_000_000)
@@ -92,13 +91,13 @@ def with_seqmill(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarr
 
 
 def table(seconds: dict[str, list[float]], contigs: list[bytes]) -> str:
-    """Return the Markdown: median seconds and speed of each way, and the median of the rounds' ratios."""
+    """Return the Markdown: median seconds and speed of each method, and the median of the rounds' ratios."""
     num_bases = sum(map(len, contigs))
     lines = [
         f"{processor()[0]}, {len(os.sched_getaffinity(0))} cores, tokenizers {version('tokenizers')}, "
         f"{date.today().isoformat()}. {len(contigs):,} contigs, {num_bases:,} bases.",
         "",
-        "| way | seconds | Mb/s |",
+        "| method | seconds | Mb/s |",
         "|---|---|---|",
     ]
     for way, runs in seconds.items():
