@@ -13,20 +13,6 @@ UNIT := tests/unit tests/pipeline tests/property
 .PHONY: help setup run test test-full test-workflow faults faults-all fuzz test-slurm lint bench clean
 
 help:
-<<<<<<< HEAD
-	@echo "make run    set up .venv and embed the demo proteins and contigs (results/)"
-	@echo "make test   set up .venv and run the tests of the package"
-	@echo "make test-full  the tests that make test leaves out: long studies, large matrices, runs at random"
-	@echo "make test-workflow  whole runs by Snakemake on this machine (about 5 minutes)"
-	@echo "make faults     kill, stop, starve and damage real runs (about 10 minutes)"
-	@echo "make faults-all  the same, with a fault at every system call instead of a sample (about an hour more)"
-	@echo "make fuzz       thousands of odd and damaged files (about 8 minutes)"
-	@echo "make test-slurm the workflow on a SLURM of its own (needs root, slurm-wlm and munge)"
-	@echo "make lint   ruff, snakefmt, snakemake --lint, import-linter"
-	@echo "make bench  time seqmill, fair-esm and transformers on this CPU (about 15 minutes)"
-	@echo "make setup  set up .venv only"
-	@echo "make clean  remove .venv; results stay"
-=======
 	@echo "make setup          set up .venv only"
 	@echo "make run            set up .venv and embed the demo proteins and contigs (results/)"
 	@echo "make test           set up .venv and run the tests of the package"
@@ -36,10 +22,9 @@ help:
 	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
-	@echo "make lint           ruff, snakefmt, snakemake --lint"
+	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter"
 	@echo "make bench          time seqmill, fair-esm, and transformers on this CPU (about 15 minutes)"
 	@echo "make clean          remove .venv; results stay"
->>>>>>> h-docs
 
 setup: $(READY)
 
