@@ -124,10 +124,13 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id\tkind\na\n", "line 2: 1 fields, but 2 names above"),
-        ("kind\tlength\na\thelix\t3\n", "no column 'kind' beside its ids; there are: length"),
-        ("color\tkind\na\thelix\t3\n", "line 2: 3 fields, but 2 names above"),  # R leaves out the name of the first
-        ("id\tkind\na\tx\n\na\ty\n", "line 4: the id 'a' stands there twice"),
+        ("id\tkind\na\n", "line 2: 1 fields, but the header has 2 names"),
+        ("kind\tlength\na\thelix\t3\n", "no column 'kind'; the columns after the ids are: length"),
+        (
+            "color\tkind\na\thelix\t3\n",
+            "line 2: 3 fields, but the header has 2 names",
+        ),  # R leaves out the name of the first
+        ("id\tkind\na\tx\n\na\ty\n", "line 4: the id 'a' occurs twice"),
         ("", "its first line has no tab: ''; save it tab-separated"),
         ("id,kind\na,x\n", "its first line has no tab: 'id,kind'; save it tab-separated"),
     ],
@@ -139,7 +142,7 @@ def test_a_table_of_another_form_is_refused(text: str, message: str, tmp_path: P
 
 def test_a_table_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     require_column(table(tmp_path, '"id"\t"kind"\n'), "kind")
-    with pytest.raises(SeqmillError, match="no column 'color' beside its ids; there are: kind"):
+    with pytest.raises(SeqmillError, match="no column 'color'; the columns after the ids are: kind"):
         require_column(table(tmp_path, "id\tkind\na\tx\n"), "color")
     with pytest.raises(SeqmillError, match=r"nowhere\.tsv: no such table"):
         require_column(tmp_path / "nowhere.tsv", "kind")

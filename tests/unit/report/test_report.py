@@ -22,6 +22,7 @@ from embeddings_file import write_embeddings
 from pipeline import SCRIPTS, Run, run_script
 from seqmill.errors import SeqmillError
 from seqmill.report import map as report_map
+from seqmill.report import page as report_page
 from seqmill.report.charts import log_ticks, ticks
 from seqmill.report.data import Sources, gather
 from seqmill.report.map import principal_components, shown_rows
@@ -222,7 +223,7 @@ def test_statuses_stand_in_for_the_manifest(merged: Run, rejecting: Run):
     whole = gather(sources_of(merged))
     without = replace(sources_of(merged), manifest=None, statuses=merged.statuses[::-1])
     assert gather(without)["shards"] == whole["shards"]
-    with pytest.raises(SeqmillError, match=r"status\.json: of another result"):
+    with pytest.raises(SeqmillError, match=r"status\.json: belongs to another result"):
         gather(replace(without, statuses=rejecting.statuses))
 
 
@@ -366,6 +367,27 @@ def test_speed_over_time_is_drawn(own: Run, tmp_path: Path):
     assert page.data["throughput"] == {}
 
 
+def test_many_shards_are_summed_up(merged: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = gather(sources_of(merged))
+    first = {**data["shards"][0], "num_tokens": 100, "device": "a <GPU>"}
+    data["shards"] = [{**first, "rank": rank, "attempt": 1 + (rank < 2), "resumed_packs": 3} for rank in range(130)]
+    data["shards"][7] |= {"num_tokens": 230, "sequences_on_cpu": 4, "audit": {"verdict": "fail"}}
+    data["attributes"]["computed_by"] = "a <GPU>; a CPU"
+    monkeypatch.setattr(report_page, "gather", lambda sources: data)
+    page = page_of(sources_of(merged), tmp_path)
+    text = " ".join(page.text.split())
+    assert "The audit's verdict on 1 shard is fail: 7" in text
+    assert "Computed by 2 kinds of device or kernel" in text
+    assert "2.277: the most tokens in a shard, by their mean" in text
+    assert "2 shards at a later attempt, with 6 packs of earlier ones" in text
+    assert "sequences left to the CPU 4" in text
+    assert "packs split for lack of memory" not in text
+    assert page.tags["gpu"] == 0
+    listed = page.source.partition("The first 100 of 130 shards")[2].partition("</table>")[0]
+    assert listed.count("<tr>") == 101
+    assert "<th>device</th>" not in listed  # the same for all
+
+
 @pytest.mark.parametrize("points", ["fast", [[0, 0], [1]], [[0, 0], [2, 5], [1, 6]], [[0, 0], ["a", 1]], 7, [{}]])
 def test_a_series_of_other_values_is_named(points: object, own: Run):
     with pytest.raises(SeqmillError, match=r"manifest\.json: not a seqmill manifest"):
@@ -444,9 +466,9 @@ def test_rare_categories_are_one(tmp_path: Path):
     ("rows", "column", "message"),
     [
         ([(f"u{number}", "b") for number in range(9)], "kind", "'u0', 'u1', 'u2', 'u3', 'u4' and 4 more"),
-        ([("plain", "a"), ("plain", "b")], "kind", "line 3: the id 'plain' stands there twice"),
-        ([("plain", "a")], "color", "no column 'color' beside its ids; there are: other, kind"),
-        ([("plain", "a")], "id", "no column 'id' beside its ids"),
+        ([("plain", "a"), ("plain", "b")], "kind", "line 3: the id 'plain' occurs twice"),
+        ([("plain", "a")], "color", "no column 'color'; the columns after the ids are: other, kind"),
+        ([("plain", "a")], "id", "no column 'id'; the columns after the ids are"),
     ],
 )
 def test_metadata_that_do_not_fit(rows: list, column: str, message: str, merged: Run, tmp_path: Path):
