@@ -380,7 +380,7 @@ def test_many_shards_are_summed_up(merged: Run, tmp_path: Path, monkeypatch: pyt
     assert "Computed by 2 kinds of device or kernel" in text
     assert "2.277: the most tokens in a shard, by their mean" in text
     assert "2 shards at a later attempt, with 6 packs of earlier ones" in text
-    assert "sequences left to the CPU 4" in text
+    assert "sequences left to the CPU4" in text
     assert "packs split for lack of memory" not in text
     assert page.tags["gpu"] == 0
     listed = page.source.partition("The first 100 of 130 shards")[2].partition("</table>")[0]
