@@ -44,7 +44,7 @@ def search(query: Queries, embeddings: Embeddings | str | Path, k: int = 10) -> 
 def write_neighbors(
     query: Path, target: Path, output: Path, k: int = 10, layer: int | None = None, pooling: str | None = None
 ) -> None:
-    """Write what `search` finds, block by block, as a tab-separated table. `layer`, `pooling`: of both files."""
+    """Write what `search` finds as a tab-separated table; `layer` and `pooling` choose the output of both files."""
     refuse_shared([output], (query, target))
     refuse_folder(output)
     embeddings = open_embeddings(target, layer, pooling)

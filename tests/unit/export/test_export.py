@@ -23,9 +23,9 @@ from embeddings_file import random_blocks, write_blocks, write_embeddings
 from families import write_fasta
 from pipeline import MODEL, REPOSITORY, SCRIPTS, Run, run_script
 from seqmill import Embeddings, SeqmillError, open_embeddings
-from seqmill.export.export import WRITERS, export_embeddings
+from seqmill.export.export import export_embeddings
 from seqmill.export.formats import FORMATS
-from seqmill.export.names import NAME_BYTES, UNNAMED, UniqueNames, dataset_name, file_name
+from seqmill.export.names import NAME_BYTES, UNNAMED, file_name, hdf5_name, unique_names
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.outputs import Outputs
 from seqmill.store import embeddings as stored
@@ -185,7 +185,7 @@ def test_pt_without_records_and_of_another_pooling(tmp_path: Path) -> None:
 def test_pt_refuses_records_of_another_merge_and_folders_that_exist(run: Run, tmp_path: Path) -> None:
     other = write_embeddings(tmp_path / "other.h5", np.ones((2, 3)), ["a", "another"])
     records = run.folder / "records.tsv.gz"
-    with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' there, 'another'"):
+    with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' here, 'another'"):
         export_embeddings(other, tmp_path / "pt", "pt", records)
     with pytest.raises(SeqmillError, match=r"other\.h5: not a readable records\.tsv\.gz"):
         export_embeddings(other, tmp_path / "pt", "pt", other)
@@ -215,7 +215,7 @@ def test_faiss(embeddings: Embeddings, tmp_path: Path) -> None:
     assert faiss.serialize_index(theirs).tobytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("format_name", sorted(set(WRITERS) - {"h5_residues"}))
+@pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"h5_residues"}))
 def test_no_records(format_name: str, no_rows: Path, tmp_path: Path) -> None:
     output = tmp_path / f"e.{format_name}"
     if format_name in ("parquet", "faiss"):
@@ -254,7 +254,7 @@ def test_a_missing_package_is_named(
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", np.ones((2, 3)))
     before = path.read_bytes()
-    for format_name in WRITERS:
+    for format_name in FORMATS:
         with pytest.raises(SeqmillError, match="is the input as well as the output"):
             export_embeddings(path, path, format_name)
     with pytest.raises(SeqmillError, match="no format is called 'csv'"):
@@ -268,29 +268,27 @@ def test_a_file_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     os.truncate(path, embeddings.array.offset + 4 * WIDTH * 6)
     for format_name in ("npy", "h5", "h5ad", "pt"):
         with pytest.raises(SeqmillError, match=r"e\.h5"):
-            WRITERS[format_name](embeddings, tmp_path / f"new.{format_name}", None)
+            FORMATS[format_name].write(embeddings, tmp_path / f"new.{format_name}", None)
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
 
 
 def test_unique_names() -> None:
     generator = np.random.default_rng(5)
     ids = ["".join(generator.choice(list("a-1"), generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
-    unique = UniqueNames(ids)
-    names = [unique.next(id_) for id_ in ids]
+    names = list(unique_names(lambda: ids))
     assert len(set(names)) == len(ids)
     first = {id_: names[ids.index(id_)] for id_ in set(ids)}
     assert all(id_ == name for id_, name in first.items())
     assert all(name.startswith(id_) for id_, name in zip(ids, names, strict=True))
 
 
-@pytest.mark.parametrize("name_of", [dataset_name, file_name])
+@pytest.mark.parametrize("name_of", [hdf5_name, file_name])
 def test_an_id_that_may_stay_as_it_is_has_itself_as_its_name(name_of: Callable[[str], str]) -> None:
     generator = np.random.default_rng(6)
     letters = list("a_/-1")
     ids = ["".join(generator.choice(letters, generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
     ids += ["a/b", "a_b", "a/b-1", "a_b", "sp|P1|X", "P1", "P1-1", "tr|P1|Y", ".", UNNAMED, "x" * 300, "x" * NAME_BYTES]
-    unique = UniqueNames(ids, name_of)
-    names = [unique.next(id_) for id_ in ids]
+    names = list(unique_names(lambda: ids, name_of))
     assert len(set(names)) == len(ids)
     assert all(names[ids.index(id_)] == id_ for id_ in set(ids) if name_of(id_) == id_)
     assert all(name.startswith(name_of(id_)) for id_, name in zip(ids, names, strict=True))
@@ -416,7 +414,7 @@ def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Pa
 
 def test_formats_have_the_same_names_everywhere() -> None:
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
-    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS) == list(WRITERS)
+    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS)
 
 
 def test_pt_with_a_long_header(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from seqmill import Embeddings, SeqmillError, open_embeddings
 from seqmill.cli import program
 from seqmill.export import entries
 from seqmill.export.export import export_embeddings
-from seqmill.export.formats import FORMATS, IDS
-from seqmill.export.output_files import bytes_needed
+from seqmill.export.formats import FORMATS
+from seqmill.export.names import IDS
 from seqmill.store import embeddings as stored
 from seqmill.store.embeddings import Block, read_blocks
 
@@ -174,15 +174,15 @@ def test_the_room_that_is_asked_for_is_about_what_an_export_takes(
     assert len(files) == {"pt": SHAPE[0] + 1, "parquet": 1, "h5ad": 1}.get(format_name, 2)
     block = 4096 if format_name == "pt" else 1
     taken = sum(-(-path.stat().st_size // block) * block for path in files)
-    assert 0.97 < bytes_needed(open_embeddings(source), format_name) / taken < 1.15
+    assert 0.97 < FORMATS[format_name].bytes_needed(open_embeddings(source)) / taken < 1.15
 
 
 @pytest.mark.parametrize(("format_name", "larger"), [("parquet", True), ("faiss", True), ("npy", False), ("h5", False)])
 def test_room_for_float16(format_name: str, larger: bool, source: Path) -> None:
     embeddings = open_embeddings(source)
-    needed = bytes_needed(embeddings, format_name)
+    needed = FORMATS[format_name].bytes_needed(embeddings)
     embeddings.array = embeddings.array.astype(np.float16)
-    assert needed - bytes_needed(embeddings, format_name) == (0 if larger else 2 * embeddings.array.size)
+    assert needed - FORMATS[format_name].bytes_needed(embeddings) == (0 if larger else 2 * embeddings.array.size)
 
 
 def test_pt_on_a_disk_without_room_for_so_many_files(
@@ -193,7 +193,9 @@ def test_pt_on_a_disk_without_room_for_so_many_files(
         real[5], real[7] = files, left
         monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(real))
         if is_refused:
-            with pytest.raises(SeqmillError, match="2000 embeddings as pt are as many files, of which the disk takes"):
+            with pytest.raises(
+                SeqmillError, match="2000 embeddings as pt are as many files, but the disk has room for only"
+            ):
                 export_embeddings(source, tmp_path / "pt", "pt")
             export_embeddings(source, tmp_path / "e.npy", "npy")
         else:
