@@ -1,4 +1,4 @@
-"""The formats of exports. A new one needs a function that writes it, a row in FORMATS and its name in config's schema.
+"""The formats of exports. A new one needs a function that writes it, a row in FORMATS and its name in the schema.
 
 The command line and the workflow import this module, so torch, pandas, pyarrow and FAISS are imported in functions.
 """
@@ -16,7 +16,7 @@ from seqmill.export.tables import write_faiss, write_h5ad, write_npy, write_parq
 from seqmill.store.embeddings import Embeddings
 
 DISK_BLOCK = 4096  # bytes; most file systems round the size of a file up to a multiple of it
-NAME_BYTES = 64  # per row of names.tsv
+NAME_ROW_BYTES = 64  # in names.tsv
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Format:
         size = self.record_bytes + width * (4 if self.float32 else embeddings.array.itemsize)
         if not self.is_folder:
             return rows * size
-        num_bytes = rows * (-(-size // DISK_BLOCK) * DISK_BLOCK + NAME_BYTES)
+        num_bytes = rows * (-(-size // DISK_BLOCK) * DISK_BLOCK + NAME_ROW_BYTES)
         if embeddings.has_residues:  # in float32; on average half of the last block is empty
             to_float32 = 2 if embeddings.attrs["per_residue"] == "float16" else 1
             num_bytes += to_float32 * embeddings.residue_bytes + rows * DISK_BLOCK // 2
