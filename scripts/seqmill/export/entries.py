@@ -7,7 +7,6 @@ import io
 import zlib
 from collections.abc import Iterator
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 
 from seqmill.base.files import name_errors, whole_folder_or_absent, whole_or_absent
@@ -64,7 +63,7 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
 
     pooling, layer = embeddings.pooling, embeddings.layer
     key = f"{REPRESENTATIONS.get(pooling, pooling)}_representations"
-    descriptions = read_descriptions(records) if records else repeat(None)
+    labels = _headers(embeddings, records) if records else read_ids(embeddings)
     with (
         whole_folder_or_absent(output) as folder,
         (folder / "names.tsv").open("w", encoding="utf-8", newline="") as text,
@@ -74,7 +73,7 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
         unique = unique_names(partial(read_ids, embeddings), file_name)
         for block in read_blocks(embeddings):
             for row, (id_, vector) in enumerate(zip(block.ids, block.vectors, strict=True), start=block.start):
-                entry = {"label": _label(id_, row, next(descriptions, ("", -1, "")), records)}
+                entry = {"label": next(labels)}
                 if embeddings.has_residues:
                     entry["representations"] = {layer: torch.from_numpy(embeddings.residues(row)).float()}
                 # A copy: a view would be saved with the whole block.
@@ -86,28 +85,28 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
                 table.writerow((name, id_, row))
 
 
-def read_descriptions(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield the id, the row and the description of each record with a row in a records.tsv.gz.
+def _headers(embeddings: Embeddings, path: Path) -> Iterator[str]:
+    """Yield the header of each record of the embeddings, from the records.tsv.gz of the same merge.
 
     Raises:
-        SeqmillError: it is missing, damaged, or another table.
+        SeqmillError: the table is missing, damaged, or of another merge.
     """
     import pandas
 
-    columns = ["id", "row", "description"]
+    rows, columns = enumerate(read_ids(embeddings)), ["row", "id", "description"]
     form = {"sep": "\t", "usecols": columns, "dtype": str, "keep_default_na": False, "compression": "gzip"}
     try:
         with pandas.read_csv(path, **form, chunksize=4096) as blocks:
             for block in blocks:
-                for id_, row, description in block.loc[block["row"] != "", columns].itertuples(index=False):
-                    yield id_, int(row), description
+                records = block.loc[block["row"] != "", columns].itertuples(index=False)
+                for (number, id_, description), (row, expected) in zip(records, rows, strict=False):
+                    if (int(number), id_) != (row, expected):
+                        here = f"row {row} is {id_!r} here, {expected!r} in the embeddings"
+                        raise SeqmillError(f"{path}: {here}; name the records.tsv.gz of the same merge")
+                    yield f"{id_} {description}".strip()
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise SeqmillError(f"{path}: not a readable records.tsv.gz: {error!r}") from error
-
-
-def _label(id_: str, row: int, record: tuple[str, int, str] | None, records: Path | None) -> str:
-    if record is None:
-        return id_
-    if record[:2] != (id_, row):
-        raise SeqmillError(f"{records}: row {row} is {record[0]!r} here, {id_!r} in the embeddings; of another merge?")
-    return f"{id_} {record[2]}".strip()
+    for row, expected in rows:
+        raise SeqmillError(
+            f"{path}: has no row {row}, {expected!r} in the embeddings; name the table of the same merge"
+        )

@@ -22,8 +22,7 @@ _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]")
 def hdf5_name(id_: str) -> str:
     """Return the name of a record's HDF5 dataset: its id, or the accession of a UniProt id (`sp|P12345|NAME`).
 
-    In HDF5 `/` separates groups and a lone `.` is the group itself. A dot within a name, as in `NP_051037.1`, is not
-    special and stays.
+    In HDF5 `/` separates groups, and `.` alone is the group itself; `NP_051037.1` stays.
     """
     uniprot = _UNIPROT.match(id_)
     name = _UNSAFE.sub("_", uniprot[1] if uniprot else id_)

@@ -1,4 +1,4 @@
-"""Every export says what the embeddings file says, read by the library that its users would use."""
+"""Every export has the content of the embeddings file when read by the library that its users would use."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def embeddings(run: Run) -> Embeddings:
     embeddings = open_embeddings(run.embeddings)
-    assert embeddings.ids == [header.partition(" ")[0] for header in HEADERS]
+    assert embeddings.ids == ids_of_headers()
     return embeddings
 
 
@@ -187,6 +187,9 @@ def test_pt_refuses_records_of_another_merge_and_folders_that_exist(run: Run, tm
     records = run.folder / "records.tsv.gz"
     with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' here, 'another'"):
         export_embeddings(other, tmp_path / "pt", "pt", records)
+    fewer = write_embeddings(tmp_path / "other.h5", np.ones((len(HEADERS) + 1, 3)), [*ids_of_headers(), "z"])
+    with pytest.raises(SeqmillError, match=rf"records\.tsv\.gz: has no row {len(HEADERS)}, 'z' in the embeddings"):
+        export_embeddings(fewer, tmp_path / "pt", "pt", records)
     with pytest.raises(SeqmillError, match=r"other\.h5: not a readable records\.tsv\.gz"):
         export_embeddings(other, tmp_path / "pt", "pt", other)
     assert [path.name for path in tmp_path.iterdir()] == ["other.h5"]
@@ -209,7 +212,7 @@ def test_faiss(embeddings: Embeddings, tmp_path: Path) -> None:
     assert rows[:, 0].tolist() == list(range(len(HEADERS)))
     assert np.allclose(scores, 1, atol=1e-6)
     assert ids_beside(path) == embeddings.ids
-    # The same bytes as FAISS would have written.
+    # FAISS itself writes the same bytes.
     theirs = faiss.IndexFlatIP(WIDTH)
     theirs.add(index.reconstruct_n(0, index.ntotal))
     assert faiss.serialize_index(theirs).tobytes() == path.read_bytes()
@@ -338,7 +341,7 @@ OUTPUTS = [(6, "mean"), (6, "max"), (3, "mean"), (3, "max")]
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float16 file of two layers and two poolings, and of the residues of both."""
+    """A float16 file with two layers, two poolings, and the vectors of residues by both layers."""
     folder = tmp_path_factory.mktemp("several")
     run = Run(folder, 1).build(write_fasta(folder / "f.faa", random_sequences([40, 7, 7, 30])))
     run.embed(outputs=Outputs((-1, 3), ("mean", "max"), "float16"))
@@ -394,7 +397,7 @@ def test_the_program_chooses_an_output(several: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "second"), [(MODEL, "6"), ("own.pt", "-1")])
 def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Path) -> None:
-    """Of a model that is a file, whose layers Snakemake can't count, a layer is called as it was asked for."""
+    """For a model from a file, whose layers Snakemake can't count, a layer is named as it was requested."""
     fasta = write_fasta(tmp_path / "some.faa", ["MKV"])
     (tmp_path / "own.pt").touch()
     settings = ("layers=[3,-1]", "pooling=[max,mean_tokens]", "exports=[npy,pt,h5_residues]", "per_residue=float16")
@@ -439,13 +442,17 @@ def test_the_program(run: Run, embeddings: Embeddings, tmp_path: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
+def ids_of_headers() -> list[str]:
+    return [header.partition(" ")[0] for header in HEADERS]
+
+
 def ids_beside(path: Path) -> list[str]:
     with path.with_name(f"{path.name}.ids.txt").open(encoding="utf-8") as file:
         return [line.removesuffix("\n") for line in file]
 
 
 def names_in(path: Path) -> dict[str, tuple[str, int]]:
-    """Return the id and the row of each name, which are unique."""
+    """Return the id and the row of each name, after checking that names are unique."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["name"], (row["id"], int(row["row"]))) for row in csv.DictReader(file, delimiter="\t")]
     assert len(dict(rows)) == len(rows)

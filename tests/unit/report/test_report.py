@@ -1,4 +1,4 @@
-"""The report: its figures are those of the files, its page is safe and whole, damaged inputs are named."""
+"""The report shows the data of the files, its page is safe and complete, and errors name damaged inputs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def own(merged: Run, tmp_path: Path) -> Run:
 
 
 class Page(HTMLParser):
-    """The page as a browser reads it: its elements, the text of its scripts, and all other text."""
+    """The page as a browser reads it: elements, the text of scripts, and all other text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_statuses_stand_in_for_the_manifest(merged: Run, rejecting: Run):
 
 
 def test_no_embedding_at_all(tmp_path: Path):
-    """As where all are quarantined."""
+    """For example if all records are quarantined."""
     page = page_of(Sources(write_embeddings(tmp_path / "e.h5", np.empty((0, 5)), [])), tmp_path)
     assert (page.data["points"]["maps"], page.data["lengths"]) == ([], {})
     assert "fewer than three embeddings" in page.text
@@ -306,7 +306,7 @@ def tokens_of(line: dict) -> float:
 
 
 def test_speeds_of_two_shards_in_turn():
-    """The second computes when the first is done, twice as fast."""
+    """The second begins when the first is done, and is twice as fast."""
     first = shard_of(0, 1000, [[0, 0], [10, 100], [20, 200]])
     second = shard_of(1, 1020, [[0, 0], [5, 100], [20, 400]])
     found = speeds([first, second])
@@ -343,7 +343,7 @@ def test_shards_that_noted_no_speeds_have_none():
 
 
 def with_throughput(run: Run, series: list[object]) -> Sources:
-    """The run's sources, with these series in its manifest; None for a manifest that has none."""
+    """Return the run's sources, with these series in its manifest; None omits a series."""
     shards = run.manifest["shards"]
     for shard, points in zip(shards, series, strict=True):
         shard["run"].pop("throughput", None)
@@ -362,7 +362,7 @@ def test_speed_over_time_is_drawn(own: Run, tmp_path: Path):
     page = page_of(with_throughput(own, [[[0, 0], [10, 100]], None]), tmp_path)
     drawn = Counter(value for tag, name, value in page.attributes if (tag, name) == ("path", "class"))
     assert (drawn["area"], drawn["line"]) == (1, 0)
-    page = page_of(with_throughput(own, [None, None]), tmp_path)  # as older versions wrote it
+    page = page_of(with_throughput(own, [None, None]), tmp_path)  # written by an older version
     assert "Speed over time" not in page.text
     assert page.data["throughput"] == {}
 
@@ -539,7 +539,7 @@ def test_rows_shown_are_spread_over_the_file(total: int, most: int):
 
 
 def test_rows_shown_are_of_every_phase_of_a_period():
-    """A file of ten kinds in turn, of which every tenth row is shown: all kinds, about as often."""
+    """In a file of ten alternating kinds, of which a tenth of the rows is shown, all kinds appear about as often."""
     kinds = np.bincount(shown_rows(100_000, 10_000) % 10, minlength=10)
     assert kinds.min() > 900
     assert kinds.max() < 1100
