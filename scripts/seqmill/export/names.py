@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,13 @@ def unique_names(ids: Callable[[], Iterable[str]], name_of: Callable[[str], str]
     last: dict[str, int] = {}
     for id_ in ids():
         name = name_of(id_)
-        if not _holds(repeated, name):
-            yield name
-        # If another name has the same hash, the only effect is a number that was not needed.
-        elif name not in given and (name == id_ or not _holds(reserved, name)):
+        is_repeated = _holds(repeated, name)  # or another name has the same hash, which may cost it a needless number
+        if is_repeated and (name in given or (name != id_ and _holds(reserved, name))):
+            last[name] = next(n for n in count(last.get(name, 0) + 1) if not _holds(hashes, f"{name}-{n}"))
+            name = f"{name}-{last[name]}"
+        elif is_repeated:
             given.add(name)
-            yield name
-        else:
-            number = last.get(name, 0) + 1
-            while _holds(hashes, f"{name}-{number}"):
-                number += 1
-            last[name] = number
-            yield f"{name}-{number}"
+        yield name
 
 
 def _holds(hashes: np.ndarray, name: str) -> bool:
