@@ -1,4 +1,4 @@
-"""AnnData reads the exports, in an environment of its own: it does not go with the pandas that the lock names."""
+"""AnnData reads the exports, in its own environment: it does not support the locked version of pandas."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ np.savez(found, X=data.X, ids=np.array(ids), lengths=data.obs["length"], uns=uns
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with AnnData; a test that needs it is skipped where none can be made."""
+    """The interpreter of an environment with AnnData; tests that need it are skipped if it can't be made."""
     folder = tmp_path_factory.mktemp("anndata")
     for command in (
         [sys.executable, "-m", "venv", folder],

@@ -23,8 +23,6 @@ WIDTH = 48
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "TARGET_ROWS", 50)
     monkeypatch.setattr(neighbors, "QUERY_ROWS", 7)
-    monkeypatch.setattr(neighbors, "PAIR_QUERIES", 3)
-    monkeypatch.setattr(neighbors, "PAIR_BYTES", 8 * WIDTH * 4)
 
 
 def by_brute_force(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,23 +116,12 @@ def test_queries_whose_squares_float64_can_not_hold(factor: float, tmp_path: Pat
 
 
 @pytest.mark.parametrize("distinct", [1, 5])
-def test_copies_of_a_vector_are_not_compared_again_and_again(
-    distinct: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_copies(distinct: int, tmp_path: Path) -> None:
     k, vectors, queries = 4, np.tile(normal(distinct), (1000 // distinct, 1)), normal(7, 4)
-    pairs, cosines = [], neighbors._cosines
-
-    def counted(*arguments: np.ndarray) -> np.ndarray:
-        pairs.append(len(arguments[3]))
-        return cosines(*arguments)
-
-    monkeypatch.setattr(neighbors, "_cosines", counted)
     rows, scores = in_rows(search(queries, write_embeddings(tmp_path / "e.h5", vectors), k), k)
     expected_rows, expected_scores = by_brute_force(queries, vectors, k)
     assert np.array_equal(rows, expected_rows)
     assert np.allclose(scores, expected_scores, rtol=0, atol=1e-14)
-    blocks = len(vectors) // 50
-    assert sum(pairs) <= neighbors.CROWD * k * len(queries) * blocks < len(queries) * len(vectors) / distinct
 
 
 def test_results_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +129,7 @@ def test_results_do_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest
     vectors[100:200] = vectors[:100]
     path = write_embeddings(tmp_path / "e.h5", vectors)
     small = search(path, path, 6)
-    for name, value in (("TARGET_ROWS", 8192), ("QUERY_ROWS", 1024), ("PAIR_QUERIES", 64), ("PAIR_BYTES", 1 << 24)):
+    for name, value in (("TARGET_ROWS", 8192), ("QUERY_ROWS", 1024)):
         monkeypatch.setattr(neighbors, name, value)
     pandas.testing.assert_frame_equal(search(path, path, 6), small, check_exact=True)
     alone = search(vectors[5], path, 6)

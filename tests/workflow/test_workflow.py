@@ -296,7 +296,7 @@ WRONG = {
     "color without a table": ({**PROTEIN, "color": "kind"}, "metadata and color go together"),
     "no such column": (
         {**PROTEIN, "metadata": "kinds.tsv", "color": "colour"},
-        "kinds.tsv: has no column 'colour' beside its ids; there are: kind",
+        "kinds.tsv: has no column 'colour'; the columns after the ids are: kind",
     ),
     "bad table": ({"datasets": "bad.tsv"}, "bad.tsv: line 3: nothing.faa: no such FASTA file"),
 }

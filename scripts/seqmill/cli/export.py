@@ -14,11 +14,11 @@ def parse_arguments() -> argparse.Namespace:
         "--format",
         choices=FORMATS,
         required=True,
-        help="h5: a dataset a record, as UniProt publishes; h5_residues: of the vectors of its residues; "
-        "pt: a file a record, as fair-esm writes",
+        help="h5: a dataset per record, as UniProt publishes; h5_residues: the same for the vectors of residues; "
+        "pt: a file per record, as fair-esm writes",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the file to write; of pt the folder to make")
-    parser.add_argument("--records", type=Path, help="pt: the records.tsv.gz, for labels with the whole header")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write; for pt the folder to make")
+    parser.add_argument("--records", type=Path, help="for pt: the records.tsv.gz, for labels with the whole header")
     program.add_output_options(parser)
     return parser.parse_args()
 

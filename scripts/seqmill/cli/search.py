@@ -1,4 +1,4 @@
-"""Find the nearest neighbors (cosine, exact) of one embeddings file's records among those of another."""
+"""Find the nearest neighbors (cosine, exact) of one embeddings file's records in another."""
 
 import argparse
 from pathlib import Path
@@ -8,8 +8,8 @@ from seqmill.cli import program
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--query", type=Path, required=True, help="the embeddings.h5 whose records are looked for")
-    parser.add_argument("--target", type=Path, required=True, help="the embeddings.h5 that is searched")
+    parser.add_argument("--query", type=Path, required=True, help="the embeddings.h5 with the queries")
+    parser.add_argument("--target", type=Path, required=True, help="the embeddings.h5 to search")
     parser.add_argument("--k", type=program.at_least(1), default=10, help="neighbors of each record (default: 10)")
     parser.add_argument("--output", type=Path, required=True, help="the tab-separated table to write")
     program.add_output_options(parser)
@@ -23,7 +23,7 @@ def main() -> int:
     def work() -> None:
         from seqmill.neighbors import write_neighbors
 
-        settings = (arguments.k, arguments.layer, arguments.pooling)
-        write_neighbors(arguments.query, arguments.target, arguments.output, *settings)
+        output_options = (arguments.layer, arguments.pooling)
+        write_neighbors(arguments.query, arguments.target, arguments.output, arguments.k, *output_options)
 
     return program.run(work)

@@ -1,36 +1,32 @@
-"""Exports with an entry a record: an HDF5 dataset as UniProt and ProtTrans publish, a .pt file as fair-esm writes."""
+"""Exports with an entry per record: HDF5 as UniProt and ProtTrans publish it, .pt files as fair-esm writes them."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import sys
 import zlib
 from collections.abc import Iterator
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 from seqmill.base.files import name_errors, whole_folder_or_absent, whole_or_absent
 from seqmill.base.hdf5 import new_hdf5
 from seqmill.errors import SeqmillError
-from seqmill.export.formats import NAMES
-from seqmill.export.names import UniqueNames, dataset_name, file_name
-from seqmill.export.output_files import whole_export
+from seqmill.export.names import NAMES, file_name, hdf5_name, unique_names, whole_export
 from seqmill.store.embeddings import Embeddings, read_blocks, read_ids
 
 NAME_COLUMNS = ("name", "id", "row")
-CHECKED_ROWS = 256  # after so many entries, is there still room, and no one who wants to stop?
-# fair-esm calls the first token bos; the mean over all tokens of nucleotides is a mean as well.
+CHECKED_ROWS = 256  # how often to check for a full disk and for signals
+# fair-esm calls the first token bos; for nucleotides, the mean over all tokens is a mean as well.
 REPRESENTATIONS = {"cls": "bos", "mean_tokens": "mean"}
 
 
 def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, per_residue: bool = False) -> None:
-    """Write a dataset (hidden_dim,) a record at the root, with the id in its attribute `original_id`.
+    """Write a dataset (hidden_dim,) per record at the root, with the id in its attribute `original_id`.
 
     UniProt's files have accessions as names (help page "Protein Embeddings"), those of bio_embeddings the attribute.
-    The attributes of the whole are those of the embeddings file. With `per_residue` the datasets are the vectors of
-    residues, (residues, hidden_dim). Beside it the table of names.
+    The file has the attributes of the embeddings file. With `per_residue` the datasets are the vectors of residues,
+    (residues, hidden_dim). The table of names is written next to the output.
     """
     names = output.with_name(output.name + NAMES)
     with (
@@ -42,9 +38,9 @@ def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, 
         file.attrs.update(embeddings.attrs)
         table = csv.writer(text, delimiter="\t", lineterminator="\n")
         table.writerow(NAME_COLUMNS)
-        unique = UniqueNames(read_ids(embeddings), dataset_name)
+        unique = unique_names(partial(read_ids, embeddings), hdf5_name)
         for block in read_blocks(embeddings):
-            named = [(unique.next(id_), id_, row) for row, id_ in enumerate(block.ids, start=block.start)]
+            named = [(next(unique), id_, row) for row, id_ in enumerate(block.ids, start=block.start)]
             for (name, id_, row), vector in zip(named, block.vectors, strict=True):
                 values = embeddings.residues(row) if per_residue else vector
                 file.create_dataset(name, data=values).attrs["original_id"] = id_
@@ -56,65 +52,61 @@ def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, 
 
 
 def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
-    """Write a folder of NAME.pt as fair-esm's scripts/extract.py does, and names.tsv in it.
+    """Write a folder with a NAME.pt per record, as fair-esm's scripts/extract.py does, and names.tsv.
 
-    Each file holds `label` (the id, and with `records` the rest of the header, as fair-esm has it) and
-    `mean_representations` (of other poolings `bos_representations`, `max_representations` ...), a dict from the
-    layer's number to a float32 tensor (hidden_dim,); where the embeddings file has vectors of residues also
-    `representations`, to a tensor (residues, hidden_dim).
-
-    Args:
-        embeddings: what to write.
-        output: the folder to make.
-        records: the records.tsv.gz beside the embeddings, for the descriptions.
+    Each file holds `label` (the id, with `records` the whole header, as in fair-esm) and `mean_representations` (for
+    other poolings `bos_representations`, `max_representations` ...), a dict from the layer's number to a float32 tensor
+    (hidden_dim,). If the embeddings file has vectors of residues, it also holds `representations`, to a tensor
+    (residues, hidden_dim).
     """
     import torch
 
     pooling, layer = embeddings.pooling, embeddings.layer
     key = f"{REPRESENTATIONS.get(pooling, pooling)}_representations"
-    descriptions = read_descriptions(records) if records else repeat(None)
+    labels = _headers(embeddings, records) if records else read_ids(embeddings)
     with (
         whole_folder_or_absent(output) as folder,
         (folder / "names.tsv").open("w", encoding="utf-8", newline="") as text,
     ):
         table = csv.writer(text, delimiter="\t", lineterminator="\n")
         table.writerow(NAME_COLUMNS)
-        unique = UniqueNames(read_ids(embeddings), file_name)
+        unique = unique_names(partial(read_ids, embeddings), file_name)
         for block in read_blocks(embeddings):
             for row, (id_, vector) in enumerate(zip(block.ids, block.vectors, strict=True), start=block.start):
-                label = _label(id_, row, next(descriptions, ("", -1, "")), records)
-                name = unique.next(id_)
-                # A tensor of its own: one of a view would be saved with the whole block.
-                values = torch.tensor(vector, dtype=torch.float32)
-                entry = {"label": label, key: {layer: values}}
+                entry = {"label": next(labels)}
                 if embeddings.has_residues:
-                    residues = torch.from_numpy(embeddings.residues(row)).float()
-                    entry = {"label": label, "representations": {layer: residues}, key: {layer: values}}
-                content = io.BytesIO()  # torch's own writing tells no error of the disk from others
+                    entry["representations"] = {layer: torch.from_numpy(embeddings.residues(row)).float()}
+                # A copy: a view would be saved with the whole block.
+                entry[key] = {layer: torch.tensor(vector, dtype=torch.float32)}
+                name = next(unique)
+                content = io.BytesIO()  # torch.save to a file hides errors of the disk
                 torch.save(entry, content)
                 (folder / f"{name}.pt").write_bytes(content.getbuffer())
                 table.writerow((name, id_, row))
 
 
-def read_descriptions(path: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield the id, the row and the description of each record of a records.tsv.gz that has a row.
+def _headers(embeddings: Embeddings, path: Path) -> Iterator[str]:
+    """Yield the header of each record of the embeddings, from the records.tsv.gz of the same merge.
 
     Raises:
-        SeqmillError: absent, damaged, or another table.
+        SeqmillError: the table is missing, damaged, or of another merge.
     """
-    csv.field_size_limit(sys.maxsize)  # else 131,072: shorter than some headers
+    import pandas
+
+    rows, columns = enumerate(read_ids(embeddings)), ["row", "id", "description"]
+    form = {"sep": "\t", "usecols": columns, "dtype": str, "keep_default_na": False, "compression": "gzip"}
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as text:
-            for record in csv.DictReader(text, delimiter="\t"):
-                if record["row"]:
-                    yield record["id"], int(record["row"]), record["description"]
-    except (OSError, EOFError, ValueError, KeyError, csv.Error, zlib.error) as error:
+        with pandas.read_csv(path, **form, chunksize=4096) as blocks:
+            for block in blocks:
+                records = block.loc[block["row"] != "", columns].itertuples(index=False)
+                for (number, id_, description), (row, expected) in zip(records, rows, strict=False):
+                    if (int(number), id_) != (row, expected):
+                        here = f"row {row} is {id_!r} here, {expected!r} in the embeddings"
+                        raise SeqmillError(f"{path}: {here}; name the records.tsv.gz of the same merge")
+                    yield f"{id_} {description}".strip()
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise SeqmillError(f"{path}: not a readable records.tsv.gz: {error!r}") from error
-
-
-def _label(id_: str, row: int, record: tuple[str, int, str] | None, records: Path | None) -> str:
-    if record is None:
-        return id_
-    if record[:2] != (id_, row):
-        raise SeqmillError(f"{records}: row {row} is {record[0]!r} there, {id_!r} in the embeddings: of another merge?")
-    return f"{id_} {record[2]}".strip()
+    for row, expected in rows:
+        raise SeqmillError(
+            f"{path}: has no row {row}, {expected!r} in the embeddings; name the table of the same merge"
+        )

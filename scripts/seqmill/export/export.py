@@ -1,30 +1,15 @@
-"""An embeddings file in the formats of other programs."""
+"""Writes an embeddings file in the formats of other programs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+import os
 from pathlib import Path
 
-from seqmill.base.files import refuse_folder, refuse_shared
+from seqmill.base.files import refuse_folder, refuse_shared, require_space
 from seqmill.errors import SeqmillError
-from seqmill.export.entries import write_h5, write_pt
-from seqmill.export.formats import BESIDE, FORMATS
-from seqmill.export.output_files import require_room
-from seqmill.export.tables import write_faiss, write_h5ad, write_npy, write_parquet
+from seqmill.export.formats import FORMATS
 from seqmill.store.embeddings import Embeddings, open_embeddings
-
-# Each takes the records.tsv.gz as well, or None; only pt, whose entries hold descriptions, reads it.
-WRITERS: dict[str, Callable[[Embeddings, Path, Path | None], None]] = {
-    "parquet": write_parquet,
-    "npy": write_npy,
-    "h5ad": write_h5ad,
-    "h5": write_h5,
-    "h5_residues": partial(write_h5, per_residue=True),
-    "faiss": write_faiss,
-    "pt": write_pt,
-}
 
 log = logging.getLogger(__name__)
 
@@ -41,33 +26,50 @@ def export_embeddings(
 
     Args:
         source: the embeddings.h5.
-        output: the file to write; of `pt` the folder to make. What lies beside it: docs/exports.md.
+        output: the file to write; for `pt` the folder to make. docs/exports.md lists the files next to it.
         format_name: one of `FORMATS`.
-        records: of `pt`, the records.tsv.gz with the descriptions.
-        layer, pooling: which output, as for `open_embeddings`; the first that fits.
+        records: for `pt`, the records.tsv.gz with the descriptions.
+        layer, pooling: which output, as in `open_embeddings`; the first that fits.
 
     Raises:
-        SeqmillError: a package is missing, the source is damaged or has no such output, there is too little room.
+        SeqmillError: a package is missing, the source is damaged or has no such output, or the disk is too full.
     """
-    if format_name not in WRITERS:
-        raise SeqmillError(f"no format is called {format_name!r}; there are {', '.join(FORMATS)}")
-    source, output = Path(source), Path(output)
+    if format_name not in FORMATS:
+        raise SeqmillError(f"no format is called {format_name!r}; the formats are {', '.join(FORMATS)}")
+    source, output, form = Path(source), Path(output), FORMATS[format_name]
     embeddings = open_embeddings(source, layer, pooling)
-    beside = [output.with_name(output.name + BESIDE[format_name])] if format_name in BESIDE else []
-    refuse_shared([output, *beside], filter(None, (source, records)))
-    if format_name != "pt":
-        for path in (output, *beside):
-            refuse_folder(path)
-    if format_name == "h5_residues" and not embeddings.has_residues:
+    outputs = [output, *([output.with_name(output.name + form.beside)] if form.beside else [])]
+    refuse_shared(outputs, filter(None, (source, records)))
+    for path in [] if form.is_folder else outputs:
+        refuse_folder(path)
+    if form.per_residue and not embeddings.has_residues:
         raise SeqmillError(f"{source}: has no vectors of residues; make it with per_residue: float16")
     output.parent.mkdir(parents=True, exist_ok=True)
-    require_room(output.parent, embeddings, format_name)
-    WRITERS[format_name](embeddings, output, records)
+    _require_room(output.parent, embeddings, format_name)
+    try:
+        form.write(embeddings, output, records)
+    except ImportError as error:
+        package = "faiss-cpu" if error.name == "faiss" else error.name
+        needed = f"{package}: pip install 'seqmill[export]' (or {package})"
+        raise SeqmillError(f"the format {format_name} needs {needed}") from error
     rows, width = embeddings.array.shape
-    what = f"layer {embeddings.layer}" + (f", {embeddings.pooling}" if format_name != "h5_residues" else "")
+    what = f"layer {embeddings.layer}" + ("" if form.per_residue else f", {embeddings.pooling}")
     log.info("%s: %d embeddings of %d dimensions (%s) as %s", output, rows, width, what, format_name)
-    others = [f"{layer} {pooling}" for layer, pooling in embeddings.outputs]
-    if len(others) > 1 and layer is None and pooling is None:
-        log.info("%s has several outputs (%s): --layer and --pooling choose another", source, ", ".join(others))
+    if len(embeddings.outputs) > 1 and layer is None and pooling is None:
+        others = ", ".join(f"{layer} {pooling}" for layer, pooling in embeddings.outputs)
+        log.info("%s has several outputs (%s): --layer and --pooling choose another", source, others)
     if embeddings.attrs.get("warning"):
         log.warning(embeddings.attrs["warning"])
+
+
+def _require_room(folder: Path, embeddings: Embeddings, format_name: str) -> None:
+    """Raise a SeqmillError if the disk of `folder` has too few bytes or files left for an export."""
+    form, what = FORMATS[format_name], f"{len(embeddings)} embeddings as {format_name}"
+    require_space(folder, form.bytes_needed(embeddings), what)
+    disk = os.statvfs(folder)
+    # Some file systems, such as Btrfs, do not count files: f_files is 0.
+    if form.is_folder and disk.f_files and disk.f_favail < len(embeddings) + 2:
+        raise SeqmillError(
+            f"{folder}: {what} are as many files, but the disk has room for only {disk.f_favail:,}; "
+            "use another disk, or the format h5, which is one file"
+        )

@@ -1,24 +1,29 @@
-"""Names that are safe and unique, made from ids, of which any is legal."""
+"""Safe and unique names made from ids, which may hold any character and repeat, and the files of names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 
+from seqmill.base.files import fsync, named_as, whole_or_absent
+
+IDS, NAMES = ".ids.txt", ".names.tsv"  # suffixes of the file next to an export
 UNNAMED = "unnamed"
-NAME_BYTES = 200  # file systems take 255, of which a suffix needs some
+NAME_BYTES = 200  # file systems allow 255, part of which the suffix needs
 
 _UNIPROT = re.compile(r"(?:sp|tr)\|([^|]+)\|")
 _UNSAFE = re.compile(r"[/\x00-\x1f\x7f]")
 
 
-def dataset_name(id_: str) -> str:
-    """Return an id as the name of an HDF5 dataset; of a UniProt id (`sp|P12345|NAME`) its accession.
+def hdf5_name(id_: str) -> str:
+    """Return the name of a record's HDF5 dataset: its id, or the accession of a UniProt id (`sp|P12345|NAME`).
 
-    In HDF5 `/` separates groups and a lone `.` is the group itself; a dot within a name, as in `NP_051037.1`, is not
-    special and stays.
+    In HDF5 `/` separates groups, and `.` alone is the group itself; `NP_051037.1` stays.
     """
     uniprot = _UNIPROT.match(id_)
     name = _UNSAFE.sub("_", uniprot[1] if uniprot else id_)
@@ -26,48 +31,51 @@ def dataset_name(id_: str) -> str:
 
 
 def file_name(id_: str) -> str:
-    """Return an id as the name of a file, without its ending: no `/`, at most `NAME_BYTES` bytes of UTF-8."""
+    """Return the name of a record's file, without suffix: its id without `/`, at most NAME_BYTES bytes of UTF-8."""
     return _UNSAFE.sub("_", id_).encode()[:NAME_BYTES].decode(errors="ignore") or UNNAMED
 
 
-class UniqueNames:
-    """Names made unique as AnnData's `obs_names_make_unique` does: `a`, `a-1`, `a-2`.
+def unique_names(ids: Callable[[], Iterable[str]], name_of: Callable[[str], str] = str) -> Iterator[str]:
+    """Yield names made unique as AnnData's `obs_names_make_unique` does: `a`, `a-1`, `a-2`.
 
-    An id that may stay as it is has itself as its name (of several records with it, the first); else the first bearer
-    of a name keeps it. A new name is never one that stands in the file. Asked in the order of the ids that it was
-    made from. Memory: 8 bytes an id, and the names that occur more than once.
+    An id that is a legal name keeps it; among several records with this id, the first does. Otherwise the first record
+    with a name keeps it. A new name is never one that another record has. `ids` is called twice, so that memory holds
+    only 8 bytes per id and the names that occur more than once.
     """
-
-    def __init__(self, ids: Iterable[str], name_of: Callable[[str], str] = str) -> None:
-        self._name_of = name_of
-        names = ((name_of(id_), id_) for id_ in ids)
-        found = np.fromiter(((hash(name), name == id_) for name, id_ in names), [("hash", np.int64), ("is_id", bool)])
-        hashes = found["hash"]
-        ids_kept = hashes[found["is_id"]]
-        hashes = np.sort(hashes)
-        self._hashes = hashes
-        self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-        self._reserved = self._repeated[np.isin(self._repeated, ids_kept)]
-        self._given: set[str] = set()
-        self._last: dict[str, int] = {}
-
-    def next(self, id_: str) -> str:
-        """Return the name for the next id."""
-        name = self._name_of(id_)
-        if not _holds(self._repeated, name):
-            return name
-        # A hash that another name happens to share only costs a number.
-        if name not in self._given and (name == id_ or not _holds(self._reserved, name)):
-            self._given.add(name)
-            return name
-        number = self._last.get(name, 0) + 1
-        while _holds(self._hashes, f"{name}-{number}"):
-            number += 1
-        self._last[name] = number
-        return f"{name}-{number}"
+    names = ((name_of(id_), id_) for id_ in ids())
+    found = np.fromiter(((hash(name), name == id_) for name, id_ in names), [("hash", np.int64), ("is_id", bool)])
+    hashes = np.sort(found["hash"])
+    repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    reserved = repeated[np.isin(repeated, found["hash"][found["is_id"]])]
+    given: set[str] = set()
+    last: dict[str, int] = {}
+    for id_ in ids():
+        name = name_of(id_)
+        is_repeated = _holds(repeated, name)  # or another name has the same hash, which may cost it a needless number
+        if is_repeated and (name in given or (name != id_ and _holds(reserved, name))):
+            last[name] = next(n for n in count(last.get(name, 0) + 1) if not _holds(hashes, f"{name}-{n}"))
+            name = f"{name}-{last[name]}"
+        elif is_repeated:
+            given.add(name)
+        yield name
 
 
 def _holds(hashes: np.ndarray, name: str) -> bool:
     value = hash(name)
     place = int(np.searchsorted(hashes, value))
     return place < len(hashes) and int(hashes[place]) == value
+
+
+@contextmanager
+def whole_export(output: Path, beside: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path; rename it to `output` if the block succeeds. Errors of the block name `output`.
+
+    The old `beside`, which names the rows of the old `output`, is removed first, and the caller renames its successor
+    last. So an interrupted export never leaves the ids of one export next to the vectors of another.
+    """
+    with whole_or_absent(output) as temporary:
+        with named_as(output, temporary):
+            yield temporary
+        if beside:
+            beside.unlink(missing_ok=True)
+            fsync(beside.parent)

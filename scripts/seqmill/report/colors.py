@@ -1,4 +1,4 @@
-"""What the report's maps are colored by: the length, and a column of a table of the user's."""
+"""The colors of the report's map: by length, and by a column of the user's table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seqmill.errors import SeqmillError
 from seqmill.store.embeddings import Embeddings, ids_of, read_ids
 
 MISSING = ("", "NA", "N/A", "NaN", "nan")
-MAX_CATEGORIES = 10  # with a color of their own, as map.js has them
+MAX_CATEGORIES = 10  # map.js has as many colors
 SHOWN_UNKNOWN = 5
 SHOWN_LABEL = 40  # characters
 QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
@@ -26,28 +26,29 @@ log = logging.getLogger(__name__)
 
 
 def length_scale(embeddings: Embeddings, rows: np.ndarray, unit: str) -> dict[str, Any]:
-    """Return the scale of the rows' lengths, logarithmic; see `_number_scale`."""
+    """Return the logarithmic scale of the rows' lengths; see `_number_scale`."""
     return _number_scale(f"Length ({unit})", embeddings.lengths[rows].astype(np.float64), is_log=True)
 
 
 def column_scale(
     path: Path, column: str, embeddings: Embeddings, rows: np.ndarray, left_out: set[str]
 ) -> dict[str, Any]:
-    """Return the scale of a column of a table: of numbers, or of categories.
+    """Return the scale of a column of a table: numbers or categories.
 
-    Categories are all that is not numbers, and whole numbers of up to MAX_CATEGORIES kinds, as of clusters. MISSING is
-    no value; a record that the table does not name has none either.
+    A column is categories if it has values that are not numbers, or only whole numbers with at most MAX_CATEGORIES
+    different values (clusters, for example). A record has no value if its field is in MISSING or it is not in the
+    table.
 
     Args:
-        path: tab-separated, with a header line and the ids in its first column; it may name any other records as well,
-            of which nothing is kept.
-        column: by name.
-        embeddings: the file whose records the table is about.
+        path: tab-separated, with a header line and ids in the first column; rows for other records are ignored.
+        column: the column's name.
+        embeddings: the file whose records the table describes.
         rows: int64, increasing, the rows shown.
-        left_out: ids of records that have no embedding.
+        left_out: ids of records without an embedding.
 
     Raises:
-        SeqmillError: no such table or column; an id twice, or none that a record has; a number that is not finite.
+        SeqmillError: the table or the column is missing; an id occurs twice, or no id belongs to a record; a number
+            is not finite.
     """
     ids = ids_of(embeddings, rows)
     values, num_rows = _read_column(path, column, set(ids))
@@ -57,41 +58,43 @@ def column_scale(
     texts = [values.get(id_, "") for id_ in ids]
     numbers = _as_numbers(texts)
     if numbers is None:
-        return _categories(column, texts)
+        return _category_scale(column, texts)
     for place in np.flatnonzero(~np.isfinite(numbers)):
         if texts[place] not in MISSING:
             raise SeqmillError(
                 f"{path}: {texts[place]!r}, the {column} of {ids[place]!r}, is not a finite number, though all others "
                 "are numbers; leave the field empty, or write NA"
             )
-    is_whole = bool((numbers % 1 == 0)[~np.isnan(numbers)].all())
-    few = is_whole and len(np.unique(numbers[~np.isnan(numbers)])) <= MAX_CATEGORIES
-    return _categories(column, texts) if few else _number_scale(column, numbers)
+    known = numbers[~np.isnan(numbers)]
+    is_category = (known % 1 == 0).all() and len(np.unique(known)) <= MAX_CATEGORIES
+    return _category_scale(column, texts) if is_category else _number_scale(column, numbers)
 
 
 def require_column(path: Path, column: str) -> None:
-    """Raise a SeqmillError unless the table is there and has the column beside its ids; see `column_scale`."""
+    """Raise a SeqmillError unless the table exists and has the column after its ids; see `column_scale`."""
     next(_rows_of(path, column), None)
 
 
 def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
-    """Yield the number of each line, its id, and what stands in the column."""
+    """Yield each line's number, its id and its field in the column."""
     refuse_special(path)
     try:
         with path.open(encoding="utf-8-sig") as file:
             header = [_unquoted(name) for name in file.readline().rstrip("\n").split("\t")]
+            if len(header) == 1:
+                raise SeqmillError(f"{path}: its first line has no tab: {header[0]!r}; save it tab-separated")
             if column not in header[1:]:
-                if len(header) == 1:
-                    raise SeqmillError(f"{path}: its first line has no tab: {header[0]!r}; save it tab-separated")
-                there = ", ".join(header[1:])
-                raise SeqmillError(f"{path}: has no column {column!r} beside its ids; there are: {there}")
+                names = ", ".join(header[1:])
+                raise SeqmillError(f"{path}: has no column {column!r}; the columns after the ids are: {names}")
             place = header.index(column, 1)
             for number, line in enumerate(file, start=2):
                 fields = line.rstrip("\n").split("\t")
                 if fields == [""]:
                     continue
-                if not place < len(fields) <= len(header):  # more: its columns are not where the header has them
-                    raise SeqmillError(f"{path}, line {number}: {len(fields)} fields, but {len(header)} names above")
+                if not place < len(fields) <= len(header):  # with more fields, columns and header do not match
+                    raise SeqmillError(
+                        f"{path}, line {number}: {len(fields)} fields, but the header has {len(header)} names"
+                    )
                 yield number, _unquoted(fields[0]), _unquoted(fields[place]).strip()
     except FileNotFoundError:
         raise SeqmillError(f"{path}: no such table") from None
@@ -102,17 +105,17 @@ def _rows_of(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _unquoted(field: str) -> str:
-    """Return a field without the quotes that pandas, R and records.tsv.gz put around all of it; others are text."""
+    """Remove the quotes that pandas, R and records.tsv.gz put around a whole field; other quotes are text."""
     return field[1:-1].replace('""', '"') if QUOTED.fullmatch(field) else field
 
 
 def _read_column(path: Path, column: str, wanted: set[str]) -> tuple[dict[str, str], int]:
-    """Return what the column holds for the ids that are wanted, and the number of rows."""
+    """Return the column's values for the wanted ids, and the table's number of rows."""
     values: dict[str, str] = {}
     num_rows = 0
     for number, id_, text in _rows_of(path, column):
         if id_ in values:
-            raise SeqmillError(f"{path}, line {number}: the id {id_!r} stands there twice")
+            raise SeqmillError(f"{path}, line {number}: the id {id_!r} occurs twice")
         if id_ in wanted:
             values[id_] = text
         num_rows += 1
@@ -120,48 +123,45 @@ def _read_column(path: Path, column: str, wanted: set[str]) -> tuple[dict[str, s
 
 
 def _require_known(path: Path, column: str, embeddings: Embeddings, left_out: set[str]) -> None:
-    """Raise if the table names no record at all, whether shown or not."""
+    """Raise a SeqmillError if no row of the table belongs to a record, shown or not."""
     named = dict.fromkeys(id_ for _, id_, _ in _rows_of(path, column))
     if named.keys().isdisjoint(left_out) and named.keys().isdisjoint(read_ids(embeddings)):
         first = ", ".join(map(repr, list(named)[:SHOWN_UNKNOWN]))
         more = f" and {len(named) - SHOWN_UNKNOWN:,} more" if len(named) > SHOWN_UNKNOWN else ""
         raise SeqmillError(
             f"{path}: no record of {embeddings.path} has any of its ids: {first}{more}; the first column must hold "
-            "ids as they stand in records.tsv.gz"
+            "the ids of records.tsv.gz"
         )
 
 
 def _as_numbers(texts: list[str]) -> np.ndarray | None:
-    """Return texts as float64, missing ones as nan; None if there are others, or nothing: names of categories."""
-    if any("_" in text for text in texts):  # Python takes 1_0 for 10
+    """Return texts as float64, nan where missing; None if all are missing or any is not a number."""
+    if all(text in MISSING for text in texts) or any("_" in text for text in texts):  # Python reads 1_0 as 10
         return None
     try:
-        numbers = np.array([np.nan if text in MISSING else float(text) for text in texts])
+        return np.array([np.nan if text in MISSING else float(text) for text in texts])
     except ValueError:
         return None
-    return None if all(text in MISSING for text in texts) else numbers
 
 
 def _number_scale(name: str, numbers: np.ndarray, is_log: bool = False) -> dict[str, Any]:
-    """Return a scale of numbers (float64, nan is none).
+    """Return a scale of numbers (float64, nan where missing).
 
-    `codes` are uint8 in base64, one a row shown: 0 is none, 1 the lowest value, 255 the highest.
+    `codes` are uint8 in base64, one per row shown: 0 is missing, 1 the lowest value, 255 the highest.
     """
-    there = ~np.isnan(numbers)
-    low, high = float(numbers[there].min(initial=np.inf)), float(numbers[there].max(initial=-np.inf))
-    if not there.any():
-        low = high = 1.0
+    known = ~np.isnan(numbers)
+    low, high = (float(numbers[known].min()), float(numbers[known].max())) if known.any() else (1.0, 1.0)
     values, ends = (np.log(numbers), np.log([low, high])) if is_log else (numbers, np.array([low, high]))
     shares = (values - ends[0]) / (ends[1] - ends[0] if high > low else 1)
-    codes = np.where(there, 1 + np.round(254 * np.nan_to_num(shares)), 0)
-    return {"name": name, "kind": "numbers", "low": low, "high": high, "log": is_log, "codes": _bytes(codes)}
+    codes = np.where(known, 1 + np.round(254 * np.nan_to_num(shares)), 0)
+    return {"name": name, "kind": "numbers", "low": low, "high": high, "log": is_log, "codes": _in_base64(codes)}
 
 
-def _categories(name: str, texts: list[str]) -> dict[str, Any]:
+def _category_scale(name: str, texts: list[str]) -> dict[str, Any]:
     """Return a scale of categories, the most frequent first.
 
-    `codes` are uint8 in base64, one a row shown: 0 is none, k the k-th of `labels` (text and number of rows), of which
-    a last one beyond MAX_CATEGORIES stands for all others.
+    `codes` are uint8 in base64, one per row shown: 0 is missing, k is the k-th of `labels` (text, number of rows).
+    A label after the first MAX_CATEGORIES stands for all other categories.
     """
     counts = Counter(text for text in texts if text not in MISSING)
     ordered = sorted(counts, key=lambda text: (-counts[text], text))
@@ -170,14 +170,10 @@ def _categories(name: str, texts: list[str]) -> dict[str, Any]:
     labels = [[text if len(text) <= SHOWN_LABEL else text[:SHOWN_LABEL] + "…", counts[text]] for text in kept]
     if others:
         labels.append([f"{len(others):,} others", sum(counts[text] for text in others)])
-    return {
-        "name": name,
-        "kind": "categories",
-        "labels": labels,
-        "missing": len(texts) - counts.total(),
-        "codes": _bytes(np.array([codes.get(text, 0) for text in texts])),
-    }
+    missing = len(texts) - counts.total()
+    in_base64 = _in_base64(np.array([codes.get(text, 0) for text in texts]))
+    return {"name": name, "kind": "categories", "labels": labels, "missing": missing, "codes": in_base64}
 
 
-def _bytes(codes: np.ndarray) -> str:
+def _in_base64(codes: np.ndarray) -> str:
     return base64.b64encode(codes.astype(np.uint8).tobytes()).decode()

@@ -1,11 +1,10 @@
-"""The figures of the report, gathered from the results; of what is not there, none."""
+"""Collects the report's data from the results; missing sources are skipped."""
 
 from __future__ import annotations
 
 import json
 import math
 import zlib
-from array import array
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from seqmill.store.index import open_index
 from seqmill.store.index_format import Fate
 from seqmill.store.status import read_status
 
-RECORDS_BLOCK = 65536
+RECORDS_BLOCK = 65536  # rows
 MAX_BINS = 60
 FATES = tuple(fate.name.lower() for fate in Fate)
 LEFT_OUT = ("rejected", "quarantined")
@@ -43,19 +42,19 @@ RUN_NUMBERS = (
     "sequences_on_cpu",
     "recomputed_float32",
 )
-# What comes of JSON that has other values than it should.
+# Raised when JSON holds unexpected values.
 WRONG_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The files that a report is made of; only the first must be there.
+    """The files that a report is made from; only the first is required.
 
     Attributes:
         embeddings: embeddings.h5.
-        records, manifest, index: the other results of the same merge, and the index; None where there is none.
-        statuses: status JSONs of the shards, which stand in for a manifest.
-        metadata, color: a table of the user's, and the column of it that colors the map.
+        records, manifest, index: the other files of the same result, if they exist.
+        statuses: status JSONs of the shards, used if there is no manifest.
+        metadata, color: the user's table, and its column that colors the map.
     """
 
     embeddings: Path
@@ -68,12 +67,12 @@ class Sources:
 
 
 def gather(sources: Sources) -> dict[str, Any]:
-    """Return all figures of the report, as JSON has them. The report shows the first output.
+    """Return all data of the report as JSON types. The report shows the first output.
 
-    Memory is that of the lengths (8 bytes a record) and of the points shown, whatever the number of embeddings.
+    Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings.
 
     Raises:
-        SeqmillError: a file is absent, damaged, or of another result than the embeddings.
+        SeqmillError: a file is missing, damaged, or belongs to another result than the embeddings.
     """
     embeddings = open_embeddings(sources.embeddings)
     attributes = embeddings.attrs
@@ -85,9 +84,6 @@ def gather(sources: Sources) -> dict[str, Any]:
     unit = "residues" if str(attributes.get("tokenizer", "esm2")).startswith("esm2") else "bases"
     rows = shown_rows(len(embeddings), MAX_SHOWN)
     shards = sorted(shards, key=lambda shard: shard["rank"])
-    throughput = speeds(shards)
-    for shard in shards:
-        del shard["points"]  # no figures of JSON
     scales = [length_scale(embeddings, rows, unit)]
     if sources.metadata:
         scales.insert(0, column_scale(sources.metadata, sources.color, embeddings, rows, left_out))
@@ -112,8 +108,8 @@ def gather(sources: Sources) -> dict[str, Any]:
         "fates": fates,
         "letters": json.loads(attributes.get("letter_counts", "{}")),
         "lengths": _length_histogram(lengths, bool(sources.records)),
-        "shards": shards,
-        "throughput": throughput,
+        "shards": [{name: value for name, value in shard.items() if name != "points"} for shard in shards],
+        "throughput": speeds(shards),
         "merge_seconds": manifest.get("seconds", {}),
         "versions": manifest.get("versions", {}),
         "packs": _pack_fill(sources.index, embeddings) if sources.index else {},
@@ -123,7 +119,7 @@ def gather(sources: Sources) -> dict[str, Any]:
 
 
 def _read_manifest(path: Path, embeddings: Embeddings) -> dict[str, Any]:
-    """Return of the manifest what the report shows, once it is known to be that of the embeddings."""
+    """Return what the report shows from the manifest, after checking that it belongs to the embeddings."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = {
@@ -141,7 +137,7 @@ def _read_manifest(path: Path, embeddings: Embeddings) -> dict[str, Any]:
     except (*WRONG_JSON, RecursionError) as error:
         raise SeqmillError(f"{path}: not a seqmill manifest, or damaged: {error}; merge the shards again") from error
     if fingerprint != embeddings.attrs.get("fingerprint"):
-        raise SeqmillError(f"{path}: of another result than {embeddings.path}; give the manifest beside it")
+        raise SeqmillError(f"{path}: belongs to another result than {embeddings.path}; name its own manifest")
     return found
 
 
@@ -154,12 +150,14 @@ def _read_statuses(paths: list[Path], embeddings: Embeddings) -> list[dict[str, 
         except WRONG_JSON as error:
             raise SeqmillError(f"{path}: not a seqmill status JSON, or damaged: {error}") from error
         if status.fingerprint.get("fingerprint") != embeddings.attrs.get("fingerprint"):
-            raise SeqmillError(f"{path}: of another result than {embeddings.path}; give the status JSONs of its shards")
+            raise SeqmillError(
+                f"{path}: belongs to another result than {embeddings.path}; name its shards' status JSONs"
+            )
     return shards
 
 
 def _shard(shard: dict[str, Any]) -> dict[str, Any]:
-    """Return a shard's figures as a manifest or a status JSON has them; None for what is not there."""
+    """Return a shard's data from a manifest or a status JSON; missing values are None."""
     run = shard["run"]
     return {
         **_numbers({name: shard.get(name) for name in ("rank", "num_sequences", "attempt", "resumed_packs")}),
@@ -173,7 +171,7 @@ def _shard(shard: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values as they are; raise a TypeError for one that is neither a number nor None."""
+    """Return the values; raise a TypeError if one is neither a finite number nor None."""
     for name, value in values.items():
         if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
             raise TypeError(f"{name} is no number")
@@ -181,15 +179,15 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _time(text: str | None) -> float | None:
-    """Return an ISO 8601 time in seconds since 1970; None of a shard that has not ended."""
+    """Return an ISO 8601 time in seconds since 1970; None if there is none."""
     return datetime.fromisoformat(text).timestamp() if text else None
 
 
 def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> dict[str, Any]:
-    """Return what the table of fates tells, once it is known to be that of the embeddings."""
+    """Return what the report shows from the table of fates, after checking that it belongs to the embeddings."""
     import pandas
 
-    lengths, fates, left_out = array("i"), dict.fromkeys(FATES, 0), set()
+    lengths, fates, left_out = [np.empty(0, np.int32)], dict.fromkeys(FATES, 0), set()
     embedded = windows = 0
     columns = {"id": str, "length": "int32", "embedded_length": "int64", "windows": "int64", "fate": str}
     try:
@@ -197,7 +195,7 @@ def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> di
             path, sep="\t", usecols=list(columns), dtype=columns, keep_default_na=False, chunksize=RECORDS_BLOCK
         ) as blocks:
             for block in blocks:
-                lengths.frombytes(block["length"].to_numpy().tobytes())
+                lengths.append(block["length"].to_numpy())
                 computed = block[~block["fate"].isin(("duplicate", "reused", *LEFT_OUT))]
                 embedded += int(computed["embedded_length"].sum())
                 windows += int(computed["windows"].sum())
@@ -210,32 +208,26 @@ def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> di
     except (OSError, EOFError, zlib.error, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise SeqmillError(f"{path}: not a table of records, or damaged: {reason}; merge the shards again") from error
-    with_row = len(lengths) - sum(fates[fate] for fate in LEFT_OUT)
-    said = json.loads(embeddings.attrs.get("fate_counts", "{}"))
-    if with_row != len(embeddings) or (said and said != fates):
-        raise SeqmillError(f"{path}: its records are not those of {embeddings.path}; give the table beside it")
-    return {
-        "lengths": np.frombuffer(lengths, np.int32),
-        "left_out": left_out,
-        "records": len(lengths),
-        "fates": fates,
-        "embedded": embedded,
-        "windows": windows,
-    }
+    records = sum(fates.values())
+    expected = json.loads(embeddings.attrs.get("fate_counts", "{}"))
+    if records - sum(fates[fate] for fate in LEFT_OUT) != len(embeddings) or (expected and expected != fates):
+        raise SeqmillError(f"{path}: its records are not those of {embeddings.path}; name the table of that result")
+    counts = {"records": records, "fates": fates, "embedded": embedded, "windows": windows}
+    return {"lengths": np.concatenate(lengths), "left_out": left_out, **counts}
 
 
 def _length_histogram(lengths: np.ndarray, of_all: bool) -> dict[str, Any]:
-    """Return the distribution of lengths: bin k holds those from edges[k] to edges[k + 1] - 1.
+    """Return the distribution of lengths: bin k holds lengths from edges[k] to edges[k + 1] - 1.
 
-    Edges are integers, evenly spaced by logarithm, or on a plain scale where lengths differ little.
+    Edges are integers, evenly spaced on a logarithmic scale, or on a linear one if the lengths differ little.
     """
     if not len(lengths):
         return {}
     low, high = int(lengths.min()), int(lengths.max())
     is_log = high >= 5 * low
     bins = int(min(MAX_BINS, 2 * np.sqrt(len(lengths)) + 1))
-    ends = (low, high + 1)
-    edges = np.unique(np.round((np.geomspace if is_log else np.linspace)(*ends, bins + 1)).astype(np.int64))
+    spaced = (np.geomspace if is_log else np.linspace)(low, high + 1, bins + 1)
+    edges = np.unique(np.round(spaced).astype(np.int64))
     return {
         "of": "records" if of_all else "embeddings",
         "min": low,
@@ -249,10 +241,10 @@ def _length_histogram(lengths: np.ndarray, of_all: bool) -> dict[str, Any]:
 
 
 def _pack_fill(path: Path, embeddings: Embeddings) -> dict[str, Any]:
-    """Return how full the packs of the plan are: tokens by pack_tokens, 1 for a pack of one longer sequence."""
+    """Return how full the packs are: tokens divided by pack_tokens, or 1 for a pack of one longer sequence."""
     index = open_index(path)
     if index.digest != embeddings.attrs.get("index_digest"):
-        raise SeqmillError(f"{path}: not the index that {embeddings.path} was made from; leave it out")
+        raise SeqmillError(f"{path}: not the index of {embeddings.path}; name that one, or none")
     tokens = np.diff(index.token_offsets[index.pack_offsets])
     capacity = np.maximum(tokens, index.attributes["pack_tokens"])
     edges = np.linspace(0, 1, 41)

@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions, for the report: which rows are shown, and where they lie."""
+"""The report's map: which embeddings it shows, and their positions in two dimensions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import base64
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from seqmill.errors import SeqmillError
 from seqmill.store.embeddings import Embeddings, ids_of, read_rows
 
 MAX_SHOWN = 100_000  # points
-MAX_NAMED = 20_000  # up to so many points the page holds their ids
-MIN_UMAP, MAX_UMAP = 50, 10_000  # points: of fewer there is nothing to see, for more it takes minutes
+MAX_NAMED = 20_000  # with more points, the page does not hold their ids
+MIN_UMAP, MAX_UMAP = 50, 10_000  # points: fewer show no structure, more take minutes
 UMAP_COMPONENTS = 50
 BLOCK_BYTES = 8 << 20
-LEVELS = 65535  # of a coordinate, over the width of the map
+LEVELS = 65535  # steps of a coordinate, over the width of the map
 SHOWN_ID = 80  # characters
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
-    """Return the points of the report's maps, as it embeds them.
+    """Return the points of the report's maps as the page holds them.
 
     Returns:
-        shown, total: how many rows are shown, of how many; `shown_rows` says which.
-        ids, lengths: of the rows shown; empty above MAX_NAMED.
-        maps: of each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
+        shown, total: the number of rows shown (see `shown_rows`), and of all rows.
+        ids, lengths: of the rows shown; empty if there are more than MAX_NAMED.
+        maps: for each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
             lowest and highest value); x and y, from 0 (lowest) to 65535 (highest), little-endian uint16 in base64.
-            Empty if there are too few rows, or they are all alike.
+            Empty if there are fewer than three rows, or all are alike.
     """
     total, dim = embeddings.array.shape
     rows = shown_rows(total, MAX_SHOWN)
@@ -47,8 +47,7 @@ def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
         return drawn
     with_umap = len(rows) >= MIN_UMAP and importlib.util.find_spec("umap") is not None
     few = min(UMAP_COMPONENTS, dim) if with_umap else 2
-    with _reader(embeddings) as read:
-        points, shares = principal_components(read, rows, dim, few)
+    points, shares = principal_components(partial(_read, embeddings), rows, dim, few)
     if not shares.any():
         return drawn
     axes = [f"PC {number + 1} ({100 * share:.1f} % of the variance)" for number, share in enumerate(shares[:2])]
@@ -60,10 +59,10 @@ def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
 
 
 def shown_rows(total: int, most: int) -> np.ndarray:
-    """Return at most `most` of `total` rows (int64), in order, the same ones every time: one of each even stretch.
+    """Return at most `most` of `total` rows (int64): one from each of equal stretches, in order, always the same ones.
 
-    Which one of a stretch goes by multiples of the golden ratio, so that a period in the file is not met by another.
-    The page's script computes the same (`spread` in map.js).
+    Multiples of the golden ratio choose the row within a stretch, so that the choice does not follow a period in the
+    file. The page's script computes the same rows (`spread` in map.js).
     """
     shown = min(total, most)
     begins = np.arange(shown + 1, dtype=np.int64) * total // max(shown, 1)
@@ -76,17 +75,17 @@ def principal_components(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Project rows onto their principal components (Pearson 1901, doi:10.1080/14786440109462720).
 
-    The eigenvectors of the covariance, which is summed over blocks of rows: memory is that of a block and of two
-    matrices (hidden_dim, hidden_dim). The sign is such that a component's largest entry is positive.
+    These are the eigenvectors of the covariance, which is summed over blocks of rows: memory holds a block and two
+    matrices (hidden_dim, hidden_dim). The sign makes a component's largest entry positive.
 
     Args:
-        read: gives the vectors (n, hidden_dim) of some of the rows; each is asked for three times.
-        rows: int64, at least two, those that are meant.
+        read: returns the vectors (n, hidden_dim) of the given rows; called three times for each row.
+        rows: int64, at least two.
         dim: hidden_dim.
         number: how many components.
 
     Returns:
-        float64 (len(rows), number), each row's place, and float64 (number,), each component's share of the variance
+        float64 (len(rows), number), the projections, and float64 (number,), each component's share of the variance
         (zeros if all rows are alike).
     """
     block_rows = max(BLOCK_BYTES // (8 * dim), 1)
@@ -101,50 +100,39 @@ def principal_components(
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
     places = np.concatenate([(read(block) - mean) @ vectors for block in blocks])
     total = np.trace(products)
-    # What is left of rows that are all alike is the rounding of their mean.
+    # For rows that are all alike, only the rounding of their mean remains.
     alike = total <= len(rows) * dim * (1e-12 * np.abs(mean).max()) ** 2
     return places, np.zeros(number) if alike else values / total
 
 
-@contextmanager
-def _reader(embeddings: Embeddings) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """Yield a function that reads the vectors of rows (int64, increasing) one by one.
+def _read(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
+    """Read the vectors of rows (int64, increasing).
 
-    Not by the memory map, of which so many rows would touch every page of a file of gigabytes.
+    Not through the memory map: rows spread over the file would bring every page of it into memory.
     """
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return read_rows(embeddings, int(rows[0]), int(rows[-1]) + 1)
     array = embeddings.array
+    vectors = np.empty((len(rows), array.shape[1]), array.dtype)
     with embeddings.path.open("rb", buffering=0) as file:
-
-        def read(rows: np.ndarray) -> np.ndarray:
-            if rows[-1] - rows[0] == len(rows) - 1:
-                return read_rows(embeddings, int(rows[0]), int(rows[-1]) + 1)
-            vectors = np.empty((len(rows), array.shape[1]), array.dtype)
-            for vector, row in zip(vectors, rows.tolist(), strict=True):
-                if os.preadv(file.fileno(), [vector], array.offset + row * vector.nbytes) != vector.nbytes:
-                    raise SeqmillError(f"{embeddings.path}: became shorter while it was read; merge the shards again")
-            return vectors
-
-        yield read
+        for vector, row in zip(vectors, rows.tolist(), strict=True):
+            if os.preadv(file.fileno(), [vector], array.offset + row * vector.nbytes) != vector.nbytes:
+                raise SeqmillError(f"{embeddings.path}: became shorter while it was read; merge the shards again")
+    return vectors
 
 
 def _umap(points: np.ndarray) -> np.ndarray:
-    """Lay points out by UMAP (McInnes et al. 2018, arXiv:1802.03426), with its defaults and a seed of its own."""
+    """Project points by UMAP (McInnes et al. 2018, arXiv:1802.03426), with its defaults and a fixed seed."""
     import umap
 
     log.info("UMAP of %d points by umap %s", len(points), umap.__version__)
     return umap.UMAP(random_state=0, n_jobs=1).fit_transform(points.astype(np.float32))
 
 
-def _map(title: str, axes: list[str], points: np.ndarray) -> dict[str, Any]:
-    lowest, highest = points.min(axis=0), points.max(axis=0)
-    width = np.where(highest > lowest, highest - lowest, 1)
-    levels = np.round((points - lowest) / width * LEVELS).astype("<u2")
-    return {
-        "title": title,
-        "shown": len(points),
-        "axes": [
-            {"title": axis, "low": float(low), "high": float(high)}
-            for axis, low, high in zip(axes, lowest, highest, strict=True)
-        ],
-        **{name: base64.b64encode(levels[:, number].tobytes()).decode() for number, name in enumerate("xy")},
-    }
+def _map(title: str, names: list[str], points: np.ndarray) -> dict[str, Any]:
+    lows, highs = points.min(axis=0), points.max(axis=0)
+    levels = np.round((points - lows) / np.where(highs > lows, highs - lows, 1) * LEVELS).astype("<u2")
+    ends = zip(names, lows.tolist(), highs.tolist(), strict=True)
+    axes = [{"title": name, "low": low, "high": high} for name, low, high in ends]
+    x, y = (base64.b64encode(column.tobytes()).decode() for column in levels.T)
+    return {"title": title, "shown": len(points), "axes": axes, "x": x, "y": y}

@@ -1,4 +1,4 @@
-"""The report's speeds over time, from the points that the workers have noted (`seqmill.store.status`)."""
+"""Speed over time, from the points that the workers have recorded (`seqmill.store.status.Throughput`)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-MAX_STEPS = 60  # of a line
-MAX_LINES = 100  # shards; the sum is that of all
-# What a worker does before it computes, in its `seconds`.
-STAGES_BEFORE = ("import", "load", "resume", "warm_up")
+MAX_STEPS = 60  # per line
+MAX_LINES = 100  # shards; the sum includes all
+STAGES_BEFORE = ("import", "load", "resume", "warm_up")  # a worker's stages before it computes
 
 
 def read_points(points: list[list[float]] | None) -> np.ndarray:
     """Return a status' `throughput` as float64 (n, 2): seconds, tokens; (0, 2) if there is none.
 
     Raises:
-        ValueError or TypeError: it is no such series.
+        ValueError or TypeError: it is not a series of finite, increasing values.
     """
     series = np.array(points if points is not None else [], np.float64).reshape(-1, 2)
     if not np.isfinite(series).all() or (np.diff(series, axis=0) < 0).any():
@@ -26,15 +25,15 @@ def read_points(points: list[list[float]] | None) -> np.ndarray:
 
 
 def speeds(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return tokens per second over time, of all shards together and of each; nothing if none has noted it.
+    """Return tokens per second over time, for all shards together and for each; {} if no shard has recorded them.
 
-    A line is {begin, step, rates}: rates[k] is the mean from begin + k x step to begin + (k + 1) x step seconds,
-    counted from when the first shard began to compute. `number` shards have noted it, of which MAX_LINES have lines of
-    their own; `later_attempts` says whether a shard had begun before.
+    A line is {begin, step, rates}: rates[k] is the mean from begin + k x step to begin + (k + 1) x step seconds after
+    the first shard began to compute. `number` counts the shards with points; the first MAX_LINES have a line each.
+    `later_attempts` is true if any shard is at a later attempt.
 
     Args:
-        shards: each with `rank`, `attempt`, `started` (seconds since 1970 or None), `seconds` by stage and `points` of
-            `read_points`.
+        shards: each with `rank`, `attempt`, `started` (seconds since 1970 or None), `seconds` by stage, and `points`
+            from `read_points`.
     """
     found = [
         (shard["rank"], shard["started"] + sum(shard["seconds"].get(stage, 0) for stage in STAGES_BEFORE), points)

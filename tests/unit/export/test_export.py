@@ -1,4 +1,4 @@
-"""Every export says what the embeddings file says, read by the library that its users would use."""
+"""Every export has the content of the embeddings file when read by the library that its users would use."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from embeddings_file import random_blocks, write_blocks, write_embeddings
 from families import write_fasta
 from pipeline import MODEL, REPOSITORY, SCRIPTS, Run, run_script
 from seqmill import Embeddings, SeqmillError, open_embeddings
-from seqmill.export.export import WRITERS, export_embeddings
+from seqmill.export.export import export_embeddings
 from seqmill.export.formats import FORMATS
-from seqmill.export.names import NAME_BYTES, UNNAMED, UniqueNames, dataset_name, file_name
+from seqmill.export.names import NAME_BYTES, UNNAMED, file_name, hdf5_name, unique_names
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.outputs import Outputs
 from seqmill.store import embeddings as stored
@@ -71,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def embeddings(run: Run) -> Embeddings:
     embeddings = open_embeddings(run.embeddings)
-    assert embeddings.ids == [header.partition(" ")[0] for header in HEADERS]
+    assert embeddings.ids == ids_of_headers()
     return embeddings
 
 
@@ -185,8 +185,11 @@ def test_pt_without_records_and_of_another_pooling(tmp_path: Path) -> None:
 def test_pt_refuses_records_of_another_merge_and_folders_that_exist(run: Run, tmp_path: Path) -> None:
     other = write_embeddings(tmp_path / "other.h5", np.ones((2, 3)), ["a", "another"])
     records = run.folder / "records.tsv.gz"
-    with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' there, 'another'"):
+    with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' here, 'another'"):
         export_embeddings(other, tmp_path / "pt", "pt", records)
+    fewer = write_embeddings(tmp_path / "other.h5", np.ones((len(HEADERS) + 1, 3)), [*ids_of_headers(), "z"])
+    with pytest.raises(SeqmillError, match=rf"records\.tsv\.gz: has no row {len(HEADERS)}, 'z' in the embeddings"):
+        export_embeddings(fewer, tmp_path / "pt", "pt", records)
     with pytest.raises(SeqmillError, match=r"other\.h5: not a readable records\.tsv\.gz"):
         export_embeddings(other, tmp_path / "pt", "pt", other)
     assert [path.name for path in tmp_path.iterdir()] == ["other.h5"]
@@ -209,13 +212,13 @@ def test_faiss(embeddings: Embeddings, tmp_path: Path) -> None:
     assert rows[:, 0].tolist() == list(range(len(HEADERS)))
     assert np.allclose(scores, 1, atol=1e-6)
     assert ids_beside(path) == embeddings.ids
-    # The same bytes as FAISS would have written.
+    # FAISS itself writes the same bytes.
     theirs = faiss.IndexFlatIP(WIDTH)
     theirs.add(index.reconstruct_n(0, index.ntotal))
     assert faiss.serialize_index(theirs).tobytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("format_name", sorted(set(WRITERS) - {"h5_residues"}))
+@pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"h5_residues"}))
 def test_no_records(format_name: str, no_rows: Path, tmp_path: Path) -> None:
     output = tmp_path / f"e.{format_name}"
     if format_name in ("parquet", "faiss"):
@@ -254,7 +257,7 @@ def test_a_missing_package_is_named(
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", np.ones((2, 3)))
     before = path.read_bytes()
-    for format_name in WRITERS:
+    for format_name in FORMATS:
         with pytest.raises(SeqmillError, match="is the input as well as the output"):
             export_embeddings(path, path, format_name)
     with pytest.raises(SeqmillError, match="no format is called 'csv'"):
@@ -268,29 +271,27 @@ def test_a_file_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     os.truncate(path, embeddings.array.offset + 4 * WIDTH * 6)
     for format_name in ("npy", "h5", "h5ad", "pt"):
         with pytest.raises(SeqmillError, match=r"e\.h5"):
-            WRITERS[format_name](embeddings, tmp_path / f"new.{format_name}", None)
+            FORMATS[format_name].write(embeddings, tmp_path / f"new.{format_name}", None)
     assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
 
 
 def test_unique_names() -> None:
     generator = np.random.default_rng(5)
     ids = ["".join(generator.choice(list("a-1"), generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
-    unique = UniqueNames(ids)
-    names = [unique.next(id_) for id_ in ids]
+    names = list(unique_names(lambda: ids))
     assert len(set(names)) == len(ids)
     first = {id_: names[ids.index(id_)] for id_ in set(ids)}
     assert all(id_ == name for id_, name in first.items())
     assert all(name.startswith(id_) for id_, name in zip(ids, names, strict=True))
 
 
-@pytest.mark.parametrize("name_of", [dataset_name, file_name])
+@pytest.mark.parametrize("name_of", [hdf5_name, file_name])
 def test_an_id_that_may_stay_as_it_is_has_itself_as_its_name(name_of: Callable[[str], str]) -> None:
     generator = np.random.default_rng(6)
     letters = list("a_/-1")
     ids = ["".join(generator.choice(letters, generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
     ids += ["a/b", "a_b", "a/b-1", "a_b", "sp|P1|X", "P1", "P1-1", "tr|P1|Y", ".", UNNAMED, "x" * 300, "x" * NAME_BYTES]
-    unique = UniqueNames(ids, name_of)
-    names = [unique.next(id_) for id_ in ids]
+    names = list(unique_names(lambda: ids, name_of))
     assert len(set(names)) == len(ids)
     assert all(names[ids.index(id_)] == id_ for id_ in set(ids) if name_of(id_) == id_)
     assert all(name.startswith(name_of(id_)) for id_, name in zip(ids, names, strict=True))
@@ -340,7 +341,7 @@ OUTPUTS = [(6, "mean"), (6, "max"), (3, "mean"), (3, "max")]
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float16 file of two layers and two poolings, and of the residues of both."""
+    """A float16 file with two layers, two poolings, and the vectors of residues by both layers."""
     folder = tmp_path_factory.mktemp("several")
     run = Run(folder, 1).build(write_fasta(folder / "f.faa", random_sequences([40, 7, 7, 30])))
     run.embed(outputs=Outputs((-1, 3), ("mean", "max"), "float16"))
@@ -396,7 +397,7 @@ def test_the_program_chooses_an_output(several: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "second"), [(MODEL, "6"), ("own.pt", "-1")])
 def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Path) -> None:
-    """Of a model that is a file, whose layers Snakemake can't count, a layer is called as it was asked for."""
+    """For a model from a file, whose layers Snakemake can't count, a layer is named as it was requested."""
     fasta = write_fasta(tmp_path / "some.faa", ["MKV"])
     (tmp_path / "own.pt").touch()
     settings = ("layers=[3,-1]", "pooling=[max,mean_tokens]", "exports=[npy,pt,h5_residues]", "per_residue=float16")
@@ -416,7 +417,7 @@ def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Pa
 
 def test_formats_have_the_same_names_everywhere() -> None:
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
-    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS) == list(WRITERS)
+    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS)
 
 
 def test_pt_with_a_long_header(tmp_path: Path) -> None:
@@ -441,13 +442,17 @@ def test_the_program(run: Run, embeddings: Embeddings, tmp_path: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
+def ids_of_headers() -> list[str]:
+    return [header.partition(" ")[0] for header in HEADERS]
+
+
 def ids_beside(path: Path) -> list[str]:
     with path.with_name(f"{path.name}.ids.txt").open(encoding="utf-8") as file:
         return [line.removesuffix("\n") for line in file]
 
 
 def names_in(path: Path) -> dict[str, tuple[str, int]]:
-    """Return the id and the row of each name, which are unique."""
+    """Return the id and the row of each name, after checking that names are unique."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["name"], (row["id"], int(row["row"]))) for row in csv.DictReader(file, delimiter="\t")]
     assert len(dict(rows)) == len(rows)

@@ -1,4 +1,4 @@
-"""Exports on full disks, when stopped, and beside those of before: whole or absent, told in one line."""
+"""Exports on full disks, after interrupts and over earlier exports: whole or absent, with an error of one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from seqmill import Embeddings, SeqmillError, open_embeddings
 from seqmill.cli import program
 from seqmill.export import entries
 from seqmill.export.export import export_embeddings
-from seqmill.export.formats import FORMATS, IDS
-from seqmill.export.output_files import bytes_needed
+from seqmill.export.formats import FORMATS
+from seqmill.export.names import IDS
 from seqmill.store import embeddings as stored
 from seqmill.store.embeddings import Block, read_blocks
 
@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The first rows of the blocks that exports with an entry a record have asked for, as they go on."""
+    """The first rows of the blocks that exports with an entry per record have read so far."""
     begun: list[int] = []
 
     def counted(embeddings: Embeddings) -> Iterator[Block]:
@@ -52,7 +52,7 @@ def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def limit_files() -> None:
-    """Let no file of this process grow beyond 1 MB: such a write fails as on a full disk."""
+    """Limit every file of this process to 1 MB: a larger write fails as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -93,7 +93,7 @@ def test_h5_ends_soon_when_the_disk_is_full(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    # HDF5 keeps some entries back before it writes them, no more.
+    # HDF5 buffers some entries before it writes them, but not all.
     assert 0 < len(blocks_read) < BLOCKS
     assert list(tmp_path.iterdir()) == []
 
@@ -110,13 +110,13 @@ def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(entries, "read_blocks", interrupted)
     monkeypatch.setattr(entries, "CHECKED_ROWS", 10)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background processes ignore it
     with pytest.raises(KeyboardInterrupt):
         export_embeddings(source, tmp_path / "e.h5", "h5")
     assert len(begun) == 3
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # The same as a program does it.
+    # The same in a program.
     begun.clear()
     assert program.run(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
     assert len(begun) == 3
@@ -126,7 +126,7 @@ def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: py
 def test_ids_never_lie_beside_the_vectors_of_another_export(
     rename: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of the two renames an export dies before."""
+    """The export dies before the first or the second rename."""
     output = tmp_path / "e.npy"
     ids = tmp_path / f"e.npy{IDS}"
     export_embeddings(write_embeddings(tmp_path / "old.h5", np.zeros((3, 4)), ["a", "b", "c"]), output, "npy")
@@ -174,26 +174,31 @@ def test_the_room_that_is_asked_for_is_about_what_an_export_takes(
     assert len(files) == {"pt": SHAPE[0] + 1, "parquet": 1, "h5ad": 1}.get(format_name, 2)
     block = 4096 if format_name == "pt" else 1
     taken = sum(-(-path.stat().st_size // block) * block for path in files)
-    assert 0.97 < bytes_needed(open_embeddings(source), format_name) / taken < 1.15
+    assert 0.97 < FORMATS[format_name].bytes_needed(open_embeddings(source)) / taken < 1.15
 
 
 @pytest.mark.parametrize(("format_name", "larger"), [("parquet", True), ("faiss", True), ("npy", False), ("h5", False)])
 def test_room_for_float16(format_name: str, larger: bool, source: Path) -> None:
     embeddings = open_embeddings(source)
-    needed = bytes_needed(embeddings, format_name)
+    needed = FORMATS[format_name].bytes_needed(embeddings)
     embeddings.array = embeddings.array.astype(np.float16)
-    assert needed - bytes_needed(embeddings, format_name) == (0 if larger else 2 * embeddings.array.size)
+    assert needed - FORMATS[format_name].bytes_needed(embeddings) == (0 if larger else 2 * embeddings.array.size)
 
 
 def test_pt_on_a_disk_without_room_for_so_many_files(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = list(os.statvfs(tmp_path))
-    for files, left, is_refused in ((10**6, SHAPE[0], True), (0, 0, False)):  # 0 and 0: they are not counted
+    for files, left, is_refused in (
+        (10**6, SHAPE[0], True),
+        (0, 0, False),
+    ):  # 0 and 0: the file system does not count files
         real[5], real[7] = files, left
         monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(real))
         if is_refused:
-            with pytest.raises(SeqmillError, match="2000 embeddings as pt are as many files, of which the disk takes"):
+            with pytest.raises(
+                SeqmillError, match="2000 embeddings as pt are as many files, but the disk has room for only"
+            ):
                 export_embeddings(source, tmp_path / "pt", "pt")
             export_embeddings(source, tmp_path / "e.npy", "npy")
         else:

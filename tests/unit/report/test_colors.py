@@ -1,4 +1,4 @@
-"""The table that colors the report's map: read as it stands, and refused rather than misread. Unfinished shards."""
+"""The table that colors the report's map is read exactly, or refused. Also: unfinished shards."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_quote_is_a_letter(tmp_path: Path) -> None:
 
 
 def test_a_table_by_pandas_or_csv_is_read_as_they_would(tmp_path: Path) -> None:
-    """They quote a whole field that has a quote in it."""
+    """They put quotes around a field that contains one."""
     kinds = [f'{number} "{id_}"' for number, id_ in enumerate(IDS)]
     frame = pandas.DataFrame({"id": IDS, 'ki"nd': kinds})
     embeddings = embeddings_of(tmp_path, IDS)
@@ -68,7 +68,7 @@ def test_a_table_by_pandas_or_csv_is_read_as_they_would(tmp_path: Path) -> None:
 
 
 def test_names_with_an_underscore_are_no_numbers(tmp_path: Path) -> None:
-    assert float("1_1") == 11  # as Python has it
+    assert float("1_1") == 11  # Python accepts underscores
     scale = values_of(tmp_path, [f"{number}_{number}" for number in range(15)])
     assert (scale["kind"], scale["labels"][0], scale["labels"][-1]) == ("categories", ["0_0", 1], ["5 others", 5])
     assert values_of(tmp_path, [*map(str, range(15)), "1_000"])["kind"] == "categories"
@@ -94,7 +94,7 @@ def test_what_is_missing_is_so_everywhere(missing: str, tmp_path: Path) -> None:
 
 
 def test_a_field_may_be_longer_than_csv_takes(tmp_path: Path) -> None:
-    csv.field_size_limit(131_072)  # its default; an export sets it for the whole process
+    csv.field_size_limit(131_072)  # its default
     path = table(tmp_path, f"id\tsequence\tkind\r\na\t{'M' * 200_000}\thelix\r\n\r\nb\t\tsheet\r\n")
     scale = scale_of(path, embeddings_of(tmp_path, ["a", "b"]))
     assert scale["labels"] == [["helix", 1], ["sheet", 1]]
@@ -113,9 +113,9 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
     path = table(tmp_path, "id\tkind\nA\tx\nB\ty\n")
     with pytest.raises(SeqmillError, match=r"table\.tsv: no record of .*e\.h5 has any of its ids: 'A', 'B'; "):
         scale_of(path, embeddings)
-    # One that was left out has no embedding to color, but it is one of theirs.
+    # A record that was left out has no embedding to color, but the table is the right one.
     assert column_scale(path, "kind", embeddings, np.arange(2), {"B"})["labels"] == []
-    # So is one that is not among those shown.
+    # So it is if its record is not shown.
     embeddings = embeddings_of(tmp_path, ["a", "b", "B", "c"])
     assert shown_rows(4, 1).tolist() != [2]
     assert scale_of(path, embeddings, most=1)["labels"] == []
@@ -124,10 +124,13 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id\tkind\na\n", "line 2: 1 fields, but 2 names above"),
-        ("kind\tlength\na\thelix\t3\n", "no column 'kind' beside its ids; there are: length"),
-        ("color\tkind\na\thelix\t3\n", "line 2: 3 fields, but 2 names above"),  # R leaves out the name of the first
-        ("id\tkind\na\tx\n\na\ty\n", "line 4: the id 'a' stands there twice"),
+        ("id\tkind\na\n", "line 2: 1 fields, but the header has 2 names"),
+        ("kind\tlength\na\thelix\t3\n", "no column 'kind'; the columns after the ids are: length"),
+        (
+            "color\tkind\na\thelix\t3\n",
+            "line 2: 3 fields, but the header has 2 names",
+        ),  # R omits the name of the first column
+        ("id\tkind\na\tx\n\na\ty\n", "line 4: the id 'a' occurs twice"),
         ("", "its first line has no tab: ''; save it tab-separated"),
         ("id,kind\na,x\n", "its first line has no tab: 'id,kind'; save it tab-separated"),
     ],
@@ -139,7 +142,7 @@ def test_a_table_of_another_form_is_refused(text: str, message: str, tmp_path: P
 
 def test_a_table_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     require_column(table(tmp_path, '"id"\t"kind"\n'), "kind")
-    with pytest.raises(SeqmillError, match="no column 'color' beside its ids; there are: kind"):
+    with pytest.raises(SeqmillError, match="no column 'color'; the columns after the ids are: kind"):
         require_column(table(tmp_path, "id\tkind\na\tx\n"), "color")
     with pytest.raises(SeqmillError, match=r"nowhere\.tsv: no such table"):
         require_column(tmp_path / "nowhere.tsv", "kind")

@@ -1,4 +1,4 @@
-"""The report: its figures are those of the files, its page is safe and whole, damaged inputs are named."""
+"""The report shows the data of the files, its page is safe and complete, and errors name damaged inputs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from embeddings_file import write_embeddings
 from pipeline import SCRIPTS, Run, run_script
 from seqmill.errors import SeqmillError
 from seqmill.report import map as report_map
+from seqmill.report import page as report_page
 from seqmill.report.charts import log_ticks, ticks
 from seqmill.report.data import Sources, gather
 from seqmill.report.map import principal_components, shown_rows
@@ -78,7 +79,7 @@ def own(merged: Run, tmp_path: Path) -> Run:
 
 
 class Page(HTMLParser):
-    """The page as a browser reads it: its elements, the text of its scripts, and all other text."""
+    """The page as a browser reads it: elements, the text of scripts, and all other text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -222,12 +223,12 @@ def test_statuses_stand_in_for_the_manifest(merged: Run, rejecting: Run):
     whole = gather(sources_of(merged))
     without = replace(sources_of(merged), manifest=None, statuses=merged.statuses[::-1])
     assert gather(without)["shards"] == whole["shards"]
-    with pytest.raises(SeqmillError, match=r"status\.json: of another result"):
+    with pytest.raises(SeqmillError, match=r"status\.json: belongs to another result"):
         gather(replace(without, statuses=rejecting.statuses))
 
 
 def test_no_embedding_at_all(tmp_path: Path):
-    """As where all are quarantined."""
+    """For example if all records are quarantined."""
     page = page_of(Sources(write_embeddings(tmp_path / "e.h5", np.empty((0, 5)), [])), tmp_path)
     assert (page.data["points"]["maps"], page.data["lengths"]) == ([], {})
     assert "fewer than three embeddings" in page.text
@@ -305,7 +306,7 @@ def tokens_of(line: dict) -> float:
 
 
 def test_speeds_of_two_shards_in_turn():
-    """The second computes when the first is done, twice as fast."""
+    """The second begins when the first is done, and is twice as fast."""
     first = shard_of(0, 1000, [[0, 0], [10, 100], [20, 200]])
     second = shard_of(1, 1020, [[0, 0], [5, 100], [20, 400]])
     found = speeds([first, second])
@@ -342,7 +343,7 @@ def test_shards_that_noted_no_speeds_have_none():
 
 
 def with_throughput(run: Run, series: list[object]) -> Sources:
-    """The run's sources, with these series in its manifest; None for a manifest that has none."""
+    """Return the run's sources, with these series in its manifest; None omits a series."""
     shards = run.manifest["shards"]
     for shard, points in zip(shards, series, strict=True):
         shard["run"].pop("throughput", None)
@@ -361,9 +362,30 @@ def test_speed_over_time_is_drawn(own: Run, tmp_path: Path):
     page = page_of(with_throughput(own, [[[0, 0], [10, 100]], None]), tmp_path)
     drawn = Counter(value for tag, name, value in page.attributes if (tag, name) == ("path", "class"))
     assert (drawn["area"], drawn["line"]) == (1, 0)
-    page = page_of(with_throughput(own, [None, None]), tmp_path)  # as older versions wrote it
+    page = page_of(with_throughput(own, [None, None]), tmp_path)  # written by an older version
     assert "Speed over time" not in page.text
     assert page.data["throughput"] == {}
+
+
+def test_many_shards_are_summed_up(merged: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = gather(sources_of(merged))
+    first = {**data["shards"][0], "num_tokens": 100, "device": "a <GPU>"}
+    data["shards"] = [{**first, "rank": rank, "attempt": 1 + (rank < 2), "resumed_packs": 3} for rank in range(130)]
+    data["shards"][7] |= {"num_tokens": 230, "sequences_on_cpu": 4, "audit": {"verdict": "fail"}}
+    data["attributes"]["computed_by"] = "a <GPU>; a CPU"
+    monkeypatch.setattr(report_page, "gather", lambda sources: data)
+    page = page_of(sources_of(merged), tmp_path)
+    text = " ".join(page.text.split())
+    assert "The audit's verdict on 1 shard is fail: 7" in text
+    assert "Computed by 2 kinds of device or kernel" in text
+    assert "2.277: the most tokens in a shard, by their mean" in text
+    assert "2 shards at a later attempt, with 6 packs of earlier ones" in text
+    assert "sequences left to the CPU4" in text
+    assert "packs split for lack of memory" not in text
+    assert page.tags["gpu"] == 0
+    listed = page.source.partition("The first 100 of 130 shards")[2].partition("</table>")[0]
+    assert listed.count("<tr>") == 101
+    assert "<th>device</th>" not in listed  # the same for all
 
 
 @pytest.mark.parametrize("points", ["fast", [[0, 0], [1]], [[0, 0], [2, 5], [1, 6]], [[0, 0], ["a", 1]], 7, [{}]])
@@ -444,9 +466,9 @@ def test_rare_categories_are_one(tmp_path: Path):
     ("rows", "column", "message"),
     [
         ([(f"u{number}", "b") for number in range(9)], "kind", "'u0', 'u1', 'u2', 'u3', 'u4' and 4 more"),
-        ([("plain", "a"), ("plain", "b")], "kind", "line 3: the id 'plain' stands there twice"),
-        ([("plain", "a")], "color", "no column 'color' beside its ids; there are: other, kind"),
-        ([("plain", "a")], "id", "no column 'id' beside its ids"),
+        ([("plain", "a"), ("plain", "b")], "kind", "line 3: the id 'plain' occurs twice"),
+        ([("plain", "a")], "color", "no column 'color'; the columns after the ids are: other, kind"),
+        ([("plain", "a")], "id", "no column 'id'; the columns after the ids are"),
     ],
 )
 def test_metadata_that_do_not_fit(rows: list, column: str, message: str, merged: Run, tmp_path: Path):
@@ -517,7 +539,7 @@ def test_rows_shown_are_spread_over_the_file(total: int, most: int):
 
 
 def test_rows_shown_are_of_every_phase_of_a_period():
-    """A file of ten kinds in turn, of which every tenth row is shown: all kinds, about as often."""
+    """In a file of ten alternating kinds, of which a tenth of the rows is shown, all kinds appear about as often."""
     kinds = np.bincount(shown_rows(100_000, 10_000) % 10, minlength=10)
     assert kinds.min() > 900
     assert kinds.max() < 1100

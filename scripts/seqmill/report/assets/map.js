@@ -1,8 +1,8 @@
 "use strict";
-// The points of the maps, drawn on canvases over axes that the page has already.
+// Draws the points of the maps on canvases over the axes, which are SVG.
 const { points } = JSON.parse(document.getElementById("data").textContent);
 const RAMP = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"]; // viridis
-// Those of Okabe and Ito, the yellow darker and without black; then three more. What is beyond them is gray.
+// The colors of Okabe and Ito with a darker yellow and without black, then three more. All other categories are gray.
 const CATEGORIES = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#c2b200", "#7a4fc4", "#8a5a3a", "#d6337c"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const tip = document.getElementById("tip");
@@ -17,7 +17,7 @@ function levels(base64) {
   return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => view.getUint16(2 * i, true) / 65535);
 }
 
-// The number, out of total, of the i-th that is shown: `shown_rows` in report_map.py.
+// The row, out of total, of the i-th point shown: `shown_rows` in map.py.
 function spread(i, shown, total) {
   const [begin, end] = [Math.floor((i * total) / shown), Math.floor(((i + 1) * total) / shown)];
   return begin + Math.floor(((i * ((Math.sqrt(5) - 1) / 2)) % 1) * (end - begin));
@@ -27,7 +27,7 @@ function gray() {
   return dark.matches ? "#4a5058" : "#ced2d7";
 }
 
-// Of the ramp the part that stands out from the paper.
+// The part of the ramp that contrasts with the background.
 function rampColor(share) {
   const at = (dark.matches ? 0.16 + 0.84 * share : 0.93 * share) * (RAMP.length - 1);
   const k = Math.min(Math.floor(at), RAMP.length - 2);
@@ -54,7 +54,7 @@ function draw(map) {
   const [inset, spanX, spanY] = [map.inset * width * ratio, canvas.width, canvas.height].map(Math.round);
   brush.globalAlpha = n > 20000 ? 0.55 : n > 300 ? 0.75 : 0.9;
   let last = "";
-  // In an order that has nothing to do with the file's, so that no group lies on top of the others.
+  // In an order unrelated to the file's, so that no group is drawn on top of the others.
   for (let k = 0, j = 0; k < n; k++, j = (j + map.stride) % n) {
     const color = colors[scale.bytes[map.number(j)]];
     if (color !== last) brush.fillStyle = last = color;
@@ -69,7 +69,7 @@ function draw(map) {
   }
 }
 
-// Where a point lies, from the window's upper left corner.
+// A point's position, from the window's upper left corner.
 function position(map, box, j) {
   const inset = map.inset * box.width;
   return [box.left + inset + map.x[j] * (box.width - 2 * inset), box.bottom - inset - map.y[j] * (box.height - 2 * inset)];
