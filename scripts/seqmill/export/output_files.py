@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from seqmill.base.files import fsync, named_as, require_space, whole_or_absent
+from seqmill.base.files import fsync, require_space, whole_or_absent
 from seqmill.errors import SeqmillError
 from seqmill.store.embeddings import Embeddings
 
@@ -25,8 +25,7 @@ def whole_export(output: Path, beside: Path | None = None) -> Iterator[Path]:
     one export never lie beside the vectors of another. Its successor is to get its name last.
     """
     with whole_or_absent(output) as temporary:
-        with named_as(output, temporary):
-            yield temporary
+        yield temporary
         if beside:
             beside.unlink(missing_ok=True)
             fsync(beside.parent)

@@ -136,6 +136,22 @@ def test_errors_without_a_file_name_get_one(error: Exception, expected: str):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "Input/output error", ".here.tmp"), "[Errno 5] Input/output error: 'here'"),
+        (OSError(errno.EIO, "Input/output error", ".here.tmp/a.pt"), "[Errno 5] Input/output error: 'here'"),
+        (OSError(errno.EIO, "Input/output error", "input"), "[Errno 5] Input/output error: 'input'"),
+        (OSError("Error closing file"), "here: Error closing file"),
+        (OSError("here: Error closing file"), "here: Error closing file"),
+    ],
+)
+def test_errors_of_a_temporary_file_name_the_final_one(error: OSError, expected: str):
+    with pytest.raises(OSError) as caught, name_errors(Path("here"), Path(".here.tmp")):  # noqa: PT011
+        raise error
+    assert str(caught.value) == expected
+
+
 def test_new_hdf5_keeps_a_failed_write_for_the_end(tmp_path: Path):
     """The block goes on, and what it raises meanwhile doesn't hide the cause."""
     full = Path("/dev/full")
