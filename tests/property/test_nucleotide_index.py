@@ -21,7 +21,7 @@ from families import SMALL, dnabert_folder, segments_written_out, weights_of, wi
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.build import build_index
-from seqmill.index.segments import Segmentation, cut
+from seqmill.index.segments import cut
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import UNTRAINED_TOKENIZER
 from seqmill.spec.packing import choose_pack_tokens, plan_packs
@@ -239,7 +239,7 @@ def test_segments_are_those_written_out(sequence: str, policy: LengthPolicy):
     """The package's cut against the windows of the tests; every base lies in one."""
     if len(sequence) <= policy.max_length or policy.long_sequences not in ("window", "full"):
         policy = LengthPolicy("full", 0, strand=policy.strand)
-    found = cut(sequence.encode(), Segmentation(policy.window, policy.stride, policy.strand))
+    found = cut(sequence.encode(), policy.window, policy.stride, policy.strand)
     assert [segment.decode() for segment in found] == windows_written_out(sequence, policy)
     forward = found[: len(found) // 2] if policy.strand == "both" else found
     together = "".join(segment.decode()[: policy.stride or None] for segment in forward[:-1]) + forward[-1].decode()

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their digests."""
+"""Writing files whole or not at all, refusing unusable paths, and digests."""
 
 from __future__ import annotations
 
@@ -132,26 +132,28 @@ def refuse_to_replace(source: Path, output: Path) -> None:
 
 
 def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
-    """Raise a SeqmillError if two of `outputs` are one file, or if writing one would replace one of `inputs`."""
+    """Raise a SeqmillError if two of `outputs` are the same file, or if writing one would replace one of `inputs`."""
     for source in inputs:
         for output in outputs:
             refuse_to_replace(source, output)
     for first, second in combinations(outputs, 2):
         linked = first.exists() and second.exists() and first.samefile(second)
         if linked or os.path.realpath(first) == os.path.realpath(second):
-            raise SeqmillError(f"{second}: is named for two outputs; name a file for each; nothing was written")
+            raise SeqmillError(
+                f"{second}: is named for two outputs; name a different file for each; nothing was written"
+            )
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise a SeqmillError if `path`, which is to be a file, is a folder."""
+    """Raise a SeqmillError if `path`, which should be a file, is a folder."""
     if path.is_dir():
         raise SeqmillError(f"{path}: is a folder; name a file in it")
 
 
 def refuse_special(path: Path) -> None:
-    """Raise a SeqmillError if `path` is there and neither a file nor a folder: such may end never, or be read once."""
+    """Raise a SeqmillError if `path` is a pipe, device or socket: it may never end, or be readable only once."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise SeqmillError(f"{path}: is a pipe, a device or a socket; write its content to a file first and name that")
+        raise SeqmillError(f"{path}: is a pipe, a device or a socket; write its content to a file and name that file")
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
@@ -159,8 +161,7 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise SeqmillError(
-            f"{folder}: {what} need {num_bytes:,} bytes on this disk, of which {free:,} are free; "
-            "make room and run again"
+            f"{folder}: {what} need {num_bytes:,} bytes on this disk, and {free:,} are free; make room and run again"
         )
 
 
@@ -171,9 +172,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """Return `content` as indented JSON; what UTF-8 can't hold, as of paths that are no UTF-8, is escaped."""
+    """Return `content` as indented JSON; surrogates, which stand for bytes of paths that are not UTF-8, are escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Two backslashes: one would be JSON's own escape, and make of it again what can't be encoded.
+    # Two backslashes: readers would turn JSON's own escape, with one, back into a surrogate.
     return SURROGATES.sub(lambda match: rf"\\u{ord(match[0]):04x}", text)
 
 

@@ -53,11 +53,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bool]:
-    """Hold a shard's lock, the file `.NAME.lock` in the shard's folder.
-
-    Args:
-        shard: the shard to be written.
-        wait_seconds: how long to wait for another holder to leave.
+    """Hold a shard's lock, the file `.NAME.lock` in its folder; wait at most `wait_seconds` for another holder.
 
     Yields:
         Whether the lock is held; False if the file system has no locks.

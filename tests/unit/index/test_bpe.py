@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline import SCRIPTS
+from pipeline import SCRIPTS, SUPPORT
 from seqmill.errors import SeqmillError
 from seqmill.index import bpe
 from seqmill.index.bpe import BpeTokenizer
@@ -232,9 +233,9 @@ def refusal(path: Path) -> str:
 
 def test_the_committed_tokenizer_is_what_its_script_makes(tmp_path: Path) -> None:
     output = tmp_path / "tokenizer.json"
-    script = SCRIPTS / "make_untrained_tokenizer.py"
+    script = SUPPORT / "make_untrained_tokenizer.py"
     command = [sys.executable, str(script), "--fasta", str(DATA / "NC_005816.fna"), "--output", str(output)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
     assert output.read_bytes() == UNTRAINED_TOKENIZER.read_bytes()
 
 

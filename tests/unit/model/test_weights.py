@@ -23,7 +23,7 @@ from transformers import EsmForMaskedLM, EsmModel
 from hugging_face import hugging_face_model
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
-from seqmill.index.letters import ESM2_TOKENIZER, ProteinLetters
+from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.esm2 import ESM2, parameter_shapes
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
@@ -83,7 +83,7 @@ def assert_equal(found: Weights, expected: Weights) -> None:
 
 
 def our_hidden(weights: Weights, sequence: str) -> np.ndarray:
-    tokens = bytes([ESM2_TOKENIZER.cls, *ProteinLetters().tokens(sequence.encode()), ESM2_TOKENIZER.eos])
+    tokens = ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS
     pack = Pack.from_tokens(np.frombuffer(tokens, np.uint8), np.array([len(tokens)]))
     return ESM2(weights.architecture, weights.tensors, torch.float32, len(tokens))(pack).numpy()
 
