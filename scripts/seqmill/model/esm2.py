@@ -2,8 +2,8 @@
 
 The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
 run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
-query, key and value, and no language-model head; each norm first adds what the step before it gave to
-the residual stream, so that both are one pass over memory where Triton's kernels run.
+query, key and value, and no language-model head; each norm first adds the previous step's result to the
+residual stream, so that both are one pass over memory with Triton's kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.model.attention import attend
-from seqmill.model.kernels import fused
+from seqmill.model.layers import Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
 
@@ -55,12 +55,12 @@ class ESM2(torch.nn.Module):
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.fuse = fuse = fuse and exact == torch.float32
-        self.embed = _parameter(weights["embed.weight"], exact)
+        self.embed = parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)
             for layer in range(architecture.num_layers)
         )
-        self.final_norm = Norm(weights, "final_norm.", exact, exact, fuse)
+        self.final_norm = Norm(weights, "final_norm.", LAYER_NORM_EPS, exact, exact, fuse)
         cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -89,7 +89,7 @@ class ESM2(torch.nn.Module):
             if number >= max(layers):
                 return
             delta = layer(x, delta, self.attention, self.cos, self.sin, pack)
-        yield len(self.layers), self.final_norm(x, delta)
+        yield len(self.layers), self.final_norm.pre(x, delta)
 
 
 class Layer(torch.nn.Module):
@@ -107,10 +107,10 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.fuse = fuse
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
         self.fc1 = Linear(weights, prefix + "fc1.", dtype)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
@@ -123,41 +123,10 @@ class Layer(torch.nn.Module):
         sin: torch.Tensor,
         pack: Pack,
     ) -> torch.Tensor:
-        qkv = self.qkv(self.attention_norm(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(self.attention_norm.pre(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
         delta = self.out(attend(attention, qkv, cos, sin, pack, self.fuse))
-        h = self.fc1(self.ffn_norm(x, delta))
+        h = self.fc1(self.ffn_norm.pre(x, delta))
         return self.fc2(F.gelu(h))  # the exact (erf) GELU
-
-
-class Linear(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], dtype)
-        self.bias = _parameter(weights[prefix + "bias"], dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class Norm(torch.nn.Module):
-    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
-
-    def __init__(
-        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
-    ) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], exact)
-        self.bias = _parameter(weights[prefix + "bias"], exact)
-        self.dtype = dtype
-        self.fuse = fuse
-
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
-        """Add delta to x in place; return the layer norm of x, in the dtype of the matrix products."""
-        if self.fuse:
-            return fused.add_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
-        if delta is not None:
-            x += delta
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS).to(self.dtype)
 
 
 def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +155,3 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}{name}.weight"] = shapes[f"{prefix}{name}.bias"] = (d,)
     shapes["final_norm.weight"] = shapes["final_norm.bias"] = (d,)
     return shapes
-
-
-def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
-    return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)

@@ -1,4 +1,4 @@
-"""Files of tensors: read without executing anything in them, and matched to the tensors that a model has."""
+"""Tensor files and configurations: read without executing code in them, and matched to a model's parameters."""
 
 from __future__ import annotations
 
@@ -6,50 +6,48 @@ import errno
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import SAFETENSORS_INDEX
+from seqmill.spec.models import SAFETENSORS_INDEX, AnyArchitecture, read_json
 
 SHOWN_KEYS = 8
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+A = TypeVar("A", bound=AnyArchitecture)
+
 
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Load a file of torch.save as memory maps; tensors, plain values and `allowed` classes alone.
+    """Load a torch.save file as memory maps; only tensors, plain values and `allowed` classes are accepted.
 
     Raises:
-        SeqmillError: the file is damaged, or its pickle calls for something else; `what` says what was expected.
+        SeqmillError: the file is damaged, or its pickle calls for other code; `what` is what was expected.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
+        named = re.search(r"GLOBAL (\S+)", str(error))  # PyTorch's own text tells how to execute the file
         reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
         raise SeqmillError(f"{path}: not loaded as {what}: {reason}; it was not executed") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise SeqmillError(f"{path}: not loaded as {what}: its pickle is damaged") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL  # which mapping a cut file gives
+        unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL  # a truncated file can't be mapped
         if not unreadable and not isinstance(error, EOFError) and not zipfile.is_zipfile(path):
             reason = "it is truncated, or not a file of torch.save"
         raise SeqmillError(f"{path}: cannot be loaded as {what}: {reason}") from error
 
 
 def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Load the tensors of a folder's files (`seqmill.spec.models.weight_files`) as memory maps.
-
-    Raises:
-        SeqmillError: a file is damaged.
-    """
+    """Load a folder's tensors (`seqmill.spec.models.weight_files`); raises a SeqmillError if a file is damaged."""
     state: dict[str, torch.Tensor] = {}
     for file in files:
         if file.name == SAFETENSORS_INDEX:
@@ -66,12 +64,44 @@ def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 
 def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 - a file may hold anything
-    """Raise a SeqmillError unless a file holds names and dense floating-point tensors, and nothing else."""
+    """Raise a SeqmillError unless a file's content is a dictionary of tensors by name."""
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise SeqmillError(f"{path}: not {what}: it holds more than tensors")
     for key in state:
         if not isinstance(key, str):
             raise SeqmillError(f"{path}: not {what}: a tensor is named {key!r}, which is no text")
+
+
+def read_architecture(
+    path: Path, shape_of: Callable[[dict[str, Any]], A], settings: Mapping[str, Any], model: str
+) -> A:
+    """Return a model's shape from its Hugging Face config.json.
+
+    Args:
+        path: the file.
+        shape_of: makes the architecture from the file's content.
+        settings: the values that the implementation supports; the file may leave them out.
+        model: its name, for messages.
+
+    Raises:
+        SeqmillError: the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
+    """
+    config = read_json(path)
+    for key, value in settings.items():
+        if config.get(key, value) not in (value, None):
+            raise SeqmillError(f"{path}: {key} is {config[key]!r}; {model} has {value!r}")
+    try:
+        architecture = shape_of(config)
+    except KeyError as error:
+        raise SeqmillError(f"{path}: lacks {error}") from error
+    except ValueError as error:
+        raise SeqmillError(f"{path}: not the shape of a model: {error}") from error
+    ffn_dim = config.get("intermediate_size", architecture.ffn_dim)
+    if ffn_dim != architecture.ffn_dim:
+        raise SeqmillError(
+            f"{path}: intermediate_size is {ffn_dim}; {model} has {architecture.ffn_dim}, 4 x hidden_size"
+        )
+    return architecture
 
 
 def match_tensors(
@@ -82,18 +112,18 @@ def match_tensors(
     path: Path,
     what: str,
 ) -> dict[str, list[torch.Tensor]]:
-    """Sort tensors by canonical name; several under one name are to be joined by rows.
+    """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
 
     Args:
-        state: a file's tensors.
-        sources: by canonical name, the file's names of what makes it up.
-        shapes: by canonical name.
-        ignored: regular expression of the file's names that the model does not use.
-        path: of the file, for messages.
+        state: the file's tensors.
+        sources: for each canonical name, the names in the file.
+        shapes: for each canonical name, the concatenated shape.
+        ignored: regular expression for names in the file that the model does not use.
+        path: the file, for messages.
         what: the model's name, for messages.
 
     Raises:
-        SeqmillError: lists missing and unknown keys; a tensor has a wrong shape or no values.
+        SeqmillError: tensors are missing or unknown (all are listed), or one has a wrong shape, dtype or layout.
     """
     wanted = {name for names in sources.values() for name in names}
     missing = sorted(wanted - state.keys())
@@ -111,7 +141,7 @@ def match_tensors(
 
 
 def _unusable(tensor: torch.Tensor) -> str:
-    """Say what kind of tensor it is, if not one with values that can be computed with."""
+    """Return why a tensor's values can't be used; empty if they can."""
     if tensor.is_meta:
         return "a meta tensor, which has no values"
     if tensor.is_quantized:

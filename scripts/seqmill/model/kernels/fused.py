@@ -1,9 +1,8 @@
 """Elementwise work of the forward on CUDA in one pass over memory each, written in Triton.
 
-The arithmetic is that of the eager forms beside which these stand (`esm2.Norm`, `attention.rotate`,
-`dnabert_s.Norm`, `dnabert_s.Layer`): float32 throughout, rounded once where the result is stored. A row or a
-token is one program and its reduction has a shape of its own, never tuned at run time, so its bits do not
-depend on its neighbors.
+The arithmetic equals that of the eager forms (`layers.Norm`, `attention.rotate`, `dnabert_s.Layer`): float32
+throughout, rounded once when the result is stored. Each row or token is one program with a reduction of fixed shape,
+never tuned at run time, so its bits do not depend on its neighbors.
 """
 
 from __future__ import annotations
