@@ -171,6 +171,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json_text(content), encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raises a SeqmillError if the file is unreadable or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SeqmillError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise SeqmillError(f"{path}: not a JSON object: {reason}") from error
+    if not isinstance(content, dict):
+        raise SeqmillError(f"{path}: not a JSON object: it holds a {type(content).__name__}")
+    return content
+
+
 def json_text(content: dict[str, Any]) -> str:
     """Return `content` as indented JSON; surrogates, which stand for bytes of paths that are not UTF-8, are escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

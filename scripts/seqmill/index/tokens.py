@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.fasta import SHOWN_ID, FastaRecord
@@ -24,7 +25,7 @@ from seqmill.index.letters import (
 )
 from seqmill.index.segments import cut, known_bases, weigh, window_spans
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import CONFIG, DNABERT_S, ModelSource, read_json
+from seqmill.spec.models import CONFIG, DNABERT_S, ModelSource
 
 DIGEST_BYTES = 16
 GAPPED = 0.1  # records with a larger share of unknown bases are counted

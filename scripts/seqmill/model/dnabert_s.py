@@ -1,10 +1,10 @@
 """DNABERT-S, as a plain forward over packs.
 
-The reference is the published code of the model (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`,
-its PyTorch path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou
-et al. 2023, arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated
-feed-forward, a layer norm after each step. Here there is no padding and no pooler; each norm first adds what
-the step before it gave, so that both are one pass over memory where Triton's kernels run.
+The reference is the model's published code (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`, its PyTorch
+path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou et al. 2023,
+arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated feed-forward, a
+layer norm after each step. Here there is no padding and no pooler; each norm first adds the previous step's result, so
+that both are one pass over memory with Triton's kernels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
 
 LAYER_NORM_EPS = 1e-12
-# Tokens that go through the feed-forward at a time: it is eight times as wide as the residual stream, and a
-# single contig may have 20,000 tokens.
+# Tokens per feed-forward call: it is eight times as wide as the residual stream, and a contig may have 20,000 tokens.
 FFN_TOKENS = 4096
 
 
@@ -36,10 +35,9 @@ class DnabertS(torch.nn.Module):
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
         dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
-        max_tokens: tokens in the longest sequence that will be given, CLS and SEP included.
+        max_tokens: tokens in the longest sequence that the model will see, CLS and SEP included.
         attention: the kernel, a name from `seqmill.model.alibi.choose_kernel`.
-        fuse: do the elementwise work in Triton's kernels, see `seqmill.model.kernels.fused.available`; float64
-            is always computed without.
+        fuse: do elementwise work in Triton's kernels (`seqmill.model.kernels.fused.available`), except for float64.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class DnabertS(torch.nn.Module):
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.fuse = fuse and exact == torch.float32
-        # Every token is of type 0, so that the two embeddings are one table.
+        # Every token has type 0, so the two embeddings are one table.
         self.embed = parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
         self.embed_norm = Norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, self.fuse)
         self.layers = torch.nn.ModuleList(
@@ -90,7 +88,7 @@ class DnabertS(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """One post-norm transformer block: takes and gives the residual stream, exact and rounded."""
+    """A post-norm transformer block; takes and returns the residual stream, exact and rounded."""
 
     def __init__(
         self,
@@ -124,7 +122,7 @@ class Layer(torch.nn.Module):
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fuse:
             return self.down(fused.gate(self.gated(x)))
-        # Two products: each half is dense, and one at a time costs the CPU less than both side by side.
+        # Two products with dense results are faster on the CPU than one product that is then split.
         gate, value = (F.linear(x, half) for half in self.gated.weight.chunk(2))
         return self.down(F.gelu(gate).mul_(value))  # the exact (erf) GELU
 

@@ -20,8 +20,8 @@ from seqmill.spec.models import Architecture
 
 LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
-# ESM-2 was trained with 15 % of tokens selected, 80 % of these masked to zero; without masks the
-# reference scales the embeddings by what was left on average.
+# ESM-2 was trained with 15 % of tokens selected, of which 80 % were masked to zero; without masks the reference
+# scales the embeddings by the average share that was left.
 TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
 
 
@@ -35,10 +35,9 @@ class ESM2(torch.nn.Module):
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
         dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
-        max_tokens: tokens in the longest sequence that will be given, cls and eos included.
+        max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
-        fuse: do the elementwise work in Triton's kernels, see `seqmill.model.kernels.fused.available`; float64
-            is always computed without.
+        fuse: do elementwise work in Triton's kernels (`seqmill.model.kernels.fused.available`), except for float64.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class ESM2(torch.nn.Module):
     def hidden_states(self, pack: Pack, layers: tuple[int, ...]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield some layers' numbers and hidden states, in ascending order; the next one may overwrite them.
 
-        0 is the embedding of the tokens, k the output of block k, the last after its layer norm, as in fair-esm.
+        0 is the embedding of the tokens, k the output of block k, the last after the final layer norm, as in fair-esm.
         """
         x = F.embedding(pack.tokens.int(), self.embed)
         if self.architecture.token_dropout:
@@ -93,7 +92,7 @@ class ESM2(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """One pre-norm transformer block: takes the residual stream and what is still to be added to it."""
+    """A pre-norm transformer block; takes the residual stream and the delta to add to it, returns the next delta."""
 
     def __init__(
         self,
@@ -132,9 +131,8 @@ class Layer(torch.nn.Module):
 def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines (num_positions, head_dim) of the rotary position embedding.
 
-    The inverse frequencies are made in float32 on the CPU whatever the dtype, as fair-esm's are:
-    in bfloat16 the angles would be off by 0.27 rad at position 160, and frequencies computed by
-    another device or in float64 differ enough to be seen in the output.
+    As in fair-esm, the inverse frequencies are always computed in float32 on the CPU: in bfloat16 the angles would be
+    off by 0.27 rad at position 160, and frequencies from another device or in float64 visibly change the output.
     """
     inverse_frequencies = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim))
     positions = torch.arange(num_positions, device="cpu").to(dtype)

@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import SAFETENSORS_INDEX, AnyArchitecture, read_json
+from seqmill.spec.models import SAFETENSORS_INDEX, AnyArchitecture
 
 SHOWN_KEYS = 8
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Elementwise work of the forward on CUDA in one pass over memory each, written in Triton.
+"""Elementwise steps of the forward on CUDA, each in one pass over memory, written in Triton.
 
 The arithmetic equals that of the eager forms (`layers.Norm`, `attention.rotate`, `dnabert_s.Layer`): float32
 throughout, rounded once when the result is stored. Each row or token is one program with a reduction of fixed shape,
@@ -16,7 +16,7 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU build of torch does not bring it
+except ImportError:  # torch's CPU build does not include it
     triton = None
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def add_norm(
 ) -> torch.Tensor:
     """Add to the residual stream in place, and return its layer norm (Ba et al. 2016, arXiv:1607.06450).
 
-    The variance is the mean of squared differences from the mean, of a row held whole in registers.
+    The variance is the mean of squared differences from the mean; each row is held in registers.
 
     Args:
         x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta.
@@ -59,9 +59,9 @@ def post_norm(
     eps: float,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Put the layer norm of x + delta into the residual stream in place, and return it rounded to `dtype`.
+    """Replace the residual stream x by the layer norm of x + delta in place, and return it rounded to `dtype`.
 
-    The arguments are those of `add_norm`. Of float32 the result is x itself.
+    The arguments are those of `add_norm`. For float32 the result is x itself.
     """
     y = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
     _launch_norm(x, delta, weight, bias, y, eps, post=True)
@@ -87,7 +87,7 @@ def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: t
     Args:
         qkv: (num_tokens, 3, num_heads, head_dim), any floating dtype but float64, contiguous.
         cos, sin: float32 (more than the largest position, head_dim), contiguous; see `esm2.rope_tables`.
-        positions: int64 (num_tokens,), the place of each token in its sequence.
+        positions: int64 (num_tokens,), the position of each token in its sequence.
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     assert cos.dtype == sin.dtype == torch.float32
@@ -102,11 +102,11 @@ def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: t
 
 @functools.cache
 def available(device: torch.device) -> bool:
-    """Whether these kernels run on a device: on CUDA with Triton; if not there, the log says why."""
+    """Return whether these kernels run on a device: on CUDA, with Triton; otherwise the log says why."""
     if device.type != "cuda":
         return False
     if triton is None:
-        log.warning("triton is not installed: the elementwise work on the GPU will be slower")
+        log.warning("triton is not installed: elementwise steps on the GPU will be slower")
         return False
     try:
         x = torch.ones(1, 16, device=device)
@@ -116,7 +116,7 @@ def available(device: torch.device) -> bool:
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
-        log.warning("Triton's kernels can't be compiled, the elementwise work on the GPU will be slower: %s", error)
+        log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
         return False
     return True
 
@@ -205,7 +205,7 @@ def _rotate(
     inside = (row < 2 * num_heads) & (column < half)
     first_place = qkv_start + token * (6 * num_heads * half) + row * (2 * half) + column
     second_place = first_place + half
-    # Both halves of a table's row are the same angles.
+    # Both halves of a table's row have the same angles.
     angle = tl.load(positions_start + token) * (2 * half) + column
     cos = tl.load(cos_start + angle, mask=column < half, other=0.0)
     sin = tl.load(sin_start + angle, mask=column < half, other=0.0)
