@@ -31,13 +31,7 @@ class DnabertS(torch.nn.Module):
     Matrix products run in `dtype`; the residual stream, layer norms and attention biases stay in float32
     (float64 if that is the dtype).
 
-    Args:
-        architecture: the model's shape.
-        weights: tensors by canonical name, as `parameter_shapes` lists them.
-        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
-        max_tokens: tokens in the longest sequence that the model will see, CLS and SEP included.
-        attention: the kernel, a name from `seqmill.model.alibi.choose_kernel`.
-        fuse: do elementwise work in Triton's kernels (`seqmill.model.kernels.fused.available`), except for float64.
+    The arguments are those of `esm2.ESM2`; `attention` is a name from `seqmill.model.alibi.choose_kernel`.
     """
 
     def __init__(

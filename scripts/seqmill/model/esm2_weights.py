@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from seqmill.errors import SeqmillError
 from seqmill.model.esm2 import LAYER_NORM_EPS, parameter_shapes
-from seqmill.model.tensor_files import (
-    load_pickled,
-    load_safetensors,
-    match_tensors,
-    read_architecture,
-    require_tensors,
-)
+from seqmill.model.tensor_files import Naming, load_pickled, load_safetensors, read_architecture, require_tensors
 from seqmill.spec.models import CONFIG, Architecture, weight_files
-
-
-@dataclass(frozen=True)
-class Naming:
-    """The names that a file format gives to the canonical parameters, without .weight and .bias."""
-
-    prefix: str  # regular expression, stripped from the beginning of every key
-    embed: str
-    final_norm: str
-    layer: str
-    parts: Mapping[str, tuple[str, ...]]  # tensors under several names are concatenated by rows
-    ignored: str  # regular expression for keys that the encoder does not use
-
-    def names_of(self, parameter: str) -> list[str]:
-        """Return the file's names for a canonical parameter (`esm2.parameter_shapes`)."""
-        stem, kind = parameter.rsplit(".", 1)
-        if found := re.fullmatch(r"layers\.(\d+)\.(\w+)", stem):
-            return [f"{self.layer.format(found[1])}{part}.{kind}" for part in self.parts[found[2]]]
-        return [f"{self.embed if stem == 'embed' else self.final_norm}.{kind}"]
-
 
 FAIR_ESM = Naming(
     prefix=r"^encoder\.(sentence_encoder\.)?",
-    embed="embed_tokens",
-    final_norm="emb_layer_norm_after",
+    whole={"embed": "embed_tokens", "final_norm": "emb_layer_norm_after"},
     layer="layers.{}.",
     parts={
         "attention_norm": ("self_attn_layer_norm",),
@@ -59,8 +30,7 @@ FAIR_ESM = Naming(
 
 HUGGING_FACE = Naming(
     prefix=r"^esm\.",
-    embed="embeddings.word_embeddings",
-    final_norm="encoder.emb_layer_norm_after",
+    whole={"embed": "embeddings.word_embeddings", "final_norm": "encoder.emb_layer_norm_after"},
     layer="encoder.layer.{}.",
     parts={
         "attention_norm": ("attention.LayerNorm",),
@@ -100,7 +70,7 @@ def open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Tens
     except ValueError as error:
         raise SeqmillError(f"{path}: cannot be loaded as a fair-esm checkpoint: {error}") from error
     require_tensors(state, path, "a fair-esm checkpoint")
-    return architecture, _match(state, architecture, FAIR_ESM, path)
+    return architecture, FAIR_ESM.match(state, parameter_shapes(architecture), path, "ESM-2")
 
 
 def open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
@@ -116,7 +86,8 @@ def open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]
         HUGGING_FACE_SETTINGS,
         "ESM-2",
     )
-    return architecture, _match(load_safetensors(weight_files(path)), architecture, HUGGING_FACE, path)
+    state = load_safetensors(weight_files(path))
+    return architecture, HUGGING_FACE.match(state, parameter_shapes(architecture), path, "ESM-2")
 
 
 def save_checkpoint(architecture: Architecture, parts: Mapping[str, list[torch.Tensor]], path: Path) -> None:
@@ -132,11 +103,3 @@ def save_checkpoint(architecture: Architecture, parts: Mapping[str, list[torch.T
         token_dropout=architecture.token_dropout,
     )
     torch.save({"cfg": {"model": shape}, "model": state}, path)
-
-
-def _match(
-    state: Mapping[str, torch.Tensor], architecture: Architecture, naming: Naming, path: Path
-) -> dict[str, list[torch.Tensor]]:
-    state = {re.sub(naming.prefix, "", key): tensor for key, tensor in state.items()}
-    shapes = parameter_shapes(architecture)
-    return match_tensors(state, {name: naming.names_of(name) for name in shapes}, shapes, naming.ignored, path, "ESM-2")

@@ -57,7 +57,7 @@ class Norm(torch.nn.Module):
     def post(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer norm of x + delta, and the same in `dtype`; x may change."""
         if self.fuse:
-            return x, fused.post_norm(x, delta, self.weight, self.bias, self.eps, self.dtype)
+            return x, fused.add_norm(x, delta, self.weight, self.bias, self.eps, self.dtype, post=True)
         x = self._normalized(x if delta is None else x + delta)
         return x, x.to(self.dtype)
 

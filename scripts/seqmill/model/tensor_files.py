@@ -7,6 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,40 +106,68 @@ def read_architecture(
     return architecture
 
 
-def match_tensors(
-    state: Mapping[str, torch.Tensor],
-    sources: Mapping[str, list[str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    ignored: str,
-    path: Path,
-    what: str,
-) -> dict[str, list[torch.Tensor]]:
-    """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
+@dataclass(frozen=True)
+class Naming:
+    """The names that a file format gives to a model's canonical parameters, without .weight and .bias.
 
-    Args:
-        state: the file's tensors.
-        sources: for each canonical name, the names in the file.
-        shapes: for each canonical name, the concatenated shape.
-        ignored: regular expression for names in the file that the model does not use.
-        path: the file, for messages.
-        what: the model's name, for messages.
-
-    Raises:
-        SeqmillError: tensors are missing or unknown (all are listed), or one has a wrong shape, dtype or layout.
+    Attributes:
+        prefix: stripped from the beginning of the file's names; a regular expression, as is `ignored`.
+        whole: the file's name for each parameter outside the layers.
+        layer: the beginning of a layer's names, with {} for its number.
+        parts: for each parameter of a layer the file's names; the tensors of several are concatenated by rows.
+        ignored: names in the file that the model does not use.
     """
-    wanted = {name for names in sources.values() for name in names}
-    missing = sorted(wanted - state.keys())
-    unknown = sorted(key for key in state.keys() - wanted if not re.search(ignored, key))
-    if missing or unknown:
-        raise SeqmillError(f"{path}: not the tensors of {what}: missing {_some(missing)}; unknown {_some(unknown)}")
-    for name, (rows, *columns) in shapes.items():
-        for key in sources[name]:
-            shape = (rows // len(sources[name]), *columns)
-            if tuple(state[key].shape) != shape:
-                raise SeqmillError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
-            if unusable := _unusable(state[key]):
-                raise SeqmillError(f"{path}: {key} is {unusable}; seqmill reads dense float32, float16 and bfloat16")
-    return {name: [state[key] for key in keys] for name, keys in sources.items()}
+
+    prefix: str
+    whole: Mapping[str, str]
+    layer: str
+    parts: Mapping[str, tuple[str, ...]]
+    ignored: str
+
+    def names_of(self, parameter: str) -> list[str]:
+        """Return the file's names for a canonical parameter, e.g. layers.0.qkv.weight."""
+        stem, kind = parameter.rsplit(".", 1)
+        if found := re.fullmatch(r"layers\.(\d+)\.(\w+)", stem):
+            return [f"{self.layer.format(found[1])}{part}.{kind}" for part in self.parts[found[2]]]
+        return [f"{self.whole[stem]}.{kind}"]
+
+    def match(
+        self, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path, model: str
+    ) -> dict[str, list[torch.Tensor]]:
+        """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
+
+        Args:
+            state: the file's tensors.
+            shapes: for each canonical name, the concatenated shape.
+            path, model: the file and the model's name, for messages.
+
+        Raises:
+            SeqmillError: tensors are missing or unknown (all are listed), or one has a wrong shape, dtype or layout.
+        """
+        stripped: dict[str, torch.Tensor] = {}
+        for key, tensor in state.items():
+            name = re.sub(self.prefix, "", key)
+            if name in stripped:
+                raise SeqmillError(f"{path}: holds the tensor {name} twice, with a prefix and without it")
+            stripped[name] = tensor
+        sources = {name: self.names_of(name) for name in shapes}
+        wanted = {name for names in sources.values() for name in names}
+        missing = sorted(wanted - stripped.keys())
+        unknown = sorted(key for key in stripped.keys() - wanted if not re.search(self.ignored, key))
+        if missing or unknown:
+            raise SeqmillError(
+                f"{path}: not the tensors of {model}: missing {_some(missing)}; unknown {_some(unknown)}"
+            )
+        for name, (rows, *columns) in shapes.items():
+            for key in sources[name]:
+                shape, found = (rows // len(sources[name]), *columns), tuple(stripped[key].shape)
+                if found != shape:
+                    raise SeqmillError(f"{path}: {key} has shape {found}, not {shape}")
+                if unusable := _unusable(stripped[key]):
+                    raise SeqmillError(
+                        f"{path}: {key} is {unusable}; seqmill reads dense float32, float16 and bfloat16"
+                    )
+        return {name: [stripped[key] for key in keys] for name, keys in sources.items()}
 
 
 def _unusable(tensor: torch.Tensor) -> str:

@@ -128,7 +128,7 @@ def check_post_norm(dim: int, dtype: torch.dtype) -> None:
     delta, weight, bias = normal(4, dim, seed=2).to(dtype), normal(dim, seed=3), normal(dim, seed=4)
     for added in (delta, None):
         guarded[1:5] = before[1:5]
-        y = fused.post_norm(guarded[1:5], added, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+        y = fused.add_norm(guarded[1:5], added, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype, post=True)
         x = before[1:5] if added is None else before[1:5] + added
         exact = F.layer_norm(x.double(), (dim,), weight.double(), bias.double(), dnabert_s.LAYER_NORM_EPS)
         assert y.dtype == dtype
@@ -174,8 +174,8 @@ def check_a_row_has_the_same_bits_in_any_company() -> None:
     assert torch.equal(together[2:3], alone)
     assert together[0].isnan().all()
     assert together[[1, 2, 4]].isfinite().all()
-    alone = fused.post_norm(x[2:3].clone(), delta[2:3], weight, bias, LAYER_NORM_EPS, torch.float16)
-    assert torch.equal(fused.post_norm(x, delta, weight, bias, LAYER_NORM_EPS, torch.float16)[2:3], alone)
+    alone = fused.add_norm(x[2:3].clone(), delta[2:3], weight, bias, LAYER_NORM_EPS, torch.float16, post=True)
+    assert torch.equal(fused.add_norm(x, delta, weight, bias, LAYER_NORM_EPS, torch.float16, post=True)[2:3], alone)
 
 
 @pytest.mark.parametrize("dtype", list(STEPS))

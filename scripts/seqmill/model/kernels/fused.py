@@ -31,40 +31,31 @@ def add_norm(
     bias: torch.Tensor,
     eps: float,
     dtype: torch.dtype,
+    post: bool = False,
 ) -> torch.Tensor:
-    """Add to the residual stream in place, and return its layer norm (Ba et al. 2016, arXiv:1607.06450).
+    """Add to the residual stream, and return the layer norm of the sum (Ba et al. 2016, arXiv:1607.06450).
 
     The variance is the mean of squared differences from the mean; each row is held in registers.
 
     Args:
-        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta.
+        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta, or the layer norm of that if `post`.
         delta: (num_tokens, hidden_dim), any floating dtype, contiguous; None adds nothing.
         weight, bias: float32 (hidden_dim,).
         eps: added to the variance.
         dtype: of the result.
+        post: keep the unrounded result in x; for float32 the result is x itself.
 
     Returns:
         (num_tokens, hidden_dim).
     """
-    y = torch.empty_like(x, dtype=dtype)
-    _launch_norm(x, delta, weight, bias, y, eps, post=False)
-    return y
-
-
-def post_norm(
-    x: torch.Tensor,
-    delta: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Replace the residual stream x by the layer norm of x + delta in place, and return it rounded to `dtype`.
-
-    The arguments are those of `add_norm`. For float32 the result is x itself.
-    """
-    y = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
-    _launch_norm(x, delta, weight, bias, y, eps, post=True)
+    num_tokens, dim = x.shape
+    assert x.dtype == weight.dtype == bias.dtype == torch.float32
+    assert x.is_contiguous()
+    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
+    y = x if post and dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
+    block = triton.next_power_of_2(dim)
+    warps = min(max(block // 256, 1), 16)
+    _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
     return y
 
 
@@ -111,7 +102,7 @@ def available(device: torch.device) -> bool:
     try:
         x = torch.ones(1, 16, device=device)
         add_norm(x, x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
-        post_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
+        add_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16, post=True)
         gate(x.bfloat16())
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         torch.cuda.synchronize(device)
@@ -119,24 +110,6 @@ def available(device: torch.device) -> bool:
         log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
         return False
     return True
-
-
-def _launch_norm(
-    x: torch.Tensor,
-    delta: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-    post: bool,
-) -> None:
-    num_tokens, dim = x.shape
-    assert x.dtype == weight.dtype == bias.dtype == torch.float32
-    assert x.is_contiguous()
-    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
-    block = triton.next_power_of_2(dim)
-    warps = min(max(block // 256, 1), 16)
-    _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
 
 
 def _jit(kernel: Callable) -> Callable:
