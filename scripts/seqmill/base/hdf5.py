@@ -28,7 +28,7 @@ FORMAT = ("v110", "v110")
 # HDF5's own locks fail on file systems without locks (its "best effort" forgives only ENOSYS). They are not needed:
 # files get their names when they are whole, and shards have our locks. HDF5_USE_FILE_LOCKING overrides this.
 LOCKING = False
-# The exceptions h5py raises for damaged files: besides OSError for lost names and impossible sizes and types.
+# The exceptions that h5py raises for damaged files, such as lost names and impossible sizes and types.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 SHOWN_ERROR = 300  # characters
 

@@ -112,16 +112,9 @@ class BpeTokenizer:
 
 
 def _batches(sequences: list[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    num_bytes = 0
-    for sequence in sequences:
-        batch.append(sequence)
-        num_bytes += len(sequence)
-        if num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+    ends = itertools.accumulate(map(len, sequences))
+    for _, batch in itertools.groupby(zip(ends, sequences, strict=True), lambda pair: pair[0] // BATCH_BYTES):
+        yield [sequence for _, sequence in batch]
 
 
 def _check(path: Path, tokenizer: Tokenizer, vocabulary: int | None) -> None:

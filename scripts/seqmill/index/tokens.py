@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -38,7 +37,7 @@ class Tokenized:
     Attributes:
         lengths: int32 (num_records,), residues or bases in the cleaned sequences.
         digests: DIGEST_BYTES per record, of the cleaned sequences.
-        tokens: all records end to end, special tokens included; a record to be rejected may have none.
+        tokens: all records end to end, special tokens included; rejected records may be cut.
         num_tokens: int64 (num_records,).
         num_segments: int32 (num_records,).
         segment_tokens: int32 (segments in the block,), tokens in each.
@@ -54,42 +53,18 @@ class Tokenized:
     segment_lengths: np.ndarray
 
 
-class RecordTokenizer(Protocol):
-    """The tokenizer of a model family.
-
-    Attributes:
-        dtype: of the tokens.
-        name: the tokenizer, as recorded in the index.
-        letter_policy: a description of which letters are changed or refused.
-    """
-
-    dtype: type
-    name: str
-    letter_policy: str
-
-    def __call__(self, block: list[FastaRecord]) -> Tokenized:
-        """Tokenize records; a SeqmillError names the record."""
-
-    def letter_counts(self) -> dict[str, int]:
-        """Return how many letters were changed, or are unknown to the model, so far."""
-
-
-def make_tokenizer(source: ModelSource, fasta: Path, policy: LengthPolicy) -> RecordTokenizer:
-    """Return a model's tokenizer; `fasta` is for messages."""
-    return (NucleotideTokenizer if source.family == DNABERT_S else ProteinTokenizer)(source, fasta, policy)
-
-
 class ProteinTokenizer:
     """One token per residue, framed by cls and eos; a sequence is one segment, or one per window."""
 
     dtype = np.uint8
-    name = "esm2"
+    name = "esm2"  # recorded in the index, as is the policy
     letter_policy = ProteinLetters.policy
 
-    def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
+    def __init__(self, fasta: Path, policy: LengthPolicy) -> None:
         self._fasta, self._letters, self._policy = fasta, ProteinLetters(), policy
 
     def __call__(self, block: list[FastaRecord]) -> Tokenized:
+        """Tokenize records; a SeqmillError names the record."""
         if block[0].number == 1 and looks_like_nucleotides(_sample(block)):
             raise SeqmillError(
                 f"{self._fasta}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
@@ -111,6 +86,7 @@ class ProteinTokenizer:
         return [residues[start:end] for start, end in window_spans(len(residues), policy.window, policy.stride)]
 
     def letter_counts(self) -> dict[str, int]:
+        """Return how many letters were changed, or are unknown to the model, so far."""
         return asdict(self._letters.counts)
 
 
@@ -128,6 +104,7 @@ class NucleotideTokenizer:
         self.name = f"{self._bpe.name} {self._bpe.digest}"
 
     def __call__(self, block: list[FastaRecord]) -> Tokenized:
+        """Tokenize records; a SeqmillError names the record."""
         if block[0].number == 1 and looks_like_protein(_sample(block)):
             raise SeqmillError(
                 f"{self._fasta}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
@@ -141,6 +118,7 @@ class NucleotideTokenizer:
         return _tokenized(sequences, segments, tokens.tobytes(), segment_tokens, weights_of_segments)
 
     def letter_counts(self) -> dict[str, int]:
+        """Return how many letters were changed, or are unknown to the model, so far."""
         return {**asdict(self._letters.counts), "records_over_10_percent_unknown": self._gapped}
 
     def _cut(self, sequence: bytes) -> list[bytes]:
@@ -151,6 +129,14 @@ class NucleotideTokenizer:
             # A rejected sequence is never computed: one base is enough.
             sequence = sequence[: policy.max_length if policy.long_sequences == "truncate" else 1]
         return cut(sequence, strand=policy.strand)
+
+
+RecordTokenizer = ProteinTokenizer | NucleotideTokenizer
+
+
+def make_tokenizer(source: ModelSource, fasta: Path, policy: LengthPolicy) -> RecordTokenizer:
+    """Return a model's tokenizer; `fasta` is for messages."""
+    return NucleotideTokenizer(source, fasta, policy) if source.family == DNABERT_S else ProteinTokenizer(fasta, policy)
 
 
 def _vocabulary(source: ModelSource) -> int:

@@ -37,11 +37,7 @@ MAX_BIASES = 1 << 24
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
-    """Return the requested kernel's name, or for `auto` that of the fastest usable one.
-
-    Raises:
-        SeqmillError: there is no such kernel, or it can't be used; the message says why.
-    """
+    """Return the requested kernel's name, or for `auto` that of the fastest usable one; raises as `attention`'s."""
     return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
 
 

@@ -157,18 +157,14 @@ def find_model(name: str) -> ModelSource:
         SeqmillError: neither a known name nor a usable path; the message lists the possibilities.
     """
     known = name.removeprefix(UNTRAINED_PREFIX)
-    if known in DNABERT_MODELS:
-        kind, path = ("released", WEIGHTS_FOLDER / name) if known == name else ("untrained", None)
-        return ModelSource(name, kind, DNABERT_MODELS[known], path, DNABERT_S)
-    if name.startswith(UNTRAINED_PREFIX):
-        architecture = MODELS.get(known)
-        if architecture is None:
-            raise SeqmillError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
-        return ModelSource(name, "untrained", architecture, None)
+    if known in NAMES:
+        family, weights = (ESM2, f"{known}.pt") if known in MODELS else (DNABERT_S, known)
+        kind, path = ("released", WEIGHTS_FOLDER / weights) if known == name else ("untrained", None)
+        return ModelSource(name, kind, (MODELS | DNABERT_MODELS)[known], path, family)
+    if known != name:
+        raise SeqmillError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
     if not name:
         raise SeqmillError(_unknown(name, NAMES))  # Path("") would be the current folder
-    if name in MODELS:
-        return ModelSource(name, "released", MODELS[name], WEIGHTS_FOLDER / f"{name}.pt")
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # ~nobody

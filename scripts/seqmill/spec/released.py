@@ -15,7 +15,6 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.models import NAMES
 
 RELEASED = Path(__file__).with_name("released.json")
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ def why_not_as_published(path: Path, fact: FileFact) -> str:
     if fact.algorithm == "git_sha1":
         digest.update(f"blob {size}\0".encode())
     with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
+        hashlib.file_digest(file, lambda: digest)
     if digest.hexdigest() != fact.digest:
         return f"its {fact.algorithm.upper().replace('_', ' ')} is {digest.hexdigest()}, not {fact.digest}"
     return ""
