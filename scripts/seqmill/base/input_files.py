@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqmill.base.files import sha256_of_file, write_json
+from seqmill.base.files import read_json, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
 
 DIGESTS = ".snakemake/seqmill.digests.json"  # below the working directory of a workflow
@@ -100,9 +99,8 @@ class KnownDigests:
         self._path = path
         self._has_news = False
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._known = {str(name): (str(stamp), str(digest)) for name, (stamp, digest) in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            self._known = {name: (str(stamp), str(digest)) for name, (stamp, digest) in read_json(path).items()}
+        except (SeqmillError, ValueError, TypeError):
             self._known = {}
 
     def sha256(self, path: Path) -> str:

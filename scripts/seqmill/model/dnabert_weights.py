@@ -39,13 +39,8 @@ def open_folder(path: Path) -> tuple[DnabertArchitecture, dict[str, list[torch.T
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
     architecture = read_architecture(
         path / CONFIG,
-        lambda config: DnabertArchitecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_dim=config["hidden_size"],
-            num_heads=config["num_attention_heads"],
-            vocabulary=config["vocab_size"],
-            token_types=config["type_vocab_size"],
-        ),
+        DnabertArchitecture,
+        lambda config: {"vocabulary": config["vocab_size"], "token_types": config["type_vocab_size"]},
         {"layer_norm_eps": LAYER_NORM_EPS},
         "DNABERT-S",
     )

@@ -77,12 +77,8 @@ def open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
     architecture = read_architecture(
         path / CONFIG,
-        lambda config: Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_dim=config["hidden_size"],
-            num_heads=config["num_attention_heads"],
-            token_dropout=bool(config.get("token_dropout", False)),
-        ),
+        Architecture,
+        lambda config: {"token_dropout": bool(config.get("token_dropout", False))},
         HUGGING_FACE_SETTINGS,
         "ESM-2",
     )

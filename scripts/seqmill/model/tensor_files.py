@@ -75,13 +75,18 @@ def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 
 
 
 def read_architecture(
-    path: Path, shape_of: Callable[[dict[str, Any]], A], settings: Mapping[str, Any], model: str
+    path: Path,
+    family: type[A],
+    own_fields: Callable[[dict[str, Any]], dict[str, Any]],
+    settings: Mapping[str, Any],
+    model: str,
 ) -> A:
     """Return a model's shape from its Hugging Face config.json.
 
     Args:
         path: the file.
-        shape_of: makes the architecture from the file's content.
+        family: the class of the architecture.
+        own_fields: returns the fields that only this family has, from the file's content.
         settings: the values that the implementation supports; the file may leave them out.
         model: its name, for messages.
 
@@ -93,7 +98,8 @@ def read_architecture(
         if config.get(key, value) not in (value, None):
             raise SeqmillError(f"{path}: {key} is {config[key]!r}; {model} has {value!r}")
     try:
-        architecture = shape_of(config)
+        layers, dim, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        architecture = family(layers, dim, heads, **own_fields(config))
     except KeyError as error:
         raise SeqmillError(f"{path}: lacks {error}") from error
     except ValueError as error:

@@ -20,10 +20,11 @@ from seqmill.base.files import (
     refuse_shared,
     remove_abandoned,
     sha256_of_file,
+    whole_folder_or_absent,
     whole_or_absent,
     write_json,
 )
-from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5
+from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5, sha256_but_for
 from seqmill.errors import SeqmillError
 
 OLD = "the old content"
@@ -98,6 +99,27 @@ def test_a_folder_in_the_way_stays(tmp_path: Path):
         temporary.write_text("new")
     assert folder_of(path) == ["result.txt"]
     assert (path / "kept").is_dir()
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path):
+    path, ended = tmp_path / "export", 2**22 + 1  # no process has such a number
+    left = tmp_path / f".export.{socket.gethostname()}.{ended}.tmp"
+    left.mkdir()
+    (left / "half").touch()
+
+    def write(fail: bool) -> None:
+        with whole_folder_or_absent(path) as temporary:
+            (temporary / "a").touch()
+            if fail:
+                raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        write(fail=True)
+    assert list(tmp_path.iterdir()) == []
+    write(fail=False)
+    assert list(tmp_path.rglob("*")) == [path, path / "a"]
+    with pytest.raises(SeqmillError, match=r"export: exists"), whole_folder_or_absent(path):
+        pass
 
 
 def test_files_in_one_folder_do_not_meet(tmp_path: Path):
@@ -269,3 +291,15 @@ def test_write_json_of_a_path_that_is_no_utf8(tmp_path: Path):
     path = tmp_path / "status.json"
     write_json(path, {"path": os.fsdecode(b"r\xff/s.h5")})
     assert json.loads(path.read_bytes().decode("utf-8")) == {"path": "r\\udcff/s.h5"}
+
+
+@pytest.mark.parametrize(("offset", "size", "rest"), [(0, 2, b"cdef"), (2, 3, b"abf"), (6, 0, b"abcdef")])
+def test_sha256_but_for_a_part(offset: int, size: int, rest: bytes, tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", offset, size) == hashlib.sha256(rest).hexdigest()
+
+
+def test_sha256_but_for_a_part_of_a_truncated_file_ends(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", 4, 10) == hashlib.sha256(b"abcd").hexdigest()
+    assert sha256_but_for(tmp_path / "file", 10, 5) == hashlib.sha256(b"abcdef").hexdigest()
