@@ -175,7 +175,7 @@ def test_errors_of_a_temporary_file_name_the_final_one(error: OSError, expected:
 
 
 def test_new_hdf5_keeps_a_failed_write_for_the_end(tmp_path: Path):
-    """The block goes on, and what it raises meanwhile doesn't hide the cause."""
+    """The block continues, and its own exception doesn't hide the cause."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -254,9 +254,9 @@ def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is
         *[
             (tmp_path, ".a.h5.node2.7.tmp", fresh),
             (outputs[1].parent, ".b.gz.node2.7.tmp", old),
-        ],  # it writes a.h5 still
+        ],  # it still writes a.h5
         (tmp_path, ".c.h5.node1.cluster.7.tmp", old),  # no output of ours
-        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # of this machine, and alive
+        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # a live process of this machine
         (tmp_path, "a.h5", old),
     ]
     for folder, name in removed:

@@ -97,7 +97,7 @@ def test_a_worker_waits_for_the_one_before_to_leave(tmp_path: Path) -> None:
 
 
 def test_a_hundred_rounds_of_four_workers_never_overlap(tmp_path: Path) -> None:
-    """The lock file is removed by each holder; a newcomer must not lock the file that is being removed."""
+    """Each holder removes the lock file; another worker must not lock the file that is being removed."""
     code = (
         "import os, sys; from pathlib import Path; import seqmill.base.locks as l; l.POLL_SECONDS = 0.001\n"
         "shard, mark = Path(sys.argv[1]), Path(sys.argv[1] + '.mark')\n"

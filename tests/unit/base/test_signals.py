@@ -28,13 +28,13 @@ def test_a_worker_ends_with_the_process_it_was_told_to_watch() -> None:
     assert worker.stdout
     assert worker.stdout.readline() == "on\n"
     assert worker.poll() is None
-    watched.kill()  # not waited for: it stays a zombie, which is dead enough
+    watched.kill()  # not waited for, so it becomes a zombie, which counts as dead
     assert worker.wait(timeout=20) == -signal.SIGTERM
     watched.wait()
 
 
 def test_a_worker_ends_with_its_own_parent_while_the_watched_one_lives() -> None:
-    """As when a workflow kills the shell between itself and the worker."""
+    """For example when a workflow kills the shell between itself and the worker."""
     shell = subprocess.Popen(
         ["bash", "-c", f'{sys.executable} -c "$1" {os.getpid()} & echo $!; wait', "bash", WATCHER + "time.sleep(60)"],
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
@@ -72,7 +72,7 @@ while True:
 
 
 def test_a_signal_while_hdf5_writes_does_not_crash_the_process(tmp_path: Path) -> None:
-    """HDF5 writes through Python; an exception in there used to end in a segmentation fault."""
+    """HDF5 writes through Python; an exception there used to cause a segmentation fault."""
     for number in range(8):
         writer = python(WRITES_IDS, tmp_path / "ids.h5", 0.05 + 0.03 * number)
         assert writer.wait(timeout=60) == 128 + signal.SIGTERM

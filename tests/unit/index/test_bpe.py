@@ -1,4 +1,4 @@
-"""The BPE tokenizer: tokens equal to the library's own and to the algorithm's definition; files that are refused."""
+"""The BPE tokenizer: its tokens equal those of the library and of the algorithm's definition; bad files are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def split(tokens: np.ndarray, num_tokens: np.ndarray) -> list[list[int]]:
 
 
 def merged_by_definition(sequence: str, content: dict[str, Any]) -> list[int]:
-    """Byte-pair encoding as Sennrich et al. 2016 (doi:10.18653/v1/P16-1162) have it: the earliest merge, leftmost."""
+    """Byte-pair encoding of Sennrich et al. 2016 (doi:10.18653/v1/P16-1162): the earliest merge first, leftmost."""
     ranks = {tuple(pair): rank for rank, pair in enumerate(content["model"]["merges"])}
     parts = list(sequence)
     while True:
@@ -101,9 +101,9 @@ def test_a_long_contig_is_one_sequence(tokenizer: BpeTokenizer) -> None:
     tokens, num_tokens = tokenizer.encode([sequence])
     assert num_tokens.tolist() == [len(tokens)]
     assert np.count_nonzero(tokens <= SEP) == 2
-    assert 4 < len(sequence) / len(tokens) < 6  # random DNA is the worst that four letters can be
+    assert 4 < len(sequence) / len(tokens) < 6  # random DNA is the worst case for four letters
     (beginning,) = split(*tokenizer.encode([sequence[:5000]]))
-    assert tokens[:900].tolist() == beginning[:900]  # merges look only so far
+    assert tokens[:900].tolist() == beginning[:900]  # distant bases do not affect merges
 
 
 def test_attributes(tokenizer: BpeTokenizer) -> None:

@@ -1,4 +1,4 @@
-"""What the length settings come to for proteins and for nucleotides, and what is refused."""
+"""The length policy for given settings, for proteins and nucleotides, and refused settings."""
 
 from __future__ import annotations
 
