@@ -106,7 +106,8 @@ def _acquire(path: Path, shard: Path, wait_seconds: float) -> IO[str] | None:
     told = False
     while True:
         file = path.open("a+")
-        locked = try_lock(file)
+        with name_errors(path):
+            locked = try_lock(file)
         if locked and _is_at(file, path):
             return file
         holder = _holder(file) if locked is False else ""

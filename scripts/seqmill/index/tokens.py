@@ -71,19 +71,21 @@ class ProteinTokenizer:
                 "for proteins; translate the sequences, or embed them with dnabert_s"
             )
         residues = _clean(block, self._letters.tokens, self._fasta)
-        segments = [self._segments(sequence) for sequence in residues]
+        if self._policy.long_sequences == "window":
+            segments = [self._windows(sequence) for sequence in residues]
+        else:
+            kept = self._policy.max_length or None
+            segments = [[sequence[:kept]] for sequence in residues]
         flat = list(itertools.chain(*segments))
         lengths = _lengths(flat)
         tokens = b"".join([ESM2_CLS + segment + ESM2_EOS for segment in flat])
         return _tokenized(residues, segments, tokens, lengths + np.int32(2), lengths)
 
-    def _segments(self, residues: bytes) -> list[bytes]:
-        policy = self._policy
-        if policy.long_sequences != "window":
-            return [residues[: policy.max_length or None]]
-        if len(residues) <= policy.max_length:
+    def _windows(self, residues: bytes) -> list[bytes]:
+        if len(residues) <= self._policy.max_length:
             return [residues]
-        return [residues[start:end] for start, end in window_spans(len(residues), policy.window, policy.stride)]
+        spans = window_spans(len(residues), self._policy.window, self._policy.stride)
+        return [residues[start:end] for start, end in spans]
 
     def letter_counts(self) -> dict[str, int]:
         """Return how many letters were changed, or are unknown to the model, so far."""
