@@ -22,8 +22,7 @@ PICKLED_WEIGHTS = "pytorch_model.bin"  # the format in which DNABERT-S is publis
 RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a nucleotide model
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: each has one module, one tokenizer, one reference
-# Limits, several times the sizes of any published model. A file with larger sizes is damaged, or was made to exhaust
-# the memory before its tensors are compared.
+# Several times the sizes of any published model; larger ones are damage, or an attempt to exhaust the memory.
 MOST_LAYERS, MOST = 1_000, 1_000_000
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
 
-# Defined in `seqmill.embed.pooling`.
-POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")
+POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")  # defined in `seqmill.embed.pooling`
 RESIDUE_DTYPES = ("float16", "float32")
 
 
