@@ -90,7 +90,8 @@ def save_weights(model: str, folder: Path) -> None:
     """Save one set of seeded weights as a fair-esm checkpoint and as a Hugging Face folder."""
     from transformers import EsmConfig, EsmForMaskedLM
 
-    from seqmill.model.weights import FAIR_ESM, HUGGING_FACE
+    from seqmill.model.esm2 import parameter_shapes
+    from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
 
     architecture = MODELS[model]
     reference = fair_esm_model(architecture)
@@ -112,15 +113,9 @@ def save_weights(model: str, folder: Path) -> None:
     )
     target = EsmForMaskedLM(config)
     state, source = target.state_dict(), reference.state_dict()
-    names = {FAIR_ESM.embed: HUGGING_FACE.embed, FAIR_ESM.final_norm: HUGGING_FACE.final_norm}
-    for layer in range(architecture.num_layers):
-        for part, ours in FAIR_ESM.parts.items():
-            for one, other in zip(ours, HUGGING_FACE.parts[part], strict=True):
-                names[FAIR_ESM.layer.format(layer) + one] = HUGGING_FACE.layer.format(layer) + other
-    for one, other in names.items():
-        for kind in ("weight", "bias"):
-            if f"{one}.{kind}" in source:
-                state[f"esm.{other}.{kind}"].copy_(source[f"{one}.{kind}"])
+    for parameter in parameter_shapes(architecture):
+        for one, other in zip(FAIR_ESM.names_of(parameter), HUGGING_FACE.names_of(parameter), strict=True):
+            state[f"esm.{other}"].copy_(source[one])
     target.load_state_dict(state)
     target.save_pretrained(folder / "hugging_face")
 

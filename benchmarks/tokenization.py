@@ -31,7 +31,7 @@ from seqmill.cli.cut_contigs import LINE, contig_lengths
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.build import build_index
 from seqmill.index.letters import NucleotideLetters
-from seqmill.index.segments import Segmentation, cut
+from seqmill.index.segments import cut
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import UNTRAINED_TOKENIZER
 from seqmill.store.index import open_index
@@ -86,8 +86,8 @@ def random_contigs(num_bases: int) -> list[bytes]:
 
 def with_seqmill(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return what the index step makes of the lines of records: all tokens, and the number of each."""
-    letters, segmentation = NucleotideLetters(), Segmentation()
-    return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body), segmentation)])
+    letters = NucleotideLetters()
+    return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body))])
 
 
 def table(seconds: dict[str, list[float]], contigs: list[bytes]) -> str:

@@ -176,11 +176,11 @@ def test_fused_post_norm_and_gate_agree_with_float64_and_round_once(dtype: torch
     delta = torch.randn(1000, 768, generator=generator).to(dtype).cuda()
     added = x + delta
     row = x[500:501].clone()
-    y = fused.post_norm(x, delta, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+    y = fused.add_norm(x, delta, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype, post=True)
     exact = F.layer_norm(added.double(), (768,), weight.double(), bias.double(), dnabert_s.LAYER_NORM_EPS)
     assert ((x - exact).abs() <= exact.abs() * HALF_STEPS[torch.float32] + 4e-6).all()
     assert ((y.double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 4e-6).all()
-    alone = fused.post_norm(row, delta[500:501], weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+    alone = fused.add_norm(row, delta[500:501], weight, bias, dnabert_s.LAYER_NORM_EPS, dtype, post=True)
     assert torch.equal(alone, y[500:501])
     h = (torch.randn(1000, 6144, generator=generator) * 3).to(dtype).cuda()
     first, second = h.double().chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""The index of any FASTA: one fate a record, the right tokens in the right order, a sound pack plan."""
+"""The index of any FASTA: one fate per record, the right tokens in the right order, a valid pack plan."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from seqmill.store.index_format import Fate
 
 MODEL = "untrained:esm2_t6_8M_UR50D"
 
-# fair-esm's alphabet, written out here so that a slip in the package's own table shows.
+# fair-esm's alphabet, written out here to detect errors in the package's own table.
 TOKENS = dict(zip("LAGVSERTIDPKQNFYMHWCXBUZO", range(4, 29), strict=True))
 CLS, EOS = 0, 2
 
@@ -45,7 +45,7 @@ Entry = tuple[str, str]  # header, sequence
 
 @dataclass
 class Expected:
-    """What the policy makes of one entry, worked out one letter at a time."""
+    """The expected result for one entry, computed one letter at a time."""
 
     id: str
     description: str
@@ -90,7 +90,7 @@ def expectations(entries: list[Entry], policy: LengthPolicy) -> tuple[list[Expec
 
 
 def fasta_text(entries: list[Entry], seed: int = 0) -> bytes:
-    """Lay the entries out in lines of random length with either line end and stray blanks."""
+    """Write the entries in lines of random length with either line end and stray blanks."""
     layout = random.Random(seed)
     text = b""
     for header, sequence in entries:
@@ -104,7 +104,7 @@ def fasta_text(entries: list[Entry], seed: int = 0) -> bytes:
 
 
 def build(entries: list[Entry], policy: LengthPolicy, name: str = "input.fasta", text: bytes | None = None) -> Index:
-    """Build in a folder of its own; the index stays readable after the folder is gone, being mapped."""
+    """Build in a temporary folder; the mapped index stays readable after the folder is removed."""
     with tempfile.TemporaryDirectory() as folder:
         fasta = Path(folder, name)
         fasta.write_bytes(fasta_text(entries) if text is None else text)
@@ -117,15 +117,15 @@ def sequence_tokens(index: Index, row: int) -> list[int]:
     return index.tokens[index.token_offsets[row] : index.token_offsets[row + 1]].tolist()
 
 
-# Control characters are legal in a header, but for the line ends and NUL.
+# Control characters except line ends and NUL are legal in a header.
 HEADERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0"), max_size=20)
-SHORT = st.text("ACJ*", min_size=1, max_size=3)  # few letters, so that equal sequences come up
+SHORT = st.text("ACJ*", min_size=1, max_size=3)  # few letters, so that equal sequences occur
 LONG = st.text("LAGVSERTIDPKQNFYMHWCXBUZOJ*lagvsertidpkqnfymhwcxbuzoj", min_size=1, max_size=60)
 
 
 @st.composite
 def variants(draw: st.DrawFn, sequence: str) -> str:
-    """The same sequence to the policy, or nearly."""
+    """The same sequence under the policy, or almost the same."""
     change = draw(st.sampled_from(["same", "lower", "stop", "x", "j", "shorter"]))
     return {
         "same": sequence,
@@ -142,8 +142,8 @@ def entry_lists(draw: st.DrawFn) -> list[Entry]:
     base = draw(st.lists(SHORT | LONG, min_size=1, max_size=12))
     chosen = draw(st.lists(st.sampled_from(base).flatmap(variants), min_size=1, max_size=30))
     sequences = [sequence for sequence in chosen if sequence != "*"] or ["M"]
-    # 200 letters of which 98 % are A, C, G, T, U and N are refused as nucleotides. Far from that, so that a letter may
-    # be changed and a record added.
+    # 200 letters with 98 % A, C, G, T, U and N are refused as nucleotides. Stay far from that, so that a letter may be
+    # changed and a record added.
     letters = "".join(sequences).upper()
     assume(len(letters) < 100 or sum(letter not in "ACGTUN" for letter in letters) > 0.05 * len(letters) + 1)
     headers = draw(st.lists(HEADERS, min_size=len(sequences), max_size=len(sequences)))
@@ -200,7 +200,7 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
             assert index.sequence_records[row] == record.first
             assert index.sequence_id(row) == expected[record.first].id
 
-    # Unique sequences stand by descending number of tokens, ties by first appearance.
+    # Unique sequences are in descending order of tokens, ties by first appearance.
     uniques = [(-len(record.kept), number) for number, record in enumerate(expected) if record.first == number]
     assert index.sequence_records.tolist() == [number for _, number in sorted(uniques)]
     assert index.num_sequences == len(uniques) == index.attributes["num_sequences"]
@@ -264,7 +264,7 @@ DIGESTS = st.builds(bytes.__add__, HALVES, HALVES)
 @given(st.lists(st.tuples(DIGESTS, st.booleans()), min_size=1, max_size=40))
 @settings(max_examples=200, deadline=None)
 def test_unique_sequences_of_any_digests(records: list[tuple[bytes, bool]]):
-    """Digests that agree in one half only are two sequences."""
+    """Digests that agree in only one half are different sequences."""
     assume(not all(rejected for _, rejected in records))
     lengths = {digest: digest[0] % 3 + digest[-1] % 2 for digest, _ in records}
     firsts: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""The index of any nucleotides under any policy: one fate a record, the right segments, weights and order."""
+"""The index of any nucleotides under any policy: one fate per record, the right segments, weights and order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from families import SMALL, dnabert_folder, segments_written_out, weights_of, wi
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.build import build_index
-from seqmill.index.segments import Segmentation, cut
+from seqmill.index.segments import cut
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import UNTRAINED_TOKENIZER
 from seqmill.spec.packing import choose_pack_tokens, plan_packs
@@ -37,7 +37,7 @@ Entry = tuple[str, str]  # id, sequence
 
 @dataclass
 class Expected:
-    """What the policy makes of one entry, worked out one letter at a time."""
+    """The expected result for one entry, computed one letter at a time."""
 
     cleaned: str
     fate: str
@@ -69,12 +69,12 @@ def expectations(entries: list[Entry], policy: LengthPolicy) -> tuple[list[Expec
 
 
 def tokens_of(segment: str) -> list[int]:
-    """Return the tokens of one segment, tokenized by itself."""
+    """Return the tokens of one segment, tokenized separately."""
     return TOKENIZER.encode([segment.encode()])[0].tolist()
 
 
 def build(entries: list[Entry], policy: LengthPolicy, model: str = MODEL, compress: bool = False) -> Index:
-    """Build in a folder of its own; the index stays readable after the folder is gone, being mapped."""
+    """Build in a temporary folder; the mapped index stays readable after the folder is removed."""
     text = "".join(f">{id_}\n{sequence[:37]}\n{sequence[37:]}\n" for id_, sequence in entries).encode()
     with tempfile.TemporaryDirectory() as folder:
         fasta = Path(folder, "input.fna")
@@ -84,13 +84,13 @@ def build(entries: list[Entry], policy: LengthPolicy, model: str = MODEL, compre
 
 
 IDS = st.text("abc|/.", max_size=5)
-FEW = st.text("ACgu", min_size=1, max_size=4)  # few letters, so that equal sequences come up
+FEW = st.text("ACgu", min_size=1, max_size=4)  # few letters, so that equal sequences occur
 MANY = st.text("ACGTacgtuUN", min_size=1, max_size=80) | st.text("ACGTURYSWKMBDHVNrysn", min_size=1, max_size=15)
 
 
 @st.composite
 def variants(draw: st.DrawFn, sequence: str) -> str:
-    """The same sequence to the policy, or nearly."""
+    """The same sequence under the policy, or almost the same."""
     change = draw(st.sampled_from(["same", "lower", "rna", "dna", "shorter", "twice", "other strand"]))
     return {
         "same": sequence,
@@ -107,7 +107,7 @@ def variants(draw: st.DrawFn, sequence: str) -> str:
 def entry_lists(draw: st.DrawFn) -> list[Entry]:
     base = draw(st.lists(FEW | MANY, min_size=1, max_size=8))
     chosen = draw(st.lists(st.sampled_from(base).flatmap(variants), min_size=1, max_size=16))
-    # With fewer bases than IUPAC codes but N it would be taken for a protein; so that records may be added, none has.
+    # A sample with fewer bases than other IUPAC codes except N looks like a protein; no record here does.
     return [(draw(IDS), sequence) for sequence in chosen if codes(sequence) <= bases(sequence)] or [("", "A")]
 
 
@@ -130,7 +130,7 @@ def policies(draw: st.DrawFn) -> LengthPolicy:
 
 WHOLE = LengthPolicy("full", 0)
 GENERATOR = np.random.default_rng(8)
-# Several packs; a contig of 150 windows, whose pack is its own; one that is all N.
+# Several packs; a contig of 150 windows with its own pack; a contig of N only.
 CONTIGS = [
     (f"c{number}", "".join(GENERATOR.choice(list("ACGT"), length)))
     for number, length in enumerate([40, 3000, 900, 1, 900, 4500, 2000])
@@ -168,7 +168,7 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     assert [index.record_id(number) for number in range(len(entries))] == [id_ for id_, _ in entries]
     assert index.record_lengths.tolist() == [len(record.cleaned) for record in expected]
 
-    # Each record's row leads to the tokens of its segments, as each is tokenized by itself, and to their weights.
+    # Each record's row leads to the tokens of its segments, each tokenized separately, and to their weights.
     assert index.tokens.dtype == np.uint16
     assert index.has_segments == any(len(record.segments) > 1 for record in expected)
     for record, row in zip(expected, index.record_rows.tolist(), strict=True):
@@ -191,7 +191,7 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     rows = {(record.cleaned, row) for record, row in zip(expected, index.record_rows.tolist(), strict=True) if row >= 0}
     assert len(rows) == len(dict(rows)) == index.num_sequences == index.attributes["num_sequences"]
 
-    # Rows stand by descending number of tokens, ties by first appearance; the totals are those of the rows.
+    # Rows are in descending order of tokens, ties by first appearance; the totals are those of the rows.
     uniques = {number: record for number, record in enumerate(expected) if record.first == number}
     sizes = {number: sum(len(tokens_of(s)) for s in record.segments) for number, record in uniques.items()}
     order = sorted(uniques, key=lambda number: (-sizes[number], number))
@@ -209,7 +209,7 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
 
 
 def check_packs(index: Index) -> None:
-    """A pack holds whole sequences; what it tells of its segments is what the rows tell."""
+    """A pack has whole sequences, and its segments are those of the rows."""
     pack_tokens = index.attributes["pack_tokens"]
     assert pack_tokens == choose_pack_tokens(len(index.tokens))
     assert index.pack_offsets.tolist() == plan_packs(index.token_offsets, pack_tokens).tolist()
@@ -236,10 +236,10 @@ def check_packs(index: Index) -> None:
 @given(st.text("ACGTRYKMBVDHSWN", min_size=1, max_size=100), policies())
 @settings(max_examples=150, deadline=None)
 def test_segments_are_those_written_out(sequence: str, policy: LengthPolicy):
-    """The package's cut against the windows of the tests; every base lies in one."""
+    """The package's cut equals the test's windows; every base is in one."""
     if len(sequence) <= policy.max_length or policy.long_sequences not in ("window", "full"):
         policy = LengthPolicy("full", 0, strand=policy.strand)
-    found = cut(sequence.encode(), Segmentation(policy.window, policy.stride, policy.strand))
+    found = cut(sequence.encode(), policy.window, policy.stride, policy.strand)
     assert [segment.decode() for segment in found] == windows_written_out(sequence, policy)
     forward = found[: len(found) // 2] if policy.strand == "both" else found
     together = "".join(segment.decode()[: policy.stride or None] for segment in forward[:-1]) + forward[-1].decode()
@@ -266,7 +266,7 @@ def test_digest_changes_with_what_it_stands_for(entries: list[Entry], data: st.D
 
 
 def test_digest_changes_with_each_setting_and_with_the_tokenizer(tmp_path: Path):
-    """Also where the setting makes no difference to these short sequences, but would to others."""
+    """Also if the setting does not affect these short sequences, but would affect others."""
     other = tmp_path / "other"
     shutil.copytree(dnabert_folder(SMALL), other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -287,12 +287,12 @@ def test_digest_changes_with_each_setting_and_with_the_tokenizer(tmp_path: Path)
     digests = {build(entries, policy).digest for policy in policies}
     digests.add(build(entries, policies[0], str(other)).digest)
     assert len(digests) == len(policies) + 1
-    # The model's name and its weights are no part of it: one index serves all that have its tokenizer.
+    # The model's name and weights are not part of it: an index serves all models with the same tokenizer.
     assert build(entries, policies[0], str(dnabert_folder(SMALL))).digest in digests
 
 
 def test_a_sequence_and_its_other_strand_are_two(tmp_path: Path):
-    """Though with both strands their segments are the same but for the order."""
+    """Although with both strands their segments differ only in order."""
     index = build([("a", "AACCGGGT"), ("b", "ACCCGGTT")], LengthPolicy("full", 0, strand="both"))
     assert index.record_rows.tolist() == [0, 1]
     one, other = (sorted(tokens.tolist() for tokens in index.row_segments(row)) for row in (0, 1))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from seqmill.embed.pooling import mean_over_residues
-from seqmill.index.letters import ESM2_TOKENIZER, ProteinLetters
+from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
@@ -101,8 +101,7 @@ def fair_esm_hidden(model: esm.ESM2, sequence: str) -> np.ndarray:
 
 def one_pack(sequences: list[str]) -> Pack:
     """Return the sequences, with cls and eos, as one pack in the order given."""
-    cls, eos = bytes([ESM2_TOKENIZER.cls]), bytes([ESM2_TOKENIZER.eos])
-    tokens = [cls + ProteinLetters().tokens(sequence.encode()) + eos for sequence in sequences]
+    tokens = [ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS for sequence in sequences]
     lengths = np.array([len(t) for t in tokens], np.int64)
     return Pack.from_tokens(np.frombuffer(b"".join(tokens), np.uint8), lengths)
 

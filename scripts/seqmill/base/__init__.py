@@ -1,1 +1,1 @@
-"""What needs no biology and no torch: files, HDF5, locks, signals, the machine, words."""
+"""Code without biology and without torch: files, HDF5, locks, signals, the machine, words."""

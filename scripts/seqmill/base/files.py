@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their digests."""
+"""Writing files whole or not at all, refusing unusable paths, and digests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.
 
-    The file's bytes and then the folder entry are forced to disk, so that after a power cut `path`
-    holds either all of the new content or what it held before. On any exception the temporary file
-    is removed and `path` is untouched; what a killed process of this machine has left is removed first.
+    The file's bytes and then the folder entry are forced to disk, so that after a power cut `path` holds either all of
+    its new content or its old content. After an exception the temporary file is removed and `path` is untouched.
+    Temporary files that killed processes of this machine have left are removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, glob.escape(path.name))
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with name_errors(path, temporary):
             yield temporary
@@ -44,22 +44,58 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder in the folder of `path`; rename it to `path` if the block succeeds, else remove it.
+
+    Raises:
+        SeqmillError: `path` exists; it may hold other files, so it is not replaced.
+    """
+    _refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path.parent, glob.escape(path.name))
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        with name_errors(path, temporary):
+            yield temporary
+        os.sync()  # once for all files: there may be millions
+        _refuse_existing(path)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise SeqmillError(f"{path}: exists; remove it, or name another folder")
+
+
 def remove_left(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files for `name` (a glob pattern) that killed processes of this machine have left."""
+    """Remove temporary files and folders for `name` (a glob pattern) that killed processes of this machine left."""
     for left in folder.glob(f".{name}.{glob.escape(socket.gethostname())}.*.tmp"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
+        if Path("/proc", left.name.split(".")[-2]).exists():
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
 
 
 def remove_abandoned(outputs: Sequence[Path]) -> None:
-    """Remove the temporary files for `outputs`, all written by one program, that processes of other machines have left.
+    """Remove temporary files for `outputs`, all written by one program, that other machines' processes have abandoned.
 
-    Whether such a process lives can't be told from here. One that does changes one of its files all the while, but for
-    the minutes in which it reads back or flushes what it has written: it is taken for gone when all of them have been
-    the same for an hour. Workflows run one job an output, so that only programs started by hand could meet at all; and
-    one that was held up for that long would find its file missing and end with an error, with nothing wrong written.
+    This machine can't tell whether such a process still runs. A live one writes to at least one of its temporary files,
+    except during minutes in which it reads back or flushes them, so a process whose files have all been idle for an
+    hour is treated as gone. Workflows run one job per output, so only programs started by hand could collide. A live
+    process that was suspended for an hour finds its file missing and ends with an error; it writes nothing wrong.
     """
-    here = f"{socket.gethostname()}."  # what this machine has left `remove_left` removes at once
+    here = f"{socket.gethostname()}."  # `remove_left` handles this machine's files
     of_process: dict[str, list[Path]] = defaultdict(list)
     for output in outputs:
         start = f".{output.name}."
@@ -67,7 +103,7 @@ def remove_abandoned(outputs: Sequence[Path]) -> None:
             if not (process := path.name.removeprefix(start)).startswith(here):
                 of_process[process].append(path)
     for paths in of_process.values():
-        with suppress(OSError):  # one has just become whole, so that its process lives; or it is not ours to remove
+        with suppress(OSError):  # a file was just renamed, so its process is alive; or it belongs to another user
             if time.time() - max(path.stat().st_mtime for path in paths) > ABANDONED_SECONDS:
                 for path in paths:
                     path.unlink()
@@ -75,27 +111,18 @@ def remove_abandoned(outputs: Sequence[Path]) -> None:
 
 @contextmanager
 def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Name `path` in an error of the operating system that names no file, as that of a full disk, or `temporary`."""
+    """Put `path` into an OSError that names no file (a full disk) or names `temporary` or a file in that folder."""
     try:
         yield
     except OSError as error:
-        named = error.filename is not None and (temporary is None or str(error.filename) != str(temporary))
-        if error.errno is None or named:
+        named = str(error.filename or "")
+        if named and not (temporary and named.startswith(str(temporary))):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextmanager
-def named_as(path: Path, temporary: Path) -> Iterator[None]:
-    """Let errors of the operating system that name no file, or a temporary one, name `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # as Arrow's at closing
-            raise OSError(f"{path}: {error}") from error
-        if not str(error.filename or temporary).startswith(str(temporary)):
+        if error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if type(error) is not OSError or str(error).startswith(str(path)):  # subclasses carry messages of their own
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(f"{path}: {error}") from error  # for example Arrow's at close
 
 
 def refuse_to_replace(source: Path, output: Path) -> None:
@@ -105,26 +132,28 @@ def refuse_to_replace(source: Path, output: Path) -> None:
 
 
 def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
-    """Raise a SeqmillError if two of `outputs` are one file, or if writing one would replace one of `inputs`."""
+    """Raise a SeqmillError if two of `outputs` are the same file, or if writing one would replace one of `inputs`."""
     for source in inputs:
         for output in outputs:
             refuse_to_replace(source, output)
     for first, second in combinations(outputs, 2):
         linked = first.exists() and second.exists() and first.samefile(second)
         if linked or os.path.realpath(first) == os.path.realpath(second):
-            raise SeqmillError(f"{second}: is named for two outputs; name a file for each; nothing was written")
+            raise SeqmillError(
+                f"{second}: is named for two outputs; name a different file for each; nothing was written"
+            )
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise a SeqmillError if `path`, which is to be a file, is a folder."""
+    """Raise a SeqmillError if `path`, which should be a file, is a folder."""
     if path.is_dir():
         raise SeqmillError(f"{path}: is a folder; name a file in it")
 
 
 def refuse_special(path: Path) -> None:
-    """Raise a SeqmillError if `path` is there and neither a file nor a folder: such may end never, or be read once."""
+    """Raise a SeqmillError if `path` is a pipe, device or socket: it may never end, or be readable only once."""
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise SeqmillError(f"{path}: is a pipe, a device or a socket; write its content to a file first and name that")
+        raise SeqmillError(f"{path}: is a pipe, a device or a socket; write its content to a file and name that file")
 
 
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
@@ -132,8 +161,7 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise SeqmillError(
-            f"{folder}: {what} need {num_bytes:,} bytes on this disk, of which {free:,} are free; "
-            "make room and run again"
+            f"{folder}: {what} need {num_bytes:,} bytes on this disk, and {free:,} are free; make room and run again"
         )
 
 
@@ -143,10 +171,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json_text(content), encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raises a SeqmillError if the file is unreadable or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SeqmillError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise SeqmillError(f"{path}: not a JSON object: {reason}") from error
+    if not isinstance(content, dict):
+        raise SeqmillError(f"{path}: not a JSON object: it holds a {type(content).__name__}")
+    return content
+
+
 def json_text(content: dict[str, Any]) -> str:
-    """Return `content` as indented JSON; what UTF-8 can't hold, as of paths that are no UTF-8, is escaped."""
+    """Return `content` as indented JSON; surrogates, which stand for bytes of paths that are not UTF-8, are escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # Two backslashes: one would be JSON's own escape, and make of it again what can't be encoded.
+    # Two backslashes: readers would turn JSON's own escape, with one, back into a surrogate.
     return SURROGATES.sub(lambda match: rf"\\u{ord(match[0]):04x}", text)
 
 
@@ -164,34 +206,3 @@ def fsync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextmanager
-def whole_folder_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds, else remove it.
-
-    Raises:
-        SeqmillError: `path` exists; a folder that may hold something else is not replaced.
-    """
-    _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        with named_as(path, temporary):
-            yield temporary
-        os.sync()  # once, not once a file: there may be millions
-        _refuse_existing(path)
-        temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise SeqmillError(f"{path}: exists; remove it, or name another folder")

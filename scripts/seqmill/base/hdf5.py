@@ -1,4 +1,4 @@
-"""HDF5 datasets as memory maps, and errors that name the file."""
+"""HDF5: errors that name the file, writing that survives full disks and signals, datasets as memory maps."""
 
 from __future__ import annotations
 
@@ -14,35 +14,31 @@ import h5py
 import numpy as np
 
 from seqmill.base.files import name_errors, refuse_special
+from seqmill.base.scan import blocks
 from seqmill.base.signals import held_back_signals
 from seqmill.errors import SeqmillError
 
 STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
-COPY_BYTES = 16 << 20
 SEND_BYTES = 32 << 20
-KEEP_BYTES = 64 << 20  # of what is being written to the disk at this moment
-# Since HDF5 1.10 (2016) metadata carry checksums. Without them a flipped bit may hang or crash the library, or
-# change a number unseen.
+KEEP_BYTES = 64 << 20  # recent pages, which the disk may still be writing
+# HDF5 1.10 (2016) and later put checksums on metadata. Without them a flipped bit may hang or crash the library, or
+# silently change a number.
 FORMAT = ("v110", "v110")
-# HDF5's own locks fail where a file system has none (its best effort forgives ENOSYS only). We do without: files get
-# their names when they are whole, and those that change have locks of ours. HDF5_USE_FILE_LOCKING overrides this.
+# HDF5's own locks fail on file systems without locks (its "best effort" forgives only ENOSYS). They are not needed:
+# files get their names when they are whole, and shards have our locks. HDF5_USE_FILE_LOCKING overrides this.
 LOCKING = False
-# What h5py makes of damaged files, besides OSError: a name that is gone, a size or a type that can't be.
+# The exceptions that h5py raises for damaged files, such as lost names and impossible sizes and types.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 SHOWN_ERROR = 300  # characters
 
 
 @contextmanager
 def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; what HDF5 finds wrong with it while the block reads names the file.
-
-    Args:
-        path: the file.
-        what: what it should be, for the message ("index", "shard", ...).
+    """Open an HDF5 file for reading; `what` is its kind for messages ("index", "shard", ...).
 
     Raises:
-        SeqmillError: absent, not HDF5, truncated or damaged.
+        SeqmillError: absent, not HDF5, truncated or damaged, also if that shows only inside the block.
     """
     if path.is_dir():
         raise SeqmillError(f"{path}: is a folder; name the {what} in it")
@@ -59,10 +55,10 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
 
 @contextmanager
 def new_hdf5(path: Path) -> Iterator[NewFile]:
-    """Create an HDF5 file for writing; a write that failed, as on a full disk, is raised when the block ends.
+    """Create an HDF5 file for writing; a failed write (full disk) is raised when the block ends.
 
-    So is what a signal's handler raises: HDF5 does not survive an exception in the file it writes to. A block that
-    writes for long asks `check` in between.
+    Signal handlers also run only then, because HDF5 does not survive an exception inside a write. Blocks that write for
+    long call `NewFile.check` in between.
     """
     with name_errors(path), ExitStack() as held, _PatientFile(path) as raw:
         held.enter_context(held_back_signals())
@@ -77,43 +73,39 @@ def new_hdf5(path: Path) -> Iterator[NewFile]:
 def write_strings(
     file: NewFile, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
 ) -> None:
-    """Write a dataset of strings, `texts_of` the rows, in blocks of bounded size.
-
-    The texts are str or UTF-8, which is written faster.
-    """
+    """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or UTF-8, which is faster."""
     strings = file.create_dataset(name, (len(rows),), STRINGS)
     for start in range(0, len(rows), STRING_BLOCK):
         block = rows[start : start + STRING_BLOCK]
-        texts = np.empty(len(block), object)  # left to itself, NumPy makes texts of one length of them first
+        texts = np.empty(len(block), object)  # without it NumPy first pads the texts to equal length
         texts[:] = texts_of(block)
         strings[start : start + len(block)] = texts
         file.check()
 
 
 def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
-    """Create a contiguous dataset whose values a `RowWriter` will write when the file is closed."""
+    """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_layout(h5py.h5d.CONTIGUOUS)
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)  # equal content, equal file
+    plist.set_obj_track_times(False)  # equal content gives equal files
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
 
 
 class RowWriter:
-    """Write the rows of a reserved dataset in order, past HDF5: an error is raised at the write that fails.
+    """Writes the rows of a reserved dataset in order, bypassing HDF5, so that a failing write raises at once.
 
-    The disk space of all rows is taken at the beginning, so that a full disk shows before the work is done. The disk
-    is set to work as the rows come, so that little is left to wait for at the end.
+    Disk space for all rows is allocated first, so that a full disk shows before the work. Rows are flushed to the disk
+    as they come, so that little is left to wait for at the end.
 
     Args:
         path, name: the file and the dataset.
-        forget: keep little of what was written in the page cache, where it would take the place of what is still to
-            be read.
+        forget: drop written rows from the page cache, to leave it to files that are still to be read.
     """
 
     def __init__(self, path: Path, name: str, forget: bool = False) -> None:
-        with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:  # an error at close is Python's
+        with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:  # Python raises errors at close
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
             self._offset = dataset.id.get_offset() or 0
@@ -140,10 +132,10 @@ class RowWriter:
         self._send(self._file.tell() - self._offset)
 
     def _send(self, written: int) -> None:
-        """Begin to write to the disk what is in the page cache, without waiting for it."""
+        """Start flushing written rows to the disk, without waiting."""
         if written - self._sent < SEND_BYTES:
             return
-        # The advice to drop pages begins the writing of those that are not on the disk yet, and drops the others.
+        # This advice drops the pages that are on the disk, and starts writing the others.
         first = max(self._sent - KEEP_BYTES, 0) if self._forget else self._sent
         os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
         self._sent = written
@@ -159,30 +151,30 @@ class RowWriter:
 
 
 class NewFile(h5py.File):
-    """What `new_hdf5` yields: an HDF5 file that is written to."""
+    """An HDF5 file open for writing (`new_hdf5`)."""
 
     def __init__(self, raw: _PatientFile, held: ExitStack) -> None:
         super().__init__(raw, "w", libver=FORMAT)
         self._raw, self._held = raw, held
 
     def check(self) -> None:
-        """Raise the error of a write that failed, or call the handlers of signals that came since the last time."""
+        """Raise the error of a failed write, or run the handlers of signals that arrived since the last call."""
         if self._raw.error is not None:
             raise self._raw.error
         try:
             self._held.close()
-        finally:  # the file has still to be closed
+        finally:  # the file still has to be closed
             self._held.enter_context(held_back_signals())
 
 
 class _PatientFile(io.FileIO):
     """A file that keeps its first write error instead of raising it.
 
-    HDF5 doesn't survive a failed write: closing the file fails as well, and the interpreter crashes at exit.
+    After a failed write HDF5 can't close the file, and the interpreter crashes at exit.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path), "w+")  # an error shows the name as it is given here
+        super().__init__(str(path), "w+")  # str, because errors show the name as given
         self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
@@ -214,12 +206,12 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:
-    """Digest a file but for the values of one contiguous dataset, for a check that does not read by HDF5.
+    """Digest a file except the values of one contiguous dataset, for a check without HDF5.
 
-    A flipped bit among texts of variable length lets HDF5 2.0 read forever.
+    A flipped bit among variable-length strings can make HDF5 2.0 read forever.
 
     Returns:
-        data_offset, data_bytes: where in the file the dataset's values lie.
+        data_offset, data_bytes: the position of the dataset's values in the file.
         rest_sha256: hexadecimal SHA-256 of all other bytes.
     """
     with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
@@ -229,22 +221,21 @@ def sha256_around(path: Path, name: str) -> dict[str, int | str]:
 
 
 def sha256_but_for(path: Path, offset: int, size: int) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes without `size` of them from `offset` on."""
+    """Return the hexadecimal SHA-256 of a file's bytes except `size` bytes from `offset` on."""
     digest = hashlib.sha256()
-    with name_errors(path), path.open("rb") as file:
-        while rest := offset - file.tell():
-            digest.update(file.read(min(rest, COPY_BYTES)))
-        file.seek(offset + size)
-        while block := file.read(COPY_BYTES):
-            digest.update(block)
+    with name_errors(path), path.open("rb", buffering=0) as file:
+        for start, end in ((0, offset), (offset + size, path.stat().st_size)):
+            file.seek(start)
+            for block in blocks(file, end - start):
+                digest.update(block)
     return digest.hexdigest()
 
 
 def write_attributes(file: h5py.File, attributes: dict[str, Any]) -> None:
-    """Write attributes with their text beside the other metadata, under HDF5's checksums.
+    """Write attributes with text of fixed length, which HDF5 keeps in the metadata, under checksums.
 
-    Text of variable length, as h5py makes of str, goes to a heap without checksums, where one flipped bit changes
-    it unseen or lets HDF5 2.0 read forever. Read back with `read_attributes`: h5py gives bytes.
+    h5py writes str as text of variable length, in a heap without checksums: there a flipped bit can silently change it
+    or make HDF5 2.0 read forever. `read_attributes` decodes the bytes that h5py returns.
     """
     for name, value in attributes.items():
         if isinstance(value, str):
@@ -255,7 +246,7 @@ def write_attributes(file: h5py.File, attributes: dict[str, Any]) -> None:
 
 
 def read_attributes(file: h5py.File) -> dict[str, Any]:
-    """Return the file's attributes as plain Python values."""
+    """Return a file's attributes as plain Python values."""
     return {key: _plain(value) for key, value in file.attrs.items()}
 
 

@@ -1,15 +1,14 @@
-"""Files that results are made from: noted when they are read, recognized later without reading them again."""
+"""Input files: noted when they are read, recognized later without reading them again."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqmill.base.files import sha256_of_file, write_json
+from seqmill.base.files import read_json, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
 
 DIGESTS = ".snakemake/seqmill.digests.json"  # below the working directory of a workflow
@@ -21,9 +20,9 @@ class InputFile:
     """A file as it was when it was read.
 
     Attributes:
-        path: as given; what is not UTF-8 in it is escaped.
-        bytes: its size, as stored.
-        sha256: of these bytes, hexadecimal.
+        path: as given; bytes that are not UTF-8 are escaped.
+        bytes: size as stored.
+        sha256: hexadecimal, of the stored bytes.
         stamp: see `stamp_of`; empty if an earlier version noted none.
     """
 
@@ -42,7 +41,7 @@ class InputFile:
 
     @classmethod
     def fasta_of(cls, attributes: Mapping[str, Any]) -> InputFile:
-        """Return the FASTA that the attributes of an index or a merged result tell of; raises as `from_json`."""
+        """Return the FASTA file noted in the attributes of an index or a merged result; raises like `from_json`."""
         names = {"path": "source_path", "bytes": "source_size", "sha256": "source_sha256", "stamp": "source_stamp"}
         return cls.from_json({name: attributes.get(attribute, "") for name, attribute in names.items()})
 
@@ -55,9 +54,9 @@ class Change:
     """How an input differs from the one that results were made from.
 
     Attributes:
-        before, now: both in words.
-        is_edit: whether it is the same path with a later time of modification, as after an edit. Else it is another
-            file, or one that was put in its place with an earlier time.
+        before, now: descriptions of both.
+        is_edit: whether the path is the same and was modified later, as by an edit. Otherwise it is another file, or
+            one with an earlier modification time was put in its place.
     """
 
     before: str
@@ -66,21 +65,17 @@ class Change:
 
 
 def stamp_of(stat: os.stat_result) -> str:
-    """Return what changes whenever a file's bytes do: size, times of modification and of change in ns, and inode."""
+    """Return a stamp that changes whenever a file's bytes do: size, mtime and ctime in ns, and inode."""
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as text; what is not UTF-8 in it is escaped."""
+    """Return a path as text; bytes that are not UTF-8 are escaped."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def note_file(path: Path) -> InputFile:
-    """Digest a file.
-
-    Raises:
-        SeqmillError: it changes meanwhile.
-    """
+    """Digest a file; raises a SeqmillError if it changes meanwhile."""
     before = path.stat()
     noted = InputFile(shown_path(path), before.st_size, sha256_of_file(path), stamp_of(before))
     require_unchanged(path, noted.stamp)
@@ -88,7 +83,7 @@ def note_file(path: Path) -> InputFile:
 
 
 def require_unchanged(path: Path, stamp: str) -> None:
-    """Raise a SeqmillError if a file is no longer as it was when it had this stamp."""
+    """Raise a SeqmillError if a file no longer has this stamp."""
     if not path.exists() or stamp_of(path.stat()) != stamp:
         raise SeqmillError(f"{path}: the file changed while it was read; wait until it is complete and run again")
 
@@ -97,20 +92,19 @@ class KnownDigests:
     """Digests of files by their stamps, kept in a JSON file so that a touched file is read only once.
 
     Args:
-        path: the JSON file; one that can't be read counts as empty.
+        path: the JSON file; an unreadable one counts as empty.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._has_news = False
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._known = {str(name): (str(stamp), str(digest)) for name, (stamp, digest) in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            self._known = {name: (str(stamp), str(digest)) for name, (stamp, digest) in read_json(path).items()}
+        except (SeqmillError, ValueError, TypeError):
             self._known = {}
 
     def sha256(self, path: Path) -> str:
-        """Return the SHA-256 of a file, read only if it has changed since it was read last."""
+        """Return the SHA-256 of a file, which is read only if its stamp is new."""
         stamp, name = stamp_of(path.stat()), shown_path(path.absolute())
         if self._known.get(name, ("", ""))[0] != stamp:
             noted = note_file(path)
@@ -119,7 +113,7 @@ class KnownDigests:
         return self._known[name][1]
 
     def save(self) -> None:
-        """Write the JSON file if there is anything new; forget files that are gone."""
+        """Write the JSON file if a digest is new; forget files that no longer exist."""
         if self._has_news:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {name: known for name, known in self._known.items() if Path(name).exists()})
@@ -127,15 +121,15 @@ class KnownDigests:
 
 
 def find_change(noted: Sequence[InputFile], paths: Sequence[Path], sha256: Callable[[Path], str]) -> Change | None:
-    """Compare files with what was noted of them; only a file whose stamp differs is read.
+    """Compare input files with their notes; a file is read only if its stamp differs.
 
     Args:
-        noted: as they were when results were made.
-        paths: as they are asked for now: one file under any name, or several under the same names in any folder.
-        sha256: returns the digest of a file: `sha256_of_file`, or `KnownDigests.sha256`.
+        noted: the files when the results were made.
+        paths: the files now: one file under any name, or several under the same names in any folder.
+        sha256: returns a file's digest: `sha256_of_file` or `KnownDigests.sha256`.
 
     Returns:
-        The first difference; None if there is none, or if a file does not exist (yet) or is no regular file.
+        The first difference; None if there is none, or if a path does not exist (yet) or is not a regular file.
     """
     if not all(path.is_file() for path in paths):
         return None
@@ -155,12 +149,12 @@ def find_change(noted: Sequence[InputFile], paths: Sequence[Path], sha256: Calla
 
 
 def _is_edit(noted: Sequence[InputFile], paths: Sequence[Path]) -> bool:
-    """Return whether these are the same paths, or several files in the same folders, modified since."""
+    """Return whether the same paths, or several files in the same folders, were modified later."""
     places = {Path(file.path).absolute() for file in noted}, {Path(shown_path(path)).absolute() for path in paths}
     if len(noted) > 1 or len(paths) > 1:
         places = {path.parent for path in places[0]}, {path.parent for path in places[1]}
     if not noted or not paths or places[0] != places[1]:
         return False
-    # An earlier version noted no times: then any change counts as an edit.
+    # Earlier versions noted no times: then any change counts as an edit.
     times = [int(file.stamp.split()[1]) if file.stamp else 0 for file in noted]
     return max(path.stat().st_mtime_ns for path in paths) > max(times)

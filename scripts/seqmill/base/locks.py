@@ -1,4 +1,4 @@
-"""One worker a shard: an exclusive lock that the kernel frees however its holder ends."""
+"""Locks that the kernel frees however their holder ends: on open files, and on shards for one worker each."""
 
 from __future__ import annotations
 
@@ -19,24 +19,47 @@ from seqmill.errors import SeqmillError
 
 WAIT_SECONDS = 20.0  # an orphan of a killed workflow needs a moment to save its packs and leave
 POLL_SECONDS = 0.25
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems that have none
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # from file systems without locks
 
 log = logging.getLogger(__name__)
 
 
+def try_lock(file: IO[str] | int, shared: bool = False) -> bool | None:
+    """Lock an open file (flock) without waiting; closing the file frees the lock.
+
+    Returns:
+        Whether this process now holds the lock; None if the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether any process holds a lock on a file, shared or exclusive; False if that is unknown."""
+    try:
+        # NFS grants the exclusive lock, which also detects shared ones, only on a file opened for writing.
+        with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
+            return try_lock(file) is False
+    except OSError:
+        return False
+
+
 @contextmanager
 def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bool]:
-    """Hold the shard's lock, the file `.NAME.lock` beside it.
-
-    Args:
-        shard: the shard that is to be written.
-        wait_seconds: how long to wait for a holder to leave.
+    """Hold a shard's lock, the file `.NAME.lock` in its folder; wait at most `wait_seconds` for another holder.
 
     Yields:
-        Whether it is held; not where the file system has no locks.
+        Whether the lock is held; False if the file system has no locks.
 
     Raises:
-        SeqmillError: another worker holds it; says which.
+        SeqmillError: another worker holds the lock; the message names it.
     """
     path = lock_path_of(shard)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +75,7 @@ def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bo
                 os.write(file.fileno(), holder.encode())
             yield True
         finally:
-            path.unlink(missing_ok=True)  # before the lock is freed, so that no one else's file is removed
+            path.unlink(missing_ok=True)  # while the lock is held, so that no successor's file is removed
 
 
 def lock_path_of(shard: Path) -> Path:
@@ -60,59 +83,48 @@ def lock_path_of(shard: Path) -> Path:
 
 
 def lock_holder(shard: Path) -> str:
-    """Return who holds the shard's lock, in words; empty if no one does."""
+    """Return a description of the process that holds the shard's lock; empty if none does."""
     try:
         with lock_path_of(shard).open("r") as file:
-            # Shared: for an exclusive one NFS wants a file that is open for writing.
-            return "" if _lock(file, fcntl.LOCK_SH) else _holder(file)
+            # NFS grants an exclusive lock only on a file opened for writing.
+            return _holder(file) if try_lock(file, shared=True) is False else ""
     except OSError:
         return ""
 
 
 def remove_free_locks(folder: Path) -> None:
-    """Remove the locks that killed workers have left in a folder; one that is held stays."""
+    """Remove the lock files in a folder that no process holds: killed workers leave them."""
     for path in folder.glob(".*.h5.lock"):
         with suppress(OSError), path.open("r+") as file:
-            if _lock(file) and _is_at(file, path):
+            if try_lock(file) and _is_at(file, path):
                 path.unlink()
 
 
 def _acquire(path: Path, shard: Path, wait_seconds: float) -> IO[str] | None:
-    """Return the open, locked file; None where the file system has no locks."""
+    """Return the open, locked file; None if the file system has no locks."""
     deadline = time.monotonic() + wait_seconds
-    said = False
+    told = False
     while True:
         file = path.open("a+")
-        try:
-            if _lock(file):
-                if _is_at(file, path):
-                    return file
-                file.close()  # its holder has just removed it: another file has the name now
-                continue
-        except OSError as error:
-            file.close()
-            if error.errno not in NO_LOCKS:
-                raise
-            log.warning("%s: the file system has no locks: two workers on this shard would not be noticed", path)
-            return None
-        holder = _holder(file)
+        with name_errors(path):
+            locked = try_lock(file)
+        if locked and _is_at(file, path):
+            return file
+        holder = _holder(file) if locked is False else ""
         file.close()
+        if locked is None:
+            log.warning("%s: the file system has no locks: two workers on this shard would go unnoticed", path)
+            return None
+        if locked:  # the previous holder has just removed this file: lock the new one
+            continue
         if time.monotonic() >= deadline:
             raise SeqmillError(
                 f"{shard}: another worker is computing this shard: {holder}; wait for it, or stop it and run again"
             )
-        if not said:
-            said = True
+        if not told:
+            told = True
             log.info("%s is held by %s; waiting up to %.0f s", shard, holder, wait_seconds)
         time.sleep(POLL_SECONDS)
-
-
-def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
@@ -124,4 +136,4 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 def _holder(file: IO[str]) -> str:
     file.seek(0)
-    return file.read() or "a process that has not said its name yet"
+    return file.read() or "a process that has not written its name yet"

@@ -1,8 +1,9 @@
-"""How much memory this process can still take."""
+"""The machine that the process runs on: its GPUs, its processor, and the memory that is left."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -13,18 +14,13 @@ from pathlib import Path
 def visible_gpus() -> list[str]:
     """Return the NVIDIA GPUs this process may use, as indices or UUIDs; empty if there are none.
 
-    CUDA_VISIBLE_DEVICES decides if it is set; else nvidia-smi is asked, so that torch need not be
-    imported. CUDA ignores the list from its first invalid entry on; "-1" is the usual way to say none.
+    CUDA_VISIBLE_DEVICES decides if it is set; otherwise nvidia-smi lists them, so torch is not imported. CUDA ignores
+    the variable from its first invalid entry on; "-1" is the usual way to hide all GPUs.
     """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        names = [name.strip() for name in listed.split(",")]
-        valid = []
-        for name in names:
-            if not name or name.startswith("-"):
-                break
-            valid.append(name)
-        return valid
+        names = (name.strip() for name in listed.split(","))
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -36,24 +32,18 @@ def visible_gpus() -> list[str]:
 @functools.cache
 def processor() -> tuple[str, frozenset[str]]:
     """Return the processor's name and its features as Linux names them, e.g. avx512_bf16."""
-    name, features = "CPU", frozenset[str]()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return name, features
-    for line in lines:
-        key, _, value = (part.strip() for part in line.partition(":"))
-        if key == "model name":
-            name = value
-        elif key in ("flags", "Features"):
-            return name, frozenset(value.split())
-    return name, features
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    return fields.get("model name", "CPU"), frozenset(fields.get("flags", fields.get("Features", "")).split())
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes this process can still take: what the machine has free, or its cgroups leave, if less.
+    """Return the bytes this process can still take: the machine's available memory, or its cgroups' rest if less.
 
-    A cgroup's inactive file pages count as free. Without Linux's files the answer is sys.maxsize.
+    A cgroup's inactive file pages count as free. Without Linux's files the result is sys.maxsize.
     """
     limits = [sys.maxsize]
     with suppress(OSError):
@@ -81,6 +71,6 @@ def _left_in_cgroup(folder: Path, limit: str, usage: str, inactive: str) -> list
     try:
         most, used = ((folder / name).read_text().strip() for name in (limit, usage))
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except OSError:  # no such level: a container sees the path of its host
+    except OSError:  # the level does not exist: a container sees its host's path
         return []
     return [] if most == "max" else [int(most) - int(used) + int(statistics.get(inactive, 0))]

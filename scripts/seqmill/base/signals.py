@@ -1,4 +1,4 @@
-"""What asks a program to stop: signals, and the death of its parent."""
+"""Stopping a program: by a signal, or because its parent has ended."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Interrupted(SystemExit):
 
 @contextmanager
 def held_back_signals() -> Iterator[None]:
-    """Call the handlers of signals that come while the block runs when it has ended.
+    """Delay the handlers of signals that arrive during the block until it ends.
 
-    Handlers run in the main thread; elsewhere there is nothing to hold back.
+    Handlers run only in the main thread, so in other threads this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,12 +52,9 @@ def held_back_signals() -> Iterator[None]:
 
 
 class Signals:
-    """Turns the signals that ask a process to stop into `Interrupted`, while it is wanted.
+    """Turns the signals that ask a process to stop into `Interrupted`, from `catch` to `restore`.
 
-    SIGUSR1 is what SLURM can be told to send some time before a job's limit.
-
-    Args:
-        numbers: which signals.
+    SLURM can be told to send SIGUSR1 some time before a job's limit.
     """
 
     NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -69,11 +66,11 @@ class Signals:
 
     def catch(self) -> None:
         for number in self._numbers:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is to be obeyed
+            if signal.getsignal(number) is not signal.SIG_IGN:  # obey nohup, which ignores SIGHUP
                 self._previous[number] = signal.signal(number, self._interrupt)
 
     def ignore(self) -> None:
-        """Let a second signal not disturb the writing of the status."""
+        """Ignore further signals, so that they don't disturb the writing of the status."""
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
 
@@ -82,21 +79,21 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise again what was received: an exception is lost that arises inside one of h5py's callbacks."""
+        """Raise `Interrupted` again if a signal arrived: exceptions inside h5py's callbacks are lost."""
         if self.received:
             raise Interrupted(self.received)
 
     def _interrupt(self, number: int, frame: object) -> None:
-        if not self.received:  # a further one would only disturb what the first has set going
+        if not self.received:  # a second signal would only disturb the shutdown
             self.received = number
             raise Interrupted(number)
 
 
 def stop_with_parent(pid: int) -> None:
-    """Send this process SIGTERM when the process `pid` or its own parent ends, so that it is no orphan.
+    """Send this process SIGTERM when process `pid` or its own parent ends.
 
-    A workflow that is killed leaves its children running: the shell in between goes on waiting, or is
-    killed in its turn. Such a worker would write beside its successor.
+    The children of a killed workflow go on: the shell in between keeps waiting, or is killed as well. Such an orphan
+    would write to the same shard as its successor.
     """
     parent = os.getppid()
 
@@ -110,12 +107,12 @@ def stop_with_parent(pid: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs; one that has ended does not, though its parent has not noticed yet."""
+    """Return whether a process runs; a zombie does not."""
     try:
         os.kill(pid, 0)
         stat = Path("/proc", str(pid), "stat").read_text()
     except (ProcessLookupError, FileNotFoundError):
-        return not Path("/proc/self").exists()  # without /proc the parent alone is watched
+        return not Path("/proc/self").exists()  # without /proc only the parent is watched
     except PermissionError:
         return True
     return stat.rpartition(")")[2].split()[0] != "Z"

@@ -1,4 +1,4 @@
-"""What the doctor finds, in words, and how it reads whatever lies there without stumbling."""
+"""Numbers, times and messages as text for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ MESSAGE = 400  # characters shown of a message
 
 
 def ago(when: str) -> str:
+    """Return how long ago an ISO 8601 time was."""
     try:
         seconds = (datetime.now().astimezone() - datetime.fromisoformat(when).astimezone()).total_seconds()
     except (ValueError, TypeError, OverflowError):
@@ -20,7 +21,7 @@ def ago(when: str) -> str:
 
 
 def in_one_line(message: object) -> str:
-    """Return a message in one line of bounded length; what can't be printed is escaped: it may steer a terminal."""
+    """Return a message as one line of bounded length; characters that could steer a terminal are escaped."""
     text = " ".join(str(message).split())
     text = text if len(text) <= MESSAGE else f"{text[:MESSAGE]} ..."
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
@@ -31,7 +32,7 @@ def size_in_words(num_bytes: int) -> str:
 
 
 def time_in_words(seconds: float) -> str:
-    """Return a time for the reader, in two units at most."""
+    """Write a duration in at most two units: days and hours, or hours and minutes."""
     if not math.isfinite(seconds):
         return "an unknown time"
     if seconds < 60:
@@ -44,7 +45,7 @@ def time_in_words(seconds: float) -> str:
 
 
 def written(value: float | None, form: str) -> str:
-    """Write a number; nothing if there is none."""
+    """Format a number; None gives an empty string."""
     return "" if value is None else form.format(value)
 
 
@@ -54,17 +55,17 @@ def percent(share: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Write a number with a decimal where that says something."""
+    """Write a number, with one decimal if it is below 100 and not whole."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
 def many(count: int, noun: str) -> str:
-    """Write so many of something, in singular or plural."""
+    """Write a count and its noun, in the singular or plural."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Write a duration in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

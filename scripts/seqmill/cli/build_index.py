@@ -1,4 +1,4 @@
-"""Build the sequence index of a FASTA file: validated, deduplicated, tokenized, sorted, packed."""
+"""Build the index of a FASTA file: validate, deduplicate, tokenize, sort and pack its sequences."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threads",
         type=program.at_least(0),
         default=0,
-        help="CPU threads for byte pairs (default: 0, all cores)",
+        help="CPU threads of the nucleotide tokenizer (default: 0, all cores)",
     )
     return parser.parse_args()
 
@@ -36,7 +36,7 @@ def main() -> int:
         from seqmill.index.build import build_index
 
         if arguments.threads:
-            os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
+            os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # read by the tokenizers library
         policy = program.length_policy_of(arguments)
         build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)
 

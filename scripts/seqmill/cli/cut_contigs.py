@@ -1,7 +1,7 @@
-"""Cut nucleotide sequences into overlapping contigs of mixed length, as assemblies have them.
+"""Cut nucleotide sequences into overlapping contigs of mixed lengths, like those of an assembly.
 
-Contigs have log-normal lengths, about 100 to 5,000 bases, and lie on either strand; their descriptions tell where.
-One is in lower case (soft-masked), one has a few N, and the last is a duplicate of another.
+Contigs have log-normal lengths of 100 to 5,000 bases and random strands; their descriptions give the positions. One is
+in lower case (soft-masked), one has a few N, and the last is a duplicate of another.
 
     python scripts/cut_contigs.py --fasta tests/data/NC_005816.fna --output tests/data/NC_005816.contigs.fna
 """
@@ -16,7 +16,7 @@ from seqmill.cli import program
 
 MEDIAN_LENGTH, LOG_SPREAD = 700, 0.85
 SHORTEST, LONGEST = 100, 5000
-GAP = b"NNNNN"  # in the middle of one contig
+GAP = b"NNNNN"  # placed in the middle of one contig
 LINE = 70
 
 
@@ -25,9 +25,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fasta", type=Path, required=True, help="nucleotides; plain, gzip, bgzip or zstd")
     parser.add_argument("--output", type=Path, required=True, help="the FASTA file of contigs to write")
     parser.add_argument(
-        "--coverage", type=program.at_least(1), default=5, help="bases of contigs for each base (default: 5)"
+        "--coverage", type=program.at_least(1), default=5, help="contig bases per input base (default: 5)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the random generator (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random generator (default: 1)")
     return parser.parse_args()
 
 
@@ -45,7 +45,7 @@ def main() -> int:
         with whole_or_absent(arguments.output) as temporary, temporary.open("wb") as output:
             for block in FastaFile(arguments.fasta).blocks():
                 for record in block:
-                    accession = record.id.rstrip("|").rpartition("|")[2]  # of gi|45478711|ref|NC_005816.1|
+                    accession = record.id.rstrip("|").rpartition("|")[2]  # from gi|45478711|ref|NC_005816.1|
                     contigs = cut_contigs(letters.clean(record.body), arguments.coverage, generator)
                     for number, (description, contig) in enumerate(contigs, start=1):
                         lines = [contig[start : start + LINE] for start in range(0, len(contig), LINE)]
@@ -56,14 +56,14 @@ def main() -> int:
 
 
 def contig_lengths(generator: random.Random) -> Iterator[int]:
-    """Yield lengths in bases without end."""
+    """Yield an endless sequence of lengths in bases."""
     while True:
         length = int(generator.lognormvariate(math.log(MEDIAN_LENGTH), LOG_SPREAD))
         yield min(max(length, SHORTEST), LONGEST)
 
 
 def cut_contigs(sequence: bytes, coverage: int, generator: random.Random) -> list[tuple[str, bytes]]:
-    """Return contigs with their descriptions: start-end (from 1, end included), strand, and what else was done."""
+    """Return contigs with their descriptions: start-end (from 1, inclusive), strand, and any changes."""
     from seqmill.index.segments import reverse_complement
 
     contigs = []
@@ -73,9 +73,8 @@ def cut_contigs(sequence: bytes, coverage: int, generator: random.Random) -> lis
         start = generator.randint(0, len(sequence) - length)
         strand = generator.choice("+-")
         contig = sequence[start : start + length]
-        contigs.append(
-            (f"{start + 1}-{start + length} {strand}", contig if strand == "+" else reverse_complement(contig))
-        )
+        contig = contig if strand == "+" else reverse_complement(contig)
+        contigs.append((f"{start + 1}-{start + length} {strand}", contig))
         missing -= length
         if missing <= 0:
             break

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from seqmill.model.esm2 import ESM2, ROPE_BASE
+from seqmill.model.esm2_weights import FAIR_ESM
 from seqmill.model.pack import Pack
-from seqmill.model.weights import FAIR_ESM
 from seqmill.spec.models import AnyArchitecture, Architecture, DnabertArchitecture
 
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
@@ -166,20 +166,15 @@ def _fair_esm(architecture: Architecture, parts: Parts) -> Embed:
 
 
 def _fair_esm_state(architecture: Architecture, parts: Parts) -> dict[str, torch.Tensor]:
-    """Return the tensors by fair-esm's names; the inverse of `seqmill.model.weights.canonical_parts`."""
+    """Return the tensors by fair-esm's names."""
     head_dim = architecture.head_dim
     # As esm/rotary_embedding.py computes it.
     inv_freq = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2).float() / head_dim))
     state = {f"{FAIR_ESM.layer.format(n)}self_attn.rot_emb.inv_freq": inv_freq for n in range(architecture.num_layers)}
-    for canonical, tensors in parts.items():
-        stem, _, kind = canonical.rpartition(".")
-        if stem.startswith("layers."):
-            _, layer, part = stem.split(".")
-            names = [FAIR_ESM.layer.format(layer) + name for name in FAIR_ESM.parts[part]]
-        else:
-            names = [{"embed": FAIR_ESM.embed, "final_norm": FAIR_ESM.final_norm}[stem]]
+    for parameter, tensors in parts.items():
+        names = FAIR_ESM.names_of(parameter)
         pieces = tensors if len(tensors) == len(names) else tensors[0].chunk(len(names))
-        state.update({f"{name}.{kind}": piece.float() for name, piece in zip(names, pieces, strict=True)})
+        state.update({name: piece.float() for name, piece in zip(names, pieces, strict=True)})
     return state
 
 

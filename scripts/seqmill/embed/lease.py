@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from seqmill.base.locks import NO_LOCKS
+from seqmill.base.locks import try_lock
 from seqmill.base.machine import visible_gpus
 from seqmill.errors import SeqmillError
 
@@ -114,25 +113,25 @@ def _first_free(gpus: list[str], folders: dict[Path, int], lease: ExitStack) -> 
     """Return the first GPU whose locks can be had, held until `lease` ends."""
     for gpu in gpus:
         with ExitStack() as locks:
-            try:
-                for folder, descriptor in folders.items():
-                    _lock(folder, descriptor, f"{gpu.replace('/', '_')}.lock", locks)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                log.warning("%s: the file system has no locks: workers may share a GPU; set TMPDIR elsewhere", folder)
-                return gpus[os.getpid() % len(gpus)]  # of workers that start together, not all the same
-            lease.push(locks.pop_all())
-            return gpu
+            for folder, descriptor in folders.items():
+                locked = try_lock(_opened_lock(folder, descriptor, f"{gpu.replace('/', '_')}.lock", locks))
+                if locked is None:
+                    log.warning(
+                        "%s: the file system has no locks: workers may share a GPU; set TMPDIR elsewhere", folder
+                    )
+                    return gpus[os.getpid() % len(gpus)]  # workers that start together take different GPUs
+                if not locked:
+                    break
+            else:
+                lease.push(locks.pop_all())
+                return gpu
     return None
 
 
-def _lock(folder: Path, descriptor: int, name: str, locks: ExitStack) -> None:
+def _opened_lock(folder: Path, descriptor: int, name: str, locks: ExitStack) -> int:
     try:
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=descriptor)
     except OSError as error:
         raise SeqmillError(f"{folder / name}: cannot be opened as a lock: {error.strerror}; remove it") from error
     locks.callback(os.close, file)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmill.base.files import fsync, named_as, whole_or_absent
+from seqmill.base.files import fsync, whole_or_absent
 
 IDS, NAMES = ".ids.txt", ".names.tsv"  # suffixes of the file next to an export
 UNNAMED = "unnamed"
@@ -74,8 +74,7 @@ def whole_export(output: Path, beside: Path | None = None) -> Iterator[Path]:
     last. So an interrupted export never leaves the ids of one export next to the vectors of another.
     """
     with whole_or_absent(output) as temporary:
-        with named_as(output, temporary):
-            yield temporary
+        yield temporary
         if beside:
             beside.unlink(missing_ok=True)
             fsync(beside.parent)

@@ -1,4 +1,4 @@
-"""The tokenizer of nucleotides: byte pairs, by the `tokenizer.json` that the model comes with."""
+"""The nucleotide tokenizer: byte pairs, as defined by the `tokenizer.json` that comes with the model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from seqmill.errors import SeqmillError
-from seqmill.index.first_merges import split_first_merges
 
 CLS, SEP = "[CLS]", "[SEP]"
 MAX_IDS = 65_535  # tokens are stored as uint16
-BATCH_BYTES = 4 << 20  # an encoding takes about 100 bytes a token while it is with the library, 20 a base
-BATCHES_AT_ONCE = 2  # so that what one thread does before and after the library does not leave its cores idle
+BATCH_BYTES = 4 << 20  # inside the library an encoding takes about 100 bytes per token, or 20 per base
+BATCHES_AT_ONCE = 2  # keeps the library's cores busy while the other thread works in Python
 
 
 class BpeTokenizer:
-    """Byte-pair encoding through the `tokenizers` library, every sequence framed by CLS and SEP.
+    """Byte-pair encoding with the `tokenizers` library, every sequence framed by CLS and SEP.
 
-    The library works on all cores that the process may use, or on RAYON_NUM_THREADS. It merges with a heap, so the time
-    of a base grows as log n with the sequence's length: 2.5 times from 10 kb to 1 Mb.
+    The library uses all cores available to the process, or RAYON_NUM_THREADS. It merges with a heap, so the time per
+    base grows with the logarithm of the sequence's length: 2.5 times from 10 kb to 1 Mb.
 
     Attributes:
         path: the tokenizer.json.
         name: "bpe".
-        digest: SHA-256 of the file, hexadecimal.
+        digest: hexadecimal SHA-256 of the file.
         vocabulary: 1 + the highest id.
     """
 
@@ -39,7 +38,7 @@ class BpeTokenizer:
     def __init__(self, path: Path, digest: str, tokenizer: Tokenizer) -> None:
         self.path = path
         self.digest = digest
-        self._first_merges, self._tokenizer = split_first_merges(tokenizer)
+        self._tokenizer = tokenizer
         self.vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self._cls, self._sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
 
@@ -49,11 +48,11 @@ class BpeTokenizer:
 
         Args:
             path: the file.
-            vocabulary: how many ids the model knows, if that is to be checked.
+            vocabulary: the number of ids the model knows; None skips this check.
 
         Raises:
-            SeqmillError: unreadable; not a BPE tokenizer; it does not frame by CLS and SEP, has no token for
-                letters that it does not know, an id twice, or more ids than uint16 or the model can take.
+            SeqmillError: the file is unreadable or not a BPE tokenizer; it does not frame with CLS and SEP, has no
+                token for unknown letters, has an id twice, or more ids than uint16 or the model can take.
         """
         try:
             stored = path.read_bytes()
@@ -66,18 +65,18 @@ class BpeTokenizer:
             raise SeqmillError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
             tokenizer = Tokenizer.from_buffer(stored)
-        except BaseException as error:  # a panic of the library, as some damage makes it, is no Exception
+        except BaseException as error:  # some damage makes the library panic, which is no Exception
             if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
                 raise
             raise SeqmillError(
-                f"{path}: not a tokenizer.json that the tokenizers library reads ({error}); copy it again "
-                "from where the model's weights came from"
+                f"{path}: not a tokenizer.json that the tokenizers library can read ({error}); copy it again from "
+                "the source of the model's weights"
             ) from error
         if not isinstance(tokenizer.model, BPE):
-            raise SeqmillError(f"{path}: it is {type(tokenizer.model).__name__}; the tokenizer of DNABERT-S is BPE")
+            raise SeqmillError(f"{path}: it is {type(tokenizer.model).__name__}; DNABERT-S needs a BPE tokenizer")
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.model.dropout = None  # of training; the same sequence is to give the same tokens
+        tokenizer.model.dropout = None  # for training only: equal sequences must give equal tokens
         _check(path, tokenizer, vocabulary)
         return cls(path, hashlib.sha256(stored).hexdigest(), tokenizer)
 
@@ -88,7 +87,7 @@ class BpeTokenizer:
             sequences: upper-case letters (`NucleotideLetters.clean`), of any length.
 
         Returns:
-            tokens: uint16, of all sequences end to end.
+            tokens: uint16, all sequences end to end.
             num_tokens: int32 (number of sequences,).
         """
         with ThreadPoolExecutor(BATCHES_AT_ONCE) as threads:
@@ -99,8 +98,8 @@ class BpeTokenizer:
         return np.concatenate(tokens), np.concatenate(num_tokens)
 
     def _encode(self, sequences: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        texts = self._first_merges.apply(sequences)
-        # CLS and SEP are set here: by the library they would cost a copy of every encoding.
+        texts = [sequence.decode("ascii") for sequence in sequences]
+        # CLS and SEP are added here, because the library would copy every encoding to add them.
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         num_tokens = np.fromiter(map(len, encodings), np.int32, len(encodings)) + np.int32(2)
         ends = np.cumsum(num_tokens, dtype=np.int64)
@@ -113,30 +112,23 @@ class BpeTokenizer:
 
 
 def _batches(sequences: list[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    num_bytes = 0
-    for sequence in sequences:
-        batch.append(sequence)
-        num_bytes += len(sequence)
-        if num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+    ends = itertools.accumulate(map(len, sequences))
+    for _, batch in itertools.groupby(zip(ends, sequences, strict=True), lambda pair: pair[0] // BATCH_BYTES):
+        yield [sequence for _, sequence in batch]
 
 
 def _check(path: Path, tokenizer: Tokenizer, vocabulary: int | None) -> None:
     known = tokenizer.get_vocab(with_added_tokens=False)
     if len(set(known.values())) < len(known):
-        raise SeqmillError(f"{path}: two tokens of its vocabulary have the same id; the file is damaged")
+        raise SeqmillError(f"{path}: two tokens in its vocabulary have the same id; the file is damaged")
     if tokenizer.model.unk_token not in known:
-        raise SeqmillError(f"{path}: it has no unk_token for letters that it does not know, such as N")
+        raise SeqmillError(f"{path}: it has no unk_token for unknown letters such as N")
     plain = tokenizer.encode("ACGT", add_special_tokens=False).ids
     if tokenizer.encode("ACGT").ids != [tokenizer.token_to_id(CLS), *plain, tokenizer.token_to_id(SEP)]:
-        raise SeqmillError(f"{path}: its template does not make {CLS} sequence {SEP}, as DNABERT-S was trained")
+        raise SeqmillError(f"{path}: its template does not give {CLS} sequence {SEP}, on which DNABERT-S was trained")
     ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     if ids > MAX_IDS:
-        raise SeqmillError(f"{path}: it has {ids:,} ids; seqmill stores tokens of up to {MAX_IDS:,}")
+        raise SeqmillError(f"{path}: it has {ids:,} ids; seqmill stores at most {MAX_IDS:,}")
     if vocabulary is not None and ids > vocabulary:
         raise SeqmillError(
             f"{path}: it has {ids:,} ids and the model knows {vocabulary:,}; "

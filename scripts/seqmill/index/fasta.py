@@ -17,13 +17,13 @@ from seqmill.errors import SeqmillError
 
 BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
-# Header and line ends included. Letters, and the two tokens that frame them, are counted in 32 bits.
+# With header and line ends. Letters, and the two tokens that frame them, are counted in 32 bits.
 MAX_RECORD_BYTES = (1 << 31) - 4
 SHOWN_ID = 100  # characters of an id in a message
 
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_EXTRA = 4  # flag of a member with an extra field, which in bgzip files is named BC
-# bgzip ends with an empty block (SAM specification 4.1.2), so a file cut between blocks can be told.
+# bgzip ends with an empty block (SAM specification 4.1.2), so a file truncated between blocks is detected.
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")  # a frame; the skippable frame that pzstd puts first
 OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip", b"\x89HDF": "HDF5"}
@@ -33,19 +33,19 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class FastaRecord(NamedTuple):
-    """One record as it stands in the file: `id` ends at the first white space of the header."""
+    """One record of the file; `id` ends at the first white space of the header."""
 
     number: int  # 1 for the first record of the file
     id: str
     description: str
-    body: bytes  # the lines under the header, line ends included
+    body: bytes  # the lines below the header, line ends included
 
 
 class FastaFile:
-    """A FASTA file to be read once, which knows its size and digest when it has been read.
+    """A FASTA file that is read once.
 
-    Attributes after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes, `stamp` of the
-    file (`seqmill.base.input_files.stamp_of`).
+    Attributes, set after the last block: `size` in bytes as stored (compressed), `sha256` of those bytes, `stamp` of
+    the file (`seqmill.base.input_files.stamp_of`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,12 +60,12 @@ class FastaFile:
         Memory is bounded by the block and the longest record.
 
         Raises:
-            SeqmillError: unreadable, empty, truncated, compressed by an unknown program, or not FASTA; a record has
-                more than MAX_RECORD_BYTES; the file changes while it is read.
+            SeqmillError: the file is unreadable, empty, truncated, compressed by an unknown program, or not FASTA; it
+                changes while it is read; a record has more than MAX_RECORD_BYTES.
         """
         pending = bytearray()
         next_number = 1
-        looked_to = 0  # a record longer than a block is searched once, not once a chunk
+        looked_to = 0  # search a long record once, not again for every chunk
         for chunk in self._text(min(READ_BYTES, block_bytes)):
             pending += chunk
             if next_number == 1:
@@ -98,13 +98,13 @@ class FastaFile:
         return records
 
     def _require_short(self, text: bytes | bytearray, number: int) -> None:
-        """Raise a SeqmillError if a record, which need not have come to its end, is too long."""
+        """Raise a SeqmillError if a record, which may be incomplete, is too long."""
         if len(text) > MAX_RECORD_BYTES:
             header, *_ = bytes(text[:READ_BYTES]).removeprefix(b">").split(b"\n", 1)
             id_, _ = self._split_header(header, number)
             raise SeqmillError(
-                f"{self.path}: record {number} ({id_[:SHOWN_ID]!r}) has more than {MAX_RECORD_BYTES:,} bytes, which is "
-                "the most that a record may have; split it in several"
+                f"{self.path}: record {number} ({id_[:SHOWN_ID]!r}) has more than {MAX_RECORD_BYTES:,} bytes, the "
+                "maximum; split it into several records"
             )
 
     def _split_header(self, header: bytes, number: int) -> tuple[str, str]:
@@ -118,14 +118,14 @@ class FastaFile:
                 f"{self.path}: record {number}: lines end in a lone carriage return (old Mac text); "
                 "convert the file, e.g. tr '\\r' '\\n' < old.fasta > new.fasta"
             )
-        # bytes.split knows ASCII white space only, so an id may hold any other character.
+        # bytes.split splits only at ASCII white space, so an id may have any other character.
         words = header.split(None, 1)
         id_ = _decode(words[0]) if words else ""
         description = _decode(words[1].rstrip()) if len(words) > 1 else ""
         return id_, description
 
     def _text(self, read_bytes: int) -> Iterator[bytes]:
-        """Yield the decompressed bytes, hashing the stored ones on the way."""
+        """Yield the decompressed bytes, and hash the stored ones."""
         refuse_special(self.path)
         try:
             with self.path.open("rb") as raw:
@@ -158,7 +158,7 @@ class FastaFile:
 
 
 class _HashingReader(io.RawIOBase):
-    """Pass bytes through, keeping their count, SHA-256 and the last few."""
+    """Passes bytes through and keeps their number, SHA-256 and the last few."""
 
     def __init__(self, raw: io.BufferedReader) -> None:
         self.raw = raw
@@ -179,15 +179,15 @@ class _HashingReader(io.RawIOBase):
 
 
 def _read_gzip(file: io.BufferedReader, read_bytes: int) -> Iterator[bytes]:
-    with gzip.GzipFile(fileobj=file) as stream:  # bgzip is gzip in many members, which GzipFile joins
+    with gzip.GzipFile(fileobj=file) as stream:  # bgzip has many gzip members, which GzipFile joins
         while chunk := stream.read(read_bytes):
             yield chunk
 
 
 def _read_zstd(file: io.BufferedReader) -> Iterator[bytes]:
-    import zstandard  # only here: a workflow looks at FASTA files without the worker's packages
+    import zstandard  # here, because a workflow reads FASTA files without the worker's packages
 
-    # zstandard's stream_reader ends a truncated frame silently; a decompression object tells.
+    # zstandard's stream_reader silently ends at a truncated frame; a decompression object reports it.
     frame = None
     while data := file.read(ZSTD_READ_BYTES):
         while data:
@@ -207,16 +207,16 @@ def _decode(header: bytes) -> str:
     try:
         return header.decode("utf-8")
     except UnicodeDecodeError:
-        return header.decode("latin-1")  # every byte is legal there, so no header is ever refused
+        return header.decode("latin-1")  # accepts every byte, so no header is refused
 
 
 def _drop_before_first_record(path: Path, pending: bytearray) -> None:
-    """Drop a byte order mark and blank lines, so that `pending` begins with '>', once there is text."""
+    """Drop a byte order mark and blank lines, so that `pending` begins with '>' as soon as it has text."""
     if pending.startswith(b">"):
         return
     text = bytes(pending)
     if UTF8_BOM.startswith(text):
-        return  # the rest of the mark may stand in the next chunk
+        return  # the rest of the mark may be in the next chunk
     text = text.removeprefix(UTF8_BOM).lstrip()
     if not text or text.startswith(b">"):
         pending[:] = text

@@ -1,4 +1,4 @@
-"""The letter policy: which letters a sequence may hold, and what is done with the others."""
+"""The letter policy: which letters a sequence may have, which are changed, and which are refused."""
 
 from __future__ import annotations
 
@@ -7,33 +7,17 @@ from dataclasses import dataclass, field
 
 from seqmill.errors import SeqmillError
 
-LAYOUT = b" \t\r\n\v\f"  # white space lays a sequence out; it is not part of it
+LAYOUT = b" \t\r\n\v\f"  # white space between letters, which is dropped
 INVALID = 255
 
-# fair-esm's "ESM-1b" alphabet, as indexed by ESM-2: cls, pad, eos, unk, then the letters, null, mask.
+# fair-esm's "ESM-1b" alphabet, which ESM-2 uses: cls, pad, eos, unk, then the letters, null, mask.
 ESM2_LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO"
-ESM2_FIRST_LETTER_TOKEN = 4
+ESM2_CLS, ESM2_EOS = bytes([0]), bytes([2])
 
 AMBIGUOUS_BASES = "NRYSWKMBDHV"  # IUPAC-IUB 1984, doi:10.1093/nar/13.9.3021
-PROTEIN_ONLY = "EFILPQJOZ"  # letters of amino acids that are no IUPAC code of a base; X is told apart
+PROTEIN_ONLY = "EFILPQJOZ"  # amino-acid letters that are no IUPAC codes of bases; X has its own message
 MIN_NUCLEOTIDE_SAMPLE, MAX_OTHERS_IN_NUCLEOTIDES = 200, 0.02
 MIN_PROTEIN_SAMPLE = 20
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """One token per letter, framed by a start and an end token.
-
-    Attributes:
-        name: as recorded in the index.
-        table: 256 bytes, from an upper-case ASCII letter to its token id, INVALID elsewhere.
-        cls, eos: the framing token ids.
-    """
-
-    name: str
-    table: bytes
-    cls: int
-    eos: int
 
 
 def _table(letters: str, first: int) -> bytes:
@@ -43,12 +27,12 @@ def _table(letters: str, first: int) -> bytes:
     return bytes(table)
 
 
-ESM2_TOKENIZER = Tokenizer("esm2", _table(ESM2_LETTERS, ESM2_FIRST_LETTER_TOKEN), cls=0, eos=2)
+ESM2_TOKENS = _table(ESM2_LETTERS, first=4)  # from an upper-case ASCII letter to its token
 
 
 @dataclass
 class LetterCounts:
-    """How many letters the policy has changed, over all records."""
+    """Numbers of letters changed, over all records."""
 
     lower_case: int = 0
     trailing_stop: int = 0
@@ -58,30 +42,26 @@ class LetterCounts:
 
 @dataclass
 class ProteinLetters:
-    """Turn the lines of a protein record into tokens, counting every replacement.
+    """Turns the lines of a protein record into tokens, and counts every replacement.
 
-    Upper-case; one trailing `*` stripped; `J` (leucine or isoleucine) and inner `*` become `X`;
-    gaps and everything else are refused.
+    Letters become upper case; one trailing `*` is stripped; `J` (leucine or isoleucine) and inner `*` become `X`; gaps
+    and everything else are refused.
     """
 
-    tokenizer: Tokenizer = ESM2_TOKENIZER
     counts: LetterCounts = field(default_factory=LetterCounts)
 
     policy = "upper-case; strip one trailing *; J and inner * to X; refuse gaps and all else"
 
     def tokens(self, body: bytes) -> bytes:
-        """Return one token id per residue, without the framing tokens.
-
-        Args:
-            body: the lines of the record's sequence, line ends included.
+        """Return one token id (uint8) per residue, without cls and eos, from a record's lines with their line ends.
 
         Raises:
-            SeqmillError: no residue, or a letter that is refused; the message lacks file and record.
+            SeqmillError: no residue, or a refused letter; the message lacks file and record.
         """
-        tokens = body.translate(self.tokenizer.table, LAYOUT)
+        tokens = body.translate(ESM2_TOKENS, LAYOUT)
         if tokens and INVALID not in tokens:
             return tokens
-        return self._clean(body.translate(None, LAYOUT)).translate(self.tokenizer.table)
+        return self._clean(body.translate(None, LAYOUT)).translate(ESM2_TOKENS)
 
     def _clean(self, letters: bytes) -> bytes:
         upper = letters.upper()
@@ -94,7 +74,7 @@ class ProteinLetters:
         self.counts.inner_stop_to_x += upper.count(b"*")
         self.counts.j_to_x += upper.count(b"J")
         cleaned = upper.replace(b"*", b"X").replace(b"J", b"X")
-        tokens = cleaned.translate(self.tokenizer.table)
+        tokens = cleaned.translate(ESM2_TOKENS)
         position = tokens.find(INVALID)
         if position >= 0:
             raise SeqmillError(_refusal(letters[position], f"at residue {position + 1} is not an amino-acid letter"))
@@ -108,13 +88,13 @@ def _refusal(byte: int, reason: str) -> str:
     if letter in "-.":
         return f"{message}: this looks like an alignment; remove the gaps (e.g. with seqkit seq -g)"
     if letter.isdigit():
-        return f"{message}: sequences must not hold numbers or positions"
+        return f"{message}: remove numbers and positions from the sequence"
     return message
 
 
 @dataclass
 class NucleotideCounts:
-    """How many letters the policy has changed (lower case, U) or kept as unknown to the tokenizer, over all records."""
+    """Numbers of letters changed (lower case, U) or kept but unknown to the tokenizer, over all records."""
 
     lower_case: int = 0
     u_to_t: int = 0
@@ -124,9 +104,10 @@ class NucleotideCounts:
 
 @dataclass
 class NucleotideLetters:
-    """Turn the lines of a nucleotide record into upper-case bases, counting every change and every ambiguous base.
+    """Turns the lines of a nucleotide record into bases, and counts every change and every ambiguous base.
 
-    Upper-case; `U` becomes `T`; `N` and the other IUPAC codes are kept; gaps and everything else are refused.
+    Letters become upper case; `U` becomes `T`; `N` and the other IUPAC codes are kept; gaps and everything else are
+    refused.
     """
 
     counts: NucleotideCounts = field(default_factory=NucleotideCounts)
@@ -134,13 +115,10 @@ class NucleotideLetters:
     policy = "upper-case; U to T; keep N and other IUPAC codes; refuse gaps and all else"
 
     def clean(self, body: bytes) -> bytes:
-        """Return the record's bases: ACGT and the IUPAC codes, one byte each.
-
-        Args:
-            body: the lines of the record's sequence, line ends included.
+        """Return the bases, ACGT and IUPAC codes, one byte each, from a record's lines with their line ends.
 
         Raises:
-            SeqmillError: no base, or a letter that is refused; the message lacks file and record.
+            SeqmillError: no base, or a refused letter; the message lacks file and record.
         """
         bases = body.translate(_BASES_ONLY, LAYOUT)
         if bases and INVALID not in bases:
@@ -180,14 +158,14 @@ def _refusal_of_nucleotide(byte: int, position: int) -> str:
 
 
 def looks_like_nucleotides(letters: bytes) -> bool:
-    """Tell whether a sample of supposed proteins is DNA or RNA: of 200 letters or more, 98 % or more are ACGTUN.
+    """Return whether supposed proteins are DNA or RNA: there are 200 letters or more, and at least 98 % are ACGTUN.
 
     In proteins these letters are 26 % of the residues (UniProtKB/Swiss-Prot: A 8.3, C 1.4, G 7.1, T 5.4, N 4.1), and
-    even those with repeats of few residues hold others; in genomes the remaining IUPAC codes are far below 2 %.
-    A shorter sample may be a peptide, so it is not judged.
+    even low-complexity proteins have others; in genomes other IUPAC codes are far below 2 %. A shorter sample may be a
+    peptide.
 
     Args:
-        letters: sequences, end to end, of as many records as are at hand; case and white space do not matter.
+        letters: sequences of any number of records, end to end; case and white space do not matter.
     """
     sample = letters.translate(None, LAYOUT).upper()
     others = len(sample.translate(None, b"ACGTUN"))
@@ -195,17 +173,17 @@ def looks_like_nucleotides(letters: bytes) -> bool:
 
 
 def looks_like_protein(letters: bytes) -> bool:
-    """Tell whether a sample of supposed nucleotides is protein: of 20 letters or more, fewer than half are ACGTU.
+    """Return whether supposed nucleotides are protein: there are 20 letters or more, and less than half are ACGTU.
 
-    For proteins that happen to hold none but IUPAC letters. Of the residues that are such letters, N left out, A, C, G
-    and T are 36 % (the same release); nucleotides with more ambiguity codes than bases would be of no use to a model
-    anyway. N is asparagine in one alphabet and a gap of any length in the other, so it says nothing. Fewer than 20
-    letters are not judged: a degenerate primer may be that short.
+    This detects proteins that have only IUPAC letters. Among the residues with such letters except N, A, C, G and T are
+    36 % (the same release); nucleotides with more ambiguity codes than bases would be useless to a model. N does not
+    count: it is asparagine in one alphabet and a gap of any length in the other. A shorter sample may be a degenerate
+    primer.
 
     Args:
-        letters: sequences, end to end, of as many records as are at hand; case and white space do not matter.
+        letters: sequences of any number of records, end to end; case and white space do not matter.
     """
-    # What no sequence should hold says nothing either, and has messages of its own: gaps, X that masks, numbers.
+    # Illegal characters do not count either and have their own messages: gaps, X for masked bases, numbers.
     sample = letters.translate(None, LAYOUT).upper().translate(None, b"NX-.*0123456789")
     others = len(sample.translate(None, b"ACGTU"))
     return len(sample) >= MIN_PROTEIN_SAMPLE and 2 * others > len(sample)

@@ -1,4 +1,4 @@
-"""The order of the unique sequences: those to compute by descending length, then the reused ones likewise."""
+"""The order of the unique sequences: first those to compute, then those to reuse, each by descending length."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ BLOCK_ROWS = 1 << 20
 def unique_sequences(
     digests: np.ndarray, num_tokens: np.ndarray, rejected: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the unique sequences among the records and put them in order.
+    """Find and order the unique sequences among the records.
 
     Args:
         digests: uint8 (num_records, 16), of the cleaned sequences.
-        num_tokens: int64 (num_records,), tokens kept of each.
+        num_tokens: int64 (num_records,).
         rejected: bool (num_records,), records that get no row.
 
     Returns:
-        first_records: int64 (num_sequences,), the first record of each unique sequence, by
-            descending number of tokens, ties by first appearance.
+        first_records: int64 (num_sequences,), the first record of each unique sequence, by descending number of
+            tokens, ties by first appearance.
         rows: int64 (num_records,), each record's position in `first_records`; -1 if rejected.
     """
     candidates = np.flatnonzero(~rejected)
@@ -42,33 +42,33 @@ def unique_sequences(
 def reused_last(
     first_records: np.ndarray, rows: np.ndarray, is_reused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put the reused sequences behind the others, both in the order that they have.
+    """Move the reused sequences behind the others; both keep their order.
 
     Args:
-        first_records, rows: as `unique_sequences` gives them.
+        first_records, rows: from `unique_sequences`.
         is_reused: bool (num_sequences,).
 
     Returns:
         first_records, rows: in the new order.
-        order: int64 (num_sequences,), the row that each sequence had.
+        order: int64 (num_sequences,), each sequence's old row.
     """
     order = np.argsort(is_reused, kind="stable")
     places = np.empty(len(order) + 1, np.int64)
     places[order] = np.arange(len(order))
-    places[-1] = -1  # of rejected records, whose row is -1
+    places[-1] = -1  # rejected records have row -1
     return first_records[order], places[rows], order
 
 
 def find_reused(digests: np.ndarray, sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
-    """Find the sequences that files have; the first file that has one counts, in it the first row.
+    """Find sequences in earlier results; the first file that has a sequence, and its first row there, count.
 
     Args:
-        digests: uint8 (num_sequences, 16), each once.
-        sources: the files.
+        digests: uint8 (num_sequences, 16), without duplicates.
+        sources: the earlier results.
 
     Returns:
-        files: int32 (num_sequences,), which file has the sequence; -1 if none.
-        rows: int64 (num_sequences,), and in which row.
+        files: int32 (num_sequences,), the number of the file that has the sequence; -1 if none.
+        rows: int64 (num_sequences,), the row in that file; -1 if none.
     """
     files, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int64)
     if not sources:
@@ -79,7 +79,7 @@ def find_reused(digests: np.ndarray, sources: list[Source]) -> tuple[np.ndarray,
     for number, source in enumerate(sources):
         for start in range(0, len(source.digests), BLOCK_ROWS):
             keys = _keys(source.digests[start : start + BLOCK_ROWS])
-            order = np.argsort(keys, kind="stable")  # a search for sorted keys is many times as fast
+            order = np.argsort(keys, kind="stable")  # searching sorted keys is many times as fast
             keys = keys[order]
             places = np.searchsorted(wanted, keys)
             places[places == len(wanted)] = 0
@@ -88,7 +88,7 @@ def find_reused(digests: np.ndarray, sources: list[Source]) -> tuple[np.ndarray,
             is_new = files[sequences] < 0
             sequences, new_rows = sequences[is_new], start + order[found[is_new]]
             files[sequences] = number
-            rows[sequences[::-1]] = new_rows[::-1]  # of equal digests the first is written last
+            rows[sequences[::-1]] = new_rows[::-1]  # reversed, so that the first of equal digests wins
     return files, rows
 
 

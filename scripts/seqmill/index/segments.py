@@ -1,33 +1,16 @@
-"""Segments: what of a sequence goes through the model by itself. Windows of long contigs, and both strands."""
+"""Segments, the parts of a sequence that go through the model separately: windows, and both strands."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 # IUPAC-IUB 1984 (doi:10.1093/nar/13.9.3021); S, W and N are their own complements.
 _COMPLEMENT = bytes.maketrans(b"ACGTRYKMBVDHacgtrykmbvdh", b"TGCAYRMKVBHDtgcayrmkvbhd")
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """How a sequence is cut into segments.
-
-    Attributes:
-        window: bases of a window; 0 for no windows.
-        stride: bases from one window's start to the next, 1 to `window`; unused without windows.
-        strand: "forward", or "both" to have the segments of the reverse complement too.
-    """
-
-    window: int = 0
-    stride: int = 0
-    strand: str = "forward"
-
-
 def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Return start and end (exclusive) of the windows that cover `length` bases; the last one may be shorter.
+    """Return start and end (exclusive) of the windows that cover `length` letters; the last may be shorter.
 
-    Windows start at 0, stride, 2 * stride ... up to the first that reaches the end. One span if `window` is 0 (no
-    windows) or not below `length`. Expects stride <= window, so that every base is covered.
+    Windows start at 0, stride, 2 * stride ... up to the first that reaches the end. There is one span if `window` is 0
+    (no windows) or at least `length`. Expects stride <= window, so that every letter is covered.
     """
     if window == 0 or length <= window:
         return [(0, length)]
@@ -37,20 +20,20 @@ def window_spans(length: int, window: int, stride: int) -> list[tuple[int, int]]
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the other strand, read in its own direction; IUPAC codes are complemented, case is kept."""
+    """Return the other strand in its own reading direction; IUPAC codes are complemented, case is kept."""
     return sequence.translate(_COMPLEMENT)[::-1]
 
 
 def known_bases(segment: bytes) -> int:
-    """Return how many bases of a segment are known: A, C, G or T, no N or other IUPAC code."""
+    """Return the number of known bases: A, C, G and T, not N or other IUPAC codes."""
     return len(segment) - len(segment.translate(None, b"ACGT"))
 
 
 def weigh(segments: list[bytes]) -> tuple[list[bytes], list[int]]:
-    """Return the segments that count and their weights: the known bases of each.
+    """Return the segments to compute and their weights: the number of known bases in each.
 
-    A window of nothing but N, a gap of a scaffold, would be nothing but unknown tokens, so it is left out. If there
-    is no other, all stay and weigh by their length.
+    A window of N only, a scaffold gap, would give only unknown tokens, so it is dropped. If no segment has a known
+    base, all are kept, with their lengths as weights.
     """
     weights = [known_bases(segment) for segment in segments]
     if not any(weights):
@@ -58,12 +41,15 @@ def weigh(segments: list[bytes]) -> tuple[list[bytes], list[int]]:
     return [segment for segment, weight in zip(segments, weights, strict=True) if weight], [w for w in weights if w]
 
 
-def cut(sequence: bytes, segmentation: Segmentation) -> list[bytes]:
-    """Return the segments: the windows in order, then for strand "both" those of the reverse complement.
+def cut(sequence: bytes, window: int = 0, stride: int = 0, strand: str = "forward") -> list[bytes]:
+    """Return the segments of a nucleotide sequence: its windows in order, then those of its reverse complement.
 
     Args:
         sequence: cleaned bases, one byte each (`NucleotideLetters.clean`).
+        window: bases per window; 0 for no windows.
+        stride: bases from one window's start to the next, 1 to `window`; unused without windows.
+        strand: "forward", or "both" to add the reverse complement.
     """
-    strands = [sequence, reverse_complement(sequence)] if segmentation.strand == "both" else [sequence]
-    spans = window_spans(len(sequence), segmentation.window, segmentation.stride)
-    return [strand[start:end] for strand in strands for start, end in spans]
+    strands = [sequence, reverse_complement(sequence)] if strand == "both" else [sequence]
+    spans = window_spans(len(sequence), window, stride)
+    return [one[start:end] for one in strands for start, end in spans]

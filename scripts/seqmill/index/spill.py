@@ -1,4 +1,4 @@
-"""What the pass over the FASTA keeps of the records: bytes in unnamed temporary files, small columns in memory."""
+"""The records seen by the pass over the FASTA: text and tokens in temporary files, small columns in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Spill:
         return offsets_of(np.concatenate(self.lengths))
 
     def mapped(self, dtype: type = np.uint8) -> np.ndarray:
-        """Return all of it as a memory map."""
+        """Return the whole column as a memory map."""
         self.file.flush()
         size = self.file.tell() // np.dtype(dtype).itemsize
         return np.memmap(self.file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)
@@ -40,7 +40,7 @@ class Spill:
 
 @dataclass
 class Records:
-    """What the pass has kept of the records, in input order."""
+    """All records, in input order; the lists hold one array per block."""
 
     ids: Spill
     descriptions: Spill
@@ -52,7 +52,6 @@ class Records:
     segment_lengths: list[np.ndarray] = field(default_factory=list)
 
     def append(self, block: list[FastaRecord], tokenized: Tokenized) -> None:
-        """Keep a block of records and what has become of them."""
         self.digests.extend(tokenized.digests)
         self.lengths.append(tokenized.lengths)
         self.tokens.append(tokenized.tokens, tokenized.num_tokens)

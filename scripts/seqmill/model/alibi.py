@@ -1,7 +1,7 @@
 """Attention with linear biases over a pack, behind one function with interchangeable kernels.
 
-ALiBi (Press et al. 2022, arXiv:2108.12409) in its symmetric form, as MosaicBERT has it: a key that is d
-tokens away from its query, on either side, loses slope x d of its score; each head has a slope of its own.
+ALiBi (Press et al. 2022, arXiv:2108.12409) in the symmetric form of MosaicBERT: the score of a key at distance d from
+its query, on either side, is reduced by slope x d; each head has its own slope.
 
 | kernel | where | how |
 |---|---|---|
@@ -10,9 +10,9 @@ tokens away from its query, on either side, loses slope x d of its score; each h
 | flash_attn_2 | CUDA of compute capability 8.0 and later, 16-bit | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
 
-None makes a matrix of biases: the first three compute each from its distance; of a run of equal lengths they
-are a view of one row a head. `choose_kernel` takes the first that the device, the dtype and the installation
-allow, or the one asked for.
+No kernel builds a matrix of biases: the first three compute each bias from its distance; sdpa uses a view of one row
+per head. `choose_kernel` returns the requested kernel, or the first that the device, the dtype and the installation
+allow.
 """
 
 from __future__ import annotations
@@ -28,20 +28,16 @@ from seqmill.model.kernels import alibi_triton, avx512
 from seqmill.model.pack import Pack
 from seqmill.spec.task import AUTO
 
-# Whether triton or flash_attn_2 is the faster is not measured; the first serves float32 too.
+# triton and flash_attn_2 were not measured against each other; triton also supports float32.
 FASTEST_FIRST = ("avx512", "triton", "flash_attn_2", "sdpa")
 
-# Biases of one call, over all heads. PyTorch's CPU kernel reads them through the view; a kernel that copies
-# them needs 64 MB in float32.
+# Biases per call, over all heads. PyTorch's CPU kernel reads them through the view; a kernel that copies them needs
+# 64 MB in float32.
 MAX_BIASES = 1 << 24
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
-    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
-
-    Raises:
-        SeqmillError: there is no such kernel, or it can't be used; says why.
-    """
+    """Return the requested kernel's name, or for `auto` that of the fastest usable one; raises as `attention`'s."""
     return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
 
 
@@ -63,8 +59,9 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
 def slopes(num_heads: int) -> torch.Tensor:
     """Return the slope of each head, float32 (num_heads,).
 
-    2 ** (-8 i / n) for head i = 1 ... n where n is a power of two. Else the slopes of the power below,
-    then every second one of the power above, as the paper's authors and `bert_layers.py` of DNABERT-S do.
+    They are 2 ** (-8 i / n) for head i = 1 ... n if n is a power of two. Otherwise they are the slopes for the next
+    lower power, then every second one for the next higher power, as in the authors' code and DNABERT-S's
+    `bert_layers.py`.
     """
     below = 1 << (num_heads.bit_length() - 1)
     powers = [8 * head / below for head in range(1, below + 1)]
@@ -75,27 +72,26 @@ def slopes(num_heads: int) -> torch.Tensor:
 def bias_table(num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Tensor:
     """Return the bias of every distance: (num_heads, 2 * max_tokens - 1), distance 0 in the middle.
 
-    The products are rounded to float32 whatever the dtype, as in the reference, whose biases stay in
-    float32 in a float64 model: exact ones would differ in the eighth digit of the output.
+    The products are always rounded to float32, as in the reference, which keeps float32 biases in a float64 model:
+    exact products would change the eighth digit of the output.
     """
     distances = torch.arange(1 - max_tokens, max_tokens).abs()
     return (slopes(num_heads)[:, None] * -distances).to(dtype)
 
 
 def make_biases(kernel: str, num_heads: int, max_tokens: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a kernel computes its biases from: `bias_table` for sdpa, `slopes` for the others."""
+    """Return a kernel's input for its biases: `bias_table` for sdpa, `slopes` for the others."""
     return bias_table(num_heads, max_tokens, dtype) if kernel == "sdpa" else slopes(num_heads)
 
 
 def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Let each sequence attend over itself, scores scaled by head_dim ** -0.5, then biased by distance.
+    """Let each sequence attend to itself, with scores scaled by head_dim ** -0.5, then biased by distance.
 
     Args:
         kernel: a name from `choose_kernel`.
         qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
-        biases: the kernel's own, for at least the longest length, see `make_biases`; float32, or float64 for a
-            `qkv` of float64.
-        pack: where the sequences begin.
+        biases: from `make_biases` for this kernel and at least the longest length; float32, or float64 if `qkv` is.
+        pack: the boundaries of the sequences.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
@@ -108,14 +104,14 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     v = show_overflow(q, k, v)
     if kernel == "sdpa":
         return _by_runs(q, k, v, biases, pack)
-    # Of equally long queries and keys, without causality: -slope x |i - j|.
+    # Without causality and with equally long queries and keys, flash_attn's bias is -slope x |i - j|.
     return packed(kernel, q, k, v, pack, alibi_slopes=biases)
 
 
 def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
     num_tokens, num_heads, head_dim = v.shape
-    # On CUDA PyTorch takes biases in the dtype of the queries alone: with float32 beside 16 bits one of its
-    # kernels raises, another reads them wrongly and says nothing (pytorch pull request 191612).
+    # On CUDA PyTorch supports only biases in the dtype of the queries: with 16-bit queries and float32 biases one
+    # kernel raises, and another silently misreads them (pytorch pull request 191612).
     dtype = biases.dtype if v.is_cuda else v.dtype
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
     for start, count, length in pack.runs:
@@ -127,7 +123,7 @@ def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: torch.Te
         step = max(MAX_BIASES // (num_heads * length), 1)
         for first in range(0, length, step):
             last = min(first + step, length)
-            # From the last query to the first: then each row of biases is the one before, moved by one.
+            # With the queries in reverse order each row of biases is the previous one, shifted by one.
             block = queries[:, :, first:last].flip(2)
             attended = F.scaled_dot_product_attention(
                 block, keys, values, attn_mask=_biases_of_block(biases, first, last, length)

@@ -8,7 +8,7 @@
 | flash_attn_2 | the same | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
 
-`choose_kernel` takes the first that the device, the dtype and the installation allow, or the one asked for.
+`choose_kernel` returns the requested kernel, or the first that the device, the dtype and the installation allow.
 """
 
 from __future__ import annotations
@@ -27,30 +27,26 @@ from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS, AUTO
 
 FASTEST_FIRST = ("avx512", "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
-# Functions over packs, called alike: (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
+# Functions over packs, all called with (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
 PACKED = {
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
     "flash_attn_2": ("flash_attn", "flash_attn_varlen_func"),
     "flash_attn_3": ("flash_attn_interface", "flash_attn_varlen_func"),
 }
-MAX_PACKED_HEAD_DIM = 256  # of all three, which take multiples of 8
+MAX_PACKED_HEAD_DIM = 256  # for all three; head dimensions must be multiples of 8
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
-    """Return the name of the requested kernel, or for `auto` of the fastest that can be used.
+    """Return the requested kernel's name, or for `auto` that of the fastest usable one.
 
     Raises:
-        SeqmillError: there is no such kernel, or it can't be used; says why.
+        SeqmillError: there is no such kernel, or it can't be used; the message says why.
     """
     return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
 
 
 def choose(requested: str, fastest_first: tuple[str, ...], reason_against: Callable[[str], str]) -> str:
-    """Return the requested kernel, or for `auto` the first without a reason against it.
-
-    Raises:
-        SeqmillError: there is no such kernel, or there is a reason against it.
-    """
+    """Return the requested kernel, or for `auto` the first without a reason against it; raises as `choose_kernel`."""
     if requested not in ATTENTIONS:
         raise SeqmillError(f"attention {requested!r} is not known; use one of {', '.join(ATTENTIONS)}")
     if requested == AUTO:
@@ -98,14 +94,14 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
 def attend(
     kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack, fuse: bool = False
 ) -> torch.Tensor:
-    """Rotate queries and keys, then let each sequence attend over itself, scores scaled by head_dim ** -0.5.
+    """Rotate queries and keys, then let each sequence attend to itself, with scores scaled by head_dim ** -0.5.
 
     Args:
         kernel: a name from `choose_kernel`.
         qkv: (num_tokens, 3, num_heads, head_dim), contiguous.
         cos, sin: (at least the longest length, head_dim), float32 or float64; see `esm2.rope_tables`.
-        pack: where the sequences begin.
-        fuse: rotate in place, in Triton; see `fused.available`.
+        pack: the boundaries of the sequences.
+        fuse: rotate in place with Triton; see `fused.available`.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
@@ -125,9 +121,9 @@ def attend(
 
 
 def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Return the values, not finite where float16 made a query or key so.
+    """Return the values, made NaN for tokens whose query or key overflowed in float16 (0 x inf is NaN).
 
-    A query or key of inf can end as weights of zero, finite and wrong. 0 x inf is NaN.
+    Otherwise an infinite query or key can become weights of zero, which are finite and wrong.
     """
     return v + 0 * q + 0 * k if v.dtype == torch.float16 else v
 
@@ -137,7 +133,7 @@ def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
     Args:
         qk: (num_tokens, 2, num_heads, head_dim).
-        cos, sin: (num_tokens, head_dim), float32 or float64; the product is rounded to the dtype of `qk` once.
+        cos, sin: (num_tokens, head_dim), float32 or float64; the result is rounded to the dtype of `qk` once.
     """
     first, second = qk.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
@@ -158,10 +154,7 @@ def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> t
 def packed(
     kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, **biases: torch.Tensor
 ) -> torch.Tensor:
-    """Call the function of one of the PACKED kernels, with its own argument for biases if there are any.
-
-    Args:
-        q, k, v: (num_tokens, num_heads, head_dim).
+    """Call a PACKED kernel on q, k and v (num_tokens, num_heads, head_dim), with its own argument for biases if any.
 
     Returns:
         (num_tokens, num_heads * head_dim).
@@ -177,10 +170,10 @@ def packed(
 
 @functools.cache
 def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
-    """Return the function, the name of its scale, and options where its version has them.
+    """Return the function, the name of its scale argument, and options that its version supports.
 
-    With num_splits 1 keys are not divided among thread blocks by how long the pack's longest sequence
-    is, so that a sequence has the same bits in any company.
+    With num_splits=1 the pack's longest sequence does not determine how keys are divided among thread blocks, so a
+    sequence has the same bits in any pack.
 
     Raises:
         ImportError: it isn't installed, or not for this version of torch.

@@ -1,10 +1,10 @@
 """DNABERT-S, as a plain forward over packs.
 
-The reference is the published code of the model (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`,
-its PyTorch path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou
-et al. 2023, arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated
-feed-forward, a layer norm after each step. Here there is no padding and no pooler; each norm first adds what
-the step before it gave, so that both are one pass over memory where Triton's kernels run.
+The reference is the model's published code (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`, its PyTorch
+path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou et al. 2023,
+arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated feed-forward, a
+layer norm after each step. Here there is no padding and no pooler; each norm first adds the previous step's result, so
+that both are one pass over memory with Triton's kernels.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 from seqmill.model.alibi import attend, make_biases
 from seqmill.model.kernels import fused
+from seqmill.model.layers import Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
 
 LAYER_NORM_EPS = 1e-12
-# Tokens that go through the feed-forward at a time: it is eight times as wide as the residual stream, and a
-# single contig may have 20,000 tokens.
+# Tokens per feed-forward call: it is eight times as wide as the residual stream, and a contig may have 20,000 tokens.
 FFN_TOKENS = 4096
 
 
@@ -31,14 +31,7 @@ class DnabertS(torch.nn.Module):
     Matrix products run in `dtype`; the residual stream, layer norms and attention biases stay in float32
     (float64 if that is the dtype).
 
-    Args:
-        architecture: the model's shape.
-        weights: tensors by canonical name, as `parameter_shapes` lists them.
-        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
-        max_tokens: tokens in the longest sequence that will be given, CLS and SEP included.
-        attention: the kernel, a name from `seqmill.model.alibi.choose_kernel`.
-        fuse: do the elementwise work in Triton's kernels, see `seqmill.model.kernels.fused.available`; float64
-            is always computed without.
+    The arguments are those of `esm2.ESM2`; `attention` is a name from `seqmill.model.alibi.choose_kernel`.
     """
 
     def __init__(
@@ -55,9 +48,9 @@ class DnabertS(torch.nn.Module):
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.fuse = fuse and exact == torch.float32
-        # Every token is of type 0, so that the two embeddings are one table.
-        self.embed = _parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
-        self.embed_norm = Norm(weights, "embed_norm.", exact, dtype, self.fuse)
+        # Every token has type 0, so the two embeddings are one table.
+        self.embed = parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
+        self.embed_norm = Norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, self.fuse)
         self.layers = torch.nn.ModuleList(
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, self.fuse)
             for layer in range(architecture.num_layers)
@@ -79,7 +72,7 @@ class DnabertS(torch.nn.Module):
 
         0 is the embedding of the tokens after its layer norm, k the output of block k.
         """
-        x, rounded = self.embed_norm(F.embedding(pack.tokens.int(), self.embed), None)
+        x, rounded = self.embed_norm.post(F.embedding(pack.tokens.int(), self.embed), None)
         if 0 in layers:
             yield 0, x
         for number, layer in enumerate(self.layers[: max(layers)], start=1):
@@ -89,7 +82,7 @@ class DnabertS(torch.nn.Module):
 
 
 class Layer(torch.nn.Module):
-    """One post-norm transformer block: takes and gives the residual stream, exact and rounded."""
+    """A post-norm transformer block; takes and returns the residual stream, exact and rounded."""
 
     def __init__(
         self,
@@ -105,10 +98,10 @@ class Layer(torch.nn.Module):
         self.fuse = fuse
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
         self.gated = Linear(weights, prefix + "gated.", dtype)
         self.down = Linear(weights, prefix + "down.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
 
     def forward(
         self, x: torch.Tensor, rounded: torch.Tensor, attention: str, biases: torch.Tensor, pack: Pack
@@ -116,50 +109,16 @@ class Layer(torch.nn.Module):
         qkv = self.qkv(rounded).view(-1, 3, self.num_heads, self.head_dim)
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
-        x, rounded = self.attention_norm(x, self.out(attended))
+        x, rounded = self.attention_norm.post(x, self.out(attended))
         delta = torch.cat([self._feed_forward(rows) for rows in rounded.split(FFN_TOKENS)])
-        return self.ffn_norm(x, delta)
+        return self.ffn_norm.post(x, delta)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fuse:
             return self.down(fused.gate(self.gated(x)))
-        # Two products: each half is dense, and one at a time costs the CPU less than both side by side.
+        # Two products with dense results are faster on the CPU than one product that is then split.
         gate, value = (F.linear(x, half) for half in self.gated.weight.chunk(2))
         return self.down(F.gelu(gate).mul_(value))  # the exact (erf) GELU
-
-
-class Linear(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], dtype)
-        bias = weights.get(prefix + "bias")  # the gated layers have none
-        self.bias = None if bias is None else _parameter(bias, dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class Norm(torch.nn.Module):
-    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
-
-    def __init__(
-        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
-    ) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], exact)
-        self.bias = _parameter(weights[prefix + "bias"], exact)
-        self.dtype = dtype
-        self.fuse = fuse
-
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the layer norm of x + delta, and the same in the dtype of the matrix products; x may change."""
-        if self.fuse:
-            rounded = fused.post_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
-            return x, rounded
-        if delta is not None:
-            x = x + delta
-        x = F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
-        return x, x.to(self.dtype)
 
 
 def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, ...]]:
@@ -180,7 +139,3 @@ def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, 
         for name in ("attention_norm", "ffn_norm"):
             shapes[f"{prefix}{name}.weight"] = shapes[f"{prefix}{name}.bias"] = (d,)
     return shapes
-
-
-def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
-    return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)

@@ -1,4 +1,4 @@
-"""The models by family: one forward each, made for a device with the kernels that it has."""
+"""The encoder of either model family, on a device and with its fastest kernels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def make_encoder(
     Args:
         weights: of either family.
         dtype: of the matrix products.
-        max_tokens: tokens in the longest segment that will be given.
+        max_tokens: tokens in the longest segment that the model will see.
         device: cpu or cuda.
-        requested: the attention kernel by name, or auto for the fastest.
+        requested: the attention kernel's name, or auto for the fastest.
 
     Raises:
-        SeqmillError: the kernel can't be used; says why.
+        SeqmillError: the kernel can't be used; the message says why.
     """
     architecture = weights.architecture
     fuse = fused.available(device)

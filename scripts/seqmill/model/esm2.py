@@ -2,8 +2,8 @@
 
 The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
 run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
-query, key and value, and no language-model head; each norm first adds what the step before it gave to
-the residual stream, so that both are one pass over memory where Triton's kernels run.
+query, key and value, and no language-model head; each norm first adds the previous step's result to the
+residual stream, so that both are one pass over memory with Triton's kernels.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.model.attention import attend
-from seqmill.model.kernels import fused
+from seqmill.model.layers import Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
 
 LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
-# ESM-2 was trained with 15 % of tokens selected, 80 % of these masked to zero; without masks the
-# reference scales the embeddings by what was left on average.
+# ESM-2 was trained with 15 % of tokens selected, of which 80 % were masked to zero; without masks the reference
+# scales the embeddings by the average share that was left.
 TOKEN_DROPOUT_SCALE = 1 - 0.15 * 0.8
 
 
@@ -35,10 +35,9 @@ class ESM2(torch.nn.Module):
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
         dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
-        max_tokens: tokens in the longest sequence that will be given, cls and eos included.
+        max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
-        fuse: do the elementwise work in Triton's kernels, see `seqmill.model.kernels.fused.available`; float64
-            is always computed without.
+        fuse: do elementwise work in Triton's kernels (`seqmill.model.kernels.fused.available`), except for float64.
     """
 
     def __init__(
@@ -55,12 +54,12 @@ class ESM2(torch.nn.Module):
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.fuse = fuse = fuse and exact == torch.float32
-        self.embed = _parameter(weights["embed.weight"], exact)
+        self.embed = parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)
             for layer in range(architecture.num_layers)
         )
-        self.final_norm = Norm(weights, "final_norm.", exact, exact, fuse)
+        self.final_norm = Norm(weights, "final_norm.", LAYER_NORM_EPS, exact, exact, fuse)
         cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -77,7 +76,7 @@ class ESM2(torch.nn.Module):
     def hidden_states(self, pack: Pack, layers: tuple[int, ...]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield some layers' numbers and hidden states, in ascending order; the next one may overwrite them.
 
-        0 is the embedding of the tokens, k the output of block k, the last after its layer norm, as in fair-esm.
+        0 is the embedding of the tokens, k the output of block k, the last after the final layer norm, as in fair-esm.
         """
         x = F.embedding(pack.tokens.int(), self.embed)
         if self.architecture.token_dropout:
@@ -89,11 +88,11 @@ class ESM2(torch.nn.Module):
             if number >= max(layers):
                 return
             delta = layer(x, delta, self.attention, self.cos, self.sin, pack)
-        yield len(self.layers), self.final_norm(x, delta)
+        yield len(self.layers), self.final_norm.pre(x, delta)
 
 
 class Layer(torch.nn.Module):
-    """One pre-norm transformer block: takes the residual stream and what is still to be added to it."""
+    """A pre-norm transformer block; takes the residual stream and the delta to add to it, returns the next delta."""
 
     def __init__(
         self,
@@ -107,10 +106,10 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.fuse = fuse
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", exact, dtype, fuse)
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", exact, dtype, fuse)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
         self.fc1 = Linear(weights, prefix + "fc1.", dtype)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
@@ -123,49 +122,17 @@ class Layer(torch.nn.Module):
         sin: torch.Tensor,
         pack: Pack,
     ) -> torch.Tensor:
-        qkv = self.qkv(self.attention_norm(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(self.attention_norm.pre(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
         delta = self.out(attend(attention, qkv, cos, sin, pack, self.fuse))
-        h = self.fc1(self.ffn_norm(x, delta))
+        h = self.fc1(self.ffn_norm.pre(x, delta))
         return self.fc2(F.gelu(h))  # the exact (erf) GELU
-
-
-class Linear(torch.nn.Module):
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], dtype)
-        self.bias = _parameter(weights[prefix + "bias"], dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
-class Norm(torch.nn.Module):
-    """The end of one step and the beginning of the next: add to the residual stream, normalize, round."""
-
-    def __init__(
-        self, weights: dict[str, torch.Tensor], prefix: str, exact: torch.dtype, dtype: torch.dtype, fuse: bool
-    ) -> None:
-        super().__init__()
-        self.weight = _parameter(weights[prefix + "weight"], exact)
-        self.bias = _parameter(weights[prefix + "bias"], exact)
-        self.dtype = dtype
-        self.fuse = fuse
-
-    def forward(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
-        """Add delta to x in place; return the layer norm of x, in the dtype of the matrix products."""
-        if self.fuse:
-            return fused.add_norm(x, delta, self.weight, self.bias, LAYER_NORM_EPS, self.dtype)
-        if delta is not None:
-            x += delta
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS).to(self.dtype)
 
 
 def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines (num_positions, head_dim) of the rotary position embedding.
 
-    The inverse frequencies are made in float32 on the CPU whatever the dtype, as fair-esm's are:
-    in bfloat16 the angles would be off by 0.27 rad at position 160, and frequencies computed by
-    another device or in float64 differ enough to be seen in the output.
+    As in fair-esm, the inverse frequencies are always computed in float32 on the CPU: in bfloat16 the angles would be
+    off by 0.27 rad at position 160, and frequencies from another device or in float64 visibly change the output.
     """
     inverse_frequencies = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2, device="cpu").float() / head_dim))
     positions = torch.arange(num_positions, device="cpu").to(dtype)
@@ -186,7 +153,3 @@ def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}{name}.weight"] = shapes[f"{prefix}{name}.bias"] = (d,)
     shapes["final_norm.weight"] = shapes["final_norm.bias"] = (d,)
     return shapes
-
-
-def _parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
-    return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)

@@ -1,4 +1,4 @@
-"""A pack on its way through the model: tokens of several segments end to end, without padding."""
+"""A pack as the model's input: the tokens of several segments end to end, without padding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from seqmill.spec.packing import plan_packs
 
 @dataclass(frozen=True)
 class Windows:
-    """How the segments of a pack are windows of sequences, to be blended (`seqmill.embed.embedder`).
+    """How a pack's segments are windows of sequences, to be blended (`seqmill.embed.embedder`).
 
     Attributes:
-        begins: int64 (num_sequences + 1,), where each sequence's segments begin.
-        stride: residues from the beginning of a window to that of the next.
+        begins: int64 (num_sequences + 1,), each sequence's first segment, and the end.
+        stride: residues from one window's start to the next.
     """
 
     begins: np.ndarray
@@ -27,14 +27,14 @@ class Windows:
 
 @dataclass(frozen=True)
 class Pack:
-    """Segments end to end: whole sequences, or windows of long ones, each by itself for the model.
+    """Segments end to end: whole sequences or windows of long ones, each independent for the model.
 
     Attributes:
-        tokens: (num_tokens,), any integer type, the special tokens of each segment included.
-        cu_seqlens: int32 (num_segments + 1,), where each segment begins; on the device of the tokens.
+        tokens: (num_tokens,), any integer dtype, including the special tokens of each segment.
+        cu_seqlens: int32 (num_segments + 1,), where each segment begins, and the end; on the device of the tokens.
         lengths: int64 (num_segments,), tokens in each segment; on the host.
         first_segment: the first segment's number in the index, for messages.
-        windows: given where the segments are to be blended to sequences.
+        windows: set if the segments are to be blended into sequences.
     """
 
     tokens: torch.Tensor
@@ -49,9 +49,9 @@ class Pack:
         return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_segment)
 
     def split(self, num_tokens: int) -> list[Pack]:
-        """Cut into packs of consecutive segments, each of at most `num_tokens` tokens or one segment.
+        """Cut into packs of consecutive segments, each with at most `num_tokens` tokens or one sequence.
 
-        The windows of a sequence are kept together.
+        The windows of a sequence stay together.
         """
         offsets = boundaries(self.lengths).astype(np.int64)
         begins = self.windows.begins if self.windows else np.arange(len(offsets))
@@ -75,10 +75,10 @@ class Pack:
 
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
-        """Stretches of equal length: (first token, number of segments, tokens in each).
+        """Runs of segments of equal length: (first token, number of segments, tokens in each).
 
-        Segments of a run are one dense (segments, length) batch, so attention over a run needs
-        neither padding nor a mask. Packs are sorted by length, so that runs are few.
+        A run is a dense (segments, length) batch, so attention over it needs neither padding nor a mask. Packs are
+        sorted by length, so there are few runs.
         """
         edges = np.flatnonzero(np.diff(self.lengths)) + 1
         firsts = np.concatenate(([0], edges))
@@ -89,16 +89,16 @@ class Pack:
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """int64 (num_tokens,): the place of each token in its segment; the first is 0."""
+        """int64 (num_tokens,): the position of each token in its segment, from 0 on."""
         starts = self.cu_seqlens[:-1].long()
         num_tokens = len(self.tokens)
-        # With output_size the device need not be asked for the sum.
+        # output_size avoids waiting for the device to compute the sum.
         repeated = torch.repeat_interleave(starts, self.cu_seqlens.diff().long(), output_size=num_tokens)
         return torch.arange(num_tokens, device=self.tokens.device) - repeated
 
 
 def boundaries(lengths: np.ndarray) -> np.ndarray:
-    """Return where segments of these lengths begin and the last ends: int32 (num_segments + 1,)."""
+    """Return where segments of these lengths begin, and the end: int32 (num_segments + 1,)."""
     result = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=result[1:])
     return result

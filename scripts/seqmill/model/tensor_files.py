@@ -1,4 +1,4 @@
-"""Files of tensors: read without executing anything in them, and matched to the tensors that a model has."""
+"""Tensor files and configurations: read without executing code in them, and matched to a model's parameters."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ import errno
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import SAFETENSORS_INDEX
+from seqmill.spec.models import SAFETENSORS_INDEX, AnyArchitecture
 
 SHOWN_KEYS = 8
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
+A = TypeVar("A", bound=AnyArchitecture)
+
 
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Load a file of torch.save as memory maps; tensors, plain values and `allowed` classes alone.
+    """Load a torch.save file as memory maps; only tensors, plain values and `allowed` classes are accepted.
 
     Raises:
-        SeqmillError: the file is damaged, or its pickle calls for something else; `what` says what was expected.
+        SeqmillError: the file is damaged, or its pickle calls for other code; `what` is what was expected.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # all else that PyTorch says is how to execute the file
+        named = re.search(r"GLOBAL (\S+)", str(error))  # PyTorch's own text tells how to execute the file
         reason = f"its pickle calls for {named[1]}" if named else "its pickle is damaged"
         raise SeqmillError(f"{path}: not loaded as {what}: {reason}; it was not executed") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise SeqmillError(f"{path}: not loaded as {what}: its pickle is damaged") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL  # which mapping a cut file gives
+        unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL  # a truncated file can't be mapped
         if not unreadable and not isinstance(error, EOFError) and not zipfile.is_zipfile(path):
             reason = "it is truncated, or not a file of torch.save"
         raise SeqmillError(f"{path}: cannot be loaded as {what}: {reason}") from error
 
 
 def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Load the tensors of a folder's files (`seqmill.spec.models.weight_files`) as memory maps.
-
-    Raises:
-        SeqmillError: a file is damaged.
-    """
+    """Load a folder's tensors (`seqmill.spec.models.weight_files`); raises a SeqmillError if a file is damaged."""
     state: dict[str, torch.Tensor] = {}
     for file in files:
         if file.name == SAFETENSORS_INDEX:
@@ -66,7 +66,7 @@ def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 
 def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 - a file may hold anything
-    """Raise a SeqmillError unless a file holds names and dense floating-point tensors, and nothing else."""
+    """Raise a SeqmillError unless a file's content is a dictionary of tensors by name."""
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise SeqmillError(f"{path}: not {what}: it holds more than tensors")
     for key in state:
@@ -74,44 +74,110 @@ def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 
             raise SeqmillError(f"{path}: not {what}: a tensor is named {key!r}, which is no text")
 
 
-def match_tensors(
-    state: Mapping[str, torch.Tensor],
-    sources: Mapping[str, list[str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    ignored: str,
+def read_architecture(
     path: Path,
-    what: str,
-) -> dict[str, list[torch.Tensor]]:
-    """Sort tensors by canonical name; several under one name are to be joined by rows.
+    family: type[A],
+    own_fields: Callable[[dict[str, Any]], dict[str, Any]],
+    settings: Mapping[str, Any],
+    model: str,
+) -> A:
+    """Return a model's shape from its Hugging Face config.json.
 
     Args:
-        state: a file's tensors.
-        sources: by canonical name, the file's names of what makes it up.
-        shapes: by canonical name.
-        ignored: regular expression of the file's names that the model does not use.
-        path: of the file, for messages.
-        what: the model's name, for messages.
+        path: the file.
+        family: the class of the architecture.
+        own_fields: returns the fields that only this family has, from the file's content.
+        settings: the values that the implementation supports; the file may leave them out.
+        model: its name, for messages.
 
     Raises:
-        SeqmillError: lists missing and unknown keys; a tensor has a wrong shape or no values.
+        SeqmillError: the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
     """
-    wanted = {name for names in sources.values() for name in names}
-    missing = sorted(wanted - state.keys())
-    unknown = sorted(key for key in state.keys() - wanted if not re.search(ignored, key))
-    if missing or unknown:
-        raise SeqmillError(f"{path}: not the tensors of {what}: missing {_some(missing)}; unknown {_some(unknown)}")
-    for name, (rows, *columns) in shapes.items():
-        for key in sources[name]:
-            shape = (rows // len(sources[name]), *columns)
-            if tuple(state[key].shape) != shape:
-                raise SeqmillError(f"{path}: {key} has shape {tuple(state[key].shape)}, not {shape}")
-            if unusable := _unusable(state[key]):
-                raise SeqmillError(f"{path}: {key} is {unusable}; seqmill reads dense float32, float16 and bfloat16")
-    return {name: [state[key] for key in keys] for name, keys in sources.items()}
+    config = read_json(path)
+    for key, value in settings.items():
+        if config.get(key, value) not in (value, None):
+            raise SeqmillError(f"{path}: {key} is {config[key]!r}; {model} has {value!r}")
+    try:
+        layers, dim, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        architecture = family(layers, dim, heads, **own_fields(config))
+    except KeyError as error:
+        raise SeqmillError(f"{path}: lacks {error}") from error
+    except ValueError as error:
+        raise SeqmillError(f"{path}: not the shape of a model: {error}") from error
+    ffn_dim = config.get("intermediate_size", architecture.ffn_dim)
+    if ffn_dim != architecture.ffn_dim:
+        raise SeqmillError(
+            f"{path}: intermediate_size is {ffn_dim}; {model} has {architecture.ffn_dim}, 4 x hidden_size"
+        )
+    return architecture
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names that a file format gives to a model's canonical parameters, without .weight and .bias.
+
+    Attributes:
+        prefix: stripped from the beginning of the file's names; a regular expression, as is `ignored`.
+        whole: the file's name for each parameter outside the layers.
+        layer: the beginning of a layer's names, with {} for its number.
+        parts: for each parameter of a layer the file's names; the tensors of several are concatenated by rows.
+        ignored: names in the file that the model does not use.
+    """
+
+    prefix: str
+    whole: Mapping[str, str]
+    layer: str
+    parts: Mapping[str, tuple[str, ...]]
+    ignored: str
+
+    def names_of(self, parameter: str) -> list[str]:
+        """Return the file's names for a canonical parameter, e.g. layers.0.qkv.weight."""
+        stem, kind = parameter.rsplit(".", 1)
+        if found := re.fullmatch(r"layers\.(\d+)\.(\w+)", stem):
+            return [f"{self.layer.format(found[1])}{part}.{kind}" for part in self.parts[found[2]]]
+        return [f"{self.whole[stem]}.{kind}"]
+
+    def match(
+        self, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], path: Path, model: str
+    ) -> dict[str, list[torch.Tensor]]:
+        """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
+
+        Args:
+            state: the file's tensors.
+            shapes: for each canonical name, the concatenated shape.
+            path, model: the file and the model's name, for messages.
+
+        Raises:
+            SeqmillError: tensors are missing or unknown (all are listed), or one has a wrong shape, dtype or layout.
+        """
+        stripped: dict[str, torch.Tensor] = {}
+        for key, tensor in state.items():
+            name = re.sub(self.prefix, "", key)
+            if name in stripped:
+                raise SeqmillError(f"{path}: holds the tensor {name} twice, with a prefix and without it")
+            stripped[name] = tensor
+        sources = {name: self.names_of(name) for name in shapes}
+        wanted = {name for names in sources.values() for name in names}
+        missing = sorted(wanted - stripped.keys())
+        unknown = sorted(key for key in stripped.keys() - wanted if not re.search(self.ignored, key))
+        if missing or unknown:
+            raise SeqmillError(
+                f"{path}: not the tensors of {model}: missing {_some(missing)}; unknown {_some(unknown)}"
+            )
+        for name, (rows, *columns) in shapes.items():
+            for key in sources[name]:
+                shape, found = (rows // len(sources[name]), *columns), tuple(stripped[key].shape)
+                if found != shape:
+                    raise SeqmillError(f"{path}: {key} has shape {found}, not {shape}")
+                if unusable := _unusable(stripped[key]):
+                    raise SeqmillError(
+                        f"{path}: {key} is {unusable}; seqmill reads dense float32, float16 and bfloat16"
+                    )
+        return {name: [stripped[key] for key in keys] for name, keys in sources.items()}
 
 
 def _unusable(tensor: torch.Tensor) -> str:
-    """Say what kind of tensor it is, if not one with values that can be computed with."""
+    """Return why a tensor's values can't be used; empty if they can."""
     if tensor.is_meta:
         return "a meta tensor, which has no values"
     if tensor.is_quantized:

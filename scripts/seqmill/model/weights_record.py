@@ -1,22 +1,23 @@
-"""The record of fetched weights, resources/models/NAME.json: what they were, to compare with from then on. Light."""
+"""The record of fetched weights, resources/models/NAME.json, with which later runs compare them. Imports no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import ModelSource, read_json
+from seqmill.spec.models import ModelSource
 
 
 def record_path(source: ModelSource) -> Path:
-    """Return where the record of a released model is: beside its file or folder."""
+    """Return the path of a released model's record, next to its file or folder."""
     assert source.path is not None
     return source.path.with_name(f"{source.name}.json")
 
 
 def read_record(source: ModelSource) -> dict[str, Any] | None:
-    """Return the record; None if there is none, as of weights that were put in place by hand.
+    """Return the record; None if there is none, because the weights were put there by hand.
 
     Raises:
         SeqmillError: it can't be read.
@@ -32,13 +33,13 @@ def read_record(source: ModelSource) -> dict[str, Any] | None:
 
 
 def require_recorded(source: ModelSource, digest: str) -> None:
-    """Raise a SeqmillError if a released model's tensors are not those that were recorded when it was fetched."""
+    """Raise a SeqmillError if a released model's tensors differ from those recorded when it was fetched."""
     if source.kind != "released" or source.path is None:
         return
     record = read_record(source)
     if record is not None and record["digest"] != digest:
         raise SeqmillError(
             f"{source.path}: these are not the weights of {source.name} that were fetched and tested: the digest of "
-            f"their tensors is {digest}, in {record_path(source)} it is {record['digest']}. Remove both and fetch "
+            f"their tensors is {digest}, but {record_path(source)} has {record['digest']}. Remove both and fetch "
             "them again"
         )

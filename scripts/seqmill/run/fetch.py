@@ -92,7 +92,8 @@ def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, 
 
 
 def _convert(folder: ModelSource, part: Path) -> None:
-    from seqmill.model.weights import open_weights, save_checkpoint
+    from seqmill.model.esm2_weights import save_checkpoint
+    from seqmill.model.weights import open_weights
     from seqmill.spec.models import Architecture
 
     architecture, parts = open_weights(folder)

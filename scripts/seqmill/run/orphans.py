@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from seqmill.base.locks import try_lock
 from seqmill.errors import SeqmillError
 
 RUN_ID = re.compile(r"SLURM run ID: ([\w-]+)")
@@ -40,11 +40,7 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
     path.parent.mkdir(exist_ok=True)
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = True
-    except OSError:  # held by another, or no locks here
-        alone = False
-    try:
+        alone = try_lock(file) is True
         _share(file, path)
     except OSError:
         alone = False
@@ -60,16 +56,12 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
 def _share(file: IO[str], path: Path) -> None:
     """Take the shared lock. Runs hold the exclusive one for a moment only, unless they are stopped at it."""
     deadline = time.monotonic() + CLAIM_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise SeqmillError(
-                    f"{path}: is locked by {_holders(file)}; end it and run again: without this lock another run "
-                    "could cancel the SLURM jobs of this one"
-                ) from None
+    while try_lock(file, shared=True) is False:
+        if time.monotonic() > deadline:
+            raise SeqmillError(
+                f"{path}: is locked by {_holders(file)}; end it and run again: without this lock another run "
+                "could cancel the SLURM jobs of this one"
+            )
         time.sleep(CLAIM_POLL_SECONDS)
 
 

@@ -22,7 +22,7 @@ from seqmill.base.machine import available_memory
 from seqmill.embed.pooling import mean_over_residues, mean_over_tokens
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
-from seqmill.index.letters import ESM2_TOKENIZER, ProteinLetters
+from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights
@@ -72,7 +72,7 @@ def _tokens(source: ModelSource, weights: Weights, case: Case) -> np.ndarray:
         tokens, _ = tokenizer.encode([case.sequence.encode()])
     else:
         residues = ProteinLetters().tokens(case.sequence.encode())
-        framed = bytes([ESM2_TOKENIZER.cls]) + residues + bytes([ESM2_TOKENIZER.eos])
+        framed = ESM2_CLS + residues + ESM2_EOS
         tokens = np.frombuffer(framed, np.uint8)
     if case.tokens is not None and tokens.tolist() != case.tokens:
         raise SeqmillError(f"{source.name}: {_short(case.sequence)} is the tokens {tokens.tolist()}, not {case.tokens}")

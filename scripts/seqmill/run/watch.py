@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from seqmill.base.locks import is_locked
 from seqmill.base.words import in_one_line, time_in_words
 from seqmill.errors import SeqmillError
 from seqmill.run.orphans import IN_USE
@@ -62,19 +61,7 @@ def in_use(runs: list[Progress]) -> bool:
 
     False as well where that can't be told.
     """
-    return any(_is_locked(folder / IN_USE) for folder in {root_of(run.folder) for run in runs})
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        # Only an exclusive lock tells of the shared ones; for it NFS wants a file that is open for writing.
-        with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return any(is_locked(folder / IN_USE) for folder in {root_of(run.folder) for run in runs})
 
 
 def _draw(lines: list[str], drawn: int, out: TextIO) -> int:

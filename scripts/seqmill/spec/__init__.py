@@ -1,1 +1,1 @@
-"""What is asked for, as plain values: models, lengths, outputs, packs, the task."""
+"""The specification of a run, as plain values: models, lengths, outputs, packs, tasks."""

@@ -1,4 +1,4 @@
-"""What an embedding depends on. Results whose fingerprints differ are never combined."""
+"""Fingerprints: everything that embeddings depend on. Results with different fingerprints are never combined."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Fingerprint:
     """The identity of a computation.
 
     Attributes:
-        index_digest: the sequences, their order, the letter and length policies and the pack plan.
+        index_digest: covers the sequences, their order, the letter and length policies and the pack plan.
         model: the model's name, as given.
-        model_digest: the weights' values.
-        layers: those that are read, from 0 on, separated by commas, in the order of the outputs.
-        pooling: those of each layer, from tokens to a sequence, separated by commas.
+        model_digest: covers the weights' values.
+        layers: numbers from 0 on, separated by commas, in the order of the outputs.
+        pooling: the poolings of each layer, separated by commas.
         precision: of the matrix products.
-        per_residue: the dtype in which the vectors of residues are kept; empty if they are not.
-        shard_format: of the files.
+        per_residue: dtype of the stored residue vectors; empty if they are not stored.
+        shard_format: version of the files.
     """
 
     index_digest: str
@@ -38,22 +38,18 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all fields but `model`, which is only a name of the weights."""
+        """Hexadecimal SHA-256 of all fields except `model`, which is only a name for the weights."""
         fields = {key: value for key, value in asdict(self).items() if key != "model"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def attributes(self) -> dict[str, Any]:
-        """Return the fields and the digest, as file attributes or JSON."""
+        """Return the fields and the digest, for file attributes or JSON."""
         return {**asdict(self), "fingerprint": self.digest}
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> Fingerprint:
-        """Read the fields back.
-
-        Raises:
-            SeqmillError: a field is absent, or the digest is not theirs.
-        """
-        if not isinstance(attributes, dict):  # as a damaged JSON may have it
+        """Read the fields back; raises a SeqmillError if one is missing or the digest does not match."""
+        if not isinstance(attributes, dict):  # from a damaged JSON
             raise SeqmillError("the fingerprint is not a set of fields")
         try:
             found = cls(**{name: attributes[name] for name in cls.__dataclass_fields__})
@@ -64,7 +60,7 @@ class Fingerprint:
         return found
 
     def difference(self, other: Fingerprint) -> str:
-        """Return in words where two fingerprints differ; empty if they are the same computation."""
+        """Return a description of the fields that differ; empty if the computations are the same."""
         mine, others = asdict(self), asdict(other)
         fields = [name for name in mine if mine[name] != others[name] and name != "model"]
         return ", ".join(f"{name} is {mine[name]}, not {others[name]}" for name in fields)

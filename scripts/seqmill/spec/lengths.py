@@ -1,4 +1,4 @@
-"""The length policy: what is done with sequences longer than a model takes whole. Light: standard library only."""
+"""The length policy: how long sequences are treated. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ AUTO = "auto"
 LONG_SEQUENCES = ("truncate", "window", "full", "reject")
 STRANDS = ("forward", "both")
 MAX_MAX_LENGTH = 1_000_000
-MAX_OVERLAP = 64  # windows over a letter
-# ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, which are about 10,000 bases, and a contig's
-# embedding should be of all of it.
+MAX_OVERLAP = 64  # windows that contain the same letter
+# ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, about 10,000 bases, and a contig's embedding should
+# cover all of it.
 DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
 
 
 @dataclass(frozen=True)
 class LengthPolicy:
-    """What becomes of a sequence.
+    """How sequences are treated.
 
     Attributes:
-        long_sequences: of those longer than `max_length`: truncate, embed in windows or in full, or
-            reject the record.
-        max_length: in residues or bases; 0, no limit, goes with full.
-        window, stride: of windows, in residues or bases: how long each is, and how far it begins after the one
-            before; 0 without windows.
-        strand: forward, or both: the mean of a nucleotide sequence and its reverse complement.
+        long_sequences: for sequences longer than `max_length`: truncate, window, full (no limit), or reject.
+        max_length: in residues or bases; 0 for full.
+        window, stride: length of a window, and distance between the starts of two, in residues or bases; 0 without
+            windows.
+        strand: forward, or both for the mean of a nucleotide sequence and its reverse complement.
     """
 
     long_sequences: str = "truncate"
@@ -38,7 +37,7 @@ class LengthPolicy:
 
     @property
     def copies(self) -> float:
-        """How often a letter goes through the model, at most: on each strand, in windows that overlap."""
+        """How often a letter goes through the model, at most: once per strand and overlapping window."""
         overlapping = self.window / self.stride if self.window else 1
         return overlapping * (2 if self.strand == "both" else 1)
 
@@ -48,23 +47,17 @@ class LengthPolicy:
         if self.strand not in STRANDS:
             raise SeqmillError(f"strand must be one of {', '.join(STRANDS)}, not {self.strand}")
         if self.long_sequences == "full":
-            _require("max_length", self.max_length, 0, 0, "without a limit, as long_sequences is full")
+            _require("max_length", self.max_length, 0, 0, "because long_sequences: full has no limit")
         else:
             _require("max_length", self.max_length, 1, MAX_MAX_LENGTH, "residues or bases")
         if self.long_sequences == "window":
             if self.stride >= 1 and self.window > MAX_OVERLAP * self.stride:
                 raise SeqmillError(
                     f"stride must be at least a {MAX_OVERLAP}th of the window of {self.window}, not {self.stride}: "
-                    "each letter would be computed as often as windows hold it"
+                    "each letter is computed once for every window that contains it"
                 )
             _require("window", self.window, 1, self.max_length, "residues or bases, no longer than max_length")
-            _require(
-                "stride",
-                self.stride,
-                1,
-                self.window,
-                "residues or bases, no longer than the window, so that none is left out",
-            )
+            _require("stride", self.stride, 1, self.window, "residues or bases, no longer than the window")
         else:
             _require("window", self.window, 0, 0, "without windows")
             _require("stride", self.stride, 0, 0, "without windows")
@@ -78,13 +71,12 @@ def choose_length_policy(
     stride: int | str = AUTO,
     strand: str = "forward",
 ) -> LengthPolicy:
-    """Return the policy that the settings ask for, auto being what suits the family of models.
+    """Return the policy for these settings; auto means the default of the model family.
 
-    A window or a stride means windows, where long_sequences is auto. `strand` is of nucleotides and does not concern
-    proteins.
+    With long_sequences auto, a window or a stride selects windows. `strand` is ignored for proteins.
 
     Raises:
-        SeqmillError: a setting is out of its range, or without use beside the others.
+        SeqmillError: a setting is out of range, or unused with these other settings.
     """
     usual, usual_length = DEFAULTS[family]
     if long_sequences == AUTO:
@@ -99,18 +91,17 @@ def choose_length_policy(
         max_length = window or usual_length if window != AUTO else usual_length
     if window == AUTO:
         window = max_length
-    if stride == AUTO:  # the windows of a protein overlap, for each residue to be well inside of one
+    if stride == AUTO:  # windows of a protein overlap, so that every residue is well inside one
         stride = window if family == DNABERT_S else -(-window // 2)
-    return LengthPolicy(
-        long_sequences, int(max_length), int(window), int(stride), strand if family == DNABERT_S else "forward"
-    )
+    strand = strand if family == DNABERT_S else "forward"
+    return LengthPolicy(long_sequences, int(max_length), int(window), int(stride), strand)
 
 
 def _require_auto(long_sequences: str, **settings: int | str) -> None:
     for name, value in settings.items():
         if value not in (AUTO, 0):
-            other = "; set long_sequences to window, or leave it away" if name != "max_length" else "; leave it away"
-            raise SeqmillError(f"{name} is {value}, but has no use where long_sequences is {long_sequences}{other}")
+            remedy = "omit it" if name == "max_length" else "set long_sequences to window, or omit it"
+            raise SeqmillError(f"{name} is {value}, but long_sequences: {long_sequences} does not use it; {remedy}")
 
 
 def _require(name: str, value: int, least: int, most: int, what: str) -> None:

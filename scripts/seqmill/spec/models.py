@@ -1,14 +1,14 @@
-"""The names a user may give as `model`, and what each stands for. Light: imports no torch."""
+"""Models: the names and paths that a user may give, their architectures and files. Imports no torch."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
 
 if TYPE_CHECKING:
@@ -18,20 +18,17 @@ UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED_WEIGHTS = "pytorch_model.bin"  # DNABERT-S is published so
-RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a model of nucleotides
+PICKLED_WEIGHTS = "pytorch_model.bin"  # the format in which DNABERT-S is published
+RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a nucleotide model
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
-ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: one module, one tokenizer, one reference each
-
-
-# Of layers, and of all other sizes: several times those of any published model. What has more is damaged, or was made
-# to exhaust the memory before a tensor is compared.
+ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: each has one module, one tokenizer, one reference
+# Several times the sizes of any published model; larger ones are damage, or an attempt to exhaust the memory.
 MOST_LAYERS, MOST = 1_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """What the shapes of both families have in common; raises ValueError for one that no model can have."""
+    """The sizes that both families have; raises a ValueError for impossible ones."""
 
     num_layers: int
     hidden_dim: int
@@ -64,13 +61,11 @@ class Architecture(Transformer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head_dim % 2:
-            raise ValueError(
-                f"num_heads is {self.num_heads}, so that heads are {self.head_dim} wide, not an even number"
-            )
+            raise ValueError(f"num_heads is {self.num_heads}, so heads are {self.head_dim} wide, not an even number")
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters of all layers' matrices, each of which costs 2 FLOP a token: 4 d^2 of attention, 8 d^2 of FFN."""
+        """Parameters in all layers' matrices, each 2 FLOP per token: 4 d^2 in attention, 8 d^2 in the FFN."""
         return self.num_layers * 12 * self.hidden_dim**2
 
 
@@ -86,7 +81,7 @@ class DnabertArchitecture(Transformer):
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters of all layers' matrices: 4 d^2 of attention, 8 d^2 of the gated layers, 4 d^2 of the last."""
+        """Parameters in all layers' matrices: 4 d^2 in attention, 8 d^2 in the gated layer, 4 d^2 in the last."""
         return self.num_layers * 16 * self.hidden_dim**2
 
 
@@ -100,21 +95,21 @@ MODELS = {
     "esm2_t36_3B_UR50D": Architecture(36, 2560, 40),
     "esm2_t48_15B_UR50D": Architecture(48, 5120, 40),
 }
-# Of nucleotides; their weights are folders, as Hugging Face has them.
+# Nucleotide models; their weights are Hugging Face folders.
 DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchitecture()}
 NAMES = [*MODELS, *DNABERT_MODELS]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's weights come from.
+    """The origin of a model's weights.
 
     Attributes:
         name: as the user gave it.
-        kind: "untrained" (seeded random weights), "released" (a registry name, fetched to
-            resources/models), "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
-        architecture: known for registry names; None where the file tells.
-        path: the file or folder of the weights; None for untrained ones.
+        kind: "untrained" (seeded random weights), "released" (a name in `NAMES`, fetched to resources/models),
+            "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
+        architecture: known for `NAMES`; None if the file defines it.
+        path: the file or folder; None for untrained weights.
         family: "esm2" or "dnabert_s".
     """
 
@@ -126,17 +121,17 @@ class ModelSource:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer.json of a model of nucleotides; ESM-2 needs none."""
+        """The tokenizer.json of a nucleotide model; ESM-2 needs none."""
         if self.family != DNABERT_S:
             return None
         return self.path / TOKENIZER if self.path else UNTRAINED_TOKENIZER
 
     @property
     def files(self) -> list[Path]:
-        """All files that the model is made from; none for untrained ones. Those of a released one may not be there.
+        """All files of the model; none for untrained weights. A released model's files may be missing.
 
         Raises:
-            SeqmillError: a folder's index of weights can't be read, or names a file that is not there.
+            SeqmillError: a folder's weight index can't be read, or names a missing file.
         """
         if self.path is None:
             return []
@@ -147,7 +142,7 @@ class ModelSource:
 
     @property
     def slug(self) -> str:
-        """A folder name for results: the model's name without its folders and odd characters."""
+        """A folder name for results: the model's name without parent folders and unusual characters."""
         name = self.path.stem if self.kind == "checkpoint" and self.path else Path(self.name).name
         if name in ("", ".."):  # a folder given as . or as ../..
             name = Path(self.name).resolve().name
@@ -155,24 +150,20 @@ class ModelSource:
 
 
 def find_model(name: str) -> ModelSource:
-    """Resolve a registry name, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
+    """Resolve one of `NAMES`, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
 
     Raises:
-        SeqmillError: neither a known name nor a usable path; lists what could have been meant.
+        SeqmillError: neither a known name nor a usable path; the message lists the possibilities.
     """
     known = name.removeprefix(UNTRAINED_PREFIX)
-    if known in DNABERT_MODELS:
-        kind, path = ("released", WEIGHTS_FOLDER / name) if known == name else ("untrained", None)
-        return ModelSource(name, kind, DNABERT_MODELS[known], path, DNABERT_S)
-    if name.startswith(UNTRAINED_PREFIX):
-        architecture = MODELS.get(known)
-        if architecture is None:
-            raise SeqmillError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
-        return ModelSource(name, "untrained", architecture, None)
+    if known in NAMES:
+        family, weights = (ESM2, f"{known}.pt") if known in MODELS else (DNABERT_S, known)
+        kind, path = ("released", WEIGHTS_FOLDER / weights) if known == name else ("untrained", None)
+        return ModelSource(name, kind, (MODELS | DNABERT_MODELS)[known], path, family)
+    if known != name:
+        raise SeqmillError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
     if not name:
         raise SeqmillError(_unknown(name, NAMES))  # Path("") would be the current folder
-    if name in MODELS:
-        return ModelSource(name, "released", MODELS[name], WEIGHTS_FOLDER / f"{name}.pt")
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -187,13 +178,13 @@ def find_model(name: str) -> ModelSource:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a folder's weights are read from, the index of several before them; empty if none is there.
+    """Return the files from which a folder's weights are read, an index before its files; empty if there are none.
 
-    The same as transformers would choose: model.safetensors, else the index of safetensors and what it names, else
+    The choice is that of transformers: model.safetensors, else the safetensors index and its files, else
     pytorch_model.bin.
 
     Raises:
-        SeqmillError: the index can't be read, or names a file that is not there.
+        SeqmillError: the index can't be read, or names a missing file.
     """
     if (folder / SAFETENSORS).is_file():
         return [folder / SAFETENSORS]
@@ -213,24 +204,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [index, *(folder / name for name in names)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        SeqmillError: it can't be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SeqmillError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise SeqmillError(f"{path}: not a JSON object: {reason}") from error
-    if not isinstance(content, dict):
-        raise SeqmillError(f"{path}: not a JSON object: it holds a {type(content).__name__}")
-    return content
-
-
 def _family_of_folder(path: Path) -> str:
     config_path = path / CONFIG
     if not config_path.is_file():
@@ -239,17 +212,15 @@ def _family_of_folder(path: Path) -> str:
         )
     config = read_json(config_path)
     model_type = config.get("model_type")
-    if "transformers_weights" in config:  # transformers would read the file that it names
+    if "transformers_weights" in config:  # transformers would read that file
         raise SeqmillError(f"{config_path}: names its weights in transformers_weights; seqmill reads {SAFETENSORS}")
     weights = weight_files(path)
-    # MosaicBERT calls itself bert; only its configuration has ALiBi.
+    # MosaicBERT's model_type is bert; only its configuration has ALiBi.
     if model_type == "bert" and "alibi_starting_size" in config:
         if not weights:
             raise SeqmillError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
         if not (path / TOKENIZER).is_file():
-            raise SeqmillError(
-                f"model {path}: the folder has no {TOKENIZER}; put the one there that its model came with"
-            )
+            raise SeqmillError(f"model {path}: the folder has no {TOKENIZER}; copy the one that came with the model")
         return DNABERT_S
     if model_type != "esm":
         raise SeqmillError(
@@ -258,14 +229,14 @@ def _family_of_folder(path: Path) -> str:
         )
     if not weights or weights[0].name == PICKLED_WEIGHTS:
         raise SeqmillError(
-            f"model {path}: the folder has no .safetensors file ({SAFETENSORS}, or {SAFETENSORS_INDEX} and those that "
-            "it names); seqmill reads no pickled weights of ESM-2"
+            f"model {path}: the folder has no .safetensors file ({SAFETENSORS}, or {SAFETENSORS_INDEX} and its files); "
+            "seqmill does not read pickled weights of ESM-2"
         )
     return ESM2
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    # By the last part and in lower case, as in zhihan1996/DNABERT-S.
+    # Compare the last part, in lower case: users give names such as zhihan1996/DNABERT-S.
     keys = {model.lower(): model for model in known}
     close = difflib.get_close_matches(name.rpartition("/")[2].lower(), keys, n=1)
     hint = f"; did you mean {keys[close[0]]}?" if close else "."
@@ -277,10 +248,10 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def model_flop(architecture: AnyArchitecture, lengths: np.ndarray) -> float:
-    """Return the floating-point operations of a forward over segments, matrix products and attention alone.
+    """Return the floating-point operations of a forward over segments, only of matrix products and attention.
 
-    For L layers of hidden dimension d, a token of a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2
-    (DNABERT-S: 6 of qkv, 2 of out, 16 of the gated layers, 8 of the last), and 4 n d L of attention.
+    With L layers of hidden dimension d, a token in a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2 (DNABERT-S:
+    6 for qkv, 2 for out, 16 for the gated layer, 8 for the last), plus 4 n d L for attention.
 
     Args:
         architecture: the model's shape.

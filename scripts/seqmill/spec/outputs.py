@@ -1,4 +1,4 @@
-"""What is read of a model: layers, and poolings by name. Light: imports no torch."""
+"""The outputs of a run: layers to read, poolings, residue vectors. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
 
-# What each is stands in `seqmill.embed.pooling`.
-POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")
+POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")  # defined in `seqmill.embed.pooling`
 RESIDUE_DTYPES = ("float16", "float32")
 
 
@@ -17,10 +16,10 @@ class Outputs:
     """Layers to read and poolings to apply to each.
 
     Attributes:
-        layers: counted as fair-esm counts them: 0 is the embedding of the tokens, k the output of block k; negative
-            ones from the end, -1 being the last (of ESM-2 after its layer norm).
-        poolings: names, see `POOLINGS`.
-        per_residue: the dtype in which the vector of every residue is kept as well; empty if it is not.
+        layers: numbered as in fair-esm: 0 is the embedding of the tokens, k the output of block k; negative numbers
+            count from the end, -1 is the last (in ESM-2 after its layer norm).
+        poolings: names from `POOLINGS`.
+        per_residue: dtype in which residue vectors are stored as well; empty if they are not stored.
     """
 
     layers: tuple[int, ...] = (-1,)
@@ -34,9 +33,8 @@ class Outputs:
             raise SeqmillError(f"per_residue must be {' or '.join(RESIDUE_DTYPES)}, not {self.per_residue}")
         for name, values in (("layers", self.layers), ("poolings", self.poolings)):
             if not values or len(set(values)) < len(values):
-                raise SeqmillError(
-                    f"{name} must be one or more, each once, not {', '.join(map(str, values)) or 'none'}"
-                )
+                shown = ", ".join(map(str, values)) or "none"
+                raise SeqmillError(f"{name} must be one or more, each once, not {shown}")
 
     @property
     def pairs(self) -> list[tuple[int, str]]:
@@ -44,10 +42,10 @@ class Outputs:
         return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
 
     def of(self, num_layers: int) -> Outputs:
-        """Return the same with layers from 0 on.
+        """Return the same outputs with layers from 0 on.
 
         Raises:
-            SeqmillError: the model has no such layer, or two of them are one.
+            SeqmillError: the model has no such layer, or two numbers are the same layer.
         """
         for layer in self.layers:
             if not -num_layers - 1 <= layer <= num_layers:
@@ -55,7 +53,7 @@ class Outputs:
         return replace(self, layers=tuple(layer % (num_layers + 1) for layer in self.layers))
 
     def require_family(self, family: str) -> None:
-        """Raise a SeqmillError if a vector of every residue is wanted of a model whose tokens are several bases."""
+        """Raise a SeqmillError if residue vectors are requested from a nucleotide model."""
         if self.per_residue and family != ESM2:
             raise SeqmillError("per_residue is for proteins: a token of a nucleotide model stands for several bases")
 
@@ -66,5 +64,5 @@ def dataset_name(layer: int, pooling: str, is_first: bool) -> str:
 
 
 def residue_dataset(layer: int, is_first: bool) -> str:
-    """Return the name of the dataset of the residues' vectors by a layer in embeddings.h5."""
+    """Return the name of the dataset of a layer's residue vectors in embeddings.h5."""
     return "residues" if is_first else f"residues_{layer}"

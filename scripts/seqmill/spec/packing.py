@@ -1,7 +1,7 @@
 """The pack plan: which unique sequences are computed together, and by which rank.
 
-The plan depends on the index alone, never on the device or on the number of ranks. A pack is
-computed the same way wherever it runs, so the embeddings have the same bits for any world size.
+The plan depends only on the index, not on the device or the number of ranks. A pack is computed the same way wherever
+it runs, so the embeddings have the same bits for any world size.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 MIN_PACK_TOKENS = 1024
 MAX_PACK_TOKENS = 32768
-PACKS_WANTED = 64  # enough for several ranks to have even work
+PACKS_WANTED = 64  # enough to give several ranks equal work
 
 
 def choose_pack_tokens(num_tokens: int) -> int:
@@ -25,11 +25,11 @@ def plan_packs(token_offsets: np.ndarray, pack_tokens: int) -> np.ndarray:
     A sequence longer than `pack_tokens` gets a pack of its own.
 
     Args:
-        token_offsets: int64 (num_sequences + 1,), increasing, where each sequence's tokens begin.
-        pack_tokens: the most tokens in a pack of several sequences.
+        token_offsets: int64 (num_sequences + 1,), increasing, where each sequence's tokens begin, and the end.
+        pack_tokens: the maximum number of tokens in a pack of several sequences.
 
     Returns:
-        int64 (num_packs + 1,): pack p holds sequences `result[p]` to `result[p + 1] - 1`.
+        int64 (num_packs + 1,): pack p has sequences `result[p]` to `result[p + 1] - 1`.
     """
     num_sequences = len(token_offsets) - 1
     boundaries = [0]
@@ -50,7 +50,7 @@ def rows_of_rank(pack_offsets: np.ndarray, rank: int, world_size: int) -> np.nda
     """Return the index rows (int64) of the sequences in a rank's packs, in the order of its shard."""
     begins = pack_offsets[:-1][rank::world_size]
     counts = np.diff(pack_offsets)[rank::world_size]
-    # In place, for a rank of a thousand should not take memory for all rows.
+    # In place, because one rank of a thousand should not need memory for all rows.
     rows = np.repeat(begins - (np.cumsum(counts) - counts), counts)
     rows += np.arange(len(rows))
     return rows

@@ -1,6 +1,6 @@
-"""What is known of the released models: where they are, the digests of their files, what trained weights compute.
+"""Facts about released models: where to fetch them, the digests of their files, numbers that they compute.
 
-The facts are in released.json, each with the public page that states it. Light: imports no torch.
+They are in released.json, each with the public page that states it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import NAMES, read_json
+from seqmill.spec.models import NAMES
 
 RELEASED = Path(__file__).with_name("released.json")
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class FileFact:
     """A file as it was published.
 
     Attributes:
-        size: in bytes; None if no public page tells.
-        algorithm: "sha256", "md5" or "git_sha1" (of a git blob: what fixes a small file on Hugging Face).
+        size: in bytes; None if no public page states it.
+        algorithm: "sha256", "md5" or "git_sha1" (of a git blob, for small files on Hugging Face).
         digest: hexadecimal.
     """
 
@@ -48,13 +48,13 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class Case:
-    """A sequence, and published numbers that trained weights compute for it.
+    """A sequence, and published numbers that the trained model computes for it; None if not published.
 
     Attributes:
         sequence: residues or bases.
-        tokens: the ids that it is, special ones included; None if not published.
-        hidden: the last hidden states of the first tokens, of each the first dimensions; None if not published.
-        mean: the first dimensions of the mean (of ESM-2 over residues, of DNABERT-S over all tokens), or None.
+        tokens: its token ids, special ones included.
+        hidden: the first dimensions of the last hidden states of the first tokens.
+        mean: the first dimensions of the mean (ESM-2: over residues, DNABERT-S: over all tokens).
     """
 
     sequence: str
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Published:
-    """Published numbers: by whom, and how far from them a number may be."""
+    """Published numbers, their origin, and the accepted absolute difference."""
 
     origin: str
     tolerance: float
@@ -74,18 +74,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Release:
-    """A released model: its sources, the preferred first, and what it is tested with, if numbers are published."""
+    """A released model: its sources, the preferred one first, and published numbers if there are any."""
 
     sources: list[WeightsSource]
     published: Published | None
 
 
 def read_releases(path: Path = RELEASED) -> dict[str, Release]:
-    """Return the facts by the model's name.
-
-    Raises:
-        SeqmillError: the file can't be read, or lacks something.
-    """
+    """Return the facts by the model's name; raises a SeqmillError if the file is unreadable or incomplete."""
     try:
         return {name: _release(facts) for name, facts in read_json(path).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -93,15 +89,15 @@ def read_releases(path: Path = RELEASED) -> dict[str, Release]:
 
 
 def release_of(name: str, path: Path = RELEASED) -> Release:
-    """Return what is known of a model; raises a SeqmillError for a name that can't be fetched."""
+    """Return the facts about a model; raises a SeqmillError for a name that can't be fetched."""
     releases = read_releases(path)
     if name not in NAMES or name not in releases:
-        raise SeqmillError(f"model {name!r} is not one that can be fetched; there are {', '.join(NAMES)}")
+        raise SeqmillError(f"model {name!r} can't be fetched; use one of {', '.join(NAMES)}")
     return releases[name]
 
 
 def why_not_as_published(path: Path, fact: FileFact) -> str:
-    """Read a file and say how it differs from what was published; empty if it does not."""
+    """Read a file and return how it differs from the published one; empty if it does not."""
     size = path.stat().st_size
     if fact.size is not None and size != fact.size:
         return f"it has {size:,} bytes, not {fact.size:,}"
@@ -109,8 +105,7 @@ def why_not_as_published(path: Path, fact: FileFact) -> str:
     if fact.algorithm == "git_sha1":
         digest.update(f"blob {size}\0".encode())
     with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
+        hashlib.file_digest(file, lambda: digest)
     if digest.hexdigest() != fact.digest:
         return f"its {fact.algorithm.upper().replace('_', ' ')} is {digest.hexdigest()}, not {fact.digest}"
     return ""

@@ -20,10 +20,11 @@ from seqmill.base.files import (
     refuse_shared,
     remove_abandoned,
     sha256_of_file,
+    whole_folder_or_absent,
     whole_or_absent,
     write_json,
 )
-from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5
+from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5, sha256_but_for
 from seqmill.errors import SeqmillError
 
 OLD = "the old content"
@@ -100,6 +101,27 @@ def test_a_folder_in_the_way_stays(tmp_path: Path):
     assert (path / "kept").is_dir()
 
 
+def test_a_folder_is_whole_or_absent(tmp_path: Path):
+    path, ended = tmp_path / "export", 2**22 + 1  # no process has such a number
+    left = tmp_path / f".export.{socket.gethostname()}.{ended}.tmp"
+    left.mkdir()
+    (left / "half").touch()
+
+    def write(fail: bool) -> None:
+        with whole_folder_or_absent(path) as temporary:
+            (temporary / "a").touch()
+            if fail:
+                raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        write(fail=True)
+    assert list(tmp_path.iterdir()) == []
+    write(fail=False)
+    assert list(tmp_path.rglob("*")) == [path, path / "a"]
+    with pytest.raises(SeqmillError, match=r"export: exists"), whole_folder_or_absent(path):
+        pass
+
+
 def test_files_in_one_folder_do_not_meet(tmp_path: Path):
     with whole_or_absent(tmp_path / "a") as one, whole_or_absent(tmp_path / "b") as other:
         one.write_text("a")
@@ -136,8 +158,24 @@ def test_errors_without_a_file_name_get_one(error: Exception, expected: str):
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "Input/output error", ".here.tmp"), "[Errno 5] Input/output error: 'here'"),
+        (OSError(errno.EIO, "Input/output error", ".here.tmp/a.pt"), "[Errno 5] Input/output error: 'here'"),
+        (OSError(errno.EIO, "Input/output error", "input"), "[Errno 5] Input/output error: 'input'"),
+        (OSError("Error closing file"), "here: Error closing file"),
+        (OSError("here: Error closing file"), "here: Error closing file"),
+    ],
+)
+def test_errors_of_a_temporary_file_name_the_final_one(error: OSError, expected: str):
+    with pytest.raises(OSError) as caught, name_errors(Path("here"), Path(".here.tmp")):  # noqa: PT011
+        raise error
+    assert str(caught.value) == expected
+
+
 def test_new_hdf5_keeps_a_failed_write_for_the_end(tmp_path: Path):
-    """The block goes on, and what it raises meanwhile doesn't hide the cause."""
+    """The block continues, and its own exception doesn't hide the cause."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -216,9 +254,9 @@ def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is
         *[
             (tmp_path, ".a.h5.node2.7.tmp", fresh),
             (outputs[1].parent, ".b.gz.node2.7.tmp", old),
-        ],  # it writes a.h5 still
+        ],  # it still writes a.h5
         (tmp_path, ".c.h5.node1.cluster.7.tmp", old),  # no output of ours
-        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # of this machine, and alive
+        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # a live process of this machine
         (tmp_path, "a.h5", old),
     ]
     for folder, name in removed:
@@ -253,3 +291,15 @@ def test_write_json_of_a_path_that_is_no_utf8(tmp_path: Path):
     path = tmp_path / "status.json"
     write_json(path, {"path": os.fsdecode(b"r\xff/s.h5")})
     assert json.loads(path.read_bytes().decode("utf-8")) == {"path": "r\\udcff/s.h5"}
+
+
+@pytest.mark.parametrize(("offset", "size", "rest"), [(0, 2, b"cdef"), (2, 3, b"abf"), (6, 0, b"abcdef")])
+def test_sha256_but_for_a_part(offset: int, size: int, rest: bytes, tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", offset, size) == hashlib.sha256(rest).hexdigest()
+
+
+def test_sha256_but_for_a_part_of_a_truncated_file_ends(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", 4, 10) == hashlib.sha256(b"abcd").hexdigest()
+    assert sha256_but_for(tmp_path / "file", 10, 5) == hashlib.sha256(b"abcdef").hexdigest()

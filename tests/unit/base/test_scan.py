@@ -1,4 +1,4 @@
-"""One reading of a file gives its digest and the first number that is not finite."""
+"""Reading a file once gives its digest and its first non-finite number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_ROWS, WIDTH = 3 * BLOCK_BYTES // 40 + 7, 10  # of float32: more than three b
 
 
 def write_file(path: Path, before: int, values: np.ndarray, between: int, halves: np.ndarray, after: int) -> None:
-    """Write numbers of two types with other bytes around them, such as a search for NaN would stumble over."""
+    """Write numbers of two dtypes, surrounded by bytes that look like NaN."""
     path.write_bytes(
         b"\xff" * before + values.tobytes() + b"\xff" * between + halves.tobytes() + b"\xff" * after,
     )
@@ -28,7 +28,7 @@ def scanned(path: Path, before: int, values: np.ndarray, between: int, halves: n
     ]
     digest, places = sha256_and_finite(path, maps)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    # In whatever order they are named.
+    # The order of the arrays does not matter.
     assert sha256_and_finite(path, maps[::-1]) == (digest, places[::-1])
     return places
 

@@ -1,4 +1,4 @@
-"""Texts of a column, many at once, are those taken one by one."""
+"""Reading many texts of a column at once gives the same texts as reading them one by one."""
 
 from __future__ import annotations
 

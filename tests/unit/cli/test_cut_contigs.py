@@ -1,4 +1,4 @@
-"""The demo contigs: what the script makes of the plasmid, each where its description says."""
+"""The demo contigs: each matches the plasmid at the position in its description."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_another_seed_and_coverage_give_other_contigs(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "cut_contigs.py"), "--fasta", str(PLASMID), "--output", str(output)]
     subprocess.run([*command, "--coverage", "2", "--seed", "7"], check=True)
     total = sum(len(bases(contig)) for contig in records(output))
-    assert 2 * 9609 <= total < 2 * 9609 + 2 * 5000  # up to one contig beyond, and the duplicate
+    assert 2 * 9609 <= total < 2 * 9609 + 2 * 5000  # up to one contig more, and the duplicate
 
 
 def test_the_source_is_not_replaced(tmp_path: Path) -> None:

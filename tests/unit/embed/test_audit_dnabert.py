@@ -25,7 +25,7 @@ from seqmill.embed.pooling import BY_NAME, combine_means
 from seqmill.index.build import build_index
 from seqmill.model.alibi import attend
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, DnabertS
-from seqmill.model.dnabert_weights import LAYER_PARTS, PARTS
+from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
 from seqmill.spec.lengths import LengthPolicy
@@ -147,9 +147,10 @@ def test_any_number_of_heads_and_of_queries_at_a_time(num_heads: int, monkeypatc
 def parts_of(state: Tensors) -> dict[str, list[torch.Tensor]]:
     """Return a published model's tensors by canonical name."""
     parts = {}
+    names = {**NAMING.whole, **{ours: theirs for ours, (theirs,) in NAMING.parts.items()}}
     for name, tensor in state.items():
         canonical = name.replace("encoder.layer.", "layers.")
-        for ours, theirs in (PARTS | LAYER_PARTS).items():
+        for ours, theirs in names.items():
             canonical = canonical.replace(f"{theirs}.", f"{ours}.")
         if not name.startswith("pooler."):
             parts[canonical] = [tensor]

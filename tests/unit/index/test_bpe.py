@@ -1,10 +1,11 @@
-"""The BPE tokenizer: tokens equal to the library's own and to the algorithm's definition; files that are refused."""
+"""The BPE tokenizer: its tokens equal those of the library and of the algorithm's definition; bad files are refused."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline import SCRIPTS
+from pipeline import SCRIPTS, SUPPORT
 from seqmill.errors import SeqmillError
 from seqmill.index import bpe
 from seqmill.index.bpe import BpeTokenizer
@@ -46,7 +47,7 @@ def split(tokens: np.ndarray, num_tokens: np.ndarray) -> list[list[int]]:
 
 
 def merged_by_definition(sequence: str, content: dict[str, Any]) -> list[int]:
-    """Byte-pair encoding as Sennrich et al. 2016 (doi:10.18653/v1/P16-1162) have it: the earliest merge, leftmost."""
+    """Byte-pair encoding of Sennrich et al. 2016 (doi:10.18653/v1/P16-1162): the earliest merge first, leftmost."""
     ranks = {tuple(pair): rank for rank, pair in enumerate(content["model"]["merges"])}
     parts = list(sequence)
     while True:
@@ -100,9 +101,9 @@ def test_a_long_contig_is_one_sequence(tokenizer: BpeTokenizer) -> None:
     tokens, num_tokens = tokenizer.encode([sequence])
     assert num_tokens.tolist() == [len(tokens)]
     assert np.count_nonzero(tokens <= SEP) == 2
-    assert 4 < len(sequence) / len(tokens) < 6  # random DNA is the worst that four letters can be
+    assert 4 < len(sequence) / len(tokens) < 6  # random DNA is the worst case for four letters
     (beginning,) = split(*tokenizer.encode([sequence[:5000]]))
-    assert tokens[:900].tolist() == beginning[:900]  # merges look only so far
+    assert tokens[:900].tolist() == beginning[:900]  # distant bases do not affect merges
 
 
 def test_attributes(tokenizer: BpeTokenizer) -> None:
@@ -232,9 +233,9 @@ def refusal(path: Path) -> str:
 
 def test_the_committed_tokenizer_is_what_its_script_makes(tmp_path: Path) -> None:
     output = tmp_path / "tokenizer.json"
-    script = SCRIPTS / "make_untrained_tokenizer.py"
+    script = SUPPORT / "make_untrained_tokenizer.py"
     command = [sys.executable, str(script), "--fasta", str(DATA / "NC_005816.fna"), "--output", str(output)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
     assert output.read_bytes() == UNTRAINED_TOKENIZER.read_bytes()
 
 

@@ -63,7 +63,7 @@ ZSTD_WITHOUT_CHECKSUM = zstandard.ZstdCompressor(write_checksum=False).compress(
 
 @dataclass
 class Bad:
-    """A file that can't be used, and what the error line must tell besides the file's name."""
+    """An unusable file, and texts that the error line must have in addition to the file's name."""
 
     stored: bytes
     told: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ BAD_FILES = {
 
 
 def command(fasta: Path, output: Path, *options: str) -> list[str]:
-    arguments = ["--fasta", str(fasta), "--output", str(output), "--model", MODEL, *options]  # the last --model counts
+    arguments = ["--fasta", str(fasta), "--output", str(output), "--model", MODEL, *options]  # the last --model is used
     return [sys.executable, "-B", str(PROGRAM), *arguments]  # -B: no half-written bytecode, however it ends
 
 
@@ -133,7 +133,7 @@ def run(fasta: Path, output: Path, *options: str, file_limit: int | None = None)
 
 
 def the_error(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """Return the one error line of a program that has failed as it should."""
+    """Return the single error line of a program that failed as expected."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if "error" in line.lower()]
@@ -293,7 +293,7 @@ def test_windows_that_cannot_be(options: tuple[str, ...], told: str, fasta: Path
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, fasta: Path, output: Path):
-    """A folder whose tokenizer.json knows more tokens than the model; one whose tokenizer.json is none."""
+    """Folders whose tokenizer.json has more tokens than the model, or is no tokenizer."""
     fasta.write_bytes(DNA)
     narrow = save_folder(seeded_state(NARROW), NARROW, tmp_path / "narrow")
     error = the_error(run(fasta, output, "--model", str(narrow)))
@@ -349,7 +349,7 @@ def test_a_failed_run_leaves_an_older_index_as_it_was(fasta: Path, output: Path)
 
 
 def test_no_room_for_the_output(fasta: Path, output: Path):
-    """A limit on the size of a file stands for a full disk, at many points of the run."""
+    """A limit on file size imitates a full disk, at many points of the run."""
     fasta.write_bytes(random_fasta(2000, 100))
     assert run(fasta, output).returncode == 0
     size = output.stat().st_size
@@ -365,7 +365,7 @@ def index_like_files(folder: Path) -> list[str]:
 
 
 def test_killed_while_it_reads(fasta: Path, output: Path):
-    fasta.write_bytes(random_fasta(30_000, 500))  # takes much longer to read than to see that it is open
+    fasta.write_bytes(random_fasta(30_000, 500))  # takes much longer to read than the test needs to see it open
     with subprocess.Popen(command(fasta, output), stderr=subprocess.DEVNULL) as process:
         while not has_open(process.pid, fasta):
             assert process.poll() is None
@@ -393,7 +393,7 @@ def test_killed_while_it_writes(fasta: Path, output: Path):
             while process.poll() is None and not list(output.parent.glob(".*.tmp")):
                 time.sleep(0.001)
             process.kill()
-        if process.returncode != 0:  # else it was done before the signal came
+        if process.returncode != 0:  # else it ended before the signal
             break
     assert process.returncode == -signal.SIGKILL
     assert len(list(output.parent.glob(".*.tmp"))) == 1  # it was killed in the middle of writing
@@ -422,7 +422,7 @@ def test_what_another_machine_left_is_removed_once_it_is_old(fasta: Path, output
 
 
 def test_a_fasta_that_grows_while_it_is_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records appended after the last read would be lost for good, as the index is newer than the file."""
+    """Records appended after the last read would be lost for good, because the index is newer than the file."""
     fasta, output = tmp_path / "growing.fa", tmp_path / "index.h5"
     fasta.write_text(">a\nMKV\n")
 

@@ -1,4 +1,4 @@
-"""Reading FASTA: every container, block size and oddity of layout gives the same records."""
+"""Reading FASTA: every container, block size and unusual layout gives the same records."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def zstd_frames(text: bytes, size: int) -> bytes:
 
 
 def zstd_stream(text: bytes) -> bytes:
-    """One frame that doesn't tell its size, as `zstd` writes from a pipe."""
+    """One frame without its size, as `zstd` writes from a pipe."""
     stream = zstandard.ZstdCompressor(write_content_size=False).compressobj()
     return stream.compress(text) + stream.flush()
 
 
 def pzstd(text: bytes, size: int) -> bytes:
-    """As pzstd does: before each frame, a skippable one that tells its size."""
+    """Like pzstd: before each frame a skippable frame with its size."""
     stored = b""
     for start in range(0, len(text), size):
         frame = zstandard.ZstdCompressor().compress(text[start : start + size])
@@ -231,7 +231,7 @@ def test_size_and_digest_are_those_of_the_stored_file(container: str, long_text:
         assert source.sha256 == hashlib.sha256(stored).hexdigest()
 
 
-# Without the time: these bytes are in the names of the tests, which all processes of pytest-xdist must agree on.
+# Without a time stamp: these bytes are part of the tests' names, which must be equal in all pytest-xdist processes.
 GZIP_OF_NOTHING, GZIP_OF_LINES = gzip.compress(b"", mtime=0), gzip.compress(b"\n" * 3000, mtime=0)
 
 
@@ -299,7 +299,7 @@ def test_agrees_with_biopython_on_real_proteins():
         assert [(f"{id_} {description}".rstrip(), letters(body)) for _, id_, description, body in found] == expected
 
 
-# Biopython trims other white space than ours, so headers here hold no control characters or exotic spaces.
+# Biopython trims other white space than we do, so these headers have no control characters or exotic spaces.
 HEADERS = st.text(st.characters(categories=["L", "N", "P", "S"]) | st.just(" "), max_size=30).map(str.strip)
 LINES = st.lists(st.text("ACDEFGHIKLMNPQRSTVWYX*acdj-", max_size=12), max_size=5)
 

@@ -1,4 +1,4 @@
-"""The letters of nucleotides: what is kept, changed, counted and refused; which input looks like the other kind."""
+"""Nucleotide letters: kept, changed, counted and refused ones; input that looks like the other kind."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_every_byte_is_kept_ignored_or_refused() -> None:
         (b"\n \r\n", ["it has no sequence; remove it"]),
         (b"ACGT\nAC-GT", ["'-' at base 7", "looks like an alignment"]),
         (b"ACGT.", ["'.' at base 5", "looks like an alignment"]),
-        (b"1 ACGT", ["'1' at base 1", "must not hold numbers"]),
+        (b"1 ACGT", ["'1' at base 1", "remove numbers"]),
         (b"ACGT*", ["'*' at base 5"]),
         (b"acgtMKVl", ["'l' at base 8", "looks like a protein", "ESM-2"]),
         (b"ACXGT", ["'X' at base 3", "write N", "ESM-2"]),
@@ -124,7 +124,7 @@ def test_genomes_look_like_nucleotides_and_proteins_do_not() -> None:
         (b"acguN" * 40, True),
         (b"A" * 196 + b"RYKM", True),  # 2 % of 200
         (b"A" * 195 + b"RYKML", False),
-        (b"GAGAGS" * 40, False),  # fibroin of silk
+        (b"GAGAGS" * 40, False),  # silk fibroin
         (b"AATAATAATAATPATAATAATAATPA" * 10, False),  # an antifreeze protein
     ],
 )
@@ -134,7 +134,7 @@ def test_where_nucleotides_begin(letters: bytes, nucleotides: bool) -> None:
 
 def test_proteins_of_nucleotide_letters_look_like_protein_and_genomes_do_not() -> None:
     residues = b"".join(bodies("NC_000932.faa"))
-    legal = residues.translate(None, b"EFILPQ")  # what of it NucleotideLetters would take
+    legal = residues.translate(None, b"EFILPQ")  # letters that NucleotideLetters would accept
     NucleotideLetters().clean(legal)
     assert looks_like_protein(legal)
     assert looks_like_protein(residues)
@@ -147,7 +147,7 @@ def test_proteins_of_nucleotide_letters_look_like_protein_and_genomes_do_not() -
     [
         (b"N" * 1000, False),
         (b"N" * 1000 + b"ACGT" * 5, False),
-        (b"n" * 1000 + b"MKVDSRHWKMSVDRKHSMVRD", True),  # N says nothing, either way
+        (b"n" * 1000 + b"MKVDSRHWKMSVDRKHSMVRD", True),  # N does not count
         (b"MKVDSRHWKMSVDRKHSMV", False),  # 19 letters
         (b"ACGUACGUACGURYKMRYKM", False),  # a degenerate consensus
         (b"RYKMRYKMRYKACGTACGTA", True),  # 9 of 20

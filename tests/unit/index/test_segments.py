@@ -6,7 +6,7 @@ from Bio.Seq import Seq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqmill.index.segments import Segmentation, cut, reverse_complement, window_spans
+from seqmill.index.segments import cut, reverse_complement, window_spans
 
 few = settings(max_examples=50, deadline=None)
 sequences = st.text("ACGTRYSWKMBDHVN", max_size=60).map(str.encode)
@@ -52,14 +52,14 @@ def test_reverse_complement_is_biopythons_and_its_own_inverse(sequence: bytes) -
 @few
 @given(sequences, windows())
 def test_cut_is_the_windows_of_each_strand(sequence: bytes, sizes: tuple[int, int]) -> None:
-    forward = cut(sequence, Segmentation(*sizes))
-    both = cut(sequence, Segmentation(*sizes, "both"))
+    forward = cut(sequence, *sizes)
+    both = cut(sequence, *sizes, "both")
     assert forward == [sequence[start:end] for start, end in window_spans(len(sequence), *sizes)]
-    assert both == forward + cut(reverse_complement(sequence), Segmentation(*sizes))
+    assert both == forward + cut(reverse_complement(sequence), *sizes)
 
 
 def test_cut_by_hand() -> None:
-    assert cut(b"AACCGGTN", Segmentation()) == [b"AACCGGTN"]
-    assert cut(b"AACCGGTN", Segmentation(strand="both")) == [b"AACCGGTN", b"NACCGGTT"]
-    assert cut(b"AACCGGTN", Segmentation(5, 3)) == [b"AACCG", b"CGGTN"]
-    assert cut(b"AACCGGTNR", Segmentation(5, 3, "both")) == [b"AACCG", b"CGGTN", b"TNR", b"YNACC", b"CCGGT", b"GTT"]
+    assert cut(b"AACCGGTN") == [b"AACCGGTN"]
+    assert cut(b"AACCGGTN", strand="both") == [b"AACCGGTN", b"NACCGGTT"]
+    assert cut(b"AACCGGTN", 5, 3) == [b"AACCG", b"CGGTN"]
+    assert cut(b"AACCGGTNR", 5, 3, "both") == [b"AACCG", b"CGGTN", b"TNR", b"YNACC", b"CCGGT", b"GTT"]

@@ -17,11 +17,11 @@ from seqmill.model.alibi import attend, bias_table, slopes
 from seqmill.model.pack import Pack
 
 LENGTHS = [400, 129, 129, 129, 64, 33, 17, 16, 3, 2, 1, 1]
-# Of the 12 heads of DNABERT-S: 2^-1 to 2^-8, then every second of those of 16 heads.
+# The 12 heads of DNABERT-S: 2^-1 to 2^-8, then every second slope for 16 heads.
 PUBLISHED_12 = [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
 PUBLISHED_12 += [0.70710678, 0.35355339, 0.1767767, 0.08838835]
 
-# One sequence of 20,000 tokens; the dense bias of its two heads would take 3.2 GB, its scores as much again.
+# One sequence of 20,000 tokens; the dense bias of its two heads would take 3.2 GB, and its scores as much.
 LONG = """
 import torch
 import numpy as np
@@ -33,9 +33,9 @@ pack = Pack.from_tokens(np.zeros(length, np.uint16), np.array([length]))
 qkv = torch.randn(length, 3, 2, 8, generator=torch.Generator().manual_seed(1))
 biases = bias_table(2, length, torch.float32)
 attend("sdpa", qkv[:10], biases, Pack.from_tokens(np.zeros(10, np.uint16), np.array([10])))
-def memory(name):  # in KB; the peak that getrusage tells is at first that of the parent process
+def memory(name):  # in KB; getrusage starts with the parent process's peak
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
-before = memory("VmRSS")  # the peak of the imports would hide as much
+before = memory("VmRSS")  # the imports' own peak would hide it
 found = attend("sdpa", qkv, biases, pack)
 grown = memory("VmHWM") - before
 query = 12_345
@@ -82,7 +82,7 @@ def test_the_slopes_of_any_number_of_heads(num_heads: int) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Of float64 because the biases are those of float32.
+    # float64 with float32 biases.
     [(torch.float64, 5e-8), (torch.float32, 2e-6), (torch.bfloat16, 6e-3), (torch.float16, 8e-4)],
 )
 @pytest.mark.parametrize("num_heads", [12, 4, 1])

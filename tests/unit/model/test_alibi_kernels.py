@@ -30,7 +30,7 @@ LENGTHS = [2000, 500, 65, 64, 63, 33, 32, 31, 17, 3, 2, 1]
 TRITON_LENGTHS = [260, 129, 128, 65, 33, 17, *[3] * 5, 2, 1, 1]  # blocks have 32, 64 or 128 tokens
 TRITON_TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}
 needs_avx512 = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 processor or no C compiler")
-# The package in what we rely on: its signature as published, its biases as documented.
+# A stand-in for the package, with its published signature and documented biases.
 FLASH_ATTN_2 = """
 import torch
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
@@ -85,7 +85,7 @@ def run(kernel: str, qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 
 
 @needs_avx512
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # the larger the scores, the fewer keys are left out
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # the larger the scores, the fewer keys are skipped
 def test_our_kernel_agrees_with_attention_written_out(scale: float) -> None:
     qkv = make_qkv(LENGTHS, 12, 64, torch.bfloat16, scale)
     found = run("avx512", qkv, LENGTHS)
@@ -125,12 +125,12 @@ def test_our_kernel_gives_a_sequence_the_same_bits_in_any_company() -> None:
 def test_what_is_not_finite_shows_in_its_sequence_however_far_and_in_no_other(part: int, value: float) -> None:
     lengths = [1000, 900, 9]
     qkv = make_qkv(lengths, 2, 64, torch.bfloat16)
-    qkv[1890, part, 0, 3] = value  # in the steeper head, which would leave out most of the sequence
+    qkv[1890, part, 0, 3] = value  # in the steeper head, which would skip most of the sequence
     first, second, third = run("avx512", qkv, lengths).split(lengths)
     assert first.isfinite().all()
     assert third.isfinite().all()
     rows = second.isfinite().all(dim=1)
-    if part == 1 and value == float("inf"):  # with queries of the other sign it weighs nothing, as PyTorch has it
+    if part == 1 and value == float("inf"):  # with queries of the other sign its weight is 0, as in PyTorch
         assert not rows.all()
     else:
         assert not rows[890]
@@ -247,7 +247,7 @@ def test_it_compiles_for_gpus_to_tensor_cores_or_to_exact_products(
 
 @pytest.fixture
 def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter holds bfloat16 as uint16, and multiplies these (triton issue 11584): widen them first."""
+    """The interpreter stores bfloat16 as uint16 and multiplies those (triton issue 11584): widen them first."""
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -30,7 +30,7 @@ needs_avx512 = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 
 CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
 CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
 CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
-# Foreign packages in what we rely on: the signatures as published, with attention by PyTorch behind them.
+# Stand-ins for packages: their published signatures, with PyTorch's attention behind them.
 FLASH_ATTN_2 = """
 from stand_in import dense
 def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0,
@@ -103,13 +103,13 @@ def test_agrees_with_attention_written_out(kernel: str, dtype: torch.dtype, tole
 
 @pytest.mark.parametrize(("kernel", "dtype", "tolerance"), CASES)
 def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Queries and keys of 1e3, as outlier channels make them: scores of 1e6, softmax all but one-hot."""
+    """Queries and keys of 1e3, as from outlier channels: scores of 1e6, softmax almost one-hot."""
     pack = make_pack([200, 33])
     qkv = make_qkv(pack, 2, 16, dtype)
     qkv[:, :2] *= 1000
     found = run(kernel, qkv, pack)
     assert found.isfinite().all()
-    # Each output is one of the values, the one whose key scores best; rounding of scores may swap near ties.
+    # Each output is the value whose key has the largest score; rounding of scores may swap near ties.
     expected = written_out(qkv, pack)
     close = ((found - expected).abs() < 0.02).all(-1).double().mean().item()
     assert close >= (1.0 if dtype == torch.float32 else 0.93)
@@ -285,7 +285,7 @@ def test_processes_that_compile_at_once_share_one_library(tmp_path: Path) -> Non
 
 
 def test_pooling_by_segments_is_pooling_by_runs() -> None:
-    """The way CUDA pools, run on the CPU."""
+    """CUDA's way of pooling, run on the CPU."""
     pack = make_pack(LENGTHS[:-1])
     hidden = torch.randn(len(pack.tokens), 48, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     by_hand = torch.stack([part[1:-1].mean(0) for part in hidden.split(pack.lengths.tolist())])

@@ -24,7 +24,7 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
 
-# Not in order of length, as a pack need not be; 1 and 2 have nothing but special tokens.
+# Packs need not be in order of length; 1 and 2 have only special tokens.
 LENGTHS = [600, 37, 350, 128, 128, 17, 2, 1, 1, 9]
 FEW_LENGTHS = [200, 41, 41, 2, 1]
 CASES = {"small": (SMALL, LENGTHS), "dnabert_s": (DNABERT_MODELS["dnabert_s"], FEW_LENGTHS)}
@@ -43,7 +43,7 @@ def hidden_states(weights: Weights, sequences: list[np.ndarray], dtype: torch.dt
 
 
 def worst_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """Return the worst relative L2 error of a row."""
+    """Return the largest relative L2 error of any row."""
     errors = [(f - e).norm(dim=-1) / e.norm(dim=-1) for f, e in zip(found, expected, strict=True)]
     return max(error.max().item() for error in errors)
 
@@ -66,7 +66,7 @@ def test_a_pack_agrees_with_the_padded_reference(name: str, tmp_path: Path) -> N
 
 @pytest.mark.full
 def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
-    """Few and narrow heads, as the reference writes out every score; each sequence by itself there."""
+    """Few and narrow heads, because the reference writes out every score, one sequence at a time."""
     architecture = DnabertArchitecture(num_layers=2, hidden_dim=96, num_heads=3)
     state, sequences = seeded_state(architecture), random_tokens([5000, 1, 2100, 333, 64, 64, 2])
     expected = [reference_hidden(state, architecture, [one], torch.float64)[0] for one in sequences]
@@ -91,7 +91,7 @@ def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
 def test_half_precision_costs_what_it_costs_the_reference(
     name: str, dtype: torch.dtype, lengths: list[int], tmp_path: Path
 ) -> None:
-    """Seeded weights amplify a rounding from layer to layer, so that no figure stands for all models."""
+    """Seeded weights amplify rounding from layer to layer, so no single figure fits all models."""
     architecture = CASES[name][0]
     state, sequences = seeded_state(architecture), random_tokens(lengths)
     weights = load_weights(find_model(str(save_folder(state, architecture, tmp_path))))

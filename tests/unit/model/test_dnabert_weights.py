@@ -1,4 +1,4 @@
-"""Weights of DNABERT-S: both file formats give the same tensors, a seed the same bits; what else is refused."""
+"""DNABERT-S's weights: both file formats give the same tensors, a seed gives the same bits, other files are refused."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ def test_a_wrong_shape(folder: Path, state: State) -> None:
 
 def test_tensors_with_and_without_the_prefix(folder: Path, state: State) -> None:
     torch.save(state | {"bert.pooler.dense.bias": torch.ones(48)}, folder / "pytorch_model.bin")
-    assert "both with the prefix bert. and without it" in refusal(lambda: load(folder))
+    assert "twice, with a prefix and without it" in refusal(lambda: load(folder))
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)

@@ -26,7 +26,7 @@ from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import Architecture, DnabertArchitecture
 from triton_checks import compiled, run_in_the_interpreter
 
-# The interpreter cuts float32 to bfloat16 where a GPU rounds: up to one step of bfloat16, not half a step.
+# The interpreter truncates float32 to bfloat16, where a GPU rounds: errors up to one step, not half a step.
 STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24: neither is a power of two
 SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
@@ -43,7 +43,7 @@ def test_the_kernels_in_tritons_interpreter() -> None:
 def test_they_compile_for_gpus_round_to_nearest_and_move_16_bytes_at_once(
     capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton and its assembler need no GPU for that; what the interpreter can't show is in the PTX."""
+    """Triton and its assembler need no GPU; the PTX shows what the interpreter can't."""
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     norm = {"x": "*fp32", "delta": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16"}
@@ -98,7 +98,7 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def step(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return how far a rounding to `dtype` may lie from each value."""
+    """Return the largest possible rounding error of each value in `dtype`."""
     return values.abs().double() * STEPS[dtype] + 4e-6
 
 
@@ -128,7 +128,7 @@ def check_post_norm(dim: int, dtype: torch.dtype) -> None:
     delta, weight, bias = normal(4, dim, seed=2).to(dtype), normal(dim, seed=3), normal(dim, seed=4)
     for added in (delta, None):
         guarded[1:5] = before[1:5]
-        y = fused.post_norm(guarded[1:5], added, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype)
+        y = fused.add_norm(guarded[1:5], added, weight, bias, dnabert_s.LAYER_NORM_EPS, dtype, post=True)
         x = before[1:5] if added is None else before[1:5] + added
         exact = F.layer_norm(x.double(), (dim,), weight.double(), bias.double(), dnabert_s.LAYER_NORM_EPS)
         assert y.dtype == dtype
@@ -174,8 +174,8 @@ def check_a_row_has_the_same_bits_in_any_company() -> None:
     assert torch.equal(together[2:3], alone)
     assert together[0].isnan().all()
     assert together[[1, 2, 4]].isfinite().all()
-    alone = fused.post_norm(x[2:3].clone(), delta[2:3], weight, bias, LAYER_NORM_EPS, torch.float16)
-    assert torch.equal(fused.post_norm(x, delta, weight, bias, LAYER_NORM_EPS, torch.float16)[2:3], alone)
+    alone = fused.add_norm(x[2:3].clone(), delta[2:3], weight, bias, LAYER_NORM_EPS, torch.float16, post=True)
+    assert torch.equal(fused.add_norm(x, delta, weight, bias, LAYER_NORM_EPS, torch.float16, post=True)[2:3], alone)
 
 
 @pytest.mark.parametrize("dtype", list(STEPS))
@@ -199,7 +199,7 @@ def check_rotate(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("dtype", list(STEPS))
 def check_the_forward(family: str, dtype: torch.dtype) -> None:
-    """In 16 bits it is as far from float32 as the eager form; twice as far where the interpreter cuts."""
+    """In 16 bits its error is that of the eager form; twice that where the interpreter truncates."""
     model, architecture = MODELS[family]
     pack = make_pack([11, 11, 7, 3])
     tensors = untrained_tensors(architecture)

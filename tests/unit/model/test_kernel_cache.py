@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: nothing damaged and nothing of another user is loaded from it."""
+"""The cache of compiled kernels: damaged files and other users' files are not loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __attribute__((constructor)) static void run(void) { open("MARK", O_CREAT | O_WR
 
 @pytest.fixture(scope="session")
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that compiles once, and copies what it made from then on."""
+    """A compiler that compiles once and then copies its first result."""
     folder = tmp_path_factory.mktemp("compiler")
     script = folder / "cc"
     script.write_text(
@@ -58,7 +58,7 @@ def machine(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def load() -> object:
-    """Load the kernel as a new process does: by another descriptor, as the loader knows what it has loaded by name."""
+    """Load the kernel like a new process: with another descriptor, because the loader remembers names."""
     HELD.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(10))
     return avx512.load.__wrapped__()
 
@@ -78,8 +78,8 @@ from seqmill.model.kernels import avx512
 library = Path(sys.argv[1])
 sound = library.read_bytes()
 for damaged in map(Path, sys.argv[2:]):
-    damaged.replace(library)  # another inode: the loader takes one that it knows for loaded
-    os.open(os.devnull, os.O_RDONLY)  # so that the library gets another descriptor, by which the loader knows it
+    damaged.replace(library)  # another inode, because the loader remembers inodes
+    os.open(os.devnull, os.O_RDONLY)  # gives the library another descriptor, which the loader remembers
     assert avx512.load.__wrapped__() is not None, damaged
     assert library.read_bytes() == sound, damaged
 """
@@ -103,7 +103,7 @@ def test_a_sound_library_is_not_built_again(library: Path) -> None:
 
 @pytest.fixture
 def planted(library: Path, tmp_path: Path) -> Path:
-    """Put code of another user in the library's place, with a digest that is right; return the file it makes."""
+    """Replace the library by another user's code with a correct digest; return the file that the code creates."""
     mark, source, built = tmp_path / "mark", tmp_path / "planted.c", tmp_path / "planted.so"
     source.write_text(PLANTED.replace("MARK", str(mark)))
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", built, source], check=True)
@@ -115,7 +115,7 @@ def planted(library: Path, tmp_path: Path) -> Path:
 
 
 def test_what_is_ours_is_loaded(planted: Path) -> None:
-    """The next tests would show nothing if the planted code did not run."""
+    """Without this the next tests could pass although planted code would never run."""
     with pytest.raises(AttributeError):  # it has none of the functions
         load()
     assert planted.exists()
@@ -147,7 +147,7 @@ def test_a_cache_of_another_user_is_not_used(
     assert f"{library.parent} belongs to another user" in message
     assert not planted.exists()
     assert library.read_bytes() == before
-    assert not list(tmp_path.glob("seqmill-*"))  # what was built for the process is removed
+    assert not list(tmp_path.glob("seqmill-*"))  # the library built for the process is removed
 
 
 def test_a_cache_that_others_may_write_to_is_closed(library: Path) -> None:

@@ -16,7 +16,7 @@ from sequences import random_sequences
 LENGTHS = [1022, 700, 350, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
 SHORT_LENGTHS = [1022, 90, 90, 5, 1]
 
-# All layers where memory and time allow; two of the blocks for the large ones, which are otherwise alike.
+# All layers if memory and time allow; two of the identical blocks for the large models.
 CASES = {
     "esm2_t6_8M_UR50D": (6, LENGTHS),
     "esm2_t12_35M_UR50D": (12, LENGTHS),
@@ -44,7 +44,7 @@ def test_every_architecture_agrees_with_fair_esm(name: str, tmp_path: Path) -> N
     assert hidden < 5e-5
     assert mean < 5e-5
 
-    # PyTorch's attention, and ours where this machine has it.
+    # PyTorch's attention, and ours if this machine supports it.
     for kernel in sorted({"sdpa", choose_kernel(torch.device("cpu"), torch.bfloat16, MODELS[name].head_dim)}):
         _, _, cosine = worst_errors(reference, checkpoint, sequences, torch.bfloat16, kernel)
         print(f"{name} bfloat16 {kernel}: worst cosine {cosine:.7f}")

@@ -1,4 +1,4 @@
-"""Weights: three formats give the same tensors, a seed gives the same bits, and what is not ESM-2 is refused."""
+"""Weights: three formats give the same tensors, a seed gives the same bits, other files are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import EsmForMaskedLM, EsmModel
 from hugging_face import hugging_face_model
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
-from seqmill.index.letters import ESM2_TOKENIZER, ProteinLetters
+from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.esm2 import ESM2, parameter_shapes
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
@@ -83,7 +83,7 @@ def assert_equal(found: Weights, expected: Weights) -> None:
 
 
 def our_hidden(weights: Weights, sequence: str) -> np.ndarray:
-    tokens = bytes([ESM2_TOKENIZER.cls, *ProteinLetters().tokens(sequence.encode()), ESM2_TOKENIZER.eos])
+    tokens = ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS
     pack = Pack.from_tokens(np.frombuffer(tokens, np.uint8), np.array([len(tokens)]))
     return ESM2(weights.architecture, weights.tensors, torch.float32, len(tokens))(pack).numpy()
 
@@ -265,7 +265,7 @@ def set_shape(**shape: Any) -> Callable[[Content], None]:
 
 
 def have_no_shape(content: Content) -> None:
-    content["args"] = content.pop("cfg")["model"]  # as ESM-1b's checkpoints do
+    content["args"] = content.pop("cfg")["model"]  # as in ESM-1b's checkpoints
 
 
 def have_words_for_numbers(content: Content) -> None:
@@ -317,7 +317,7 @@ def test_a_checkpoint_that_is_not_esm2(
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -343,7 +343,7 @@ def test_code_in_a_pickle_is_not_executed(small: Path, tmp_path: Path, where: st
     message = refusal(path)
     assert not sprung.exists()
     assert str(path) in message
-    assert "weights_only" not in message  # PyTorch's advice: how to execute it nevertheless
+    assert "weights_only" not in message  # PyTorch's advice on how to execute the file
     assert where == "plain pickle" or "mkdir" in message
 
 

@@ -30,7 +30,7 @@ from hugging_face import hugging_face_model
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
 from seqmill.model.dnabert_s import parameter_shapes
-from seqmill.model.dnabert_weights import LAYER_PARTS, PARTS
+from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
 from seqmill.run.download import TRIES, Pace
 from seqmill.run.fetch import URL_VARIABLE, fetch_weights
@@ -174,10 +174,7 @@ def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The three files of DNABERT-S by path. Its tensors share one small storage, as only their shapes are looked at."""
     architecture, storage, state = DNABERT_MODELS["dnabert_s"], torch.zeros(1 << 14), {}
     for name, shape in parameter_shapes(architecture).items():
-        name = name.replace("layers.", "encoder.layer.")
-        for ours, theirs in (PARTS | LAYER_PARTS).items():
-            name = name.replace(f"{ours}.", f"{theirs}.")
-        state[name] = storage[:1].expand(shape)
+        state.update(dict.fromkeys(NAMING.names_of(name), storage[:1].expand(shape)))
     folder = save_folder(state, architecture, tmp_path_factory.mktemp("folder"))
     (folder / "tokenizer.json").write_bytes(UNTRAINED_TOKENIZER.read_bytes())
     return {f"dnabert_s/{name}": (folder / name).read_bytes() for name in RELEASED_FILES}

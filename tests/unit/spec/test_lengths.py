@@ -1,4 +1,4 @@
-"""What the length settings come to for proteins and for nucleotides, and what is refused."""
+"""The length policy for given settings, for proteins and nucleotides, and refused settings."""
 
 from __future__ import annotations
 
@@ -48,16 +48,24 @@ def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: Len
         (
             DNABERT_S,
             {"long_sequences": "full", "window": 400},
-            "window is 400, but has no use where long_sequences is full; set long_sequences to window",
+            "window is 400, but long_sequences: full does not use it; set long_sequences to window",
         ),
-        (ESM2, {"long_sequences": "truncate", "stride": 10}, "stride is 10, but has no use where"),
+        (
+            ESM2,
+            {"long_sequences": "truncate", "stride": 10},
+            "stride is 10, but long_sequences: truncate does not use it",
+        ),
         (
             ESM2,
             {"long_sequences": "full", "max_length": 100},
-            "max_length is 100, but has no use where long_sequences is full; leave it away",
+            "max_length is 100, but long_sequences: full does not use it; omit it",
         ),
         (DNABERT_S, {"window": 400, "stride": 401}, "stride must be 1 to 400 residues or bases"),
-        (DNABERT_S, {"window": 400, "stride": 0}, "so that none is left out, not 0"),
+        (
+            DNABERT_S,
+            {"window": 400, "stride": 0},
+            "stride must be 1 to 400 residues or bases, no longer than the window, not 0",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(family: str, settings: dict, words: str) -> None:

@@ -1,4 +1,4 @@
-"""The names a user may give as a model: what they mean, what their results are called, hints for typos."""
+"""Model names and paths: their meaning, the names of their result folders, hints for typos."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from seqmill.spec.models import (
 
 NAME = "esm2_t6_8M_UR50D"
 
-# Layers, width and heads, as fair-esm 2.0.0 publishes them.
+# Layers, width and heads, as published with fair-esm 2.0.0.
 PUBLISHED = {
     "esm2_t6_8M_UR50D": (6, 320, 20),
     "esm2_t12_35M_UR50D": (12, 480, 20),
@@ -141,7 +141,7 @@ def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
 
 
 def write_index(folder: Path, *shards: str) -> Path:
-    """Write shards and their index; the folder's own model.safetensors stays where it is."""
+    """Write shards and their index; keep the folder's model.safetensors."""
     for shard in shards:
         (folder / shard).write_bytes(b"")
     index = folder / "model.safetensors.index.json"
@@ -151,7 +151,7 @@ def write_index(folder: Path, *shards: str) -> Path:
 
 @pytest.mark.parametrize("write", [write_folder, partial(write_dnabert, weights="model.safetensors")])
 def test_one_file_counts_before_an_index_and_its_shards(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    """As in transformers. What is not read is no input of a rule either."""
+    """As in transformers. Files that are not read are not inputs of a rule either."""
     folder = write(tmp_path / "mine")
     rest = [folder / name for name in ("config.json", "tokenizer.json") if (folder / name).exists()]
     for other in ("model-9.safetensors", "pytorch_model.bin"):
@@ -187,7 +187,7 @@ def test_an_index_that_cannot_be_read(tmp_path: Path, text: str, expected: str) 
     folder = write_folder(tmp_path / "mine")
     index = folder / "model.safetensors.index.json"
     index.write_text(text)
-    find_model(str(folder))  # it is not asked
+    find_model(str(folder))  # the index is not read
     (folder / "model.safetensors").unlink()
     message = refusal(str(folder))
     assert f"{index}: " in message
@@ -272,7 +272,7 @@ def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "resnet50", "untrained:", "untrained:resnet50"])
 def test_an_unknown_name_gets_the_list(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(write_folder(tmp_path))  # which '' must not mean
+    monkeypatch.chdir(write_folder(tmp_path))  # '' must not mean this folder
     message = refusal(name)
     for known in NAMES:
         assert known in message
@@ -307,7 +307,7 @@ def test_an_architecture_is_compared_by_value() -> None:
 
 
 def test_the_registry_is_light() -> None:
-    """A workflow reads it hundreds of times, also where the worker's packages are not installed."""
+    """A workflow imports it hundreds of times, also where the worker's packages are not installed."""
     scripts = Path(__file__).parents[3] / "scripts"
     program = (
         "import sys; import seqmill.spec.models, seqmill.run.datasets, seqmill.embed.device, seqmill.run.fetch; "

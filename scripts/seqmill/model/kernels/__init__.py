@@ -1,1 +1,1 @@
-"""Kernels in C and Triton, and where each can be used."""
+"""Kernels in C and Triton, and checks of where each can be used."""

@@ -1,9 +1,9 @@
-"""Attention with linear biases over a pack on CUDA, written in Triton: no padding, no matrix of biases.
+"""Attention with linear biases over a pack on CUDA, written in Triton, without padding or a matrix of biases.
 
-Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) over blocks of keys, as in FlashAttention (Dao et
-al. 2022, arXiv:2205.14135). A block of queries of one sequence and head is one program. It reads that sequence's
-keys in order, in blocks whose shape depends on the dtype and head dimension alone, never tuned at run time, so
-its bits do not depend on the rest of the pack.
+Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) over blocks of keys, as in FlashAttention (Dao et al.
+2022, arXiv:2205.14135). Each program computes a block of queries of one sequence and head. It reads the sequence's keys
+in order, in blocks whose shape depends only on the dtype and the head dimension and is never tuned at run time, so its
+bits do not depend on the rest of the pack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU build of torch does not bring it
+except ImportError:  # torch's CPU build does not include it
     triton = None
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,15 +26,15 @@ LOG2_E = math.log2(math.e)
 
 
 def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Let each sequence attend over itself, scores scaled by head_dim ** -0.5, less slope x distance.
+    """Let each sequence attend to itself, with scores scaled by head_dim ** -0.5, less slope x distance.
 
-    Scores and sums are float32; products of float32 are exact ones, not TF32. A float16 score that is not
-    finite gives NaN, never a weight of zero.
+    Scores and sums are float32; float32 products are full precision, not TF32. A non-finite float16 score gives NaN,
+    never a weight of zero.
 
     Args:
         qkv: (num_tokens, 3, num_heads, head_dim), float32, bfloat16 or float16, contiguous.
         slopes: float32 (num_heads,); see `alibi.slopes`.
-        cu_seqlens: int32 (num_sequences + 1,), where each sequence begins and the last ends.
+        cu_seqlens: int32 (num_sequences + 1,), where each sequence begins, and the end.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
@@ -48,9 +48,9 @@ def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor)
     assert cu_seqlens.dtype == torch.int32
     output = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_sequences = len(cu_seqlens) - 1
-    columns = max(triton.next_power_of_2(head_dim), 16)  # what a matrix product takes at least
+    columns = max(triton.next_power_of_2(head_dim), 16)  # the minimum for tl.dot
     queries, keys, warps, stages = _blocks(qkv.dtype, columns)
-    # Of each sequence there is at most one block more than its tokens fill.
+    # Each sequence needs at most one block more than its tokens fill.
     grid = (num_tokens // queries + num_sequences, num_heads)
     _attention[grid](
         qkv,
@@ -71,9 +71,9 @@ def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor)
 
 
 def _blocks(dtype: torch.dtype, columns: int) -> tuple[int, int, int, int]:
-    """Return queries and keys of a block, warps and stages: compiled for capability 8.0 or 9.0 next to none spills.
+    """Return queries and keys per block, warps and stages, with which almost no registers spill on sm_80 and sm_90.
 
-    Not measured against others. Products of float32 have no tensor cores, and their operands fill the registers.
+    Other values were not measured. Float32 products can't use tensor cores, and their operands fill the registers.
     """
     if dtype == torch.float32:
         return 32, 32, 4, 2
@@ -82,7 +82,7 @@ def _blocks(dtype: torch.dtype, columns: int) -> tuple[int, int, int, int]:
 
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return why the kernel does not run on a CUDA device; empty if it does. It is compiled to find out."""
+    """Return why the kernel does not run on a CUDA device; empty if it does. Compiles and runs it once."""
     if triton is None:
         return "triton is not installed"
     try:
@@ -95,7 +95,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
 
 
 def _jit(kernel: Callable) -> Callable:
-    # An own variant for one sequence, or for multiples of 16, would be compiled in the middle of a run.
+    # Otherwise variants for one sequence and for multiples of 16 would be compiled in the middle of a run.
     return triton.jit(kernel, do_not_specialize=["num_sequences"]) if triton else kernel
 
 
@@ -114,8 +114,7 @@ def _attention(
     keys: tl.constexpr,
 ) -> None:
     program, head = tl.program_id(0), tl.program_id(1)
-    # Sequence s has the programs from cu_seqlens[s] // queries + s on, which leaves room for all its blocks:
-    # its number is found by bisection, without a table of blocks made on the host.
+    # Sequence s has the programs from cu_seqlens[s] // queries + s on, enough for its blocks; bisection finds s.
     sequence, after = 0, num_sequences
     while after - sequence > 1:
         middle = (sequence + after) // 2
@@ -128,7 +127,6 @@ def _attention(
     first = (program - begin // queries - sequence) * queries
     if first >= length:
         return
-
     stride, width = 3 * num_heads * head_dim, num_heads * head_dim
     query, key, column = tl.arange(0, queries), tl.arange(0, keys), tl.arange(0, columns)
     kept = (first + query < length)[:, None] & (column < head_dim)[None, :]
@@ -149,7 +147,7 @@ def _attention(
         distance = tl.abs((first + query)[:, None] - (place + key)[None, :]).to(tl.float32)
         scores = products * scale - slope * distance
         if q.dtype == tl.float16:
-            scores += 0.0 * products  # NaN for a query or key that overflowed, which may be a score of -inf
+            scores += 0.0 * products  # NaN if a query or key overflowed, even if the score is -inf
         scores = tl.where(inside[None, :], scores, float("-inf"))
         new = tl.maximum(largest, tl.max(scores, 1))
         weights = tl.exp2(scores - new[:, None])

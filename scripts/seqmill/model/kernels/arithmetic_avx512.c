@@ -1,10 +1,10 @@
-/* What the attention computes with, in bfloat16 and float32; included by attention_avx512.c. */
+/* Arithmetic in bfloat16 and float32, included by attention_avx512.c. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 16 }; /* float32 values of a vector */
+enum { LANES = 16 }; /* float32 values per vector */
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -56,7 +56,7 @@ INLINE __m512bh broadcast_pair(const uint16_t *pairs, long pair) {
     return (__m512bh)_mm512_set1_epi32(bits);
 }
 
-/* Dot product of two queries or keys, exact products summed in float32. */
+/* Dot product of two queries or keys: exact products, summed in float32. */
 INLINE float dot(int head_dim, const uint16_t *x, const uint16_t *y) {
     __m512 sum = _mm512_setzero_ps();
     for (int d = 0; d < head_dim; d += 2 * LANES) {

@@ -1,14 +1,14 @@
 /* Softmax attention over a pack of sequences, in bfloat16 on AVX512-BF16, with either of two kinds of
  * positions: a rotation of queries and keys (ESM-2), or linear biases on the scores (DNABERT-S).
  *
- * One call does all heads of the given sequences, one after the other, on the calling thread. A head is
+ * One call computes all heads of the given sequences, one after the other, on the calling thread. A head is
  * computed in blocks of ROWS queries: scores in float32 by bfloat16 dot products, exact softmax over the
  * whole row (no rescaling), weights rounded to bfloat16, weighted sum of the values in float32. A
- * sequence's result depends on that sequence alone. Scores never leave the cache: the working memory is
- * 6 * ROWS bytes a key, and keys and values of one head.
+ * sequence's result depends only on that sequence. Scores never leave the cache: the working memory is
+ * 6 * ROWS bytes per key, plus the keys and values of one head.
  *
- * Why not PyTorch's kernel: at ESM-2's head dimensions (16 to 64) it is 3 to 5 times slower, whatever the
- * dtype; see docs/performance.md.
+ * PyTorch's kernel is 3 to 5 times slower at ESM-2's head dimensions (16 to 64), for every dtype; see
+ * docs/performance.md.
  */
 #include <stdlib.h>
 
@@ -21,13 +21,13 @@ enum kind { ROTATION, LINEAR_BIASES };
 #define MASKED -1e30f /* far below any score, and finite */
 #define NEGLIGIBLE 32.0f /* in log2 */
 
-/* Where tokens stand, for one head: what `kind` makes of it. */
+/* The positions of tokens for one head, depending on `kind`. */
 typedef struct {
     const float *cosines, *sines; /* ROTATION: [position][head_dim] */
-    float slope;                  /* LINEAR_BIASES: a score's loss for every token of distance, in log2 */
+    float slope;                  /* LINEAR_BIASES: reduction of a score per token of distance, in log2 */
 } Positions;
 
-/* A query or key as the dot products take it. A rotation rounds anyway, so that the scale is free there. */
+/* A query or key as the dot products' operand. A rotation rounds anyway, so it applies the scale as well. */
 INLINE void place(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, float scale,
                   uint16_t *placed) {
     if (kind == ROTATION)
@@ -43,7 +43,7 @@ typedef struct {
     uint16_t *weights; /* [ROWS][padded length] */
 } Workspace;
 
-/* Lay one head's keys and values out as the dot products want them; pad with zeros.
+/* Arrange one head's keys and values for the dot products; pad with zeros.
  *
  * Returns, for linear biases, the largest norm of a key; infinity if a key or a value is not finite.
  */
@@ -78,13 +78,13 @@ INLINE float pack_keys_and_values(int head_dim, enum kind kind, const uint16_t *
     return odd ? INFINITY : sqrtf(largest);
 }
 
-/* The keys whose weights count for the queries from `first` on, in whole blocks.
+/* Find the range of keys, in whole blocks, whose weights count for the queries from `first` on.
  *
- * A score is at most |query| |key| less its bias, and a query's best is at least that with its own key, which
- * has no bias. So each key beyond some distance weighs less than 2^-NEGLIGIBLE of the sum, and weights fall
- * with every further token: all of them together stay below float32's rounding. Steep heads thus cost time
- * that grows with the length, not with its square. The distance depends on this sequence alone; where it is
- * not a number, nothing is left out.
+ * A score is at most |query| |key| minus its bias, and a query's largest score is at least that with its own
+ * key, which has no bias. So each key beyond some distance has less than 2^-NEGLIGIBLE of the total weight, and
+ * weights fall with distance: all such keys together stay below float32's rounding. For steep heads the time
+ * thus grows with the length, not with its square. The distance depends only on this sequence; if it is not a
+ * number, no key is skipped.
  */
 INLINE void find_span(int head_dim, const uint16_t *queries, const uint16_t *keys, long stride, long first, int rows,
                       float scale, float slope, float largest_key, long length, long padded, long *begin, long *end) {
@@ -106,8 +106,8 @@ INLINE void find_span(int head_dim, const uint16_t *queries, const uint16_t *key
     if (to < length) *end = (to / KEY_BLOCK + 1) * KEY_BLOCK;
 }
 
-/* Scores of ROWS queries, the first at place `first`, with the keys from `begin` to `end`, in units of log2;
- * returns each row's maximum in `maxima`. */
+/* Compute the scores of ROWS queries from `first` on with the keys from `begin` to `end`, in units of log2;
+ * write each row's maximum to `maxima`. */
 INLINE void score(int head_dim, enum kind kind, uint16_t queries[ROWS][MAX_HEAD_DIM], long first, long begin, long end,
                   float scale, float slope, long length, long padded, Workspace work, __m512 maxima[ROWS]) {
     const int pairs = head_dim / 2;
@@ -149,7 +149,7 @@ INLINE void score(int head_dim, enum kind kind, uint16_t queries[ROWS][MAX_HEAD_
     }
 }
 
-/* Unnormalized softmax weights, rounded; returns one over the sum of the exact ones. */
+/* Compute unnormalized, rounded softmax weights; return 1 / sum of the exact weights. */
 INLINE float softmax(const float *scores, uint16_t *weights, long begin, long end, __m512 maxima) {
     const __m512 maximum = _mm512_set1_ps(_mm512_reduce_max_ps(maxima));
     __m512 sum = _mm512_setzero_ps();
@@ -161,7 +161,7 @@ INLINE float softmax(const float *scores, uint16_t *weights, long begin, long en
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
-/* Weighted sum of the values for one or two vectors of dimensions, from dimension `first` on. */
+/* Compute the weighted sum of the values for one or two vectors of dimensions, from dimension `first` on. */
 INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *inverse_sums, long begin, long end,
                   long padded, Workspace work, uint16_t *output, long output_stride) {
     const int width = (head_dim + LANES - 1) / LANES * LANES;
@@ -187,7 +187,7 @@ INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *i
         }
 }
 
-/* One head of one sequence. `head_dim` and `kind` are constants wherever this is inlined. */
+/* Compute one head of one sequence. `head_dim` and `kind` are constants where this is inlined. */
 INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const uint16_t *keys, const uint16_t *values,
                    long stride, Positions positions, long length, Workspace work, uint16_t *output,
                    long output_stride) {
@@ -218,12 +218,12 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
     }
 }
 
-/* Attention of every sequence of a pack over itself.
+/* Let every sequence of a pack attend to itself.
  *
  * qkv: bfloat16 [tokens][3][num_heads][head_dim]; output: bfloat16 [tokens][num_heads][head_dim];
  * starts, lengths: the sequences, in tokens. Positions by `kind`:
  * cosines, sines: float [longest length][head_dim]; slopes: float [num_heads].
- * Returns 0; 1 if memory is short; 2 if there is no code for head_dim.
+ * Returns 0 on success, 1 if memory is short, 2 if head_dim is not supported.
  */
 INLINE int attend_pack(enum kind kind, const uint16_t *qkv, const float *cosines, const float *sines,
                        const float *slopes, const int64_t *starts, const int64_t *lengths, int64_t num_sequences,

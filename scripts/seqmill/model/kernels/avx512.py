@@ -1,6 +1,6 @@
-"""The attention kernels for processors with AVX512-BF16, compiled once by the system's C compiler.
+"""Attention kernels for processors with AVX512-BF16, compiled once by the system's C compiler.
 
-Where there is no such processor or no compiler, PyTorch's attention serves.
+Without such a processor or a compiler, PyTorch's attention is used.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("attention_avx512.c")
 INCLUDED = Path(__file__).with_name("arithmetic_avx512.c")
 HEAD_DIMS = (16, 24, 32, 64, 128)
-# Named extensions, not the machine's own, so that a cache on a shared home serves every node; no
-# contraction, so that compilers agree on the bits.
+# Named extensions instead of -march=native, so that a cache in a shared home works on every node; no contraction, so
+# that compilers agree on the bits.
 FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-ffp-contract=off")
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
@@ -38,7 +38,7 @@ STATUS = {1: "not enough memory for the attention's workspace", 2: "no attention
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """Return the compiled kernel; None, with the reason in the log, where it can't be had."""
+    """Return the compiled kernels; None, with the reason in the log, if they can't be used."""
     if not {"avx512_bf16", "avx512bw", "avx512vl", "avx512dq"} <= processor()[1]:
         return None
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
@@ -78,8 +78,8 @@ def rope_attention(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, leng
 def alibi_attention(qkv: torch.Tensor, slopes: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
     """Attend with linear biases: softmax of scores scaled by head_dim ** -0.5, less slope x distance.
 
-    Keys so far away that their weights are lost in float32's rounding are left out, by a bound from the
-    norms of the sequence's own queries and keys.
+    Keys whose weights would vanish in float32's rounding are skipped, by a bound from the norms of the sequence's own
+    queries and keys.
 
     Args:
         qkv: bfloat16 (num_tokens, 3, num_heads, head_dim), contiguous, on the CPU.
@@ -120,9 +120,9 @@ def _attention(name: str, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], l
 
 
 def _loaded(compiler: str) -> ctypes.CDLL:
-    """Load the shared library, from the user's cache or, where that can't be used or trusted, built for this process.
+    """Load the library from the user's cache, or build it for this process if the cache can't be used or trusted.
 
-    A half-written library would end the process with SIGBUS, and one of another user would run as ours.
+    A half-written library would crash the process with SIGBUS, and another user's library would run with our rights.
     """
     source = SOURCE.read_bytes() + INCLUDED.read_bytes()
     name = f"attention_avx512-{hashlib.sha256(source + ' '.join(FLAGS).encode()).hexdigest()[:16]}.so"
@@ -140,19 +140,19 @@ def _loaded(compiler: str) -> ctypes.CDLL:
 
 
 def _cache_folder() -> Path:
-    """Return the folder of compiled kernels, made if need be, once it is known to be ours and closed to others."""
+    """Return the folder of compiled kernels; create it if absent, and make sure that only we can write to it."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqmill"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if state.st_uid != os.getuid():
         raise _NotSoundError(f"{folder} belongs to another user")
-    if state.st_mode & WRITABLE_BY_OTHERS:  # as after umask 002
+    if state.st_mode & WRITABLE_BY_OTHERS:  # for example after umask 002
         folder.chmod(stat.S_IMODE(state.st_mode) & ~WRITABLE_BY_OTHERS)
     return folder
 
 
 def _load_sound(library: Path) -> ctypes.CDLL:
-    """Load a library that is ours and ends with the digest of what is before; the very file that was checked."""
+    """Check that a library is ours and ends with the digest of its content, and load the very file checked."""
     with os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
         state = os.fstat(file.fileno())
         content = file.read()
@@ -164,15 +164,15 @@ def _load_sound(library: Path) -> ctypes.CDLL:
 
 
 def _compile(compiler: str, library: Path) -> None:
-    """Write the library and its digest: on the disk, whole or absent, whoever else compiles it at the same time."""
+    """Compile the library and append its digest; the file is whole or absent, even if others compile it as well."""
     with whole_or_absent(library) as built:
         command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(built), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True)
         built.chmod(0o600)
         digest = hashlib.sha256(built.read_bytes()).digest()
         with built.open("ab") as file:
-            file.write(digest)  # the loader does not read beyond the library's own end
+            file.write(digest)  # the loader ignores bytes after the library
 
 
 class _NotSoundError(Exception):
-    """A library, or its folder, that is not to be loaded from."""
+    """A library or folder that must not be trusted."""

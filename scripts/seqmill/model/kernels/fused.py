@@ -1,9 +1,8 @@
-"""Elementwise work of the forward on CUDA in one pass over memory each, written in Triton.
+"""Elementwise steps of the forward on CUDA, each in one pass over memory, written in Triton.
 
-The arithmetic is that of the eager forms beside which these stand (`esm2.Norm`, `attention.rotate`,
-`dnabert_s.Norm`, `dnabert_s.Layer`): float32 throughout, rounded once where the result is stored. A row or a
-token is one program and its reduction has a shape of its own, never tuned at run time, so its bits do not
-depend on its neighbors.
+The arithmetic equals that of the eager forms (`layers.Norm`, `attention.rotate`, `dnabert_s.Layer`): float32
+throughout, rounded once when the result is stored. Each row or token is one program with a reduction of fixed shape,
+never tuned at run time, so its bits do not depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU build of torch does not bring it
+except ImportError:  # torch's CPU build does not include it
     triton = None
 
 log = logging.getLogger(__name__)
@@ -32,40 +31,31 @@ def add_norm(
     bias: torch.Tensor,
     eps: float,
     dtype: torch.dtype,
+    post: bool = False,
 ) -> torch.Tensor:
-    """Add to the residual stream in place, and return its layer norm (Ba et al. 2016, arXiv:1607.06450).
+    """Add to the residual stream, and return the layer norm of the sum (Ba et al. 2016, arXiv:1607.06450).
 
-    The variance is the mean of squared differences from the mean, of a row held whole in registers.
+    The variance is the mean of squared differences from the mean; each row is held in registers.
 
     Args:
-        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta.
+        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta, or the layer norm of that if `post`.
         delta: (num_tokens, hidden_dim), any floating dtype, contiguous; None adds nothing.
         weight, bias: float32 (hidden_dim,).
         eps: added to the variance.
         dtype: of the result.
+        post: keep the unrounded result in x; for float32 the result is x itself.
 
     Returns:
         (num_tokens, hidden_dim).
     """
-    y = torch.empty_like(x, dtype=dtype)
-    _launch_norm(x, delta, weight, bias, y, eps, post=False)
-    return y
-
-
-def post_norm(
-    x: torch.Tensor,
-    delta: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Put the layer norm of x + delta into the residual stream in place, and return it rounded to `dtype`.
-
-    The arguments are those of `add_norm`. Of float32 the result is x itself.
-    """
-    y = x if dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
-    _launch_norm(x, delta, weight, bias, y, eps, post=True)
+    num_tokens, dim = x.shape
+    assert x.dtype == weight.dtype == bias.dtype == torch.float32
+    assert x.is_contiguous()
+    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
+    y = x if post and dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
+    block = triton.next_power_of_2(dim)
+    warps = min(max(block // 256, 1), 16)
+    _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
     return y
 
 
@@ -88,7 +78,7 @@ def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: t
     Args:
         qkv: (num_tokens, 3, num_heads, head_dim), any floating dtype but float64, contiguous.
         cos, sin: float32 (more than the largest position, head_dim), contiguous; see `esm2.rope_tables`.
-        positions: int64 (num_tokens,), the place of each token in its sequence.
+        positions: int64 (num_tokens,), the position of each token in its sequence.
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     assert cos.dtype == sin.dtype == torch.float32
@@ -103,41 +93,23 @@ def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: t
 
 @functools.cache
 def available(device: torch.device) -> bool:
-    """Whether these kernels run on a device: on CUDA with Triton; if not there, the log says why."""
+    """Return whether these kernels run on a device: on CUDA, with Triton; otherwise the log says why."""
     if device.type != "cuda":
         return False
     if triton is None:
-        log.warning("triton is not installed: the elementwise work on the GPU will be slower")
+        log.warning("triton is not installed: elementwise steps on the GPU will be slower")
         return False
     try:
         x = torch.ones(1, 16, device=device)
         add_norm(x, x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
-        post_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16)
+        add_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16, post=True)
         gate(x.bfloat16())
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
-        log.warning("Triton's kernels can't be compiled, the elementwise work on the GPU will be slower: %s", error)
+        log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
         return False
     return True
-
-
-def _launch_norm(
-    x: torch.Tensor,
-    delta: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor,
-    eps: float,
-    post: bool,
-) -> None:
-    num_tokens, dim = x.shape
-    assert x.dtype == weight.dtype == bias.dtype == torch.float32
-    assert x.is_contiguous()
-    assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
-    block = triton.next_power_of_2(dim)
-    warps = min(max(block // 256, 1), 16)
-    _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
 
 
 def _jit(kernel: Callable) -> Callable:
@@ -206,7 +178,7 @@ def _rotate(
     inside = (row < 2 * num_heads) & (column < half)
     first_place = qkv_start + token * (6 * num_heads * half) + row * (2 * half) + column
     second_place = first_place + half
-    # Both halves of a table's row are the same angles.
+    # Both halves of a table's row have the same angles.
     angle = tl.load(positions_start + token) * (2 * half) + column
     cos = tl.load(cos_start + angle, mask=column < half, other=0.0)
     sin = tl.load(sin_start + angle, mask=column < half, other=0.0)

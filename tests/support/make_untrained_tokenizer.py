@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train the tokenizer of untrained:dnabert_s: byte pairs of a FASTA file and of seeded random DNA.
+"""Train the tokenizer of untrained:dnabert_s on a FASTA file and seeded random DNA.
 
-Its special tokens, ids and template are those of DNABERT-S; its merges are its own.
+It has the special tokens, ids and template of DNABERT-S, but its own merges.
 
-    python scripts/make_untrained_tokenizer.py --fasta tests/data/NC_005816.fna \\
-        --output scripts/seqmill/models/untrained_dnabert_s/tokenizer.json
+    PYTHONPATH=scripts python tests/support/make_untrained_tokenizer.py --fasta tests/data/NC_005816.fna \\
+        --output scripts/seqmill/spec/untrained_dnabert_s/tokenizer.json
 """
 
 import argparse
@@ -12,11 +12,11 @@ import random
 import sys
 from pathlib import Path
 
-from seqmill.cli import program as command
+from seqmill.cli import program
 
 VOCABULARY = 4096
-SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]  # their ids are their places
-WORD_BASES = 1000  # training counts the pairs of whole words
+SPECIAL_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]  # ids 0 to 4
+WORD_BASES = 1000  # training counts the pairs within words
 RANDOM_WORDS = 2000
 SEED = 1
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    command.start_log()
+    program.start_log()
     arguments = parse_arguments()
 
     def work() -> None:
@@ -51,20 +51,20 @@ def main() -> int:
         with whole_or_absent(arguments.output) as temporary:
             temporary.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
-    return command.run(work)
+    return program.run(work)
 
 
 def training_words(fasta: Path) -> list[str]:
-    """Return the file's records in words of WORD_BASES, then as many random ones as to make 4096 frequent words."""
+    """Return the file's records in words of WORD_BASES, then random words, enough for a vocabulary of 4096."""
     from seqmill.index.fasta import FastaFile
     from seqmill.index.letters import NucleotideLetters
-    from seqmill.index.segments import Segmentation, cut
+    from seqmill.index.segments import cut
 
-    letters, words = NucleotideLetters(), Segmentation(WORD_BASES, WORD_BASES)
+    letters = NucleotideLetters()
     records = [letters.clean(record.body) for block in FastaFile(fasta).blocks() for record in block]
     generator = random.Random(SEED)
     records += [generator.randbytes(WORD_BASES).translate(b"ACGT" * 64) for _ in range(RANDOM_WORDS)]
-    return [word.decode("ascii") for record in records for word in cut(record, words)]
+    return [word.decode("ascii") for record in records for word in cut(record, WORD_BASES, WORD_BASES)]
 
 
 if __name__ == "__main__":
