@@ -8,6 +8,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgspec
+
 from seqmill.merge.reused import ReusedVectors
 from seqmill.store.index import Index
 from seqmill.store.shard_checks import VerifiedShard
@@ -52,8 +54,8 @@ def manifest_of(
                 "started": verified.status.started,
                 "ended": verified.status.ended,
                 "resumed_packs": verified.status.resumed_packs,
-                "audit": verified.status.audit,
-                "run": verified.status.run,
+                "audit": msgspec.to_builtins(verified.status.audit),
+                "run": msgspec.to_builtins(verified.status.run),
                 "seconds": verified.status.seconds,
             }
             for verified in shards

@@ -168,7 +168,7 @@ def merge_shards(
             records,
         )
     for found in shards:
-        if found.status.audit.get("verdict") == "warn":
+        if found.status.audit.verdict == "warn":
             log.warning("%s: its audit failed or found large errors: %s", found.shard.path, found.status.audit)
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)

@@ -35,9 +35,7 @@ def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -
     """
     status = read_status(status_path)
     if status.status != COMPLETE:
-        error = status.error or {}
-        reason = f": {error.get('type')}: {error.get('message')}" if error else "; its worker ended without a word"
-        raise SeqmillError(f"{path}: {status_path} says the shard is {status.status}{reason}")
+        raise SeqmillError(f"{path}: {status_path} says the shard is {status.status}: {status.reason}")
     if status.world_size != world_size:
         raise SeqmillError(f"{path}: it is one of {status.world_size} shards, but {world_size} were given")
     if not path.is_file():
@@ -107,13 +105,13 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             f"{path}: {len(embeddings)} embeddings, {len(quarantined)} quarantined, and {status.num_sequences} "
             f"sequences in its status JSON; the index says {len(ranks_own)}"
         )
-    if len(quarantined) != status.quarantined.get("num_sequences", 0):
+    if len(quarantined) != status.quarantined.num_sequences:
         raise SeqmillError(f"{path}: {len(quarantined)} sequences quarantined, another number in its status JSON")
-    if status.audit.get("verdict") == "fail":
+    if status.audit.verdict == "fail":
         raise SeqmillError(
             f"{path}: its audit failed, the embeddings are wrong: worst cosine "
-            f"{status.audit.get('worst_cosine')}, worst relative error {status.audit.get('worst_relative_error')} "
-            f"against {status.audit.get('reference')}; remove the shard, and compute it in another precision or on "
+            f"{status.audit.worst_cosine}, worst relative error {status.audit.worst_relative_error} "
+            f"against {status.audit.reference}; remove the shard, and compute it in another precision or on "
             "another device"
         )
     _verify_ids(index, path, expected)

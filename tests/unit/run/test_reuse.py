@@ -66,7 +66,7 @@ def records_of(run: Run) -> list[dict[str, str]]:
 
 
 def tokens_computed(run: Run) -> int:
-    return sum(read_status(path).run["num_tokens"] for path in run.statuses)
+    return sum(read_status(path).run.num_tokens for path in run.statuses)
 
 
 @pytest.fixture(scope="module", params=[*ONE_EACH, BLENDED], ids=str)
