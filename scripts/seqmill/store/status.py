@@ -30,51 +30,33 @@ class StatusError(msgspec.Struct):
 
 
 class RunFacts(msgspec.Struct, omit_defaults=True):
-    """How a worker computes its shard. A fact that is not known yet is None here and absent from the JSON.
-
-    Attributes:
-        device, device_uuid: in words; the UUID of a GPU, else empty.
-        precision, precision_asked: the precision in use and the setting, which may be auto.
-        num_tokens, num_residues: of the rank's sequences.
-        pack_fill: tokens divided by the capacity of the packs.
-        num_layers: of the model.
-        attention, elementwise: the kernels.
-        throughput: the points of `Throughput`.
-        done_tokens: tokens of the packs that are done, resumed ones included, as of `ShardStatus.updated`.
-        tokens_per_second, model_flops_per_second: of the packs that this attempt computed, over the compute stage.
-        out_of_memory_splits: packs that were split for lack of memory.
-        sequences_on_cpu, recomputed_float32: sequences that were left to the CPU or computed again in float32.
-        gpu_utilization_mean, gpu_memory_bytes_max, gpu_power_watts_mean, gpu_samples: NVML's samples while computing.
-        model_flop_utilization: model FLOP/s divided by the speed of a matrix product on this device.
-        computed_by: the kinds of device and kernels that computed the packs, resumed ones included.
-        peak_host_bytes, peak_device_bytes: the most memory in use.
-    """
+    """How a worker computes its shard. A fact that is not known yet is None here and absent from the JSON."""
 
     device: str | None = None
-    device_uuid: str | None = None
+    device_uuid: str | None = None  # empty for a CPU
     precision: str | None = None
-    precision_asked: str | None = None
+    precision_asked: str | None = None  # the setting, which may be auto
     threads: Count | None = None
     torch: str | None = None
     num_tokens: Count | None = None
     num_residues: Count | None = None
-    pack_fill: Amount | None = None
-    num_layers: Count | None = None
+    pack_fill: Amount | None = None  # tokens divided by the capacity of the packs
+    num_layers: Count | None = None  # of the model
     attention: str | None = None
     elementwise: str | None = None
-    throughput: list[tuple[Amount, Count]] | None = None
-    done_tokens: Count | None = None
-    tokens_per_second: Amount | None = None
+    throughput: list[tuple[Amount, Count]] | None = None  # the points of `Throughput`
+    done_tokens: Count | None = None  # of all packs that were done when this was written, resumed ones included
+    tokens_per_second: Amount | None = None  # of the packs that this attempt computed, over the compute stage
     out_of_memory_splits: Count | None = None
     sequences_on_cpu: Count | None = None
-    recomputed_float32: Count | None = None
-    gpu_utilization_mean: Amount | None = None
+    recomputed_float32: Count | None = None  # sequences
+    gpu_utilization_mean: Amount | None = None  # by NVML, as are the next three
     gpu_memory_bytes_max: Count | None = None
     gpu_power_watts_mean: Amount | None = None
     gpu_samples: Count | None = None
-    model_flops_per_second: Count | None = None
-    model_flop_utilization: Amount | None = None
-    computed_by: list[str] | None = None
+    model_flops_per_second: Count | None = None  # likewise
+    model_flop_utilization: Amount | None = None  # divided by the speed of a matrix product on this device
+    computed_by: list[str] | None = None  # the kinds of device and kernels, also those of resumed packs
     peak_host_bytes: Count | None = None
     peak_device_bytes: Count | None = None
 
@@ -84,19 +66,22 @@ class RunFacts(msgspec.Struct, omit_defaults=True):
 
 
 class AuditFacts(msgspec.Struct, omit_defaults=True):
-    """The result of the audit, `seqmill.embed.audit.Audit`, and its verdict; all None if the audit is off.
-
-    `worst_cosine` and `worst_relative_error` are also None if no sequence was recomputed.
-    """
+    """The result of the audit (`seqmill.embed.audit.Audit`) and its verdict; all None if the audit is off."""
 
     sequences: Count | None = None
-    worst_cosine: float | None = None
+    worst_cosine: float | None = None  # None if it is not finite, as the error below
     worst_relative_error: float | None = None
     worst_sequence: str | None = None
     reference: str | None = None
     seconds: Amount | None = None
     longest_included: bool | None = None
     verdict: Literal["ok", "warn", "fail", "none"] | None = None
+
+    @property
+    def worst(self) -> str:
+        """The worst errors, in words."""
+        errors = f"worst cosine {self.worst_cosine}, worst relative error {self.worst_relative_error}"
+        return f"{errors} against {self.reference}"
 
 
 class Quarantined(msgspec.Struct, omit_defaults=True):
@@ -107,47 +92,30 @@ class Quarantined(msgspec.Struct, omit_defaults=True):
 
 
 class ShardStatus(msgspec.Struct, forbid_unknown_fields=True):
-    """The state of one shard.
-
-    Attributes:
-        rank, world_size: which shard of how many.
-        shard_path: the shard's final path.
-        attempt: 1 for the first.
-        started, ended, updated: ISO 8601 with time zone; `ended` is empty while the worker runs; `updated` is when it
-            last wrote this file.
-        num_sequences: the rank's sequences, including quarantined ones.
-        num_packs, done_packs, resumed_packs: the rank's packs, those that are done as of `updated`, and those that
-            an earlier attempt had done.
-        error: None unless the worker failed.
-        fingerprint: `Fingerprint.attributes()`, once it is known.
-        weights: the model's files, each an `InputFile`; empty for untrained weights.
-        seconds: wall time by stage.
-        shard_sha256, shard_bytes: of the finished file.
-        warning: about embeddings that have no meaning.
-    """
+    """The state of one shard. Times are ISO 8601 with time zone."""
 
     rank: int
     world_size: int
     status: Literal["running", "complete", "failed"]
-    shard_path: str
+    shard_path: str  # the final one
     attempt: Count = 1
     started: str = ""
-    ended: str = ""
-    updated: str = ""
-    num_sequences: Count = 0
-    num_packs: Count = 0
+    ended: str = ""  # empty while the worker runs
+    updated: str = ""  # when this was written
+    num_sequences: Count = 0  # of the rank, including quarantined ones
+    num_packs: Count = 0  # of the rank
     done_packs: Count = 0
-    resumed_packs: Count = 0
+    resumed_packs: Count = 0  # of the done ones, those that earlier attempts did
     error: StatusError | None = None
-    fingerprint: dict[str, Any] = {}
-    weights: list[dict[str, Any]] | None = None
+    fingerprint: dict[str, Any] = {}  # `Fingerprint.attributes()`, once it is known
+    weights: list[dict[str, Any]] | None = None  # the model's files, each an `InputFile`; empty for untrained weights
     run: RunFacts = msgspec.field(default_factory=RunFacts)
-    seconds: dict[str, Amount] = {}
+    seconds: dict[str, Amount] = {}  # wall time by stage
     quarantined: Quarantined = msgspec.field(default_factory=Quarantined)
     audit: AuditFacts = msgspec.field(default_factory=AuditFacts)
     shard_sha256: str = ""
     shard_bytes: Count = 0
-    warning: str = ""
+    warning: str = ""  # about embeddings that have no meaning
 
     @property
     def reason(self) -> str:
