@@ -123,6 +123,10 @@ class ShardStatus(msgspec.Struct, forbid_unknown_fields=True):
         return f"{self.error.type}: {self.error.message}" if self.error else "its worker ended without giving a reason"
 
 
+# Made at import: msgspec crashes if several threads are the first to decode a type.
+DECODER = msgspec.json.Decoder(ShardStatus)
+
+
 @contextmanager
 def stage(status: ShardStatus, name: str) -> Iterator[None]:
     """Record the wall time of the block, in seconds, as the stage `name`."""
@@ -147,7 +151,7 @@ def read_status(path: Path) -> ShardStatus:
         data = path.read_bytes()
         if b"\\u0000" in data:  # HDF5 takes no NUL
             raise ValueError("it contains a NUL")
-        return msgspec.json.decode(data, type=ShardStatus)
+        return DECODER.decode(data)
     except FileNotFoundError:
         raise SeqmillError(f"{path}: no such status JSON; the shard's worker has not run") from None
     except OSError as error:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import SCRIPTS
 from seqmill.errors import SeqmillError
 from seqmill.store.status import (
     COMPLETE,
@@ -165,3 +169,41 @@ def test_a_fact_that_a_later_version_adds_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps({**COMPLETE_STATUS, "run": {"fans": 2, "threads": 1}}))
     assert read_status(path).run == RunFacts(threads=1)
+
+
+MANY_READERS = """
+import os, sys, threading
+from pathlib import Path
+from seqmill.store.status import read_status
+
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(4)
+
+def read():
+    barrier.wait()
+    read_status(Path(sys.argv[1]))
+
+def read_by_threads():
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+crashed = 0
+for _ in range(50):
+    if not (child := os.fork()):
+        read_by_threads()
+        os._exit(0)
+    crashed += os.waitpid(child, 0)[1] != 0
+print(crashed)
+"""
+
+
+def test_several_threads_may_be_the_first_to_read(tmp_path: Path) -> None:
+    """As in a merge. msgspec crashes if they also build its decoder, in about every fifth process here."""
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(COMPLETE_STATUS))
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run([sys.executable, "-c", MANY_READERS, path], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
