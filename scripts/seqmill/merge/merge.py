@@ -65,7 +65,6 @@ def merge_shards(
     """Verify the shards and write the three results; if a check fails, nothing is written.
 
     Args:
-        index_path: the index the shards were made from.
         shard_paths, status_paths: one of each per rank, in the same order.
         output, records, manifest: embeddings.h5, records.tsv.gz and manifest.json.
         dtype: of the embeddings: float32 or float16.
@@ -93,8 +92,9 @@ def merge_shards(
     ):
         digest = _write_tables(new_output, new_records, verified, dtype)
         content = manifest_of(verified)
+        facts = {"rows": len(verified.kept), "hidden_dim": verified.hidden_dim, "embeddings_sha256": digest}
         content["outputs"] = {
-            output.name: _describe(new_output, verified, digest),
+            output.name: {**facts, **sha256_around(new_output, "embeddings")},
             records.name: {"rows": index.num_records, "sha256": sha256_of_file(new_records)},
         }
         content["seconds"] = {"verify": round(checked - start, 3), "write": round(time.perf_counter() - checked, 3)}
@@ -119,11 +119,8 @@ def require_fasta(index: Index, fasta: Path) -> None:
 
 
 def _write_tables(output: Path, records: Path, verified: VerifiedSet, dtype: str) -> str:
-    """Write embeddings.h5 and records.tsv.gz at the same time; return the SHA-256 of the values of `embeddings`.
-
-    The table keeps Python busy, the embeddings the disk.
-    """
-    with ThreadPoolExecutor(1) as thread:
+    """Write embeddings.h5 and records.tsv.gz; return the SHA-256 of the values of `embeddings`."""
+    with ThreadPoolExecutor(1) as thread:  # at the same time: the table keeps Python busy, the embeddings the disk
         unwanted = Event()
         table = thread.submit(write_records, records, verified.index, verified.fates, unwanted)
         try:
@@ -172,11 +169,6 @@ def _attributes(verified: VerifiedSet) -> dict[str, Any]:
         "fate_counts": json.dumps(verified.fate_counts),
         **verified.audit,
     }
-
-
-def _describe(output: Path, verified: VerifiedSet, digest: str) -> dict[str, Any]:
-    sizes = {"rows": len(verified.kept), "hidden_dim": verified.hidden_dim}
-    return {**sizes, "embeddings_sha256": digest, **sha256_around(output, "embeddings")}
 
 
 def _log_result(verified: VerifiedSet, output: Path, records: Path) -> None:

@@ -24,7 +24,7 @@ FATE_NAMES = {fate.value: fate.name.lower() for fate in Fate}
 
 
 def write_records(path: Path, index: Index, fates: np.ndarray | None = None, unwanted: Event | None = None) -> None:
-    """Write the table: tab-separated, quoted where needed, with a header line.
+    """Write the table: tab-separated, quoted where needed, with a header line, compressed by gzip.
 
     Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
     (those that entered the model), `windows` (their number, 1 for a whole sequence), `fate`, `row` (in
@@ -33,9 +33,7 @@ def write_records(path: Path, index: Index, fates: np.ndarray | None = None, unw
     `description` (the rest of the header).
 
     Args:
-        path: the file, gzip-compressed.
-        index: the index.
-        fates: the final fate of every record (uint8), the index's by default.
+        fates: the final fate of every record (uint8), by default that in the index.
         unwanted: once it is set, writing stops.
     """
     fates = np.array(index.record_fates) if fates is None else fates

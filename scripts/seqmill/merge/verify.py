@@ -118,13 +118,12 @@ def verify_shards(
     """Check a set of shards against the index, and the earlier results that the index reuses.
 
     Args:
-        index: the index the shards should be made from.
         shard_paths, status_paths: one of each per rank, in the same order.
         dtype: of the merged embeddings.
 
     Raises:
-        SeqmillError: names every shard that fails a check, and why; or a reused file is not as it was; or no record
-            has an embedding.
+        SeqmillError: names every shard that fails a check and why, names a reused file that has changed, or says that
+            no record has an embedding.
     """
     if len(status_paths) != len(shard_paths):
         raise SeqmillError(f"{len(shard_paths)} shards but {len(status_paths)} status JSONs were given")

@@ -28,7 +28,6 @@ def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
     """Open an `embeddings.h5`; the vectors stay on disk and are read when they are needed.
 
     Args:
-        path: the file.
         layer, pooling: the output, if the file has several: the first that fits (`Embeddings.outputs` lists them).
             Negative layers count from the end, -1 being the model's last.
 

@@ -214,7 +214,6 @@ def require_values(sources: list[Source], reused_files: np.ndarray) -> None:
     """Read the files that vectors will be taken from, before the rest is computed.
 
     Args:
-        sources: the files.
         reused_files: int32, the number of each sequence's file, -1 if none (`seqmill.index.order.find_reused`).
 
     Raises:

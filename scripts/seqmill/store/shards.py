@@ -87,8 +87,6 @@ def new_shard(
     """Open a writer of vectors; the shard appears at `path` when the block has ended with every row written.
 
     Args:
-        path: the shard's final name.
-        index: for the ids.
         rows, quarantined: int64, the index rows of the shard in order, and the rank's rows that it leaves out.
         hidden_dim: numbers in a row of embeddings, over all outputs.
         attributes: rank, world_size, the fingerprint, and everything else that describes the shard.
