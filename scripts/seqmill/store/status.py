@@ -19,7 +19,7 @@ RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 MOST_POINTS = 120
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Amount = Annotated[float, msgspec.Meta(ge=0)]
+Measure = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class StatusError(msgspec.Struct):
@@ -40,22 +40,22 @@ class RunFacts(msgspec.Struct, omit_defaults=True):
     torch: str | None = None
     num_tokens: Count | None = None
     num_residues: Count | None = None
-    pack_fill: Amount | None = None  # tokens divided by the capacity of the packs
+    pack_fill: Measure | None = None  # tokens divided by the capacity of the packs
     num_layers: Count | None = None  # of the model
     attention: str | None = None
     elementwise: str | None = None
-    throughput: list[tuple[Amount, Count]] | None = None  # the points of `Throughput`
+    throughput: list[tuple[Measure, Count]] | None = None  # the points of `Throughput`
     done_tokens: Count | None = None  # of all packs that were done when this was written, resumed ones included
-    tokens_per_second: Amount | None = None  # of the packs that this attempt computed, over the compute stage
+    tokens_per_second: Measure | None = None  # of the packs that this attempt computed, over the compute stage
     out_of_memory_splits: Count | None = None
     sequences_on_cpu: Count | None = None
     recomputed_float32: Count | None = None  # sequences
-    gpu_utilization_mean: Amount | None = None  # by NVML, as are the next three
+    gpu_utilization_mean: Measure | None = None  # by NVML, as are the next three
     gpu_memory_bytes_max: Count | None = None
-    gpu_power_watts_mean: Amount | None = None
+    gpu_power_watts_mean: Measure | None = None
     gpu_samples: Count | None = None
     model_flops_per_second: Count | None = None  # likewise
-    model_flop_utilization: Amount | None = None  # divided by the speed of a matrix product on this device
+    model_flop_utilization: Measure | None = None  # divided by the speed of a matrix product on this device
     computed_by: list[str] | None = None  # the kinds of device and kernels, also those of resumed packs
     peak_host_bytes: Count | None = None
     peak_device_bytes: Count | None = None
@@ -73,7 +73,7 @@ class AuditFacts(msgspec.Struct, omit_defaults=True):
     worst_relative_error: float | None = None
     worst_sequence: str | None = None
     reference: str | None = None
-    seconds: Amount | None = None
+    seconds: Measure | None = None
     longest_included: bool | None = None
     verdict: Literal["ok", "warn", "fail", "none"] | None = None
 
@@ -110,7 +110,7 @@ class ShardStatus(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: dict[str, Any] = {}  # `Fingerprint.attributes()`, once it is known
     weights: list[dict[str, Any]] | None = None  # the model's files, each an `InputFile`; empty for untrained weights
     run: RunFacts = msgspec.field(default_factory=RunFacts)
-    seconds: dict[str, Amount] = {}  # wall time by stage
+    seconds: dict[str, Measure] = {}  # wall time by stage
     quarantined: Quarantined = msgspec.field(default_factory=Quarantined)
     audit: AuditFacts = msgspec.field(default_factory=AuditFacts)
     shard_sha256: str = ""
