@@ -237,10 +237,10 @@ def whole_run(folder: Path, proteins: list[str], rate: float) -> dict:
     return {
         "model": FLAGSHIP,
         "sequences": count,
-        "tokens": done.run["num_tokens"],
+        "tokens": done.run.num_tokens,
         "seconds": time.perf_counter() - start,
         "stages": {"index": round(indexed - start, 3), **done.seconds},
-        "tokens_per_second_computing": done.run["tokens_per_second"],
+        "tokens_per_second_computing": done.run.tokens_per_second,
     }
 
 

@@ -1,4 +1,4 @@
-"""Any status JSON: it is refused in a message that names it, or the merge gives the undisturbed embeddings.
+"""Damaged status JSONs: the merge refuses them with a message that names them, or gives the right embeddings.
 
 Bytes are flipped, cut and inserted; keys are dropped, renamed and given values of every wrong type and size.
 """

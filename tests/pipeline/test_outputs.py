@@ -65,8 +65,8 @@ def test_layers_and_poolings_of_proteins(proteins: tuple, tmp_path: Path) -> Non
             else:
                 assert relative_error(found[row], vector) < 5e-5, (layer, pooling, row)
     audits = [read_status(status).audit for status in run.statuses]
-    assert [audit["verdict"] for audit in audits] == ["ok"]
-    assert max(audit["worst_relative_error"] for audit in audits) < 5e-5
+    assert [audit.verdict for audit in audits] == ["ok"]
+    assert max(audit.worst_relative_error for audit in audits) < 5e-5
 
 
 def test_the_first_output_has_the_same_bits_alone(proteins: tuple, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
                     expected = np.average(vectors, axis=0, weights=weights)
                 found = open_embeddings(run.embeddings, number, pooling)[record]
                 assert relative_error(found, expected) < 5e-5, (number, pooling, record)
-    assert [read_status(status).audit["verdict"] for status in run.statuses] == ["ok"]
+    assert [read_status(status).audit.verdict for status in run.statuses] == ["ok"]
 
 
 def test_float16_in_the_results(proteins: tuple, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_they_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:
     assert by_row.shape == (5, SMALL_ESM2.hidden_dim)
     assert (embeddings.residues("sp|P12345|TEST_HUMAN") == by_row).all()
     assert (embeddings.residues(-1) == embeddings.residues(len(embeddings) - 1)).all()
-    with pytest.raises(SeqmillError, match=r"several sequences have the id 'twice': ask by row, of \[3, 4, 11\]"):
+    with pytest.raises(SeqmillError, match=r"the id 'twice': use a row instead, one of \[3, 4, 11\]"):
         embeddings.residues("twice")
     with pytest.raises(KeyError, match="no record has the id 'absent'"):
         embeddings.residues("absent")

@@ -22,7 +22,7 @@ from seqmill.model.encoder import Encoder
 from seqmill.spec.models import AnyArchitecture, model_flop
 from seqmill.spec.task import ShardTask
 from seqmill.store.index import Index
-from seqmill.store.status import ShardStatus, Throughput, stage, write_status
+from seqmill.store.status import Quarantined, ShardStatus, Throughput, stage, write_status
 
 PROGRESS_SECONDS = 10.0
 # With on_error=fail the search ends after so many: something is wrong with the weights. With skip it ends after ten
@@ -61,12 +61,12 @@ def compute_packs(
     """
     index, device, embed = work.index, work.device, work.embed
     finite = FiniteResults(index, device, embed.readout, work.exact_model)
-    threads = status.run["threads"]
+    threads = status.run.threads
     # Sums are kept in float32 to their end, whatever the precision of the factors.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     sizes = np.diff(index.token_offsets[index.pack_offsets])
-    resumed_tokens = status.run["num_tokens"] - int(sizes[np.array(packs, np.int64)].sum())
+    resumed_tokens = status.run.num_tokens - int(sizes[np.array(packs, np.int64)].sum())
     num_sequences = num_tokens = 0
     try:
         if device.type == "cuda" and packs:
@@ -78,7 +78,7 @@ def compute_packs(
             closing(embed_packs(embed, index, packs, device, threads)) as computed,
         ):
             throughput = Throughput()
-            status.run["throughput"] = throughput.points
+            status.run.throughput = throughput.points
             began = said = time.monotonic()
             for result in finite(computed):
                 writer.computed_by = _with_detours(status, embed, finite)
@@ -103,12 +103,12 @@ def compute_packs(
         status.run.update(
             out_of_memory_splits=embed.splits, sequences_on_cpu=embed.on_cpu, recomputed_float32=finite.recomputed
         )
-    status.run.update(gpu.summary())
-    status.run.update(_speed(index, packs, embed.architecture, status.seconds["compute"]))
+    status.run.update(**gpu.summary())
+    status.run.update(**_speed(index, packs, embed.architecture, status.seconds["compute"]))
     if device.type == "cuda" and packs:
         try:
-            peak = gemm_peak(device, getattr(torch, status.run["precision"]))
-            status.run["model_flop_utilization"] = round(status.run["model_flops_per_second"] / peak, 4)
+            peak = gemm_peak(device, getattr(torch, status.run.precision))
+            status.run.model_flop_utilization = round(status.run.model_flops_per_second / peak, 4)
         except RuntimeError as error:  # as where the model leaves no room: a figure is worth less than the work
             log.warning("the GPU's peak can't be measured: %s", error)
 
@@ -116,7 +116,7 @@ def compute_packs(
 def quarantined_message(index: Index, quarantined: np.ndarray, status: ShardStatus) -> str:
     """Say which sequences (index rows) have no finite embedding, and note it in the status."""
     names = [index.sequence_name(row) for row in quarantined[:SHOWN_QUARANTINED].tolist()]
-    status.quarantined = {"num_sequences": len(quarantined), "first": names}
+    status.quarantined = Quarantined(len(quarantined), names)
     more = " ..." if len(names) < len(quarantined) else ""
     number = "1 sequence has" if len(quarantined) == 1 else f"{len(quarantined)} sequences have"
     return f"{number} no finite embedding, in float32 either: {', '.join(names)}{more}"
@@ -126,7 +126,7 @@ def _with_detours(status: ShardStatus, embed: PackEmbedder, finite: FiniteResult
     """Return who computes, with what was left to the CPU or to float32 so far."""
     detours = [text for text, number in (("the CPU", embed.on_cpu), ("float32", finite.recomputed)) if number]
     suffix = f" (some sequences by {' and '.join(detours)})" if detours else ""
-    return f"{status.run['device']}, attention {status.run['attention']}, {status.run['elementwise']}{suffix}"
+    return f"{status.run.device}, attention {status.run.attention}, {status.run.elementwise}{suffix}"
 
 
 def _require_few_quarantined(

@@ -39,7 +39,7 @@ from seqmill.store.layout import parts_folder
 from seqmill.store.parts import remove_parts
 from seqmill.store.reuse import require_computation
 from seqmill.store.shards import new_shard
-from seqmill.store.status import ShardStatus, stage, write_status
+from seqmill.store.status import AuditFacts, RunFacts, ShardStatus, stage, write_status
 
 UNTRAINED_WARNING = "UNTRAINED WEIGHTS: these embeddings are random projections and have no biological meaning"
 
@@ -66,17 +66,17 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     packs = packs_of_rank(index.num_packs, task.rank, task.world_size)
     rows = rows_of_rank(index.pack_offsets, task.rank, task.world_size)
     status.num_sequences, status.num_packs = len(rows), len(packs)
-    status.run = {
+    status.run = RunFacts(
         **devices.describe_device(device),
-        "precision": precision,
-        "precision_asked": task.precision,
-        "threads": threads,
-        "torch": torch.__version__,
+        precision=precision,
+        precision_asked=task.precision,
+        threads=threads,
+        torch=str(torch.__version__),
         **_describe_packs(index, task, rows),
-    }
-    num_tokens = status.run["num_tokens"]
+    )
+    num_tokens = status.run.num_tokens
     log.info("rank %d of %d: %d sequences, %d tokens", task.rank, task.world_size, len(rows), num_tokens)
-    log.info("device %s (%s), precision %s", device, status.run["device"], precision)
+    log.info("device %s (%s), precision %s", device, status.run.device, precision)
 
     with stage(status, "load"):
         source = model_of(index, task.model)
@@ -95,10 +95,10 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         for file, noted in zip(source.files, status.weights or [], strict=True):
             require_unchanged(file, noted["stamp"])
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
-    status.run["num_layers"] = architecture.num_layers
-    status.run["attention"] = model.attention
-    status.run["elementwise"] = "Triton" if model.fuse else "eager"
-    log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run["elementwise"])
+    status.run.num_layers = architecture.num_layers
+    status.run.attention = model.attention
+    status.run.elementwise = "Triton" if model.fuse else "eager"
+    log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run.elementwise)
     if not weights.trained:
         status.warning = UNTRAINED_WARNING
         log.warning(UNTRAINED_WARNING)
@@ -134,7 +134,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         work = Computation(index, device, embed, lambda on: _make_model(source, index, torch.float32, on))
         compute_packs(work, todo, writer, task, status, signals)
     del embed, work  # room for the audit's reference
-    status.run["computed_by"] = parts.computed_by(packs)
+    status.run.computed_by = parts.computed_by(packs)
     quarantined = np.array(parts.quarantined(packs), np.int64)
     if len(quarantined):
         message = quarantined_message(index, quarantined, status)
@@ -150,7 +150,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
         "num_layers": architecture.num_layers,
         "trained_weights": weights.trained,
         "warning": status.warning,
-        "computed_by": "; ".join(status.run["computed_by"]),
+        "computed_by": "; ".join(status.run.computed_by),
         **audited,
     }
     with (
@@ -163,8 +163,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     with stage(status, "verify"):
         status.shard_sha256 = sha256_of_file(task.shard)
         status.shard_bytes = task.shard.stat().st_size
-    status.run.update(devices.peak_memory(device))
-    log.info("complete: %d sequences, %.0f tokens/s", len(kept), status.run["tokens_per_second"])
+    status.run.update(**devices.peak_memory(device))
+    log.info("complete: %d sequences, %.0f tokens/s", len(kept), status.run.tokens_per_second)
     return partial(remove_parts, folder, fingerprint, packs, own=task.shard.name)
 
 
@@ -218,8 +218,10 @@ def _audit(
             message = f"it failed: {type(error).__name__}: {error}"
             audit = Audit(0, math.nan, math.nan, "", f"none: {message}", 0.0, False)
             verdict = "warn"
-    found = {name: value for name, value in asdict(audit).items() if value == value}  # JSON has no NaN
-    status.audit = {**found, "verdict": verdict}
+    numbers = (audit.worst_cosine, audit.worst_relative_error)
+    cosine, error = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN or infinity
+    found = {**asdict(audit), "worst_cosine": cosine, "worst_relative_error": error}
+    status.audit = AuditFacts(**found, verdict=verdict)
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)
     names = ("sequences", "worst_cosine", "worst_relative_error", "reference")
     return {f"audit_{name}": getattr(audit, name) for name in names}

@@ -216,7 +216,7 @@ def add_finished_shards(
             if difference := Fingerprint.from_attributes(status.fingerprint).difference(fingerprint):
                 refused[difference] = refused.get(difference, 0) + 1
                 continue
-            shard = verify_shard(index, path, status_path_of(path), status.world_size).shard
+            shard, _ = verify_shard(index, path, status_path_of(path), status.world_size)
             held = packs_of_rank(index.num_packs, shard.rank, shard.world_size)
             found = FinishedShard.of(shard, sorted(missing.intersection(held)), index)
             if not os.path.samestat(before, path.stat()):

@@ -14,7 +14,7 @@ from seqmill.base.signals import Interrupted, Signals
 from seqmill.embed.lease import leased_gpu
 from seqmill.spec.task import ShardTask
 from seqmill.store.parts import keep_finished, remove_unfinished
-from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, stage, write_status
+from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, StatusError, stage, write_status
 
 __all__ = ["ShardTask", "embed_shard"]
 
@@ -65,7 +65,7 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
         status.status = COMPLETE
     except BaseException as error:
         status.status = FAILED
-        status.error = {"type": type(error).__name__, "message": str(error)}
+        status.error = StatusError(type(error).__name__, str(error))
         raise
     finally:
         try:
@@ -73,7 +73,7 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
         except Interrupted:  # the first signal, after the work has ended: what it has come to stands
             signals.ignore()
         if status.status == RUNNING:  # the first signal, before the failure above was noted
-            status.status, status.error = FAILED, {"type": "Interrupted", "message": "stopped by a signal"}
+            status.status, status.error = FAILED, StatusError("Interrupted", "stopped by a signal")
         status.ended = _now()
         try:
             write_status(task.status, status)

@@ -1,62 +1,50 @@
-"""manifest.json: what was made, from what, by what."""
+"""manifest.json: the results, their inputs, and the software that made them."""
 
 from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from seqmill.merge.reused import ReusedVectors
-from seqmill.store.index import Index
-from seqmill.store.shard_checks import VerifiedShard
+import msgspec
+
+from seqmill.base.input_files import InputFile
+from seqmill.merge.verify import VerifiedSet
 from seqmill.version import __version__
 
 COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
+STATUS_FIELDS = ("num_sequences", "attempt", "started", "ended", "resumed_packs", "audit", "run", "seconds")
 
 
-def manifest_of(
-    index: Index, shards: list[VerifiedShard], reused: ReusedVectors, fate_counts: dict[str, int]
-) -> dict[str, Any]:
-    """Return the manifest but for the digests of the results and the merge's own time."""
-    attributes = index.attributes
-    status = shards[0].status
+def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
+    """Return the manifest without the digests of the results and the merge's own time."""
+    attributes = verified.index.attributes
     return {
         "seqmill_version": __version__,
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "warning": status.warning,
-        "fasta": {
-            "path": attributes["source_path"],
-            "bytes": attributes["source_size"],
-            "sha256": attributes["source_sha256"],
-            "stamp": attributes.get("source_stamp", ""),
-        },
-        "weights": status.weights,
-        "fingerprint": shards[0].shard.fingerprint.attributes(),
+        "warning": verified.warning,
+        "fasta": asdict(InputFile.fasta_of(attributes)),
+        "weights": verified.statuses[0].weights,
+        "fingerprint": verified.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in COUNTS},
-            "fates": fate_counts,
+            "fates": verified.fate_counts,
             "letters": json.loads(attributes["letter_counts"]),
         },
-        "audit": worst_audit(shards, reused),
-        "reuse": reused.summary(),
+        "audit": verified.audit,
+        "reuse": verified.reused.summary(),
         "shards": [
             {
-                "rank": verified.status.rank,
-                "path": str(verified.shard.path),
-                "sha256": verified.status.shard_sha256,
-                "num_sequences": verified.status.num_sequences,
-                "attempt": verified.status.attempt,
-                "started": verified.status.started,
-                "ended": verified.status.ended,
-                "resumed_packs": verified.status.resumed_packs,
-                "audit": verified.status.audit,
-                "run": verified.status.run,
-                "seconds": verified.status.seconds,
+                "rank": status.rank,
+                "path": str(shard.path),
+                "sha256": status.shard_sha256,
+                **{name: msgspec.to_builtins(getattr(status, name)) for name in STATUS_FIELDS},
             }
-            for verified in shards
+            for shard, status in zip(verified.shards, verified.statuses, strict=True)
         ],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
@@ -67,24 +55,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def computed_by(shards: list[VerifiedShard], reused: ReusedVectors) -> list[str]:
-    """Return the kinds of device and kernels that computed them, sorted."""
-    return sorted(reused.computed_by.union(*(verified.shard.computed_by for verified in shards)))
-
-
-def worst_audit(shards: list[VerifiedShard], reused: ReusedVectors) -> dict[str, Any]:
-    """Return what the audits of the shards and of reused results found, as attributes: of the errors the worst."""
-    found = [verified.shard.audit for verified in shards if verified.status.num_sequences]
-    found += [source.attributes for source in reused.used]
-    audits = [audit for audit in found if audit["audit_sequences"]]
-    references = sorted({text for audit in found for text in audit["audit_reference"].split("; ")})
-    result: dict[str, Any] = {
-        "audit_sequences": sum(audit["audit_sequences"] for audit in audits),
-        "audit_reference": "; ".join(references),
-    }
-    if audits:
-        result["audit_worst_cosine"] = min(audit["audit_worst_cosine"] for audit in audits)
-        result["audit_worst_relative_error"] = max(audit["audit_worst_relative_error"] for audit in audits)
-    return result

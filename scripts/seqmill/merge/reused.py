@@ -1,8 +1,7 @@
-"""The vectors that an index takes from earlier results: checked, then gathered as the merge asks for them."""
+"""The vectors that an index takes from earlier results: checked, then read as the merge needs them."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -10,30 +9,15 @@ import numpy as np
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index
-from seqmill.store.reuse import (
-    Source,
-    _require_digests,
-    _require_values,
-    bring_back,
-    open_noted,
-    require_computation,
-    require_dtype,
-)
-
-log = logging.getLogger(__name__)
+from seqmill.store.reuse import Source, bring_back, open_noted, require_computation, require_dtype
 
 
 class ReusedVectors:
-    """The vectors of the index's reused sequences.
-
-    Args:
-        index: says which, and in which files.
-        fingerprint: of the computation that they are combined with.
-        dtype: of the result.
+    """The vectors of the index's reused sequences, which are combined with the computation `fingerprint`.
 
     Raises:
-        SeqmillError: a file is gone, is another than when the index was built, is damaged, of another computation,
-            or rounded to less than `dtype`.
+        SeqmillError: a file is missing, has changed since the index was built, is damaged, is of another computation,
+            or has a lower precision than the result's `dtype`.
     """
 
     def __init__(self, index: Index, fingerprint: Fingerprint, dtype: str) -> None:
@@ -45,9 +29,9 @@ class ReusedVectors:
                 source = open_noted(note)
                 require_dtype(source, dtype)
                 rows = np.flatnonzero(index.reused_files == number)
-                _require_digests(index, source, rows)
+                source.require_digests(index, rows)
                 if len(rows):
-                    _require_values(source)
+                    source.require_values()
             except SeqmillError as error:
                 raise SeqmillError(f"{error}; {bring_back(index.path)}") from None
             self._sources.append(source)
@@ -64,22 +48,17 @@ class ReusedVectors:
         return {kind for source in self.used for kind in source.attributes["computed_by"].split("; ") if kind}
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return path and fingerprint of each file, and how many sequences' vectors are taken from it."""
+        """Return the path and fingerprint of each file, and how many vectors are taken from it."""
         return [
             {"path": path, "fingerprint": source.fingerprint.digest, "sequences": count}
             for path, source, count in zip(self._index.reused_paths, self._sources, self._counts, strict=True)
         ]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the vectors of reused sequences, float32 (n, outputs x hidden_dim).
-
-        Args:
-            rows: int64 (n,), of the index.
-        """
+        """Return the vectors of reused sequences (index rows, int64 (n,)) as float32 (n, outputs x hidden_dim)."""
         places = rows - self._index.num_computed
         numbers, source_rows = self._index.reused_files[places], self._index.reused_rows[places]
-        widths = [output.shape[1] for output in self._sources[0].outputs]
-        vectors = np.empty((len(rows), sum(widths)), np.float32)
+        vectors = np.empty((len(rows), sum(output.shape[1] for output in self._sources[0].outputs)), np.float32)
         for number in np.unique(numbers):
             wanted = numbers == number
             outputs = self._sources[number].outputs

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from seqmill.errors import SeqmillError
@@ -25,7 +26,7 @@ RECORDS_BLOCK = 65536  # rows
 MAX_BINS = 60
 FATES = tuple(fate.name.lower() for fate in Fate)
 LEFT_OUT = ("rejected", "quarantined")
-# Of a shard's `run` in the manifest or in its status JSON; see `seqmill.store.status.ShardStatus`.
+# Of a shard's `run` in the manifest or in its status JSON; see `seqmill.store.status.RunFacts`.
 RUN_WORDS = ("device", "precision", "attention", "torch")
 RUN_NUMBERS = (
     "threads",
@@ -146,7 +147,7 @@ def _read_statuses(paths: list[Path], embeddings: Embeddings) -> list[dict[str, 
     for path in paths:
         status = read_status(path)
         try:
-            shards.append(_shard(vars(status)))
+            shards.append(_shard(msgspec.to_builtins(status)))
         except WRONG_JSON as error:
             raise SeqmillError(f"{path}: not a seqmill status JSON, or damaged: {error}") from error
         if status.fingerprint.get("fingerprint") != embeddings.attrs.get("fingerprint"):

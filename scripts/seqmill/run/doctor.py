@@ -236,7 +236,7 @@ def _parts(folder: Path, index: Index | None, shards: list[ShardState], check: b
     if not parts or not index:
         return
     tried = [state.status for state in shards if state.status and state.status.fingerprint]
-    last = max(tried, key=lambda status: str(status.updated), default=None)
+    last = max(tried, key=lambda status: status.updated, default=None)
     known, _ = attempt(folder, lambda _: Fingerprint.from_attributes(last.fingerprint) if last else None)
     current = known or parts[-1].fingerprint
     ours = [part for part in parts if not part.fingerprint.difference(current)]

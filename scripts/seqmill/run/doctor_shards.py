@@ -40,7 +40,7 @@ def shard_state(folder: Path, rank: int, size: int, files: Stats, index: Index |
         finding = _judge(path, status, trouble, redo, files)
         if finding is None and (wrong := _wrong_with(path, files[path.name].st_size, status, index, check)):
             finding = Finding(wrong, *redo)
-    except Exception as error:  # a status with odd values, or whatever h5py makes of a damaged file
+    except Exception as error:  # a damaged file may make h5py raise anything
         finding = trouble_with(path, error)
         finding = finding if finding.mend == Mend.ACCESS else Finding(finding.text, *redo)
     return ShardState(path, finding, status)
@@ -62,16 +62,15 @@ def _judge(
         return Finding(f"{gone}: {_progress(status)}", *redo)
     if status.status == FAILED:
         return _failed(path.parent.parent, status, redo)
-    if status.status == COMPLETE and path.name not in files:
+    if path.name not in files:
         return Finding("complete by its status JSON, but the file is missing", *redo)
-    return None if status.status == COMPLETE else Finding(f"its status JSON says {status.status!r}", *redo)
+    return None
 
 
 def _failed(folder: Path, status: ShardStatus, redo: tuple[Mend, str]) -> Finding:
-    error = status.error or {}
-    message = in_one_line(error.get("message"))
-    text = f"failed at attempt {status.attempt}: {error.get('type')}: {message}"
-    if error.get("type") == "Interrupted":
+    message = in_one_line(status.reason)
+    text = f"failed at attempt {status.attempt}: {message}"
+    if status.error and status.error.type == "Interrupted":
         return Finding(text, *redo)
     if "build the index again" in message:
         return Finding(text, Mend.REMOVE, shown(folder / "index.h5"))
@@ -92,8 +91,8 @@ def _wrong_with(path: Path, size: int, status: ShardStatus, index: Index | None,
         return f"the file and its status JSON differ: {difference}"
     if index and fingerprint.index_digest != index.digest:
         return "made from another index than index.h5"
-    if status.audit.get("verdict") == "fail":
-        return f"its audit failed, the embeddings are wrong: worst cosine {status.audit.get('worst_cosine')}"
+    if status.audit.verdict == "fail":
+        return f"its audit failed, the embeddings are wrong: worst cosine {status.audit.worst_cosine}"
     if check and sha256_of_file(path) != status.shard_sha256:
         return "its SHA-256 is not the one in its status JSON: damaged or changed"
     return ""

@@ -144,7 +144,7 @@ def _progress(folder: Path, names: Stats, files: Stats) -> Progress:
         done, total = _amounts(status, state)
         said += total
         result.done += done
-        result.resumed += min(_count(status.resumed_packs), done.packs)
+        result.resumed += min(status.resumed_packs, done.packs)
         if state == RUNNING and (rate := _rate(status, done)):
             result.rate += rate
             remaining.append((total.tokens - done.tokens) / rate)
@@ -205,10 +205,9 @@ def _shard_state(shard: Path, files: Stats, merged: bool) -> tuple[str, ShardSta
             status = read_status(path)
     except SeqmillError as error:
         return UNREADABLE, None, in_one_line(str(error))
-    tried = f" at attempt {_count(status.attempt)}" if status.attempt > 1 else ""
+    tried = f" at attempt {status.attempt}" if status.attempt > 1 else ""
     if status.status == FAILED:
-        error = status.error or {}
-        return FAILED, status, in_one_line(f"failed{tried}: {error.get('type')}: {error.get('message')}")
+        return FAILED, status, in_one_line(f"failed{tried}: {status.reason}")
     if status.status == RUNNING:
         state = STALE if reason else RUNNING
         return state, status, f"{state}{tried}{reason}" if tried or reason else ""
@@ -252,24 +251,24 @@ def _seconds_of(when: str) -> float:
 
 def _amounts(status: ShardStatus, state: str) -> tuple[Amount, Amount]:
     """Return what is done of a shard, and all of it."""
-    total = Amount(_count(status.num_packs), _count(status.run.get("num_tokens")))
+    total = Amount(status.num_packs, status.run.num_tokens or 0)
     if state == COMPLETE:
         return total, total
     if state == WAITING:
         return Amount(), total
-    packs = min(_count(status.done_packs), total.packs)
-    tokens = _count(status.run.get("done_tokens")) or (total.tokens * packs // total.packs if packs else 0)
+    packs = min(status.done_packs, total.packs)
+    tokens = status.run.done_tokens or (total.tokens * packs // total.packs if packs else 0)
     return Amount(packs, min(tokens, total.tokens)), total
 
 
 def _rate(status: ShardStatus, done: Amount) -> float:
     """Return the tokens a second of a running shard, 0 if unknown: as it says, or judged by the packs done so far."""
-    if said := _count(status.run.get("tokens_per_second")):
-        return float(said)
-    packs = done.packs - _count(status.resumed_packs)
+    if status.run.tokens_per_second:
+        return status.run.tokens_per_second
+    packs = done.packs - status.resumed_packs
     with suppress(ValueError, TypeError, OverflowError):
         seconds = (datetime.fromisoformat(status.updated) - datetime.fromisoformat(status.started)).total_seconds()
-        seconds -= sum(map(_count, status.seconds.values()))  # stages that are over: the computation is not
+        seconds -= sum(status.seconds.values())  # stages that are over: the computation is not
         if packs > 0 and seconds > 0:
             return done.tokens * packs / done.packs / seconds
     return 0.0

@@ -17,7 +17,7 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
-from seqmill.store.reuse import TAKE_OUT, Source, _require_same, bring_back, open_noted, open_source, require_dtype
+from seqmill.store.reuse import TAKE_OUT, Source, bring_back, open_noted, open_source, require_dtype, require_same
 
 
 def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any
         raise SeqmillError(
             f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; {TAKE_OUT}"
         )
-    _require_same(source.path, source.attributes, known)
+    require_same(source.path, source.attributes, known)
     require_dtype(source, dtype)
 
 
@@ -59,7 +59,7 @@ def reused_by(results: Path, known: Mapping[str, Any]) -> dict[Path, str]:
         else:
             notes = json.loads((results / "manifest.json").read_text(encoding="utf-8"))["reuse"]
         for note in notes:
-            _require_same(note["path"], {**attributes, **note}, known)
+            require_same(note["path"], {**attributes, **note}, known)
         return {Path(note["path"]): note["fingerprint"] for note in notes}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SeqmillError):
         return {}  # if one is damaged, its reader will say so

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from seqmill.base.files import sha256_of_file
 from seqmill.base.hdf5 import open_hdf5, read_attributes
 from seqmill.base.input_files import Change, InputFile, KnownDigests, find_change, shown_path
@@ -25,7 +27,7 @@ from seqmill.spec.outputs import Outputs
 from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 from seqmill.store.index_format import INDEX_FORMAT
 from seqmill.store.layout import SHARD, status_path_of
-from seqmill.store.status import COMPLETE, read_status
+from seqmill.store.status import COMPLETE, RunFacts, read_status
 
 DAMAGED = (SeqmillError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -163,7 +165,7 @@ def _merged_facts(results: Path) -> dict[str, Any] | None:
         facts["source_stamp"] = manifest["fasta"].get("stamp", "")
         facts["weights"] = manifest.get("weights")
         facts["reuse"] = json.dumps(manifest["reuse"])
-        facts["runs"] = [shard["run"] for shard in manifest["shards"]]
+        facts["runs"] = [msgspec.convert(shard["run"], RunFacts) for shard in manifest["shards"]]
     except DAMAGED as error:
         return {"unreadable": f"{path}: {error}"}
     return facts
@@ -204,7 +206,7 @@ class _Judge:
         yield _of_index(made, index)
         yield self._weights(status.weights, made.model)
         yield from self._computation(made, [status.run])
-        yield self._quarantined(status.quarantined.get("num_sequences", 0))
+        yield self._quarantined(status.quarantined.num_sequences)
 
     def _merged_reasons(self, facts: dict[str, Any], index: dict[str, Any] | None) -> Iterator[str]:
         yield facts.get("unreadable", "")
@@ -234,8 +236,8 @@ class _Judge:
         for name, value in asdict(self.request.policy).items():
             yield _difference(name, facts[name], value)
 
-    def _computation(self, made: Fingerprint, runs: list[dict[str, Any]]) -> Iterator[str]:
-        outputs, num_layers = self.request.outputs, runs[0].get("num_layers")
+    def _computation(self, made: Fingerprint, runs: list[RunFacts]) -> Iterator[str]:
+        outputs, num_layers = self.request.outputs, runs[0].num_layers
         if min(outputs.layers) >= 0 or num_layers is not None:
             layers = outputs.of(num_layers).layers if num_layers is not None else outputs.layers
             yield _difference("layers", made.layers, ",".join(map(str, layers)))
@@ -243,7 +245,7 @@ class _Judge:
         yield _difference("per_residue", made.per_residue or "false", outputs.per_residue or "false")
         for run in runs:
             # Another device alone computes nothing again, so auto stays what it was.
-            asked = run.get("precision_asked", "auto")
+            asked = run.precision_asked or "auto"
             if self.request.precision not in (asked, made.precision):
                 yield _difference("precision", asked, self.request.precision)
 

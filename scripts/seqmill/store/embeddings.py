@@ -16,23 +16,23 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.outputs import residue_dataset
 
 if TYPE_CHECKING:
-    import h5py
     import pandas
 
 EMBEDDINGS_FORMAT = 3
 DTYPES = (np.float32, np.float16)
+BLOCK_BYTES = 32 << 20
+ID_BLOCK = 4096
 
 
 def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> Embeddings:
-    """Open an `embeddings.h5`; the vectors stay on disk and are read as they are asked for.
+    """Open an `embeddings.h5`; the vectors stay on disk and are read when they are needed.
 
     Args:
-        path: the file.
-        layer, pooling: which output, if the file has several; the first that fits. `Embeddings.outputs` lists them.
-            Layers below 0 count from the end, -1 being the model's last.
+        layer, pooling: the output, if the file has several: the first that fits (`Embeddings.outputs` lists them).
+            Negative layers count from the end, -1 being the model's last.
 
     Raises:
-        SeqmillError: absent, truncated, not written by seqmill's merge, or without such an output.
+        SeqmillError: the file is missing, truncated or not written by seqmill's merge, or has no such output.
     """
     return Embeddings(Path(path), layer, pooling)
 
@@ -40,12 +40,12 @@ def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
 class Embeddings:
     """The embeddings of a FASTA file, in its order.
 
-    `e[3]` and `e[-1]` are vectors, float32 (or float16, if so stored) (hidden_dim,); `e[10:20]` and `e[[1, 5]]` are
-    arrays, (n, hidden_dim). `e["id"]` is the vector of that record; if several records bear the id,
-    an array (n, hidden_dim) of all of them, in the order of the FASTA.
+    `e[3]` and `e[-1]` are vectors (hidden_dim,) in float32, or float16 if so stored; `e[10:20]` and `e[[1, 5]]` are
+    arrays (n, hidden_dim). `e["id"]` is the vector of that record; if several records have the id, it is an array
+    (n, hidden_dim) of all of them, in the order of the FASTA.
 
     Attributes:
-        ids: the records' ids, a list of str (a copy of the file's; made when first asked for).
+        ids: the records' ids, a list of str, read when it is first used.
         lengths: int32 (n,), residues in each record's sequence, before any truncation.
         array: (n, hidden_dim), a read-only memory map of all embeddings.
         outputs: layer and pooling of every output in the file.
@@ -61,45 +61,43 @@ class Embeddings:
             if version != EMBEDDINGS_FORMAT:
                 found = "is not a seqmill embeddings file" if version is None else f"has format {version}"
                 raise SeqmillError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
-            outputs = json.loads(self.attrs["outputs"])
-            self.outputs = [(output["layer"], output["pooling"]) for output in outputs]
+            datasets = {
+                (output["layer"], output["pooling"]): output["dataset"] for output in json.loads(self.attrs["outputs"])
+            }
+            self.outputs = list(datasets)
             if layer is not None and layer < 0:
                 layer += self.attrs["num_layers"] + 1
-            fits = [number for number, pair in enumerate(self.outputs) if _fits(pair, layer, pooling)]
-            if fits:
-                self.layer, self.pooling = self.outputs[fits[0]]
-                self.array: np.ndarray = map_dataset(path, file[outputs[fits[0]]["dataset"]])
-                self._residues = self._map_residues(file)
+            fits = [pair for pair in datasets if layer in (None, pair[0]) and pooling in (None, pair[1])]
+            if not fits:
+                there = ", ".join(f"layer {layer} pooled by {pooling}" for layer, pooling in datasets)
+                raise SeqmillError(f"{path}: has no such output; there is {there}")
+            self.layer, self.pooling = fits[0]
+            self.array: np.ndarray = map_dataset(path, file[datasets[fits[0]]])
             self.lengths: np.ndarray = file["lengths"][:]
-        if not fits:
-            there = ", ".join(f"layer {layer} pooled by {pooling}" for layer, pooling in self.outputs)
-            raise SeqmillError(f"{path}: has no such output; there is {there}")
+            self._residues: tuple[np.ndarray, ...] | None = None  # vectors, begins and counts
+            if self.attrs.get("per_residue"):
+                vectors = residue_dataset(self.layer, self.layer == self.outputs[0][0])
+                names = (vectors, "residue_begins", "residue_counts")
+                self._residues = tuple(map_dataset(path, file[name]) for name in names)
         if self.array.ndim != 2 or self.array.dtype not in DTYPES or self.lengths.dtype != np.int32:
             raise SeqmillError(f"{path}: embeddings or lengths have another type or shape; merge the shards again")
         self._require_one_a_row("lengths", len(self.lengths))
 
-    def _map_residues(self, file: h5py.File) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Map vectors, begins and counts of residues by the output's layer; None if the file has none."""
-        if not self.attrs.get("per_residue"):
-            return None
-        names = (residue_dataset(self.layer, self.layer == self.outputs[0][0]), "residue_begins", "residue_counts")
-        return tuple(map_dataset(self.path, file[name]) for name in names)
-
     @property
     def has_residues(self) -> bool:
-        """Whether the file holds the vectors of residues as well."""
+        """Whether the file also holds residue vectors."""
         return self._residues is not None
 
     @property
     def residue_bytes(self) -> int:
-        """Bytes of the vectors of all records' residues, if each record had its own."""
+        """Bytes of the residue vectors of all records, if no records shared them."""
         if self._residues is None:
             return 0
         vectors, _, counts = self._residues
         return int(counts.sum(dtype=np.int64)) * vectors.shape[1] * vectors.itemsize
 
     def residues(self, key: str | int) -> np.ndarray:
-        """Return the vectors of a record's residues by the output's layer: (residues, hidden_dim), float16 or float32.
+        """Return the residue vectors of a record by the output's layer: (residues, hidden_dim), float16 or float32.
 
         Args:
             key: the record's id, or its row.
@@ -114,7 +112,7 @@ class Embeddings:
         if isinstance(key, str):
             rows = self._rows_of(key)
             if len(set(begins[rows].tolist())) > 1:
-                raise SeqmillError(f"several sequences have the id {key!r}: ask by row, of {rows}")
+                raise SeqmillError(f"several sequences have the id {key!r}: use a row instead, one of {rows}")
             key = rows[0]
         begin = int(begins[key])
         return np.array(vectors[begin : begin + int(counts[key])])
@@ -163,18 +161,10 @@ class Embeddings:
         return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}, {what}{warning}>"
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return all embeddings as a DataFrame: one row a record, the ids as its index. Loads everything."""
+        """Return all embeddings as a DataFrame with one row per record, indexed by id. Loads everything."""
         import pandas
 
         return pandas.DataFrame(np.array(self.array), index=pandas.Index(self.ids, name="id"))
-
-
-def _fits(output: tuple[int, str], layer: int | None, pooling: str | None) -> bool:
-    return layer in (None, output[0]) and pooling in (None, output[1])
-
-
-BLOCK_BYTES = 32 << 20
-ID_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -188,7 +178,7 @@ class Block:
 
 
 def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
-    """Yield all records in the order of the file, `BLOCK_BYTES` of vectors at a time.
+    """Yield all records in order, `BLOCK_BYTES` of vectors at a time.
 
     Raises:
         SeqmillError: the file is truncated or damaged.
@@ -198,16 +188,15 @@ def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
     with open_hdf5(embeddings.path, "embeddings file") as file:
         ids = file["sequence_ids"].asstr()
         for start in range(0, len(array), rows):
-            end = min(start + rows, len(array))
-            yield Block(
-                start, ids[start:end].tolist(), embeddings.lengths[start:end], read_rows(embeddings, start, end)
-            )
+            block = slice(start, min(start + rows, len(array)))
+            vectors = read_rows(embeddings, block.start, block.stop)
+            yield Block(start, ids[block].tolist(), embeddings.lengths[block], vectors)
 
 
 def read_rows(embeddings: Embeddings, start: int, end: int) -> np.ndarray:
     """Return the vectors of some rows, (end - start, hidden_dim) in the file's dtype.
 
-    They are read, not mapped: the pages of a map that was read once count as the process's memory.
+    They are read, not mapped, because the pages of a memory map count as memory of the process.
     """
     array = embeddings.array
     if not isinstance(array, np.memmap):  # a file without rows
@@ -221,7 +210,7 @@ def read_rows(embeddings: Embeddings, start: int, end: int) -> np.ndarray:
 
 
 def read_ids(embeddings: Embeddings) -> Iterator[str]:
-    """Yield all ids in the order of the file."""
+    """Yield all ids in order."""
     with open_hdf5(embeddings.path, "embeddings file") as file:
         ids = file["sequence_ids"].asstr()
         for start in range(0, len(embeddings), ID_BLOCK):
@@ -229,7 +218,7 @@ def read_ids(embeddings: Embeddings) -> Iterator[str]:
 
 
 def ids_of(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
-    """Return the ids (object) of some rows (int64, in any order), without those of all others."""
+    """Return the ids (object) of some rows (int64, in any order) without reading all of them."""
     distinct, places = np.unique(rows, return_inverse=True)
     found = np.empty(len(distinct), object)
     with open_hdf5(embeddings.path, "embeddings file") as file:

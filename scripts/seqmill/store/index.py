@@ -1,6 +1,6 @@
-"""The index: every record accounted for, every unique sequence tokenized, and the pack plan.
+"""Reading the index: the fate of every record, the tokens of every unique sequence, and the pack plan.
 
-`index_build` writes it, `index_format` says what it holds; this module is what the stages after it read.
+`seqmill.index.build` writes it; `index_format` describes its datasets.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 
 from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
-from seqmill.base.text_columns import split_texts, texts_end_to_end
+from seqmill.base.text_columns import offsets_of, split_texts, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
-from seqmill.store.index_format import DATASETS, INDEX_FORMAT, TOKENS, Fate, content_digest
-
-__all__ = ["Fate", "Index", "embedded_lengths", "open_index"]
+from seqmill.store.index_format import DATASETS, INDEX_FORMAT, TOKENS, content_digest
 
 
 @dataclass(frozen=True)
 class Index:
-    """An open index. Arrays are memory maps, named and shaped as in the module's description."""
+    """An open index. Arrays are memory maps, named and shaped as `index_format` says."""
 
     path: Path
     attributes: dict[str, Any]
@@ -51,7 +49,7 @@ class Index:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hexadecimal) of all that the embeddings and their order depend on."""
+        """SHA-256 (hexadecimal) of everything that the embeddings and their order depend on."""
         return self.attributes["index_digest"]
 
     @property
@@ -68,21 +66,21 @@ class Index:
 
     @property
     def num_computed(self) -> int:
-        """Unique sequences to compute: rows from here on are reused."""
+        """Unique sequences to compute; the rows from here on are reused."""
         return int(self.pack_offsets[-1])
 
     @cached_property
     def reuse(self) -> list[dict[str, Any]]:
-        """The files that vectors are reused from: path, bytes, rows, and the fingerprint with its fields."""
+        """The earlier results that vectors are taken from: path, bytes, rows, and the fingerprint with its fields."""
         return json.loads(self.attributes["reuse"])
 
     @property
     def reused_paths(self) -> list[str]:
-        """The paths of the files that vectors are reused from, to be shown: a path may be no UTF-8."""
+        """The paths in `reuse` for messages: bytes that are not UTF-8 are escaped."""
         return [source["path"].encode(errors="backslashreplace").decode() for source in self.reuse]
 
     def reused_counts(self) -> list[tuple[str, int]]:
-        """Return the path of each file that vectors are reused from, and of how many sequences."""
+        """Return each path in `reuse` and the number of sequences whose vectors are taken from it."""
         counts = np.bincount(self.reused_files, minlength=len(self.reuse)).tolist()
         return [(source["path"], count) for source, count in zip(self.reuse, counts, strict=True)]
 
@@ -93,8 +91,18 @@ class Index:
 
     @property
     def has_segments(self) -> bool:
-        """Whether any sequence is more than one segment."""
+        """Whether any sequence has several segments."""
         return len(self.segment_lengths) > 0
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether segments are windows of proteins, whose residue vectors are blended."""
+        return self.has_segments and self.attributes["family"] == ESM2
+
+    @property
+    def stride(self) -> int:
+        """Residues or bases from the start of a window to the start of the next; 0 without windows."""
+        return int(self.attributes["stride"])
 
     def record_id(self, record: int) -> str:
         return _text(self.record_ids, self.record_id_offsets, record)
@@ -102,29 +110,22 @@ class Index:
     def record_description(self, record: int) -> str:
         return _text(self.record_descriptions, self.record_description_offsets, record)
 
-    def ids_of(self, records: np.ndarray) -> list[str]:
-        """Return the ids of many records (int64), much faster than one by one."""
-        return split_texts(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
-
-    def descriptions_of(self, records: np.ndarray) -> list[str]:
-        """Return the descriptions of many records (int64)."""
-        return split_texts(*texts_end_to_end(self.record_descriptions, self.record_description_offsets, records))
-
-    def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return for many rows (int64) the id of the first record that has the row's sequence."""
-        return self.ids_of(self.sequence_records[rows])
+    def record_name(self, record: int) -> str:
+        """Return a record's id and number, for messages."""
+        return f"{self.record_id(record)!r} (record {record + 1})"
 
     def sequence_id(self, row: int) -> str:
-        """The id of the first record that has the sequence of this row."""
+        """Return the id of the first record with the row's sequence."""
         return self.record_id(int(self.sequence_records[row]))
 
     def sequence_name(self, row: int) -> str:
-        """The sequence of this row for a message: its first record's name."""
+        """Return the name of the first record with the row's sequence, for messages."""
         return self.record_name(int(self.sequence_records[row]))
 
-    def record_name(self, record: int) -> str:
-        """A record for a message: its id and number."""
-        return f"{self.record_id(record)!r} (record {record + 1})"
+    def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
+        """Return `sequence_id` of many rows (int64), much faster than one by one."""
+        records = self.sequence_records[rows]
+        return split_texts(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
 
     def pack_tokens(self, pack: int) -> np.ndarray:
         """Return the pack's tokens (uint8 or uint16, a memory map), checked against their checksum."""
@@ -139,9 +140,9 @@ class Index:
         return np.diff(self._offsets_of_segments(*self.pack_offsets[pack : pack + 2]))
 
     def pack_segments(self, pack: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return where each sequence's segments begin in the pack (int64), and the weight of every segment.
+        """Return where each sequence's segments begin in the pack (int64), and the weight of every segment (int32).
 
-        The weights are residues or bases (int32). None if every sequence is one segment, or is blended of its own.
+        Weights are residues or bases. None if every sequence is one segment, or if segments are blended.
         """
         if not self.has_segments or self.is_blended:
             return None
@@ -149,20 +150,10 @@ class Index:
         begins = self.sequence_segments[first : last + 1]
         return begins[:-1] - begins[0], self.segment_lengths[begins[0] : begins[-1]]
 
-    @property
-    def is_blended(self) -> bool:
-        """Whether segments are windows of proteins, whose residues are blended."""
-        return self.has_segments and self.attributes["family"] == ESM2
-
-    @property
-    def stride(self) -> int:
-        """Residues or bases from the beginning of a window to that of the next; 0 without windows."""
-        return int(self.attributes["stride"])
-
     def pack_windows(self, pack: int) -> np.ndarray | None:
         """Return where each sequence's windows begin among the pack's segments, and the end (int64).
 
-        None if no sequence of the pack is to be blended of several.
+        None if no sequence of the pack has several windows to blend.
         """
         if not self.is_blended:
             return None
@@ -171,52 +162,60 @@ class Index:
         return begins - begins[0] if begins[-1] - begins[0] > last - first else None
 
     def first_segment(self, pack: int) -> int:
-        """Return the number of the pack's first segment among all."""
+        """Return the number of the pack's first segment in the index."""
         return self.first_segment_of(int(self.pack_offsets[pack]))
 
     def first_segment_of(self, row: int) -> int:
-        """Return the number of a sequence's first segment among all."""
+        """Return the number of a sequence's first segment in the index."""
         return int(self.sequence_segments[row]) if self.has_segments else row
 
     def row_of_segment(self, segment: int) -> int:
-        """Return the row of the sequence that a segment is of."""
+        """Return the row of a segment's sequence."""
         if not self.has_segments:
             return segment
         return int(np.searchsorted(self.sequence_segments, segment, side="right")) - 1
 
     def row_segments(self, row: int) -> list[np.ndarray]:
-        """Return the tokens of each of a sequence's segments."""
+        """Return the tokens of each segment of a sequence."""
         return [self.tokens[begin:end] for begin, end in pairwise(self._offsets_of_segments(row, row + 1).tolist())]
 
     def row_weights(self, row: int) -> np.ndarray:
-        """Return the residues or bases (int32) in each of a sequence's segments; 1 where it is but one."""
+        """Return the residues or bases (int32) in each segment of a sequence; 1 if it has only one."""
         if not self.has_segments:
             return np.ones(1, np.int32)
         return self.segment_lengths[self.sequence_segments[row] : self.sequence_segments[row + 1]]
 
     def _offsets_of_segments(self, first_row: int, last_row: int) -> np.ndarray:
-        """Return where the segments of the sequences first_row to last_row - 1 begin and the last ends, in tokens."""
+        """Return where in `tokens` the segments of the sequences first_row to last_row - 1 begin, and the end."""
         if not self.has_segments:
             return self.token_offsets[first_row : last_row + 1]
         first, last = self.sequence_segments[first_row], self.sequence_segments[last_row]
         return self.segment_offsets[first : last + 1]
 
 
+def embedded_lengths(index: Index, records: np.ndarray) -> np.ndarray:
+    """Return how many residues or bases of each of these records (int64) enter the model, int64."""
+    lengths = index.record_lengths[records].astype(np.int64)
+    if index.attributes["long_sequences"] == "truncate":
+        lengths = np.minimum(lengths, index.attributes["max_length"])
+    return lengths
+
+
 def residue_counts(index: Index, rows: np.ndarray) -> np.ndarray:
-    """Return how many residues of each of these rows' (int64) sequences enter the model, int64; of proteins."""
+    """Return how many residues of each of these rows' (int64) proteins enter the model, int64."""
     return embedded_lengths(index, index.sequence_records[rows])
 
 
 def residue_offsets(index: Index, rows: np.ndarray) -> np.ndarray:
-    """Return where the residues of each of these rows begin if they lie end to end, and the end: int64 (n + 1,)."""
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(residue_counts(index, rows))))
+    """Return where each row's residues begin if all are put end to end, and the end: int64 (n + 1,)."""
+    return offsets_of(residue_counts(index, rows))
 
 
 def open_index(path: Path) -> Index:
     """Open `index.h5`.
 
     Raises:
-        SeqmillError: absent, truncated, damaged, not an index, or of another format version.
+        SeqmillError: it is missing, truncated, damaged, not an index, or of another format version.
     """
     with open_hdf5(path, "index") as file:
         attributes = read_attributes(file)
@@ -236,14 +235,6 @@ def open_index(path: Path) -> Index:
         if index.digest != content_digest(vars(index), attributes):
             raise SeqmillError(f"{path}: the index is damaged: it does not match its own digest; build it again")
     return index
-
-
-def embedded_lengths(index: Index, records: np.ndarray) -> np.ndarray:
-    """Return how many residues or bases of each of these records (int64) enter the model, int64."""
-    lengths = index.record_lengths[records].astype(np.int64)
-    if index.attributes["long_sequences"] == "truncate":
-        lengths = np.minimum(lengths, index.attributes["max_length"])
-    return lengths
 
 
 def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:

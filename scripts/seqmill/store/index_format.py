@@ -1,4 +1,4 @@
-"""What `index.h5` holds, and the digest of it.
+"""The datasets of `index.h5`, and its digest.
 
     record_ids, record_id_offsets                    UTF-8 bytes (uint8) and int64 (num_records + 1,)
     record_descriptions, record_description_offsets  likewise
@@ -13,15 +13,15 @@
     pack_checksums     uint32 (num_packs,)        CRC-32 of the pack's tokens
     sequence_segments  int64 (num_sequences + 1,) where each sequence's segments begin
     segment_offsets    int64 (num_segments + 1,)  where each segment's tokens begin
-    segment_lengths    int32 (num_segments,)      residues in it, or known bases (ACGT): what it weighs
-    reused_files       int32 (num_reused,)        which file of the attribute `reuse` has the sequence's vector
-    reused_rows        int64 (num_reused,)        and in which row
+    segment_lengths    int32 (num_segments,)      its weight: residues, or known bases (ACGT)
+    reused_files       int32 (num_reused,)        the file in the attribute `reuse` that has the sequence's vector
+    reused_rows        int64 (num_reused,)        its row in that file
 
-Unique sequences stand by descending number of tokens, ties by first appearance; but those that are reused, whose
-vectors an earlier result has, stand last, likewise. They lie in no pack, and no one reads their tokens. The
-attributes num_tokens, num_residues and num_packs are of what is computed. A segment is what goes through the model
-by itself: a window of a long contig, on one strand. Where every sequence is one segment the three datasets of
-segments are empty.
+Unique sequences are sorted by descending number of tokens, ties by first appearance. Reused ones, whose vectors come
+from an earlier result, follow the others in the same order; they are in no pack, and their tokens are never read. The
+attributes num_tokens, num_residues and num_packs count what is computed. A segment goes through the model by itself:
+it is a window of a long contig, on one strand. If every sequence is one segment, the three datasets of segments are
+empty.
 """
 
 from __future__ import annotations
@@ -39,17 +39,11 @@ INDEX_FORMAT = 4
 DIGEST_ROWS = 16 << 20
 # Attributes that the embeddings or their order depend on.
 POLICIES = (
-    "tokenizer",
-    "letter_policy",
-    "long_sequences",
-    "max_length",
-    "window",
-    "stride",
-    "strand",
-    "pack_tokens",
+    *("tokenizer", "letter_policy", "long_sequences", "max_length"),
+    *("window", "stride", "strand", "pack_tokens"),
 )
-TOKENS = (np.uint8, np.uint16)  # of letters; of a vocabulary of thousands
-# Each dataset's type, and the shape of one of its rows. `tokens` may be of the other type of TOKENS.
+TOKENS = (np.uint8, np.uint16)  # letters; a vocabulary of thousands
+# Each dataset's dtype, and the shape of one of its rows. `tokens` may have either dtype of TOKENS.
 DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
     "record_ids": (np.uint8, ()),
     "record_id_offsets": (np.int64, ()),
@@ -73,15 +67,15 @@ DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
 
 
 class Fate(IntEnum):
-    """What becomes of an input record; every record has exactly one."""
+    """What happens to an input record; every record has exactly one fate."""
 
     EMBEDDED = 0
-    TRUNCATED = 1  # embedded from its first max_length residues
+    TRUNCATED = 1  # embedded by its first max_length residues
     DUPLICATE = 2  # has the embedding of an earlier record with the same sequence
     REJECTED = 3  # left out, with a reason
-    QUARANTINED = 4  # left out by the merge, as its embedding is not finite; never in the index
+    QUARANTINED = 4  # left out by the merge because its embedding is not finite; never in the index
     WINDOWED = 5  # longer than max_length: embedded in windows
-    REUSED = 6  # has the vector that an earlier result has of the same sequence
+    REUSED = 6  # has the vector of the same sequence in an earlier result
 
 
 def content_digest(
@@ -89,15 +83,15 @@ def content_digest(
     attributes: Mapping[str, Any],
     check: Callable[[], object] = lambda: None,
 ) -> str:
-    """Digest what embeddings and their order depend on; not where the FASTA lay or how it was compressed.
+    """Digest what embeddings and their order depend on, not the path or compression of the FASTA.
 
     Args:
         datasets, attributes: those of the index.
         check: called between blocks, as `seqmill.base.hdf5.NewFile.check`.
 
     Returns:
-        SHA-256 (hexadecimal) of the policies, of the fingerprints of reused files, and of all datasets but `tokens`,
-        for which `sequence_digests` and `pack_checksums` stand.
+        SHA-256 (hexadecimal) of the policies, the fingerprints of reused files and all datasets but `tokens`, which
+        `sequence_digests` and `pack_checksums` represent.
     """
     decisive: dict[str, Any] = {name: attributes[name] for name in POLICIES}
     decisive["reuse"] = [source["fingerprint"] for source in json.loads(attributes["reuse"])]

@@ -1,4 +1,4 @@
-"""Where every file of a run is: the one place that knows the names in a results folder."""
+"""Where every file of a run is: the only module that knows the names in a results folder."""
 
 from __future__ import annotations
 
@@ -12,62 +12,30 @@ SHARD = re.compile(rf"{_NAME}\.h5")
 SHARD_FILE = re.compile(rf"\.?{_NAME}\.(?:h5|status\.json|h5\.lock)")
 
 
+def _file(name: str, folder: str = "path") -> property:
+    return property(lambda run: getattr(run, folder) / name)
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one dataset and model: `results/DATASET/MODEL`, and its logs.
-
-    Attributes:
-        path: the folder.
-    """
+    """The files of one dataset and model, `results/DATASET/MODEL`, and its logs. Every attribute is a `Path`."""
 
     path: Path
+
+    index = _file("index.h5")
+    embeddings = _file("embeddings.h5")
+    records = _file("records.tsv.gz")
+    manifest = _file("manifest.json")
+    report = _file("report.html")
+    shards = _file("shards")
+    parts = _file("parts", "shards")  # all shards share it
+    index_log = _file("build_index.log", "logs")
+    merge_log = _file("merge_shards.log", "logs")
 
     @property
     def name(self) -> str:
         """DATASET/MODEL."""
         return f"{self.path.parent.name}/{self.path.name}"
-
-    @property
-    def index(self) -> Path:
-        return self.path / "index.h5"
-
-    @property
-    def embeddings(self) -> Path:
-        return self.path / "embeddings.h5"
-
-    @property
-    def records(self) -> Path:
-        return self.path / "records.tsv.gz"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def merged(self) -> list[Path]:
-        """What the merge writes."""
-        return [self.embeddings, self.records, self.manifest]
-
-    @property
-    def shards(self) -> Path:
-        """The folder of the shards."""
-        return self.path / "shards"
-
-    @property
-    def parts(self) -> Path:
-        """The folder of the parts, which all shards share."""
-        return self.shards / "parts"
-
-    def shard(self, rank: int, world_size: int) -> Path:
-        return self.shards / f"shard_{rank}-of-{world_size}.h5"
-
-    def all_shards(self, world_size: int) -> list[Path]:
-        """Return the paths of a whole set of shards, by rank."""
-        return [self.shard(rank, world_size) for rank in range(world_size)]
 
     @property
     def root(self) -> Path:
@@ -79,24 +47,28 @@ class RunFolder:
         return self.root / "logs" / self.path.parent.name / self.path.name
 
     @property
-    def index_log(self) -> Path:
-        return self.logs / "build_index.log"
+    def merged(self) -> list[Path]:
+        """The files that the merge writes."""
+        return [self.embeddings, self.records, self.manifest]
 
-    @property
-    def merge_log(self) -> Path:
-        return self.logs / "merge_shards.log"
+    def shard(self, rank: int, world_size: int) -> Path:
+        return self.shards / f"shard_{rank}-of-{world_size}.h5"
+
+    def all_shards(self, world_size: int) -> list[Path]:
+        """Return the paths of a complete set of shards, by rank."""
+        return [self.shard(rank, world_size) for rank in range(world_size)]
 
     def shard_log(self, shard: Path) -> Path:
         return self.logs / f"embed_{shard.stem}.log"
 
 
 def status_path_of(shard: Path) -> Path:
-    """Return the path of a shard's status JSON, beside the shard."""
+    """Return the path of a shard's status JSON, in the same folder."""
     return shard.with_suffix(".status.json")
 
 
 def parts_folder(shard: Path) -> Path:
-    """Return the folder of a shard's parts, which all shards of the folder share."""
+    """Return the folder of a shard's parts, which all shards in its folder share."""
     return shard.parent / "parts"
 
 

@@ -1,7 +1,7 @@
 """Vectors of identical sequences, taken from earlier results: adding to a FASTA costs what was added. No torch.
 
-`build_index` finds which sequences have one and notes the files in the index, the worker and the merge hold the
-notes against what they compute, and the merge takes the vectors (`seqmill.merge.reused`).
+`build_index` finds the sequences that have a vector and notes the files in the index. The worker and the merge compare
+the notes with their own computation, and the merge reads the vectors (`seqmill.merge.reused`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_S, ESM2
 from seqmill.store.embeddings import open_embeddings
 from seqmill.store.index import Index
+from seqmill.store.layout import RunFolder
 
-# What must be the same for a vector to be that of the same computation, besides the policies.
+# Besides the policies, these must be equal for a vector to be one of the same computation.
 COMPUTATION = ("model_digest", "layers", "pooling", "precision", "per_residue")
 BLOCK_ROWS = 1 << 20
 BLOCK_BYTES = 16 << 20
@@ -41,9 +42,8 @@ class Source:
     Attributes:
         path: absolute.
         attributes: those of the file.
-        fingerprint: of the computation.
         digests: uint8 (rows, 16), of each row's cleaned sequence; a memory map.
-        outputs: of each output (rows, hidden_dim), float32 or float16; memory maps.
+        outputs: (rows, hidden_dim) for each output, float32 or float16; memory maps.
     """
 
     path: Path
@@ -57,12 +57,66 @@ class Source:
         """The family of models that reads the sequences."""
         return DNABERT_S if str(self.attributes.get("tokenizer")).startswith("bpe") else ESM2
 
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the index notes about the file."""
+        sizes = {"bytes": self.path.stat().st_size, "rows": len(self.digests)}
+        return {"path": str(self.path), **sizes, **self.fingerprint.attributes()}
+
+    def require_digests(self, index: Index, places: np.ndarray) -> None:
+        """Raise a SeqmillError if a row is of another sequence than these of the index's reused sequences."""
+        for start in range(0, len(places), BLOCK_ROWS):
+            block = places[start : start + BLOCK_ROWS]
+            wanted = index.sequence_digests[index.num_computed + block]
+            rows = index.reused_rows[block]
+            if rows.max() >= len(self.digests) or (self.digests[rows] != wanted).any():
+                raise SeqmillError(f"{self.path}: its sequences are not those that it had when the index was built")
+
+    def require_values(self) -> None:
+        """Raise a SeqmillError if a vector is not finite, or the bytes differ from the digests in manifest.json.
+
+        If there is no manifest of the same result, a warning says that the values can't be checked.
+        """
+        digest, *_ = [self._digest_of_finite(values) for values in self.outputs]
+        path = RunFolder(self.path.parent).manifest
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            (noted,) = (output for output in manifest["outputs"].values() if "embeddings_sha256" in output)
+            digests = noted["embeddings_sha256"], noted["rest_sha256"]
+            offset, size = int(noted["data_offset"]), int(noted["data_bytes"])
+            fingerprint = manifest["fingerprint"]["fingerprint"]
+        except FileNotFoundError:
+            log.warning("%s: no manifest.json beside it: its values can't be checked", self.path)
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("%s: can't be read, so the values of %s can't be checked: %s", path, self.path, error)
+            return
+        if fingerprint != self.fingerprint.digest:
+            log.warning("%s: of another result: the values of %s can't be checked", path, self.path)
+            return
+        first = self.outputs[0]
+        same_place = (offset, size) == (first.offset, first.nbytes)  # type: ignore[attr-defined]
+        if not same_place or digests != (digest, sha256_but_for(self.path, offset, size)):
+            raise SeqmillError(f"{self.path}: is damaged: its bytes differ from the digests in {path}")
+
+    def _digest_of_finite(self, values: np.ndarray) -> str:
+        """Return the SHA-256 of an output's values, read once in blocks; raise a SeqmillError if one is not finite."""
+        digest = hashlib.sha256()
+        block_rows = max(BLOCK_BYTES // (values.itemsize * values.shape[1]), 1)
+        for start in range(0, len(values), block_rows):
+            block = values[start : start + block_rows]
+            digest.update(block)  # type: ignore[arg-type]
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                raise SeqmillError(f"{self.path}: the vector in its row {start + int(np.argmin(finite))} is not finite")
+        return digest.hexdigest()
+
 
 def open_source(path: Path) -> Source:
     """Open an embeddings file to take vectors from.
 
     Raises:
-        SeqmillError: absent, truncated, damaged, or not an embeddings file of this version's format.
+        SeqmillError: it is missing, truncated, damaged, or not an embeddings file of this version's format.
     """
     path = path.absolute()
     first = open_embeddings(path)
@@ -79,7 +133,7 @@ def open_source(path: Path) -> Source:
 
 
 def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, policy: LengthPolicy) -> list[Source]:
-    """Open embeddings files, once their sequences are known to have been cleaned, cut and tokenized as here.
+    """Open embeddings files whose sequences were cleaned, cut and tokenized by these policies.
 
     Raises:
         SeqmillError: names the file, and the setting with both values.
@@ -87,17 +141,17 @@ def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, 
     sources = [open_source(path) for path in paths]
     for source in sources:
         wanted = {"tokenizer": tokenizer, "letter_policy": letter_policy, **asdict(policy)}
-        _require_same(source.path, source.attributes, wanted)
+        require_same(source.path, source.attributes, wanted)
     return sources
 
 
 def take_out_of(index: Path) -> str:
-    """Return how to have everything computed anew that an index reuses, as words of an error."""
+    """Return the advice of an error: how to compute everything that an index reuses."""
     return f"{TAKE_OUT} and remove {index} and the manifest.json beside it"
 
 
 def bring_back(index: Path) -> str:
-    """Return what to do where a file that an index reuses is not as it was, as words of an error."""
+    """Return the advice of an error: what to do if a file that an index reuses has changed."""
     return f"{index.parent} takes vectors from it: bring it back as it was, or {take_out_of(index)}"
 
 
@@ -105,11 +159,11 @@ def require_computation(index: Index, fingerprint: Fingerprint) -> None:
     """Raise a SeqmillError if a file that the index reuses is of another computation than this one."""
     wanted = {name: getattr(fingerprint, name) for name in COMPUTATION}
     for note in index.reuse:
-        _require_same(note["path"], note, wanted, take_out_of(index.path))
+        require_same(note["path"], note, wanted, take_out_of(index.path))
 
 
 def require_dtype(source: Source, dtype: str) -> None:
-    """Raise a SeqmillError if the file's vectors are rounded to less than the result's dtype."""
+    """Raise a SeqmillError if the file's vectors have a lower precision than the result's dtype."""
     stored = source.outputs[0].dtype
     if stored != dtype and stored != np.float32:
         raise SeqmillError(
@@ -118,11 +172,10 @@ def require_dtype(source: Source, dtype: str) -> None:
         )
 
 
-def _require_same(
-    path: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = TAKE_OUT
-) -> None:
+def require_same(path: Path | str, found: Mapping[str, Any], wanted: Mapping[str, Any], remedy: str = TAKE_OUT) -> None:
+    """Raise a SeqmillError if a setting of an earlier result, `found`, differs from the one that is wanted."""
     for name, value in wanted.items():
-        if name == "per_residue":  # that an earlier result has them does no harm
+        if name == "per_residue":  # an earlier result may have residue vectors; they are only never reused
             if value:
                 raise SeqmillError(
                     f"{path}: can't be reused: vectors of residues are not taken from earlier results; {remedy}, or "
@@ -137,100 +190,37 @@ def _require_same(
 
 
 def note_sources(sources: list[Source]) -> str:
-    """Return what the index's attribute `reuse` says of the files, as JSON."""
-    notes = [
-        {
-            "path": str(source.path),
-            "bytes": source.path.stat().st_size,
-            "rows": len(source.digests),
-            **source.fingerprint.attributes(),
-        }
-        for source in sources
-    ]
-    return json.dumps(notes)
+    """Return the index's attribute `reuse`, a JSON text."""
+    return json.dumps([source.note for source in sources])
 
 
 def open_noted(note: Mapping[str, Any]) -> Source:
-    """Open a file that an index names, once it is known to be the same as when the index was built.
+    """Open a file that an index names.
 
     Raises:
-        SeqmillError: it is gone, damaged, or another.
+        SeqmillError: it is missing, damaged, or not the same as when the index was built.
     """
-    path = Path(note["path"])
-    source = open_source(path)
-    found = {"fingerprint": source.fingerprint.digest, "rows": len(source.digests), "bytes": path.stat().st_size}
-    for name, value in found.items():
-        if value != note[name]:
-            raise SeqmillError(f"{path}: has {name} {value}, and had {note[name]} when the index was built")
+    source = open_source(Path(note["path"]))
+    found = source.note
+    for name in ("fingerprint", "rows", "bytes"):
+        if found[name] != note[name]:
+            raise SeqmillError(
+                f"{source.path}: has {name} {found[name]}, and had {note[name]} when the index was built"
+            )
     return source
 
 
 def require_values(sources: list[Source], reused_files: np.ndarray) -> None:
-    """Read the files that vectors are to be taken from: before, not only after, the rest is computed.
+    """Read the files that vectors will be taken from, before the rest is computed.
 
     Args:
-        sources: the files.
-        reused_files: int32, which of them has a sequence; -1 if none (`seqmill.index.order.find_reused`).
+        reused_files: int32, the number of each sequence's file, -1 if none (`seqmill.index.order.find_reused`).
 
     Raises:
         SeqmillError: a vector is not finite, or a file is damaged.
     """
     for number in np.unique(reused_files[reused_files >= 0]):
         try:
-            _require_values(sources[number])
+            sources[number].require_values()
         except SeqmillError as error:
-            raise SeqmillError(f"{error}; {TAKE_OUT}, or compute that result anew") from None
-
-
-def _require_digests(index: Index, source: Source, places: np.ndarray) -> None:
-    """Raise a SeqmillError if a row of the file is not of the sequence that it is taken for."""
-    for start in range(0, len(places), BLOCK_ROWS):
-        block = places[start : start + BLOCK_ROWS]
-        wanted = index.sequence_digests[index.num_computed + block]
-        rows = index.reused_rows[block]
-        if rows.max() >= len(source.digests) or (source.digests[rows] != wanted).any():
-            raise SeqmillError(f"{source.path}: its sequences are not those that it had when the index was built")
-
-
-def _require_values(source: Source) -> None:
-    """Raise a SeqmillError if a vector is not finite, or the bytes are not those that the manifest beside tells of.
-
-    A warning says that they can't be checked where there is no manifest of the same result.
-    """
-    digest, *_ = [_digest_of_finite(source, values) for values in source.outputs]
-    path = source.path.with_name("manifest.json")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        (said,) = (output for output in manifest["outputs"].values() if "embeddings_sha256" in output)
-        digests = said["embeddings_sha256"], said["rest_sha256"]
-        offset, size = int(said["data_offset"]), int(said["data_bytes"])
-        fingerprint = manifest["fingerprint"]["fingerprint"]
-    except FileNotFoundError:
-        log.warning("%s: no manifest.json beside it: its values can't be checked", source.path)
-        return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("%s: can't be read, so that the values of %s can't be checked: %s", path, source.path, error)
-        return
-    if fingerprint != source.fingerprint.digest:
-        log.warning("%s: of another result: the values of %s can't be checked", path, source.path)
-        return
-    first = source.outputs[0]
-    if (offset, size) != (first.offset, first.nbytes) or digests != (  # type: ignore[attr-defined]
-        digest,
-        sha256_but_for(source.path, offset, size),
-    ):
-        raise SeqmillError(f"{source.path}: is damaged: its bytes are not those that {path} tells of")
-
-
-def _digest_of_finite(source: Source, values: np.ndarray) -> str:
-    """Return the SHA-256 of an output's bytes, read once in blocks; raise a SeqmillError if one is not finite."""
-    digest = hashlib.sha256()
-    block_rows = max(BLOCK_BYTES // (values.itemsize * values.shape[1]), 1)
-    for start in range(0, len(values), block_rows):
-        block = values[start : start + block_rows]
-        digest.update(block)  # type: ignore[arg-type]
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise SeqmillError(f"{source.path}: the vector in its row {row} is not finite")
-    return digest.hexdigest()
+            raise SeqmillError(f"{error}; {TAKE_OUT}, or compute that result again") from None

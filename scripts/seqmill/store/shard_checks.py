@@ -1,8 +1,7 @@
-"""The checks before a merge: every shard present, whole, of one computation, nothing missing."""
+"""The checks of one shard: whole, as its status JSON says, and made from the index."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,26 +17,16 @@ from seqmill.store.shards import Shard, open_shard, shard_ids
 from seqmill.store.status import COMPLETE, ShardStatus, read_status
 
 
-@dataclass(frozen=True)
-class VerifiedShard:
-    """A shard that has passed every check, and its status."""
-
-    shard: Shard
-    status: ShardStatus
-
-
-def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> VerifiedShard:
-    """Check one of `world_size` shards against its status JSON and the index, reading it once.
+def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> tuple[Shard, ShardStatus]:
+    """Check one of `world_size` shards against its status JSON and the index; the file is read once.
 
     Raises:
-        SeqmillError: names the shard and what is wrong with it.
+        SeqmillError: names the shard and the fault.
         OSError: it can't be read.
     """
     status = read_status(status_path)
     if status.status != COMPLETE:
-        error = status.error or {}
-        reason = f": {error.get('type')}: {error.get('message')}" if error else "; its worker ended without a word"
-        raise SeqmillError(f"{path}: {status_path} says the shard is {status.status}{reason}")
+        raise SeqmillError(f"{path}: {status_path} says the shard is {status.status}: {status.reason}")
     if status.world_size != world_size:
         raise SeqmillError(f"{path}: it is one of {status.world_size} shards, but {world_size} were given")
     if not path.is_file():
@@ -52,45 +41,41 @@ def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -
             f"{path}: the file is rank {shard.rank} of {shard.world_size}, "
             f"its status JSON rank {status.rank} of {status.world_size}"
         )
-    if difference := shard.fingerprint.difference(_status_fingerprint(status, status_path)):
+    try:
+        noted = Fingerprint.from_attributes(status.fingerprint)
+    except SeqmillError as error:
+        raise SeqmillError(f"{status_path}: {error}") from None
+    if difference := shard.fingerprint.difference(noted):
         raise SeqmillError(f"{path}: the file and its status JSON differ: {difference}")
     if shard.fingerprint.index_digest != index.digest:
         raise SeqmillError(f"{path}: made from another index than {index.path}; embed the shard again")
     _verify_rows(index, shard, status)
     _verify_finite(index, shard, not_finite)
-    return VerifiedShard(shard, status)
+    return shard, status
 
 
 def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, list[int | None]]:
     """Open a shard whose digest is the one in its status.
 
-    It is opened before it is digested, so that one reading finds also what is not finite; but if it is damaged, that is
-    said whatever else may be wrong with it.
+    The shard is opened first, so that the same pass over the file also looks for numbers that are not finite. If the
+    digest is wrong, that is the error, whatever opening it found.
 
     Returns:
-        the shard; of the embeddings and of the residues the place of a number that is not finite, or None.
+        the shard; the place of a number that is not finite, or None, in the embeddings and in the residues.
     """
-    shard, error = None, None
+    opened: Shard | SeqmillError
     try:
-        shard = open_shard(path)
-    except SeqmillError as raised:
-        error = raised
-    arrays = [shard.embeddings, shard.residues] if shard else []
-    # Numbers of another type are refused later on, by name.
+        opened = open_shard(path)
+    except SeqmillError as error:
+        opened = error
+    arrays = [opened.embeddings, opened.residues] if isinstance(opened, Shard) else []
+    # Arrays of another dtype are refused later, by name.
     digest, places = sha256_and_finite(path, [array for array in arrays if array.dtype in (np.float32, np.float16)])
     if digest != status.shard_sha256:
         raise SeqmillError(f"{path}: its SHA-256 is not the one in its status JSON: damaged or changed")
-    if error is not None:
-        raise error
-    assert shard is not None
-    return shard, places
-
-
-def _status_fingerprint(status: ShardStatus, path: Path) -> Fingerprint:
-    try:
-        return Fingerprint.from_attributes(status.fingerprint)
-    except SeqmillError as error:
-        raise SeqmillError(f"{path}: {error}") from None
+    if isinstance(opened, SeqmillError):
+        raise opened
+    return opened, places
 
 
 def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
@@ -107,14 +92,12 @@ def _verify_rows(index: Index, shard: Shard, status: ShardStatus) -> None:
             f"{path}: {len(embeddings)} embeddings, {len(quarantined)} quarantined, and {status.num_sequences} "
             f"sequences in its status JSON; the index says {len(ranks_own)}"
         )
-    if len(quarantined) != status.quarantined.get("num_sequences", 0):
+    if len(quarantined) != status.quarantined.num_sequences:
         raise SeqmillError(f"{path}: {len(quarantined)} sequences quarantined, another number in its status JSON")
-    if status.audit.get("verdict") == "fail":
+    if status.audit.verdict == "fail":
         raise SeqmillError(
-            f"{path}: its audit failed, the embeddings are wrong: worst cosine "
-            f"{status.audit.get('worst_cosine')}, worst relative error {status.audit.get('worst_relative_error')} "
-            f"against {status.audit.get('reference')}; remove the shard, and compute it in another precision or on "
-            "another device"
+            f"{path}: its audit failed, the embeddings are wrong: {status.audit.worst}; remove the shard, and compute "
+            "it in another precision or on another device"
         )
     _verify_ids(index, path, expected)
     _verify_residues(index, shard, expected)
@@ -132,7 +115,7 @@ def _verify_residues(index: Index, shard: Shard, rows: np.ndarray) -> None:
 
 
 def _verify_finite(index: Index, shard: Shard, places: list[int | None]) -> None:
-    """Judge where `_open_whole` has found numbers that are not finite, among the embeddings and the residues."""
+    """Name the sequence of a number that is not finite; `places` as `_open_whole` returns them."""
     embedding, residue = places
     if embedding is not None:
         row = int(shard.index_rows[embedding // shard.embeddings.shape[1]])
@@ -148,7 +131,7 @@ def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
     for found in shard_ids(path):
         records = index.sequence_records[rows[start : start + len(found)]]
         wanted, bounds = texts_end_to_end(index.record_ids, index.record_id_offsets, records)
-        # Equal bytes and equal lengths: equal ids, without an object for each that is wanted.
+        # Equal bytes and equal lengths are equal ids; this makes no object per expected id.
         lengths = np.fromiter(map(len, found), np.int64, len(found))
         if b"".join(found) != wanted or not np.array_equal(lengths, np.diff(bounds)):
             pairs = zip_longest(found, split_bytes(wanted, bounds))

@@ -1,4 +1,4 @@
-"""The shard: one rank's embeddings, with their ids and index rows; and vectors of residues, if they are kept."""
+"""The shard: one rank's embeddings, their ids and index rows, and the residue vectors if they are kept."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from seqmill.store.index import Index, residue_offsets
 
 SHARD_ATTRIBUTES = ("rank", "world_size", "num_layers", "computed_by", "audit_sequences")
 DATASETS = ("embeddings", "index_rows", "quarantined_rows", "sequence_ids")
+RESIDUE_DATASETS = ("residues", "residue_offsets")
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Shard:
     """An open shard. Arrays are memory maps.
 
     Attributes:
-        embeddings: float32 (num_sequences, hidden_dim), as stored.
-        residues: the vectors of all residues end to end, (num_residues, number of layers * hidden_dim), in the dtype
-            that the fingerprint says; (0, 0) if they are not kept.
-        residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
-        index_rows: int64 (num_sequences,), each row's unique sequence in the index.
         num_layers: of the model, which has layers 0 to num_layers.
         computed_by: the kinds of device and kernels, in words.
-        audit: what `seqmill.embed.audit` found, as attributes of the file.
-        quarantined_rows: int64, the rank's sequences that are not in the shard, having no finite embedding.
+        audit: the file's attributes that begin with `audit_`, from `seqmill.embed.audit`.
+        embeddings: float32 (num_sequences, hidden_dim), as stored.
+        index_rows: int64 (num_sequences,), the index row of each embedding.
+        quarantined_rows: int64, the rank's index rows without a finite embedding, which the shard leaves out.
+        residues: the residue vectors end to end, (num_residues, number of layers * hidden_dim), in the dtype of
+            `fingerprint.per_residue`; (0, 0) if they are not kept.
+        residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
     """
 
     path: Path
@@ -61,17 +62,16 @@ class Shard:
     residue_offsets: np.ndarray
 
 
+@dataclass(frozen=True)
 class ShardWriter:
     """Writes the vectors of a shard, in order."""
 
-    def __init__(self, embeddings: RowWriter, residues: RowWriter | None) -> None:
-        self._embeddings, self._residues = embeddings, residues
+    writers: list[RowWriter]
 
     def append(self, embeddings: np.ndarray, residues: np.ndarray | None = None) -> None:
-        """Write the next embeddings, and the vectors of their residues if they are kept."""
-        self._embeddings.append(embeddings)
-        if self._residues is not None and residues is not None:
-            self._residues.append(residues)
+        """Write the next embeddings, and their residue vectors if they are kept."""
+        for writer, rows in zip(self.writers, (embeddings, residues), strict=False):
+            writer.append(rows)
 
 
 @contextmanager
@@ -87,15 +87,13 @@ def new_shard(
     """Open a writer of vectors; the shard appears at `path` when the block has ended with every row written.
 
     Args:
-        path: the shard's final name.
-        index: for the ids.
-        rows: int64, the index rows of the shard, in order; may be empty.
-        quarantined: int64, the index rows that the shard should hold and does not.
-        hidden_dim: numbers in a row, of all outputs side by side.
-        attributes: rank, world_size, the fingerprint and whatever else describes the shard.
-        residue_dim: numbers in the vector of a residue, of all layers; 0 if they are not kept.
+        rows, quarantined: int64, the index rows of the shard in order, and the rank's rows that it leaves out.
+        hidden_dim: numbers in a row of embeddings, over all outputs.
+        attributes: rank, world_size, the fingerprint, and everything else that describes the shard.
+        residue_dim: numbers in a residue vector, over all layers; 0 if they are not kept.
     """
     residue_dtype = attributes["per_residue"]
+    names = ["embeddings", "residues"] if residue_dtype else ["embeddings"]
     with whole_or_absent(path) as temporary:
         with new_hdf5(temporary) as file:
             write_attributes(file, attributes)
@@ -108,16 +106,14 @@ def new_shard(
                 file["residue_offsets"] = offsets
                 reserve_dataset(file, "residues", (int(offsets[-1]), residue_dim), residue_dtype)
         with ExitStack() as stack:
-            names = ("embeddings", "residues") if residue_dtype else ("embeddings",)
-            writers = [stack.enter_context(RowWriter(temporary, name)) for name in names]
-            yield ShardWriter(writers[0], writers[1] if residue_dtype else None)
+            yield ShardWriter([stack.enter_context(RowWriter(temporary, name)) for name in names])
 
 
 def open_shard(path: Path) -> Shard:
     """Open a shard.
 
     Raises:
-        SeqmillError: absent, truncated, or not a shard.
+        SeqmillError: it is missing, truncated, or not a shard.
     """
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
@@ -129,11 +125,10 @@ def open_shard(path: Path) -> Shard:
             fingerprint = Fingerprint.from_attributes(attributes)
         except SeqmillError as error:
             raise SeqmillError(f"{path}: {error}") from None
-        residues, offsets = np.empty((0, 0), np.float16), np.empty(0, np.int64)
-        if fingerprint.per_residue:
-            if missing := [name for name in ("residues", "residue_offsets") if name not in file]:
-                raise SeqmillError(f"{path}: lacks {', '.join(missing)}")
-            residues, offsets = (map_dataset(path, file[name]) for name in ("residues", "residue_offsets"))
+        names = [*DATASETS[:3], *(RESIDUE_DATASETS if fingerprint.per_residue else ())]
+        if missing := [name for name in names if name not in file]:
+            raise SeqmillError(f"{path}: lacks {', '.join(missing)}")
+        arrays = {"residues": np.empty((0, 0), np.float16), "residue_offsets": np.empty(0, np.int64)}
         return Shard(
             path,
             attributes["rank"],
@@ -142,16 +137,12 @@ def open_shard(path: Path) -> Shard:
             attributes["num_layers"],
             [kind for kind in attributes["computed_by"].split("; ") if kind],
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
-            map_dataset(path, file["embeddings"]),
-            map_dataset(path, file["index_rows"]),
-            map_dataset(path, file["quarantined_rows"]),
-            residues,
-            offsets,
+            **{**arrays, **{name: map_dataset(path, file[name]) for name in names}},
         )
 
 
 def shard_ids(path: Path) -> Iterator[list[bytes]]:
-    """Yield the shard's sequence ids in order, in blocks; in UTF-8, as decoding takes half as long as reading."""
+    """Yield the shard's sequence ids in order, in blocks; as UTF-8, because decoding takes half as long as reading."""
     with open_hdf5(path, "shard") as file:
         ids = file["sequence_ids"]
         if h5py.check_string_dtype(ids.dtype) is None:

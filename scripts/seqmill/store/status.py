@@ -1,156 +1,182 @@
-"""The status JSON: what a worker says of its shard, written before it ends."""
+"""The status JSON: what a worker reports about its shard, written before it exits."""
 
 from __future__ import annotations
 
-import functools
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from seqmill.base.files import write_json
 from seqmill.errors import SeqmillError
 
 SHOWN_ERROR = 300  # characters
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+MOST_POINTS = 120
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Measure = Annotated[float, msgspec.Meta(ge=0)]
 
 
-@dataclass
-class ShardStatus:
-    """The state of one shard.
+class StatusError(msgspec.Struct):
+    """The exception that ended a worker."""
 
-    Attributes:
-        rank, world_size: which shard of how many.
-        status: running, complete or failed.
-        shard_path: where the shard is or will be.
-        attempt: 1 for the first.
-        started, ended: ISO 8601 with time zone; `ended` is empty while running.
-        num_sequences: the rank's sequences, quarantined ones included.
-        num_packs, done_packs, resumed_packs: the rank's packs; how many are done, as of `updated`; how many of
-            these an earlier attempt had done.
-        updated: when the worker last wrote this, ISO 8601.
-        error: {type, message} when failed.
-        fingerprint: `Fingerprint.attributes()`, once known.
-        weights: the files of the model, `seqmill.base.input_files.InputFile`; none of untrained ones.
-        run: precision_asked (as set), num_layers (of the model), device, device_uuid, attention, elementwise,
-            computed_by (of resumed packs as well), precision, threads, torch, num_tokens, num_residues, done_tokens
-            (of done packs, resumed ones included, as of `updated`), throughput (points of `seqmill.store.status`),
-            pack_fill, tokens_per_second (of the packs computed now, over the compute stage), model_flops_per_second,
-            out_of_memory_splits, sequences_on_cpu, recomputed_float32 (sequences), peak_host_bytes, and on a GPU
-            peak_device_bytes, model_flop_utilization (of a matrix product's speed on this device),
-            gpu_utilization_mean, gpu_memory_bytes_max, gpu_power_watts_mean.
-        seconds: wall time by stage.
-        quarantined: sequences without a finite embedding: how many, and the first of them by name.
-        audit: a few embeddings against the reference: `seqmill.embed.audit.Audit`, and the verdict.
-        shard_sha256, shard_bytes: of the finished file.
-        warning: said of embeddings that mean nothing.
-    """
+    type: str
+    message: str
+
+
+class RunFacts(msgspec.Struct, omit_defaults=True):
+    """How a worker computes its shard. A fact that is not known yet is None here and absent from the JSON."""
+
+    device: str | None = None
+    device_uuid: str | None = None  # empty for a CPU
+    precision: str | None = None
+    precision_asked: str | None = None  # the setting, which may be auto
+    threads: Count | None = None
+    torch: str | None = None
+    num_tokens: Count | None = None
+    num_residues: Count | None = None
+    pack_fill: Measure | None = None  # tokens divided by the capacity of the packs
+    num_layers: Count | None = None  # of the model
+    attention: str | None = None
+    elementwise: str | None = None
+    throughput: list[tuple[Measure, Count]] | None = None  # the points of `Throughput`
+    done_tokens: Count | None = None  # of all packs that were done when this was written, resumed ones included
+    tokens_per_second: Measure | None = None  # of the packs that this attempt computed, over the compute stage
+    out_of_memory_splits: Count | None = None
+    sequences_on_cpu: Count | None = None
+    recomputed_float32: Count | None = None  # sequences
+    gpu_utilization_mean: Measure | None = None  # by NVML, as are the next three
+    gpu_memory_bytes_max: Count | None = None
+    gpu_power_watts_mean: Measure | None = None
+    gpu_samples: Count | None = None
+    model_flops_per_second: Count | None = None  # likewise
+    model_flop_utilization: Measure | None = None  # divided by the speed of a matrix product on this device
+    computed_by: list[str] | None = None  # the kinds of device and kernels, also those of resumed packs
+    peak_host_bytes: Count | None = None
+    peak_device_bytes: Count | None = None
+
+    def update(self, **facts: object) -> None:
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+
+class AuditFacts(msgspec.Struct, omit_defaults=True):
+    """The result of the audit (`seqmill.embed.audit.Audit`) and its verdict; all None if the audit is off."""
+
+    sequences: Count | None = None
+    worst_cosine: float | None = None  # None if it is not finite, as the error below
+    worst_relative_error: float | None = None
+    worst_sequence: str | None = None
+    reference: str | None = None
+    seconds: Measure | None = None
+    longest_included: bool | None = None
+    verdict: Literal["ok", "warn", "fail", "none"] | None = None
+
+    @property
+    def worst(self) -> str:
+        """The worst errors, in words."""
+        errors = f"worst cosine {self.worst_cosine}, worst relative error {self.worst_relative_error}"
+        return f"{errors} against {self.reference}"
+
+
+class Quarantined(msgspec.Struct, omit_defaults=True):
+    """How many sequences have no finite embedding, and the names of the first of them."""
+
+    num_sequences: Count = 0
+    first: list[str] = []
+
+
+class ShardStatus(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of one shard. Times are ISO 8601 with time zone."""
 
     rank: int
     world_size: int
-    status: str
-    shard_path: str
-    attempt: int = 1
+    status: Literal["running", "complete", "failed"]
+    shard_path: str  # the final one
+    attempt: Count = 1
     started: str = ""
-    ended: str = ""
-    updated: str = ""
-    num_sequences: int = 0
-    num_packs: int = 0
-    done_packs: int = 0
-    resumed_packs: int = 0
-    error: dict[str, str] | None = None
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    weights: list[dict[str, Any]] | None = None
-    run: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    quarantined: dict[str, Any] = field(default_factory=dict)
-    audit: dict[str, Any] = field(default_factory=dict)
+    ended: str = ""  # empty while the worker runs
+    updated: str = ""  # when this was written
+    num_sequences: Count = 0  # of the rank, including quarantined ones
+    num_packs: Count = 0  # of the rank
+    done_packs: Count = 0
+    resumed_packs: Count = 0  # of the done ones, those that earlier attempts did
+    error: StatusError | None = None
+    fingerprint: dict[str, Any] = {}  # `Fingerprint.attributes()`, once it is known
+    weights: list[dict[str, Any]] | None = None  # the model's files, each an `InputFile`; empty for untrained weights
+    run: RunFacts = msgspec.field(default_factory=RunFacts)
+    seconds: dict[str, Measure] = {}  # wall time by stage
+    quarantined: Quarantined = msgspec.field(default_factory=Quarantined)
+    audit: AuditFacts = msgspec.field(default_factory=AuditFacts)
     shard_sha256: str = ""
-    shard_bytes: int = 0
-    warning: str = ""
+    shard_bytes: Count = 0
+    warning: str = ""  # about embeddings that have no meaning
+
+    @property
+    def reason(self) -> str:
+        """Why the worker failed, in words."""
+        return f"{self.error.type}: {self.error.message}" if self.error else "its worker ended without giving a reason"
+
+
+# Made at import: msgspec crashes if several threads are the first to decode a type.
+DECODER = msgspec.json.Decoder(ShardStatus)
 
 
 @contextmanager
 def stage(status: ShardStatus, name: str) -> Iterator[None]:
-    """Note the wall time of the block, in seconds, as the stage `name`."""
+    """Record the wall time of the block, in seconds, as the stage `name`."""
     start = time.perf_counter()
     yield
     status.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 def write_status(path: Path, status: ShardStatus) -> None:
-    """Write the status JSON, whole or not at all."""
+    """Write the status JSON atomically."""
     status.updated = datetime.now().astimezone().isoformat(timespec="seconds")
-    write_json(path, asdict(status))
+    write_json(path, msgspec.to_builtins(status))
 
 
 def read_status(path: Path) -> ShardStatus:
     """Read a status JSON.
 
     Raises:
-        SeqmillError: absent, not JSON, or without the fields of a status.
+        SeqmillError: it is missing, is not JSON, or has a missing, unknown or wrong field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        status = ShardStatus(**json.loads(text))
-        wrong = _wrong_fields(status)
-        # HDF5 takes no NUL, and a lone surrogate can't be encoded (which raises a ValueError here).
-        if b"\\u0000" in json.dumps(asdict(status), ensure_ascii=False).encode():
-            raise ValueError("it holds a NUL")
+        data = path.read_bytes()
+        if b"\\u0000" in data:  # HDF5 takes no NUL
+            raise ValueError("it contains a NUL")
+        return DECODER.decode(data)
     except FileNotFoundError:
         raise SeqmillError(f"{path}: no such status JSON; the shard's worker has not run") from None
     except OSError as error:
         raise SeqmillError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SeqmillError(f"{path}: not a seqmill status JSON: {str(error)[:SHOWN_ERROR]}") from error
-    if wrong:
-        raise SeqmillError(f"{path}: not a seqmill status JSON: {', '.join(wrong)} can't be so")
-    return status
-
-
-def _wrong_fields(status: ShardStatus) -> list[str]:
-    """Return the names of the fields whose values can't be theirs."""
-    wrong = []
-    for name, kinds in _kinds().items():
-        value = getattr(status, name)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            wrong.append(name)
-    return wrong if status.status in (RUNNING, COMPLETE, FAILED) else [*wrong, "status"]
-
-
-@functools.cache
-def _kinds() -> dict[str, tuple[type, ...]]:
-    """Return the types that each field may have."""
-    hints = get_type_hints(ShardStatus).items()
-    each = {name: get_args(hint) if isinstance(hint, UnionType) else (hint,) for name, hint in hints}
-    return {name: tuple(get_origin(kind) or kind for kind in kinds) for name, kinds in each.items()}
-
-
-MOST_POINTS = 120
 
 
 class Throughput:
-    """Takes a point as often as packs are done, and keeps few of them, about evenly spaced.
+    """Records how many tokens are computed over time, as a bounded number of roughly evenly spaced points.
 
     Attributes:
-        points: [seconds since the beginning, tokens computed by then], both increasing, the first [0, 0]; changed in
-            place, so that a status that holds them is up to date.
+        points: (seconds since the start, tokens computed by then), both increasing, the first (0, 0). The list is
+            changed in place, so a status that holds it is up to date.
     """
 
     def __init__(self) -> None:
-        self.points: list[list[float]] = [[0.0, 0]]
+        self.points: list[tuple[float, int]] = [(0.0, 0)]
         self._interval = 0.0
 
     def add(self, seconds: float, num_tokens: int, is_last: bool = False) -> None:
-        """Take a point, unless it comes too soon after the one before; the last is always taken."""
+        """Add a point, unless it follows the last one too soon; the final point is always added."""
         if seconds - self.points[-1][0] < self._interval and not is_last:
             return
-        self.points.append([round(seconds, 2), num_tokens])
+        self.points.append((round(seconds, 2), num_tokens))
         if len(self.points) > MOST_POINTS:
             del self.points[1::2]
             self._interval = seconds / len(self.points)

@@ -91,7 +91,7 @@ def test_every_pack_of_complete_shards_serves_another_number_of_shards(
     assert resumed(run) == len(packs_of(index, range(7), 8))
     assert (open_embeddings(run.merge().embeddings)[:] == open_embeddings(done.embeddings)[:]).all()
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert "7 shards of another number of shards stay there" in caplog.text
+    assert "7 shards of another number of shards remain" in caplog.text
 
 
 def test_their_values_arrive_beside_those_of_parts(done: Run, index: Index, tmp_path: Path) -> None:

@@ -207,4 +207,4 @@ def test_the_merge_names_parts_of_other_settings(
     save(tmp_path / "parts", index, replace(fingerprint, layers="0"), results[:2])
     run.embed().merge()
     assert len(list((tmp_path / "parts").glob("*.part.h5"))) == 2
-    assert "2 part files of runs with other settings stay there" in caplog.text
+    assert "2 part files of runs with other settings remain" in caplog.text

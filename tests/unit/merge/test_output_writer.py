@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import h5py
@@ -34,13 +34,12 @@ def test_each_output_has_its_columns_and_its_digest(dtype: str, tmp_path: Path):
     values = np.random.default_rng(1).normal(size=(1001, 3 * WIDTH)).astype(np.float32)
     names = ["embeddings", "second", "third"]
     path = reserved(tmp_path / "some.h5", names, len(values), dtype)
-    with write_outputs(path, names, dtype, str) as writer:
-        for start in range(0, len(values), 100):
-            writer.append(values[start : start + 100].copy())
+    blocks = (values[start : start + 100].copy() for start in range(0, len(values), 100))
+    digests = write_outputs(path, names, dtype, blocks, str)
     with h5py.File(path) as file:
         for name, expected in zip(names, np.split(values.astype(dtype), 3, axis=1), strict=True):
             np.testing.assert_array_equal(file[name][:], expected)
-            assert writer.sha256(name) == hashlib.sha256(expected.tobytes()).hexdigest()
+            assert digests[name] == hashlib.sha256(expected.tobytes()).hexdigest()
 
 
 def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
@@ -48,12 +47,15 @@ def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
     rows = (KEEP_BYTES + 3 * SEND_BYTES) // (4 * WIDTH) + 1
     path = reserved(tmp_path / "some.h5", ["embeddings"], rows)
     digest = hashlib.sha256()
-    with write_outputs(path, ["embeddings"], "float32", str) as writer:
+
+    def blocks() -> Iterator[np.ndarray]:
         for start in range(0, rows, 8192):
             block = np.arange(start, min(start + 8192, rows), dtype=np.float32)[:, None] + np.zeros(WIDTH, np.float32)
             digest.update(block)
-            writer.append(block)
-    assert writer.sha256("embeddings") == digest.hexdigest()
+            yield block
+
+    digests = write_outputs(path, ["embeddings"], "float32", blocks(), str)
+    assert digests == {"embeddings": digest.hexdigest()}
     with h5py.File(path) as file:
         column = file["embeddings"][:, WIDTH - 1]
     np.testing.assert_array_equal(column, np.arange(rows, dtype=np.float32))
@@ -63,14 +65,8 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path):
     path = reserved(tmp_path / "some.h5", ["a", "b"], 5, "float16")
     blocks = np.zeros((5, 2 * WIDTH), np.float32)
     blocks[4, -1] = 70000
-
-    def write() -> None:
-        with write_outputs(path, ["a", "b"], "float16", "record {}".format) as writer:
-            writer.append(blocks[:3])
-            writer.append(blocks[3:])
-
     with pytest.raises(SeqmillError, match=r"^record 4: a value of b is beyond float16"):
-        write()
+        write_outputs(path, ["a", "b"], "float16", [blocks[:3], blocks[3:]], "record {}".format)
 
 
 @contextmanager
@@ -93,11 +89,11 @@ def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, tmp_path: Path)
     with h5py.File(path) as file:
         offset = file["embeddings"].id.get_offset()
 
-    def write() -> None:
-        with write_outputs(path, ["embeddings"], "float32", str) as writer, no_room_beyond(offset):
-            for _ in range(blocks):
-                writer.append(np.zeros((3 // blocks, WIDTH), np.float32))
-            writer.wait()
+    def fill_the_disk() -> Iterator[np.ndarray]:
+        """The disk is full from the first block until the test's end: the space of all rows has been reserved."""
+        full.enter_context(no_room_beyond(offset))
+        for _ in range(blocks):
+            yield np.zeros((3 // blocks, WIDTH), np.float32)
 
-    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        write()
+    with ExitStack() as full, pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        write_outputs(path, ["embeddings"], "float32", fill_the_disk(), str)

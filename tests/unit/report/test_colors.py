@@ -19,7 +19,7 @@ from seqmill.report.map import shown_rows
 from seqmill.report.page import write_report
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.embeddings import Embeddings, open_embeddings
-from seqmill.store.status import COMPLETE, RUNNING, ShardStatus, write_status
+from seqmill.store.status import COMPLETE, RUNNING, RunFacts, ShardStatus, write_status
 
 IDS = ["\"double\"'single'", '"', '""', '"whole"', "蛋白", "NA", "#1", "plain"]
 
@@ -155,7 +155,7 @@ def test_shards_that_have_not_ended_have_no_span(tmp_path: Path) -> None:
     embeddings = embeddings_of(tmp_path, ["a", "b"])
     fingerprint = Fingerprint.from_attributes(embeddings.attrs).attributes()
     paths = [tmp_path / f"shard_{rank}-of-2.status.json" for rank in range(2)]
-    started, run = "2026-01-01T12:00:00+00:00", {"num_tokens": 5}
+    started, run = "2026-01-01T12:00:00+00:00", RunFacts(num_tokens=5)
     for ended in (("", ""), (started, ""), (started, started)):
         for rank, path in enumerate(paths):
             state = COMPLETE if ended[rank] else RUNNING

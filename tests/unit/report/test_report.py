@@ -287,10 +287,10 @@ def test_a_series_keeps_few_points_and_its_ends(number: int):
         throughput.add(*pair)
         assert len(points) <= MOST_POINTS
     throughput.add(seconds[-1], int(tokens[-1]), is_last=True)
-    assert points[0] == [0, 0]
-    assert points[-1] == [round(seconds[-1], 2), tokens[-1]]
+    assert points[0] == (0, 0)
+    assert points[-1] == (round(seconds[-1], 2), tokens[-1])
     given = set(zip(np.round(seconds, 2).tolist(), tokens.tolist(), strict=True))
-    assert {tuple(point) for point in points[1:]} <= given
+    assert set(points[1:]) <= given
     assert len(points) >= min(number, MOST_POINTS // 3)
     if number > MOST_POINTS:
         assert np.diff(points, axis=0)[:, 0].max() < seconds[-1] / 10

@@ -71,10 +71,10 @@ def test_every_shards_work_is_what_a_worker_says(run: Run, index: Index) -> None
     shares = share_work(index, 3, ARCHITECTURE)
     statuses = [read_status(path) for path in run.statuses]
     assert shares.packs.tolist() == [status.num_packs for status in statuses]
-    assert shares.tokens.tolist() == [status.run["num_tokens"] for status in statuses]
+    assert shares.tokens.tolist() == [status.run.num_tokens for status in statuses]
     for flop, status in zip(shares.flop, statuses, strict=True):
-        seconds = status.run["num_tokens"] / status.run["tokens_per_second"]
-        assert flop == pytest.approx(status.run["model_flops_per_second"] * seconds, rel=1e-4)
+        seconds = status.run.num_tokens / status.run.tokens_per_second
+        assert flop == pytest.approx(status.run.model_flops_per_second * seconds, rel=1e-4)
     assert shares.balance == max(shares.tokens) / (sum(shares.tokens) / 3)
     assert shares.longest_flop.max() == model_flop(ARCHITECTURE, np.array([index.max_tokens]))
 

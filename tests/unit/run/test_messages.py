@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+
+import msgspec
 
 from seqmill.base.locks import locked_shard
 from seqmill.run.messages import failure_message
@@ -50,8 +51,8 @@ def test_what_failed_before_this_run_is_not_told(tmp_path: Path) -> None:
 
 def test_a_worker_that_was_killed(tmp_path: Path) -> None:
     shard = tmp_path / "results/a/m/shards/shard_1-of-2.h5"
-    status = vars(ShardStatus(1, 2, RUNNING, str(shard)))
-    write(shard.with_suffix(".status.json"), json.dumps(status), 5)
+    status = ShardStatus(1, 2, RUNNING, str(shard))
+    write(shard.with_suffix(".status.json"), msgspec.json.encode(status).decode(), 5)
     write(tmp_path / "logs/a/m/embed_shard_1-of-2.log", "10:00:00 INFO loading\n", 5)
     assert lines(tmp_path)[1:-1] == ["  a/m: shard_1-of-2: its worker is gone without a word (killed?)"]
     with locked_shard(shard):

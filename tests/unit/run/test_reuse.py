@@ -66,7 +66,7 @@ def records_of(run: Run) -> list[dict[str, str]]:
 
 
 def tokens_computed(run: Run) -> int:
-    return sum(read_status(path).run["num_tokens"] for path in run.statuses)
+    return sum(read_status(path).run.num_tokens for path in run.statuses)
 
 
 @pytest.fixture(scope="module", params=[*ONE_EACH, BLENDED], ids=str)
@@ -505,8 +505,8 @@ def without_manifest(damage: Callable[[Run], None]) -> Callable[[Run], None]:
 
 
 DAMAGES = {
-    "a flipped bit": (lambda old: flip(old.embeddings, "embeddings", 3), "its bytes are not those that"),
-    "in the lengths": (lambda old: flip(old.embeddings, "lengths", 0), "its bytes are not those that"),
+    "a flipped bit": (lambda old: flip(old.embeddings, "embeddings", 3), "its bytes differ from the digests"),
+    "in the lengths": (lambda old: flip(old.embeddings, "lengths", 0), "its bytes differ from the digests"),
     "in a digest": (lambda old: flip(old.embeddings, "sequence_digests", 4), "its sequences are not those"),
     "in a digest, unseen": (
         without_manifest(lambda old: flip(old.embeddings, "sequence_digests", 4)),
