@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 from seqmill.run.doctor import Report, examine
-from seqmill.run.findings import Mend
+from seqmill.run.findings import Remedy
 
 STATES = {
-    Mend.NOTHING: "complete",
-    Mend.RUN: "not complete",
-    Mend.REMOVE: "damaged",
-    Mend.REPAIR: "failed",
-    Mend.WAIT: "running",
-    Mend.ACCESS: "not readable",
+    Remedy.NOTHING: "complete",
+    Remedy.RUN: "not complete",
+    Remedy.REMOVE: "damaged",
+    Remedy.REPAIR: "failed",
+    Remedy.WAIT: "running",
+    Remedy.ACCESS: "not readable",
 }
 
 
@@ -56,27 +56,27 @@ def describe(reports: list[Report], checked: bool) -> list[str]:
     """Return the reports as lines, of each the most important first, and last the next step."""
     lines = []
     for report in reports:
-        digests = ", and every digest is right" if checked and report.mend == Mend.NOTHING else ""
-        lines.append(f"{report.name}: {STATES[report.mend]}{digests}")
-        lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.mend)]
+        digests = ", and every digest is right" if checked and report.remedy == Remedy.NOTHING else ""
+        lines.append(f"{report.name}: {STATES[report.remedy]}{digests}")
+        lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.remedy)]
     return [*lines, f"next: {next_step(reports)}"]
 
 
 def next_step(reports: list[Report]) -> str:
     """Return the one step that comes first, as a command where it is one."""
-    worst = max(reports, key=lambda report: report.mend)
-    abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.mend == worst.mend))
+    worst = max(reports, key=lambda report: report.remedy)
+    abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.remedy == worst.remedy))
     where = f"{worst.name}: " if len(reports) > 1 else ""
-    if worst.mend == Mend.NOTHING:
+    if worst.remedy == Remedy.NOTHING:
         return "nothing to do"
-    if worst.mend == Mend.ACCESS:
+    if worst.remedy == Remedy.ACCESS:
         return f"make {abouts[0]} readable to you, then look again"
-    if worst.mend == Mend.WAIT:
+    if worst.remedy == Remedy.WAIT:
         return f"{where}wait: a worker is computing; look again later"
     step = f"{snakemake(worst.root, '--cores', 'all')}  (with the --config of the run before, if it had any)"
-    if worst.mend == Mend.REMOVE:
+    if worst.remedy == Remedy.REMOVE:
         step = f"rm {shlex.join(abouts)} && {step}"
-    if worst.mend == Mend.REPAIR:
+    if worst.remedy == Remedy.REPAIR:
         step = f"{where}{abouts[0]}; then {step}"
     if any((worst.root / ".snakemake/locks").glob("*.lock")):
         unlock = snakemake(worst.root, "--cores", "1", "--unlock")
@@ -104,4 +104,4 @@ def main() -> int:
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
         print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: snakemake --cores all")
-    return int(not reports or any(report.mend != Mend.NOTHING for report in reports))
+    return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def exports(self) -> Path:
+        """The folder of the exports."""
+        return self.path / "exports"
+
+    @property
     def merged(self) -> list[Path]:
         """What the merge writes."""
         return [self.embeddings, self.records, self.manifest]
@@ -98,15 +103,3 @@ def status_path_of(shard: Path) -> Path:
 def parts_folder(shard: Path) -> Path:
     """Return the folder of a shard's parts, which all shards of the folder share."""
     return shard.parent / "parts"
-
-
-def logs_folder(folder: Path) -> Path:
-    return RunFolder(folder).logs
-
-
-def embed_log(shard: Path) -> Path:
-    return RunFolder(shard.parent.parent).shard_log(shard)
-
-
-def root_of(folder: Path) -> Path:
-    return RunFolder(folder).root

@@ -1,0 +1,97 @@
+"""Finds the runs in a results folder, also those whose index failed to build."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seqmill.run.logs import exists, last_error
+from seqmill.store.layout import SHARD_FILE, RunFolder
+
+UNFINISHED_INDEX = re.compile(r"\.index\.h5\..+\.tmp")
+DEPTH = 2  # levels from results/ to a run's folder
+
+Stats = dict[str, os.stat_result]
+
+
+@dataclass(frozen=True)
+class FoundRun(RunFolder):
+    """A run's folder, and the files that were in it.
+
+    Attributes:
+        entries, shard_entries: files in the folder and in its folder of shards, by name; empty if the folder is gone.
+        error: why the folder can't be listed.
+    """
+
+    entries: Stats = field(default_factory=dict)
+    shard_entries: Stats = field(default_factory=dict)
+    error: OSError | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        # The workflow makes the folders of results and logs before it builds the index.
+        begun = {self.index.name, *(path.name for path in self.merged)} & self.entries.keys() or exists(self.logs)
+        return bool(begun) or bool(self.world_sizes()) or any(map(UNFINISHED_INDEX.fullmatch, self.entries))
+
+    def world_sizes(self) -> list[int]:
+        """Return the number of shards of each set of shards that has files; the set written last comes last."""
+        times: dict[int, int] = {}
+        for name, entry in self.shard_entries.items():
+            match = SHARD_FILE.fullmatch(name)
+            if match and int(match["rank"]) < (size := int(match["world_size"])):
+                times[size] = max(times.get(size, 0), entry.st_mtime_ns)
+        return sorted(times, key=times.__getitem__)
+
+
+def find_runs(results: Path) -> list[FoundRun]:
+    """Return the runs in `results/`, `results/DATASET/` or `results/DATASET/MODEL/`, by path.
+
+    A folder that can't be listed is returned with its error.
+    """
+    # A symbolic link keeps its own name, which is the dataset's.
+    results = results.resolve() if ".." in results.parts else results.absolute()
+    return sorted([*_walk(results, DEPTH), *_failed_builds(results)], key=lambda run: run.path)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:
+    """Yield the runs in a folder, at most `depth` levels down."""
+    try:
+        entries = entries_of(folder)
+        run = FoundRun(folder, entries, entries_of(folder / "shards") if "shards" in entries else {})
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        yield FoundRun(folder, error=error)
+        return
+    if run.has_begun:
+        yield run
+    elif depth:
+        for name in (name for name in entries if stat.S_ISDIR(entries[name].st_mode)):
+            yield from _walk(folder / name, depth - 1)
+
+
+def _failed_builds(results: Path) -> Iterator[FoundRun]:
+    """Yield the runs of which Snakemake has removed the folder with the index, so that only a log remains."""
+    for given, root in enumerate(results.parents[:3]):
+        top = (results, *results.parents)[given]
+        names = [*map(glob.escape, results.relative_to(top).parts), *["*"] * (DEPTH - given)]
+        for log in (root / "logs").glob("/".join([*names, "build_index.log"])):
+            run = FoundRun(top / log.parent.parent.name / log.parent.name)
+            if not exists(run.path) and last_error(log):
+                yield run
+
+
+def entries_of(folder: Path) -> Stats:
+    """Return the files in a folder by name; raises an OSError if it can't be listed."""
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # just removed, or a broken link
+                found[entry.name] = entry.stat()
+    return found
