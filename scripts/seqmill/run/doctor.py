@@ -58,7 +58,7 @@ def _report(run: FoundRun, check: bool) -> Report:
 
 
 def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
-    index, damage = attempt(run.index, _open_index, check) if run.index.name in run.entries else (None, None)
+    index, damage = attempt(run.index, _open_index, check) if run.index in run.files else (None, None)
     sizes = sorted(run.world_sizes())
     sets = {size: [examine_shard(run, rank, size, index, check) for rank in range(size)] for size in sizes}
     chosen = _chosen(run, sets)
@@ -83,9 +83,9 @@ def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
         yield Finding(text + (", whose workers reuse its packs if the settings are the same" if is_reused else ""))
     yield from merged
     yield from guarded(run.path, _changed_inputs(run))
-    if run.parts.name in run.shard_entries:
+    if run.parts in run.files:
         yield from guarded(run.parts, _parts(run, index, shards, check))
-    if run.exports.name in run.entries and run.embeddings.name in run.entries:
+    if run.exports in run.files and run.embeddings in run.files:
         yield from guarded(run.exports, _old_exports(run))
     yield from guarded(run.path, _left_over(run))
 
@@ -127,7 +127,7 @@ def _chosen(run: FoundRun, sets: dict[int, list[ExaminedShard]]) -> int:
 
 def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], check: bool) -> Iterator[Finding]:
     path = run.embeddings
-    if path.name not in run.entries:
+    if path not in run.files:
         yield _not_made("embeddings.h5: not merged", None if any(finding for _, finding in shards) else run.merge_log)
         return
     embeddings = open_embeddings(path)
@@ -136,8 +136,7 @@ def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], che
     yield Finding(f"embeddings.h5: {rows} x {dimensions}; " + ", ".join(f"{fates[fate]} {fate}" for fate in fates))
     if index and attributes["index_digest"] != index.digest:
         yield Finding("embeddings.h5: made from another index than index.h5", Remedy.REMOVE, shown(path))
-    newest = max((shard.path.stat().st_mtime for shard, finding in shards if not finding), default=0.0)
-    if run.entries[path.name].st_mtime < newest:
+    if run.time_of(path) < max((run.time_of(shard.path) for shard, finding in shards if not finding), default=0):
         yield Finding("embeddings.h5: older than its shards; the next run merges them again", Remedy.RUN)
     yield from guarded(run.manifest, _by_manifest(run, embeddings, check))
     if number := fates.get("quarantined"):
@@ -148,7 +147,7 @@ def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], che
 
 def _by_manifest(run: FoundRun, embeddings: Embeddings, check: bool) -> Iterator[Finding]:
     """Yield how the merged files differ from the manifest, and the audit; raises if the manifest is damaged."""
-    if missing := [path.name for path in (run.manifest, run.records) if path.name not in run.entries]:
+    if missing := [path.name for path in (run.manifest, run.records) if path not in run.files]:
         yield Finding(f"missing next to embeddings.h5: {', '.join(missing)}", Remedy.RUN)
     if run.manifest.name in missing:
         return
@@ -164,7 +163,7 @@ def _by_manifest(run: FoundRun, embeddings: Embeddings, check: bool) -> Iterator
         yield Finding("embeddings.h5: not the file that manifest.json describes", Remedy.REMOVE, shown(embeddings.path))
     if check and not missing and sha256_of_file(run.records) != table["sha256"]:
         yield Finding("records.tsv.gz: not the file that manifest.json describes", Remedy.REMOVE, shown(run.records))
-    if run.index.name not in run.entries:
+    if run.index not in run.files:
         for source in manifest["reuse"]:
             yield Finding(f"reused: {source['sequences']} sequences from {source['path']}")
     audit, audits = manifest["audit"], [shard["audit"] for shard in manifest["shards"]]
@@ -187,14 +186,14 @@ def _changed_inputs(run: FoundRun) -> Iterator[Finding]:
 def _parts(run: FoundRun, index: Index | None, shards: list[ExaminedShard], check: bool) -> Iterator[Finding]:
     """Yield which packs are saved for the last computation, and the other part files."""
     files = entries_of(run.parts)
-    parts, damaged = [], [name for name in files if name.endswith(".damaged")]
-    for name in sorted(files, key=lambda name: files[name].st_mtime):
-        if name.endswith(".part.h5"):
-            part, trouble = attempt(run.parts / name, _open_part, index if check else None)
+    parts, damaged = [], [path.name for path in files if path.suffix == ".damaged"]
+    for path in sorted(files, key=lambda path: files[path].st_mtime):
+        if path.name.endswith(".part.h5"):
+            part, trouble = attempt(path, _open_part, index if check else None)
             if part:
                 parts.append(part)
-            elif trouble and exists(run.parts / name):  # else its worker has just removed it
-                damaged.append(name)
+            elif trouble and exists(path):  # else its worker has just removed it
+                damaged.append(path.name)
     if damaged:
         yield Finding(f"damaged part files, whose packs are computed again: {', '.join(sorted(damaged))}")
     if not parts or not index:
@@ -207,34 +206,34 @@ def _parts(run: FoundRun, index: Index | None, shards: list[ExaminedShard], chec
     ranks = [rank for rank, (_, finding) in enumerate(shards) if finding]
     todo = {pack for rank in ranks for pack in packs_of_rank(index.num_packs, rank, len(shards))}
     saved = todo.intersection(pack for part in ours for pack in part.packs.tolist())
-    size = size_in_words(sum(files[part.path.name].st_size for part in ours))
+    size = size_in_words(sum(files[part.path].st_size for part in ours))
     if ours:
         yield Finding(f"saved: {len(saved)} of {len(todo)} packs still to do, in {len(ours)} part files ({size})")
     if others := [part for part in parts if part not in ours]:
-        size = size_in_words(sum(files[part.path.name].st_size for part in others))
+        size = size_in_words(sum(files[part.path].st_size for part in others))
         why = others[0].fingerprint.difference(current)
         yield Finding(f"part files of other computations, not used: {len(others)} ({size}): {why}")
 
 
 def _old_exports(run: FoundRun) -> Iterator[Finding]:
     """Yield the exports that are older than the results; their names don't show it."""
-    for name, entry in sorted(entries_of(run.exports).items()):
-        if entry.st_mtime_ns < run.entries[run.embeddings.name].st_mtime_ns and not name.startswith("."):
-            path = in_one_line(shown(run.exports / name))
-            yield Finding(f"{path}: made from an earlier result; delete it or export again")
+    for path, entry in sorted(entries_of(run.exports).items()):
+        if entry.st_mtime_ns < run.time_of(run.embeddings) and not path.name.startswith("."):
+            yield Finding(f"{in_one_line(shown(path))}: made from an earlier result; delete it or export again")
 
 
 def _left_over(run: FoundRun) -> Iterator[Finding]:
     """Yield the temporary files and locks that no process of this machine holds."""
     left = []
     for folder in (run.path, run.shards, run.parts):
-        for name, entry in (entries_of(folder) if exists(folder) else {}).items():
+        for path, entry in (entries_of(folder) if exists(folder) else {}).items():
+            name = path.name
             host, _, process = name.removesuffix(".tmp").rpartition(".")
             is_alive = host.endswith(f".{socket.gethostname()}") and exists(Path("/proc", process))
             is_lock = SHARD_FILE.fullmatch(name) and name.endswith(".lock")
             is_free = is_lock and not lock_holder(folder / name[1:].removesuffix(".lock"))
             if name.startswith(".") and ((name.endswith(".tmp") and not is_alive) or is_free):
-                left.append((entry.st_size, shown(folder / name)))
+                left.append((entry.st_size, shown(path)))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         size = size_in_words(sum(size for size, _ in left))

@@ -31,7 +31,7 @@ class ExaminedShard(NamedTuple):
 
 
 def examine_shard(run: FoundRun, rank: int, world_size: int, index: Index | None, check: bool) -> ExaminedShard:
-    shard = judge_shard(run.shard(rank, world_size), run.shard_entries)
+    shard = judge_shard(run.shard(rank, world_size), run.files)
     again = (Remedy.REMOVE, shown(shard.path)) if shard.has_file else (Remedy.RUN, "")
     try:
         finding = _finding(run, shard, again)

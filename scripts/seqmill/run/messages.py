@@ -64,5 +64,5 @@ def _files(folder: Path, ending: str, since: float) -> list[Path]:
         entries = entries_of(folder)
     except OSError:
         return []
-    times = {name: entry.st_mtime_ns for name, entry in entries.items() if entry.st_mtime >= since}
-    return [folder / name for name in sorted(times, key=lambda name: (-times[name], name)) if name.endswith(ending)]
+    times = {path: entry.st_mtime_ns for path, entry in entries.items() if entry.st_mtime >= since}
+    return [path for path in sorted(times, key=lambda path: (-times[path], path)) if path.name.endswith(ending)]

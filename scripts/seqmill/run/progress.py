@@ -10,17 +10,16 @@ import math
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
-from seqmill.base.files import sha256_of_file
 from seqmill.base.hdf5 import open_hdf5, read_attributes
-from seqmill.base.input_files import InputFile, find_change, stamp_of
+from seqmill.base.input_files import DIGESTS, InputFile, KnownDigests, find_change
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
 from seqmill.run.logs import build_error
 from seqmill.run.shard_state import WAITING, ShardState, judge_shard, seconds_of
-from seqmill.run.walk import UNFINISHED_INDEX, FoundRun, find_runs
+from seqmill.run.walk import FoundRun, find_runs
+from seqmill.store.layout import status_path_of
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus
 
 BUILDING, NOT_BUILT = "index being built", "no index: its build has failed"
@@ -81,44 +80,38 @@ def progress_of(results: Path) -> list[Progress]:
     runs = find_runs(results)
     if not runs and not results.is_dir():
         raise SeqmillError(f"{in_one_line(results)}: no such folder; name a folder of results, or start the run first")
-    if runs and all(run.error for run in runs):
-        raise runs[0].error or AssertionError
+    errors = [run.error for run in runs if run.error]
+    if errors and len(errors) == len(runs):
+        raise errors[0]
     return [_progress(run) for run in runs if not run.error]
 
 
 def _progress(run: FoundRun) -> Progress:
     result = Progress(run.name, root=run.root)
     sizes = run.world_sizes()
-    error = "" if run.index.name in run.entries else build_error(run)
-    if error or _waits_for_index(run, has_shards=bool(sizes)):
+    # After the merge the index may have been deleted.
+    is_needed = max(map(run.time_of, run.unfinished_indexes()), default=0) > run.time_of(run.embeddings)
+    is_needed = is_needed or not (run.embeddings in run.files or sizes)
+    error = "" if run.index in run.files else build_error(run)
+    if error or (is_needed and run.index not in run.files):
         result.missing, result.notes = (NOT_BUILT, [f"index{error}"]) if error else (BUILDING, [])
         return result
     total, digest, fasta = _read_index(run)
-    with suppress(OSError):  # the FASTA can't be read here
-        if fasta and (change := find_change([fasta], [run.root / fasta.path], _sha256)):
+    with suppress(OSError, SeqmillError):  # the FASTA can't be read here, or is being written
+        if fasta and (change := find_change([fasta], [run.root / fasta.path], _digests(run.root).sha256)):
             result.notes.append(in_one_line(f"the input has changed: it was {change.before} and is {change.now} now"))
     result.shards = sizes[-1] if sizes else 0
     paths = run.all_shards(result.shards)
-    slowest = _add_shards(result, [judge_shard(path, run.shard_entries) for path in paths], run, digest)
+    slowest = _add_shards(result, [judge_shard(path, run.files) for path in paths], run, digest)
     result.total = total or result.total
     is_complete = result.states[COMPLETE] == result.shards
     if result.shards and is_complete:
         result.done = result.total
     if result.rate:
         result.seconds = max((result.total.tokens - result.done.tokens) / result.rate, slowest)
-    newest = max((entry.st_mtime_ns for path in paths if (entry := run.shard_entries.get(path.name))), default=0)
-    merged = run.entries.get(run.embeddings.name)
-    result.merged = merged is not None and is_complete and merged.st_mtime_ns >= newest
+    newest = max(map(run.time_of, paths), default=0)
+    result.merged = run.embeddings in run.files and is_complete and run.time_of(run.embeddings) >= newest
     return result
-
-
-def _waits_for_index(run: FoundRun, has_shards: bool) -> bool:
-    """Return whether the index is missing and needed, or being built; after the merge it may have been deleted."""
-    if run.index.name in run.entries:
-        return False
-    merged = run.entries[run.embeddings.name].st_mtime_ns if run.embeddings.name in run.entries else 0
-    times = [entry.st_mtime_ns for name, entry in run.entries.items() if UNFINISHED_INDEX.fullmatch(name)]
-    return max(times, default=0) > merged or not (merged or has_shards)
 
 
 def _add_shards(result: Progress, shards: list[ShardState], run: FoundRun, digest: str) -> float:
@@ -129,7 +122,7 @@ def _add_shards(result: Progress, shards: list[ShardState], run: FoundRun, diges
         state, status, note = shard.state, shard.status, _note(shard)
         if status and state != RUNNING and _is_of_another(status, digest, current):
             state, note = WAITING, ""
-        elif state == COMPLETE and not shard.has_file and run.embeddings.name not in run.entries:
+        elif state == COMPLETE and not shard.has_file and run.embeddings not in run.files:
             state = WAITING  # deleted before the merge, so it is computed again
         result.states[state] += 1
         if note:
@@ -140,7 +133,7 @@ def _add_shards(result: Progress, shards: list[ShardState], run: FoundRun, diges
         result.total += total
         result.done += done
         result.resumed += min(_count(status.resumed_packs), done.packs)
-        if state == RUNNING and (rate := _rate(status, done)):
+        if state == RUNNING and (rate := _count(status.run.get("tokens_per_second"))):
             result.rate += rate
             slowest = max(slowest, (total.tokens - done.tokens) / rate)
     return slowest
@@ -162,11 +155,10 @@ def _current_fingerprint(statuses: list[ShardStatus], run: FoundRun) -> object:
     """Return the fingerprint of the status JSON that was updated last; None if none has one."""
     known = [status for status in statuses if status.fingerprint.get("fingerprint")]
 
-    def age(status: ShardStatus) -> tuple[float, int]:  # within one second, by the times of their files
-        file = run.shard_entries.get(f"shard_{status.rank}-of-{status.world_size}.status.json")
-        return seconds_of(status.updated), file.st_mtime_ns if file else 0
+    def time_of(status: ShardStatus) -> tuple[float, int]:  # within one second, by the times of their files
+        return seconds_of(status.updated), run.time_of(status_path_of(run.shard(status.rank, status.world_size)))
 
-    last = max(known, key=age, default=None)
+    last = max(known, key=time_of, default=None)
     return last.fingerprint["fingerprint"] if last else None
 
 
@@ -186,42 +178,21 @@ def _amounts(status: ShardStatus, state: str) -> tuple[Amount, Amount]:
     return Amount(packs, min(tokens, total.tokens)), total
 
 
-def _rate(status: ShardStatus, done: Amount) -> float:
-    """Return a running shard's tokens per second, as it says or by the packs done so far; 0 if unknown."""
-    if told := _count(status.run.get("tokens_per_second")):
-        return float(told)
-    packs = done.packs - _count(status.resumed_packs)
-    with suppress(ValueError, TypeError, OverflowError):
-        seconds = (datetime.fromisoformat(status.updated) - datetime.fromisoformat(status.started)).total_seconds()
-        seconds -= sum(map(_count, status.seconds.values()))  # finished stages; the computation is not finished
-        if packs > 0 and seconds > 0:
-            return done.tokens * packs / done.packs / seconds
-    return 0.0
-
-
 def _read_index(run: FoundRun) -> tuple[Amount | None, str, InputFile | None]:
     """Return the work in the index, its digest and its FASTA; nothing if it can't be read."""
-    with suppress(SeqmillError):
-        if entry := run.entries.get(run.index.name):
-            return _read_index_once(run.index, entry.st_mtime_ns, entry.st_size)
-    return None, "", None
-
-
-@functools.lru_cache(256)
-def _read_index_once(index: Path, mtime_ns: int, size: int) -> tuple[Amount, str, InputFile]:
-    with open_hdf5(index, "index") as file:
+    if run.index not in run.files:
+        return None, "", None
+    with suppress(SeqmillError), open_hdf5(run.index, "index") as file:
         facts = read_attributes(file)
         amount = Amount(_count(facts["num_packs"]), _count(facts["num_tokens"]))
         return amount, str(facts["index_digest"]), InputFile.fasta_of(facts)
+    return None, "", None
 
 
-def _sha256(path: Path) -> str:
-    return _sha256_once(path, stamp_of(path.stat()))
-
-
-@functools.lru_cache(256)
-def _sha256_once(path: Path, stamp: str) -> str:
-    return sha256_of_file(path)
+@functools.cache
+def _digests(root: Path) -> KnownDigests:
+    """Return one for all looks, so that a changed FASTA is digested once."""
+    return KnownDigests(root / DIGESTS)
 
 
 def _count(value: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import socket
 import time
@@ -14,7 +13,7 @@ from seqmill.base.locks import lock_holder, lock_path_of
 from seqmill.base.words import ago
 from seqmill.run.findings import Finding, Remedy, attempt
 from seqmill.run.logs import exists
-from seqmill.run.walk import Stats
+from seqmill.run.walk import Files
 from seqmill.store.layout import status_path_of
 from seqmill.store.status import FAILED, RUNNING, ShardStatus, read_status
 
@@ -46,14 +45,14 @@ class ShardState(NamedTuple):
     trouble: Finding | None = None
 
 
-def judge_shard(path: Path, entries: Stats) -> ShardState:
-    """Judge a shard; `entries` are the files of its folder. Never raises, whatever its status JSON holds."""
+def judge_shard(path: Path, files: Files) -> ShardState:
+    """Judge a shard; `files` are those listed in its folder. Never raises, whatever its status JSON holds."""
     status_path = status_path_of(path)
-    if status_path.name not in entries and lock_path_of(path).name not in entries:
-        return ShardState(path, has_file=path.name in entries)
+    if status_path not in files and lock_path_of(path) not in files:
+        return ShardState(path, has_file=path in files)
     status, trouble, doubt = None, None, ""
-    if entry := entries.get(status_path.name):
-        status, trouble = attempt(status_path, _read_once, entry.st_mtime_ns, entry.st_size)
+    if status_path in files:
+        status, trouble = attempt(status_path, read_status)
     holder = lock_holder(path)
     if status and status.status == RUNNING and (doubt := _doubt(path, status, holder)):
         status, trouble = attempt(status_path, read_status)  # the worker may have ended in between
@@ -62,12 +61,7 @@ def judge_shard(path: Path, entries: Stats) -> ShardState:
         state = STALE if doubt else RUNNING
     else:
         state = UNREADABLE if trouble else status.status if status else WAITING
-    return ShardState(path, state, status, path.name in entries or exists(path), holder, doubt, trouble)
-
-
-@functools.lru_cache(4096)
-def _read_once(path: Path, mtime_ns: int, size: int) -> ShardStatus:
-    return read_status(path)
+    return ShardState(path, state, status, path in files or exists(path), holder, doubt, trouble)
 
 
 def _doubt(path: Path, status: ShardStatus, holder: str) -> str:

@@ -17,35 +17,42 @@ from seqmill.store.layout import SHARD_FILE, RunFolder
 UNFINISHED_INDEX = re.compile(r"\.index\.h5\..+\.tmp")
 DEPTH = 2  # levels from results/ to a run's folder
 
-Stats = dict[str, os.stat_result]
+Files = dict[Path, os.stat_result]
 
 
 @dataclass(frozen=True)
 class FoundRun(RunFolder):
-    """A run's folder, and the files that were in it.
+    """A run's folder as it was listed.
 
     Attributes:
-        entries, shard_entries: files in the folder and in its folder of shards, by name; empty if the folder is gone.
+        files: in the folder and in its folder of shards; none if the folder is gone.
         error: why the folder can't be listed.
     """
 
-    entries: Stats = field(default_factory=dict)
-    shard_entries: Stats = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
     error: OSError | None = None
 
     @property
     def has_begun(self) -> bool:
         # The workflow makes the folders of results and logs before it builds the index.
-        begun = {self.index.name, *(path.name for path in self.merged)} & self.entries.keys() or exists(self.logs)
-        return bool(begun) or bool(self.world_sizes()) or any(map(UNFINISHED_INDEX.fullmatch, self.entries))
+        begun = {self.index, *self.merged} & self.files.keys() or self.world_sizes() or self.unfinished_indexes()
+        return bool(begun) or exists(self.logs)
+
+    def time_of(self, path: Path) -> int:
+        """Return when a file was modified, in ns; 0 if it was not in the folder."""
+        return self.files[path].st_mtime_ns if path in self.files else 0
+
+    def unfinished_indexes(self) -> list[Path]:
+        """Return the temporary files of builds of the index."""
+        return [path for path in self.files if UNFINISHED_INDEX.fullmatch(path.name)]
 
     def world_sizes(self) -> list[int]:
         """Return the number of shards of each set of shards that has files; the set written last comes last."""
         times: dict[int, int] = {}
-        for name, entry in self.shard_entries.items():
-            match = SHARD_FILE.fullmatch(name)
+        for path in self.files:
+            match = SHARD_FILE.fullmatch(path.name) if path.parent == self.shards else None
             if match and int(match["rank"]) < (size := int(match["world_size"])):
-                times[size] = max(times.get(size, 0), entry.st_mtime_ns)
+                times[size] = max(times.get(size, 0), self.time_of(path))
         return sorted(times, key=times.__getitem__)
 
 
@@ -62,8 +69,8 @@ def find_runs(results: Path) -> list[FoundRun]:
 def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:
     """Yield the runs in a folder, at most `depth` levels down."""
     try:
-        entries = entries_of(folder)
-        run = FoundRun(folder, entries, entries_of(folder / "shards") if "shards" in entries else {})
+        files = entries_of(folder)
+        run = FoundRun(folder, files | (entries_of(folder / "shards") if folder / "shards" in files else {}))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
@@ -72,8 +79,8 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:
     if run.has_begun:
         yield run
     elif depth:
-        for name in (name for name in entries if stat.S_ISDIR(entries[name].st_mode)):
-            yield from _walk(folder / name, depth - 1)
+        for path in (path for path in files if stat.S_ISDIR(files[path].st_mode)):
+            yield from _walk(path, depth - 1)
 
 
 def _failed_builds(results: Path) -> Iterator[FoundRun]:
@@ -87,11 +94,11 @@ def _failed_builds(results: Path) -> Iterator[FoundRun]:
                 yield run
 
 
-def entries_of(folder: Path) -> Stats:
-    """Return the files in a folder by name; raises an OSError if it can't be listed."""
+def entries_of(folder: Path) -> Files:
+    """Return the files in a folder; raises an OSError if it can't be listed."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):  # just removed, or a broken link
-                found[entry.name] = entry.stat()
+                found[folder / entry.name] = entry.stat()
     return found

@@ -147,18 +147,6 @@ def test_a_running_shard_counts_what_it_says_is_done(results: Results) -> None:
     ]
 
 
-def test_without_a_rate_it_is_judged_by_packs_and_times(results: Results) -> None:
-    before = read_status(results.statuses[0])
-    assert before.num_packs == 2
-    run_keys = {name: before.run[name] for name in before.run if name not in ("tokens_per_second", "done_tokens")}
-    results.run(0, done_packs=1, started=ago(12), seconds={"load": 2.0}, run=run_keys)
-    with locked_shard(results.shards[0]):
-        run = results.progress()
-    tokens = before.run["num_tokens"] // 2
-    assert run.done.tokens == TOKENS - before.run["num_tokens"] + tokens
-    assert run.rate == pytest.approx(tokens / 10, rel=0.11)  # times are whole seconds
-
-
 def test_the_slowest_shard_decides_when_all_is_done(results: Results) -> None:
     for rank, rate in enumerate((1000, 1, 1000)):
         status = read_status(results.statuses[rank])
