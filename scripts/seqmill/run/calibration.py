@@ -37,7 +37,7 @@ class Calibration:
     """The speed of this device.
 
     Attributes:
-        device, precision, attention: as a worker would choose.
+        device: its name, precision and attention kernel, as a worker would choose them.
         weights: that untrained weights were used instead of missing ones; else empty.
         packs, tokens: of the samples; 0 if all sequences are too long for the time.
         seconds: wall time of the samples.
@@ -49,8 +49,6 @@ class Calibration:
     """
 
     device: str
-    precision: str
-    attention: str
     weights: str
     packs: int
     tokens: int
@@ -87,7 +85,7 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
         source = find_model(UNTRAINED_PREFIX + source.name)
     make = partial(_make_model, index, source, getattr(torch, precision))
     model = make(device, settings.attention)
-    attention = model.attention
+    name = f"{devices.describe_device(device)['device']}, {precision}, attention {model.attention}"
     readout = Readout(source.family, settings.outputs.of(model.architecture.num_layers))
     embed = PackEmbedder(model, readout, lambda: make(torch.device("cpu"), AUTO))
     load_seconds = time.perf_counter() - began
@@ -116,9 +114,7 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
         pass
     took = time.perf_counter() - began
     return Calibration(
-        device=devices.describe_device(device)["device"],
-        precision=precision,
-        attention=attention,
+        device=name,
         weights=weights,
         packs=len(taken),
         tokens=int(sum(sample.pack_lengths(pack).sum() for pack in taken)),
@@ -210,7 +206,7 @@ def describe_calibration(measured: Calibration, shares: Shares) -> list[str]:
     longest, together, load = map(time_in_words, (seconds.max(), seconds.sum(), measured.load_seconds))
     splits = f"{measured.splits} packs do not fit the device and are computed in pieces"
     return [
-        line("device", f"{measured.device}, {measured.precision}, attention {measured.attention}"),
+        line("device", measured.device),
         *([line("", measured.weights)] if measured.weights else []),
         line("speed", speed),
         line("time", f"{longest} for the longest shard, {together} one after another"),

@@ -12,8 +12,7 @@ import numpy as np
 
 from seqmill.base.words import size_in_words
 from seqmill.merge.records import write_records
-from seqmill.model.weights import open_weights
-from seqmill.spec.models import AnyArchitecture, ModelSource, model_flop
+from seqmill.spec.models import AnyArchitecture, model_flop
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.index_format import Fate
@@ -127,15 +126,6 @@ def _table_bytes(index: Index) -> int:
     with tempfile.NamedTemporaryFile() as file:
         write_records(Path(file.name), sample)
         return round(Path(file.name).stat().st_size * index.num_records / number)
-
-
-def architecture_of(source: ModelSource) -> AnyArchitecture:
-    """Return a model's architecture, read from its files if its name is not enough.
-
-    Raises:
-        SeqmillError: the weights can't be read.
-    """
-    return source.architecture or open_weights(source)[0]
 
 
 def describe_index(index: Index, model: str, origin: str) -> list[str]:

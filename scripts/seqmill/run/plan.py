@@ -17,6 +17,7 @@ from seqmill.base.words import time_in_words
 from seqmill.embed.lease import leased_gpu
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
+from seqmill.run import forecast
 from seqmill.run.reuse import known_settings, require_settings
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource, find_model
@@ -104,10 +105,10 @@ def _forecast(run: PlannedRun, index: Index, source: ModelSource, origin: str, f
         if run.seconds and run.settings.device != "cpu":
             stack.enter_context(leased_gpu())  # as a worker does: a shared GPU would be slower
 
-        from seqmill.run import forecast
+        from seqmill.model.weights import open_weights
         from seqmill.run.calibration import calibrate, describe_calibration
 
-        architecture = forecast.architecture_of(source)
+        architecture = source.architecture or open_weights(source)[0]
         outputs = run.settings.outputs.of(architecture.num_layers)
         shares = forecast.share_work(index, run.world_size, architecture)
         lines = [*forecast.describe_index(index, source.name, origin), *forecast.describe_shares(shares)]

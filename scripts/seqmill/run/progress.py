@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seqmill.base.hdf5 import open_hdf5, read_attributes
 from seqmill.base.input_files import DIGESTS, InputFile, KnownDigests, find_change
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
 from seqmill.run.logs import build_error
 from seqmill.run.shard_state import WAITING, ShardState, judge_shard, seconds_of
+from seqmill.run.stale import DAMAGED, read_facts
 from seqmill.run.walk import FoundRun, find_runs
 from seqmill.store.layout import status_path_of
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus
@@ -89,23 +89,26 @@ def progress_of(results: Path) -> list[Progress]:
 def _progress(run: FoundRun) -> Progress:
     result = Progress(run.name, root=run.root)
     sizes = run.world_sizes()
-    # After the merge the index may have been deleted.
-    is_needed = max(map(run.time_of, run.unfinished_indexes()), default=0) > run.time_of(run.embeddings)
-    is_needed = is_needed or not (run.embeddings in run.files or sizes)
-    error = "" if run.index in run.files else build_error(run)
-    if error or (is_needed and run.index not in run.files):
-        result.missing, result.notes = (NOT_BUILT, [f"index{error}"]) if error else (BUILDING, [])
-        return result
-    total, digest, fasta = _read_index(run)
-    with suppress(OSError, SeqmillError):  # the FASTA can't be read here, or is being written
-        if fasta and (change := find_change([fasta], [run.root / fasta.path], _digests(run.root).sha256)):
+    if run.index not in run.files:
+        is_building = max(map(run.time_of, run.unfinished_indexes()), default=0) > run.time_of(run.embeddings)
+        if error := build_error(run):
+            result.missing, result.notes = NOT_BUILT, [f"index{error}"]
+            return result
+        if is_building or not (run.embeddings in run.files or sizes):  # else it was deleted after the merge
+            result.missing = BUILDING
+            return result
+    facts = read_facts(run.index) or {}
+    with suppress(*DAMAGED):  # nothing is known of the FASTA, or it can't be read here
+        fasta = InputFile.fasta_of(facts)
+        if change := find_change([fasta], [run.root / fasta.path], _digests(run.root).sha256):
             result.notes.append(in_one_line(f"the input has changed: it was {change.before} and is {change.now} now"))
     result.shards = sizes[-1] if sizes else 0
     paths = run.all_shards(result.shards)
-    slowest = _add_shards(result, [judge_shard(path, run.files) for path in paths], run, digest)
-    result.total = total or result.total
+    slowest = _add_shards(result, [judge_shard(path, run.files) for path in paths], run, facts.get("index_digest"))
+    if "index_digest" in facts:
+        result.total = Amount(_count(facts.get("num_packs")), _count(facts.get("num_tokens")))
     is_complete = result.states[COMPLETE] == result.shards
-    if result.shards and is_complete:
+    if sizes and is_complete:
         result.done = result.total
     if result.rate:
         result.seconds = max((result.total.tokens - result.done.tokens) / result.rate, slowest)
@@ -114,7 +117,7 @@ def _progress(run: FoundRun) -> Progress:
     return result
 
 
-def _add_shards(result: Progress, shards: list[ShardState], run: FoundRun, digest: str) -> float:
+def _add_shards(result: Progress, shards: list[ShardState], run: FoundRun, digest: object) -> float:
     """Add the shards to the result, with the total of their status JSONs; return the seconds that the slowest needs."""
     slowest = 0.0
     current = _current_fingerprint([shard.status for shard in shards if shard.status], run)
@@ -162,10 +165,10 @@ def _current_fingerprint(statuses: list[ShardStatus], run: FoundRun) -> object:
     return last.fingerprint["fingerprint"] if last else None
 
 
-def _is_of_another(status: ShardStatus, digest: str, current: object) -> bool:
+def _is_of_another(status: ShardStatus, digest: object, current: object) -> bool:
     """Return whether a shard is of another index or of other settings, so that it will be computed again."""
-    other_index = digest and status.fingerprint.get("index_digest", digest) != digest
-    return bool(other_index) or status.fingerprint.get("fingerprint", current) != current
+    is_other_index = digest is not None and status.fingerprint.get("index_digest", digest) != digest
+    return is_other_index or status.fingerprint.get("fingerprint", current) != current
 
 
 def _amounts(status: ShardStatus, state: str) -> tuple[Amount, Amount]:
@@ -176,17 +179,6 @@ def _amounts(status: ShardStatus, state: str) -> tuple[Amount, Amount]:
     packs = min(_count(status.done_packs), total.packs)
     tokens = _count(status.run.get("done_tokens")) or (total.tokens * packs // total.packs if packs else 0)
     return Amount(packs, min(tokens, total.tokens)), total
-
-
-def _read_index(run: FoundRun) -> tuple[Amount | None, str, InputFile | None]:
-    """Return the work in the index, its digest and its FASTA; nothing if it can't be read."""
-    if run.index not in run.files:
-        return None, "", None
-    with suppress(SeqmillError), open_hdf5(run.index, "index") as file:
-        facts = read_attributes(file)
-        amount = Amount(_count(facts["num_packs"]), _count(facts["num_tokens"]))
-        return amount, str(facts["index_digest"]), InputFile.fasta_of(facts)
-    return None, "", None
 
 
 @functools.cache
