@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqmill.base.signals import Signals
 from seqmill.base.words import time_in_words
 from seqmill.embed.lease import leased_gpu
 from seqmill.errors import SeqmillError
@@ -49,9 +46,9 @@ def plan_index(path: Path, model: str, run: PlannedRun) -> list[str]:
     Raises:
         SeqmillError: the run would be refused, as far as is known before it starts.
     """
+    index = open_index(path)
     from seqmill.embed.job import model_of  # imports torch
 
-    index = open_index(path)
     source = model_of(index, model)
     policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})
     _require_possible(run, source, policy, [Path(note["path"]) for note in index.reuse])
@@ -66,7 +63,6 @@ def plan_fasta(
     _require_possible(run, source, policy, reuse)
     with tempfile.TemporaryDirectory(prefix="seqmill-plan-", dir=results) as folder:
         path = Path(folder) / "index.h5"
-        _remove_when_stopped(path.parent)
         if run.settings.threads:
             os.environ["RAYON_NUM_THREADS"] = str(run.settings.threads)  # of the tokenizers library
         began = time.perf_counter()
@@ -87,24 +83,10 @@ def _require_possible(run: PlannedRun, source: ModelSource, policy: LengthPolicy
         require_settings(open_source(path), source, known, run.dtype)
 
 
-def _remove_when_stopped(folder: Path) -> None:
-    """Make a signal that ends this program remove a folder first; at once, without waiting for threads in a pack."""
-
-    def stop(number: int, frame: object) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(128 + number)
-
-    for number in Signals.NUMBERS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored signals stay ignored, as under nohup
-            signal.signal(number, stop)
-
-
 def _forecast(run: PlannedRun, index: Index, source: ModelSource, origin: str, folder: Path) -> list[str]:
     """Forecast a run, in lines; `origin` is where its index comes from, `folder` is on the disk of its results."""
-    with ExitStack() as stack:
-        if run.seconds and run.settings.device != "cpu":
-            stack.enter_context(leased_gpu())  # as a worker does: a shared GPU would be slower
-
+    needs_gpu = run.seconds and run.settings.device != "cpu"
+    with leased_gpu() if needs_gpu else nullcontext():  # as a worker does: a shared GPU would be slower
         from seqmill.model.weights import open_weights
         from seqmill.run.calibration import calibrate, describe_calibration
 
