@@ -17,10 +17,9 @@ from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line, size_in_words
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
 from seqmill.run.findings import Finding, Remedy, attempt, guarded, shown, trouble_with
-from seqmill.run.logs import build_error, exists, last_error
 from seqmill.run.shard_state import is_at_work
 from seqmill.run.stale import find_changed_inputs, started_world_size
-from seqmill.run.walk import FoundRun, entries_of, find_runs
+from seqmill.run.walk import FoundRun, entries_of, exists, find_runs, last_error
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.embeddings import Embeddings, open_embeddings
@@ -68,7 +67,7 @@ def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
     if index:
         yield Finding(f"index: {index.num_records} records, {index.num_sequences} sequences, {index.num_packs} packs")
         yield from guarded(run.index, _reused(index, is_needed=not is_sound))
-    elif is_sound and not damage and not build_error(run):
+    elif is_sound and not damage and not run.build_error():
         yield Finding("index: none; the merged results do not need it")
     else:
         yield damage or _not_made("index: not built", run.index_log)

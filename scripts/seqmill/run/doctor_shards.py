@@ -11,9 +11,8 @@ from typing import NamedTuple
 from seqmill.base.files import sha256_of_file
 from seqmill.base.words import ago, in_one_line, size_in_words
 from seqmill.run.findings import Finding, Remedy, shown, trouble_with
-from seqmill.run.logs import exists, last_error
 from seqmill.run.shard_state import STALE, WAITING, ShardState, judge_shard
-from seqmill.run.walk import FoundRun
+from seqmill.run.walk import FoundRun, exists, last_error
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index
 from seqmill.store.layout import RunFolder, status_path_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from seqmill.base.words import in_one_line
-from seqmill.run.logs import exists
+from seqmill.run.walk import exists
 
 T = TypeVar("T")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.run.logs import last_error
-from seqmill.run.walk import entries_of
+from seqmill.run.walk import entries_of, last_error
 from seqmill.store.status import RUNNING, read_status
 
 DOCTOR = Path(__file__).absolute().parents[2] / "doctor.py"

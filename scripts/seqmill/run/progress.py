@@ -15,7 +15,6 @@ from pathlib import Path
 from seqmill.base.input_files import DIGESTS, InputFile, KnownDigests, find_change
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.run.logs import build_error
 from seqmill.run.shard_state import WAITING, ShardState, judge_shard, seconds_of
 from seqmill.run.stale import DAMAGED, read_facts
 from seqmill.run.walk import FoundRun, find_runs
@@ -38,7 +37,7 @@ class Amount:
 
 @dataclass
 class Progress:
-    """The progress of a run, or of several.
+    """The progress of a run, or of several; equal if its amounts and states are.
 
     Attributes:
         name: dataset/model.
@@ -60,10 +59,10 @@ class Progress:
     done: Amount = Amount()
     total: Amount = Amount()
     resumed: int = 0
-    rate: float = 0.0
-    seconds: float = math.nan
+    rate: float = field(default=0.0, compare=False)
+    seconds: float = field(default=math.nan, compare=False)
     merged: bool = False
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list, compare=False)
     missing: str = ""
     root: Path = Path()
 
@@ -91,7 +90,7 @@ def _progress(run: FoundRun) -> Progress:
     sizes = run.world_sizes()
     if run.index not in run.files:
         is_building = max(map(run.time_of, run.unfinished_indexes()), default=0) > run.time_of(run.embeddings)
-        if error := build_error(run):
+        if error := run.build_error():
             result.missing, result.notes = NOT_BUILT, [f"index{error}"]
             return result
         if is_building or not (run.embeddings in run.files or sizes):  # else it was deleted after the merge

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from seqmill.base.locks import lock_holder, lock_path_of
 from seqmill.base.words import ago
 from seqmill.run.findings import Finding, Remedy, attempt
-from seqmill.run.logs import exists
-from seqmill.run.walk import Files
+from seqmill.run.walk import Files, exists
 from seqmill.store.layout import status_path_of
 from seqmill.store.status import FAILED, RUNNING, ShardStatus, read_status
 

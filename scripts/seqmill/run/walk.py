@@ -1,4 +1,4 @@
-"""Finds the runs in a results folder, also those whose index failed to build."""
+"""Finds the runs in a results folder: their files, and the errors in their logs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seqmill.run.logs import exists, last_error
+from seqmill.base.words import in_one_line
 from seqmill.store.layout import SHARD_FILE, RunFolder
 
 UNFINISHED_INDEX = re.compile(r"\.index\.h5\..+\.tmp")
 DEPTH = 2  # levels from results/ to a run's folder
+TAIL_BYTES = 1 << 16  # read from the end of a log
 
 Files = dict[Path, os.stat_result]
 
@@ -54,6 +55,13 @@ class FoundRun(RunFolder):
             if match and int(match["rank"]) < (size := int(match["world_size"])):
                 times[size] = max(times.get(size, 0), self.time_of(path))
         return sorted(times, key=times.__getitem__)
+
+    def build_error(self) -> str:
+        """Return the error of the last index build, as `last_error`; empty if a merge has succeeded since."""
+        with suppress(OSError):
+            if exists(self.manifest) and self.index_log.stat().st_mtime_ns < self.manifest.stat().st_mtime_ns:
+                return ""
+        return last_error(self.index_log)
 
 
 def find_runs(results: Path) -> list[FoundRun]:
@@ -102,3 +110,17 @@ def entries_of(folder: Path) -> Files:
             with suppress(FileNotFoundError):  # just removed, or a broken link
                 found[folder / entry.name] = entry.stat()
     return found
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path exists; False, not an error, where this user can't tell."""
+    return os.access(path, os.F_OK)
+
+
+def last_error(log: Path) -> str:
+    """Return ": " and the last error of a log in one line; empty if there is none."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
+        _, found, text = file.read().decode(errors="replace").rpartition(" ERROR ")
+        return f": {in_one_line(text)}" if found else ""
+    return ""

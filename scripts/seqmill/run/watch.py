@@ -51,7 +51,7 @@ def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
                 shown = table(runs) if runs else f"{in_one_line(results)}: no run has begun yet"
                 live.update(Group(shown, STILL_ALIVE) if is_alive else shown, refresh=True)
     else:
-        printed: dict[str, object] = {}
+        printed: dict[str, Progress] = {}
         for runs, _ in _looks(results, interval):
             _print_changes(runs or [Progress(f"{results}: no run yet")], printed, out)
 
@@ -88,12 +88,11 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _print_changes(runs: list[Progress], printed: dict[str, object], out: TextIO) -> None:
+def _print_changes(runs: list[Progress], printed: dict[str, Progress], out: TextIO) -> None:
     """Print a line for each run that has changed since it was printed."""
     for run in runs:
-        seen = (run.shards, sorted(run.states.items()), run.done, run.total, run.merged, run.missing)
-        if printed.get(run.name) != seen:
-            printed[run.name] = seen
+        if printed.get(run.name) != run:
+            printed[run.name] = run
             text = "; ".join([", ".join(filter(None, cells(run))), *run.notes[:SHOWN_NOTES]])
             print(f"{datetime.now():%H:%M:%S} {text}", file=out, flush=True)
 
