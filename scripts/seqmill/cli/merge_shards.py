@@ -32,15 +32,16 @@ def main() -> int:
 
     def work() -> None:
         from seqmill.merge.merge import merge_shards
-        from seqmill.store.layout import status_path_of
+        from seqmill.store.layout import RunFolder, status_path_of
 
+        folder = RunFolder(arguments.output.parent)
         merge_shards(
             arguments.index,
             arguments.shards,
             arguments.statuses or [status_path_of(shard) for shard in arguments.shards],
             arguments.output,
-            arguments.records or arguments.output.with_name("records.tsv.gz"),
-            arguments.manifest or arguments.output.with_name("manifest.json"),
+            arguments.records or folder.records,
+            arguments.manifest or folder.manifest,
             arguments.dtype,
             arguments.fasta,
         )

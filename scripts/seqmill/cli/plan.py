@@ -21,8 +21,8 @@ def parse_arguments() -> argparse.Namespace:
     as_built.add_argument(
         "--results",
         type=Path,
-        help="existing folder for the results: the temporary folder is made there, and the free space of its disk is "
-        "compared (default: TMPDIR, and the disk of the working directory)",
+        help="existing folder for the results: the index is built there, and the free space of its disk is shown "
+        "(default: TMPDIR, and the disk of the working directory)",
     )
     parser.add_argument("--world-size", type=program.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(

@@ -76,9 +76,10 @@ def find_runs(results: Path) -> list[FoundRun]:
 
 def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:
     """Yield the runs in a folder, at most `depth` levels down."""
+    shards = RunFolder(folder).shards
     try:
         files = entries_of(folder)
-        run = FoundRun(folder, files | (entries_of(folder / "shards") if folder / "shards" in files else {}))
+        run = FoundRun(folder, files | (entries_of(shards) if shards in files else {}))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
