@@ -12,7 +12,7 @@ from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from seqmill.base.words import in_one_line, time_in_words
 from seqmill.errors import SeqmillError
@@ -99,7 +99,8 @@ def _print_changes(runs: list[Progress], printed: dict[str, Progress], out: Text
 
 def table(runs: list[Progress]) -> Group:
     """Return a row per run, their sum if there are several, and the first notes on their shards."""
-    rows = Table.grid(padding=(0, 2, 0, 0))
+    # On a narrow terminal the cells take several lines; nothing is cut off.
+    rows = Table.grid(*(Column(overflow="fold") for _ in range(7)), padding=(0, 2, 0, 0))
     for run in [*runs, total_of(runs)] if len(runs) > 1 else runs:
         rows.add_row(*cells(run))
     notes = []
