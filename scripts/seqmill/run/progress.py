@@ -96,16 +96,16 @@ def _progress(run: FoundRun) -> Progress:
         if is_building or not (run.embeddings in run.files or sizes):  # else it was deleted after the merge
             result.missing = BUILDING
             return result
-    facts = read_facts(run.index) or {}
-    with suppress(*DAMAGED):  # nothing is known of the FASTA, or it can't be read here
+    total, facts = None, read_facts(run.index) or {}
+    with suppress(*DAMAGED):  # the index is absent or damaged, or the FASTA can't be read here
+        total = Amount(int(facts["num_packs"]), int(facts["num_tokens"]))
         fasta = InputFile.fasta_of(facts)
         if change := find_change([fasta], [run.root / fasta.path], _digests(run.root).sha256):
             result.notes.append(in_one_line(f"the input has changed: it was {change.before} and is {change.now} now"))
     result.shards = sizes[-1] if sizes else 0
     paths = run.all_shards(result.shards)
     slowest = _add_shards(result, [judge_shard(path, run.files) for path in paths], run, facts.get("index_digest"))
-    if "index_digest" in facts:
-        result.total = Amount(_count(facts.get("num_packs")), _count(facts.get("num_tokens")))
+    result.total = total or result.total
     is_complete = result.states[COMPLETE] == result.shards
     if sizes and is_complete:
         result.done = result.total
