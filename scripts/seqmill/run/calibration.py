@@ -154,15 +154,11 @@ def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
 
 
 def sample_packs(index: Index, most: int, limit: int) -> tuple[Index, list[int]]:
-    """Return an index with samples, the beginnings of packs, and the order in which to compute them.
-
-    Args:
-        index: of the run.
-        most: number of samples, taken from all over the index.
-        limit: tokens in a sample; at least one segment is taken.
+    """Sample an index: at most `most` packs from all over it, of each the first segments up to `limit` tokens.
 
     Returns:
-        An index in which every second pack is a sample and every segment is a sequence; the numbers of the samples.
+        An index in which every second pack is a sample and every segment is a sequence; the numbers of the samples in
+        the order to compute them.
     """
     tried = list(islice(sample_order(index.num_packs), most))
     begins = index.segment_offsets if index.has_segments else index.token_offsets

@@ -89,11 +89,11 @@ def _progress(run: FoundRun) -> Progress:
     result = Progress(run.name, root=run.root)
     sizes = run.world_sizes()
     if run.index not in run.files:
-        is_building = max(map(run.time_of, run.unfinished_indexes()), default=0) > run.time_of(run.embeddings)
         if error := run.build_error():
             result.missing, result.notes = NOT_BUILT, [f"index{error}"]
             return result
-        if is_building or not (run.embeddings in run.files or sizes):  # else it was deleted after the merge
+        merged = run.time_of(run.embeddings)
+        if run.time_of_build() > merged or not (merged or sizes):  # else the index was deleted after the merge
             result.missing = BUILDING
             return result
     total, facts = None, read_facts(run.index) or {}

@@ -35,10 +35,7 @@ MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memo
 def self_test(source: ModelSource, weights: Weights, published: Published | None) -> str:
     """Compute the published sequences and compare; return the result in words, or why nothing was compared.
 
-    Args:
-        source: the model; a nucleotide model's tokenizer is tested as well.
-        weights: of the model.
-        published: the numbers; None if there are none.
+    A nucleotide model's tokenizer is tested as well.
 
     Raises:
         SeqmillError: a number differs by more than the tolerance.

@@ -36,16 +36,16 @@ class FoundRun(RunFolder):
     @property
     def has_begun(self) -> bool:
         # The workflow makes the folders of results and logs before it builds the index.
-        begun = {self.index, *self.merged} & self.files.keys() or self.world_sizes() or self.unfinished_indexes()
+        begun = {self.index, *self.merged} & self.files.keys() or self.world_sizes() or self.time_of_build()
         return bool(begun) or exists(self.logs)
 
     def time_of(self, path: Path) -> int:
         """Return when a file was modified, in ns; 0 if it was not in the folder."""
         return self.files[path].st_mtime_ns if path in self.files else 0
 
-    def unfinished_indexes(self) -> list[Path]:
-        """Return the temporary files of builds of the index."""
-        return [path for path in self.files if UNFINISHED_INDEX.fullmatch(path.name)]
+    def time_of_build(self) -> int:
+        """Return when the temporary file of an unfinished index was modified, in ns; 0 if there is none."""
+        return max((self.time_of(path) for path in self.files if UNFINISHED_INDEX.fullmatch(path.name)), default=0)
 
     def world_sizes(self) -> list[int]:
         """Return the number of shards of each set of shards that has files; the set written last comes last."""

@@ -30,14 +30,10 @@ ANY_WIDTH = 10_000  # columns, where lines are not to be wrapped
 def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
     """Show how far runs have come until all are merged and no workflow is alive that might start them again.
 
-    Args:
-        results: as for `progress_of`.
-        interval: seconds between two looks.
-        once: look once, print everything and end.
-        out: where to write.
+    It looks every `interval` seconds, or only `once`; `results` as for `progress_of`.
 
     Raises:
-        SeqmillError: no such folder; with `once` also one without runs.
+        SeqmillError: no such folder; with `once` also a folder without runs.
     """
     console = console_of(out)
     if once:
