@@ -1,4 +1,4 @@
-"""Say in what state results are, and the next step that mends what is not complete and sound; change nothing."""
+"""Check results, and name the next step that makes them complete and sound; change nothing."""
 
 import argparse
 import os
@@ -6,77 +6,71 @@ import shlex
 import sys
 from pathlib import Path
 
+from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
-from seqmill.run.findings import Mend
+from seqmill.run.findings import Remedy
 
 STATES = {
-    Mend.NOTHING: "complete",
-    Mend.RUN: "not complete",
-    Mend.REMOVE: "damaged",
-    Mend.REPAIR: "failed",
-    Mend.WAIT: "running",
-    Mend.ACCESS: "not readable",
+    Remedy.NOTHING: "complete",
+    Remedy.RUN: "not complete",
+    Remedy.REMOVE: "damaged",
+    Remedy.REPAIR: "failed",
+    Remedy.WAIT: "running",
+    Remedy.ACCESS: "not readable",
 }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="exit code: 0 if all is complete and sound, 1 if something is not or nothing is there",
+        description=__doc__, epilog="exit code: 0 if all results are complete and sound; 1 if not, or without results"
     )
-    parser.add_argument(
-        "results",
-        type=Path,
-        nargs="?",
-        default=Path("results"),
-        help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
-    )
-    parser.add_argument("--check", action="store_true", help="read all files and check them against their digests")
+    program.add_results_argument(parser)
+    parser.add_argument("--check", action="store_true", help="read all files and compare them with their digests")
     parser.add_argument(
         "--weights",
         action="store_true",
-        help="instead look at the weights in resources/models: read all, and repeat the test that ended their download",
+        help="check the weights in resources/models instead: read all, and repeat the test that ended their download",
     )
     return parser.parse_args()
 
 
-def examine_weights() -> int:
-    """Print what is found of the released models; return the exit code."""
-    from seqmill.run.weights_check import check_weights  # imports torch, which results need not have
+def check_weights() -> int:
+    """Print what is found on the released models; return the exit code."""
+    from seqmill.run import weights_check  # imports torch, which readers of results may lack
 
-    found = list(check_weights())
+    found = list(weights_check.check_weights())
     for text, _ in found:
         print(text)
     if not found:
         print("resources/models: no weights of released models in the current directory")
-    return int(not found or not all(right for _, right in found))
+    return int(not found or not all(is_right for _, is_right in found))
 
 
 def describe(reports: list[Report], checked: bool) -> list[str]:
-    """Return the reports as lines, of each the most important first, and last the next step."""
+    """Describe the reports in lines, the most important findings first; the last line is the next step."""
     lines = []
     for report in reports:
-        digests = ", and every digest is right" if checked and report.mend == Mend.NOTHING else ""
-        lines.append(f"{report.name}: {STATES[report.mend]}{digests}")
-        lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.mend)]
+        digests = ", and every digest is right" if checked and report.remedy == Remedy.NOTHING else ""
+        lines.append(f"{report.name}: {STATES[report.remedy]}{digests}")
+        lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.remedy)]
     return [*lines, f"next: {next_step(reports)}"]
 
 
 def next_step(reports: list[Report]) -> str:
-    """Return the one step that comes first, as a command where it is one."""
-    worst = max(reports, key=lambda report: report.mend)
-    abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.mend == worst.mend))
+    """Return the next step, as a command where possible."""
+    worst = max(reports, key=lambda report: report.remedy)
+    abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.remedy == worst.remedy))
     where = f"{worst.name}: " if len(reports) > 1 else ""
-    if worst.mend == Mend.NOTHING:
+    if worst.remedy == Remedy.NOTHING:
         return "nothing to do"
-    if worst.mend == Mend.ACCESS:
+    if worst.remedy == Remedy.ACCESS:
         return f"make {abouts[0]} readable to you, then look again"
-    if worst.mend == Mend.WAIT:
+    if worst.remedy == Remedy.WAIT:
         return f"{where}wait: a worker is computing; look again later"
     step = f"{snakemake(worst.root, '--cores', 'all')}  (with the --config of the run before, if it had any)"
-    if worst.mend == Mend.REMOVE:
+    if worst.remedy == Remedy.REMOVE:
         step = f"rm {shlex.join(abouts)} && {step}"
-    if worst.mend == Mend.REPAIR:
+    if worst.remedy == Remedy.REPAIR:
         step = f"{where}{abouts[0]}; then {step}"
     if any((worst.root / ".snakemake/locks").glob("*.lock")):
         unlock = snakemake(worst.root, "--cores", "1", "--unlock")
@@ -85,23 +79,22 @@ def next_step(reports: list[Report]) -> str:
 
 
 def snakemake(root: Path, *arguments: str) -> str:
-    """Return the command for the current directory, which may be neither the workflow's nor that of the results."""
+    """Return the command for the current directory, from which the Snakefile and the results may be elsewhere."""
     command = ["snakemake", *arguments]
-    snakefile = Path(__file__).absolute().parents[3] / "Snakefile"
     if not Path("Snakefile").exists():
-        command += ["--snakefile", str(snakefile)]
+        command += ["--snakefile", str(Path(__file__).absolute().parents[3] / "Snakefile")]
     return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
 
 
 def main() -> int:
     arguments = parse_arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     if arguments.weights:
-        return examine_weights()
+        return check_weights()
     reports = examine(arguments.results, arguments.check)
     if reports:
         print("\n".join(describe(reports, arguments.check)))
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
         print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: snakemake --cores all")
-    return int(not reports or any(report.mend != Mend.NOTHING for report in reports))
+    return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

@@ -1,4 +1,4 @@
-"""Fetch a released model's weights: resumed where a download broke, held against published digests and numbers."""
+"""Download a released model's weights: a broken download is resumed, digests and computed numbers are checked."""
 
 import argparse
 from pathlib import Path
@@ -13,15 +13,13 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__,
         epilog="SEQMILL_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT.",
     )
-    parser.add_argument("--model", required=True, choices=NAMES, help="name of the model to fetch")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="what to write, when it is whole: ESM-2's .pt file, DNABERT's folder"
-    )
+    parser.add_argument("--model", required=True, choices=NAMES, help="name of the model")
+    parser.add_argument("--output", type=Path, required=True, help="ESM-2's .pt file or DNABERT's folder to write")
     parser.add_argument(
         "--facts",
         type=Path,
         default=RELEASED,
-        help="sources, digests and published numbers to go by (default: scripts/seqmill/spec/released.json)",
+        help="sources, digests and published numbers (default: scripts/seqmill/spec/released.json)",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Verify every shard of an index and merge them into one file in the order of the FASTA."""
+"""Verify all shards of an index and merge them into one file in the order of the FASTA."""
 
 import argparse
 from pathlib import Path
@@ -8,21 +8,21 @@ from seqmill.cli import program
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--index", type=Path, required=True, help="the index.h5 the shards were made from")
+    parser.add_argument("--index", type=Path, required=True, help="the index.h5 of the shards")
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="all shards, in any order")
     parser.add_argument(
         "--statuses",
         type=Path,
         nargs="+",
-        help="their status JSONs, in the same order (default: SHARD.status.json beside each SHARD.h5)",
+        help="their status JSONs, in the same order (default: SHARD.status.json for each SHARD.h5)",
     )
     parser.add_argument("--output", type=Path, required=True, help="the embeddings.h5 to write")
-    parser.add_argument("--records", type=Path, help="the table of fates (default: records.tsv.gz beside the output)")
-    parser.add_argument("--manifest", type=Path, help="the manifest (default: manifest.json beside the output)")
+    parser.add_argument("--records", type=Path, help="table of fates (default: records.tsv.gz in the output's folder)")
+    parser.add_argument("--manifest", type=Path, help="manifest (default: manifest.json in the output's folder)")
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="of the embeddings (default: float32)"
     )
-    parser.add_argument("--fasta", type=Path, help="refuse to merge if the index is not of this FASTA as it is now")
+    parser.add_argument("--fasta", type=Path, help="refuse to merge if the index was built from another FASTA")
     return parser.parse_args()
 
 
@@ -32,15 +32,16 @@ def main() -> int:
 
     def work() -> None:
         from seqmill.merge.merge import merge_shards
-        from seqmill.store.layout import status_path_of
+        from seqmill.store.layout import RunFolder, status_path_of
 
+        folder = RunFolder(arguments.output.parent)
         merge_shards(
             arguments.index,
             arguments.shards,
             arguments.statuses or [status_path_of(shard) for shard in arguments.shards],
             arguments.output,
-            arguments.records or arguments.output.with_name("records.tsv.gz"),
-            arguments.manifest or arguments.output.with_name("manifest.json"),
+            arguments.records or folder.records,
+            arguments.manifest or folder.manifest,
             arguments.dtype,
             arguments.fasta,
         )

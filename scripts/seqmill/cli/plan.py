@@ -1,23 +1,12 @@
-"""Say what embedding will take, without embedding: counts, shards, time, disk, memory; write nothing that stays."""
+"""Forecast a run without embedding anything: counts, shards, time, disk and memory. Leaves no files."""
 
 import argparse
-import os
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from contextlib import ExitStack
 from pathlib import Path
 
-from seqmill.base.words import time_in_words
 from seqmill.cli import program
-from seqmill.embed.lease import leased_gpu
-from seqmill.errors import SeqmillError
-from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import ModelSource, find_model
 from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
-from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS
+from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS, Settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,12 +21,12 @@ def parse_arguments() -> argparse.Namespace:
     as_built.add_argument(
         "--results",
         type=Path,
-        help="an existing folder, where results will lie: the temporary folder is made in it, and its disk is judged "
-        "(default: TMPDIR; the disk of the working directory)",
+        help="existing folder for the results: the index is built there, and the free space of its disk is shown "
+        "(default: TMPDIR, and the disk of the working directory)",
     )
     parser.add_argument("--world-size", type=program.at_least(1), default=1, help="number of shards (default: 1)")
     parser.add_argument(
-        "--seconds", type=program.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
+        "--seconds", type=program.seconds, default=10.0, help="time to calibrate; 0 for no calibration (default: 10)"
     )
     as_run = parser.add_argument_group("as for embed_shard.py")
     as_run.add_argument("--device", choices=DEVICES, default="auto", help="what will compute it")
@@ -54,97 +43,25 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.fasta and not arguments.model:
         parser.error("--fasta needs --model")
     if arguments.reuse and not arguments.fasta:
-        parser.error("--reuse goes with --fasta: an index knows what it reuses")
+        parser.error("--reuse needs --fasta: an index names the results that it reuses")
     if arguments.results and not arguments.fasta:
-        parser.error("--results goes with --fasta: those of an index lie beside it")
+        parser.error("--results needs --fasta: the results of an index are in its folder")
     return arguments
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    from seqmill.embed.job import model_of
-    from seqmill.index.build import build_index
-    from seqmill.store.index import open_index
+    from seqmill.run.plan import PlannedRun, plan_fasta, plan_index
 
     outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
-    with ExitStack() as stack:
-        if arguments.index:
-            index = open_index(arguments.index)
-            source = model_of(index, arguments.model)
-            policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})
-            require_possible(arguments, source, policy, outputs, [Path(note["path"]) for note in index.reuse])
-            about_index, folder = str(arguments.index), arguments.index.absolute().parent
-        else:
-            source, policy = find_model(arguments.model), program.length_policy_of(arguments)
-            require_possible(arguments, source, policy, outputs, arguments.reuse)
-            made = tempfile.TemporaryDirectory(prefix="seqmill-plan-", dir=arguments.results)
-            temporary = Path(stack.enter_context(made))
-            remove_when_stopped(temporary)
-            if arguments.threads:
-                os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers library
-            began = time.perf_counter()
-            build_index(arguments.fasta, temporary / "index.h5", arguments.model, policy, arguments.reuse)
-            took = time_in_words(time.perf_counter() - began)
-            index = open_index(temporary / "index.h5")
-            about_index = f"built in {took} for this plan alone; a run that has none yet builds its own"
-            folder = (arguments.results or Path()).absolute()
-        if arguments.seconds and arguments.device != "cpu":
-            stack.enter_context(leased_gpu())  # as a worker does: other work on it would make it slow
-
-        # Only now: what imports torch takes longer than to find a mistake.
-        from seqmill.run.calibration import calibrate, describe_calibration
-        from seqmill.run.forecast import (
-            architecture_of,
-            describe_disk,
-            describe_index,
-            describe_shares,
-            disk_needed,
-            line,
-            share_work,
-        )
-        from seqmill.spec.task import Settings
-
-        architecture = architecture_of(source)
-        outputs = outputs.of(architecture.num_layers)
-        shares = share_work(index, arguments.world_size, architecture)
-        lines = [*describe_index(index, source.name), *describe_shares(shares)]
-        lines.insert(2, line("index", about_index))
-        if arguments.seconds and index.num_computed:
-            as_run = (arguments.device, arguments.precision, arguments.attention, arguments.threads)
-            settings = Settings(*as_run, outputs)
-            lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)
-        disk = disk_needed(index, arguments.world_size, architecture.hidden_dim, outputs, arguments.dtype)
-        lines += describe_disk(disk, folder)
+    settings = Settings(arguments.device, arguments.precision, arguments.attention, arguments.threads, outputs)
+    run = PlannedRun(settings, arguments.world_size, arguments.dtype, arguments.seconds)
+    if arguments.index:
+        lines = plan_index(arguments.index, arguments.model, run)
+    else:
+        policy = program.length_policy_of(arguments)
+        lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, run)
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))
-
-
-def require_possible(
-    arguments: argparse.Namespace, source: ModelSource, policy: LengthPolicy, outputs: Outputs, reused: list[Path]
-) -> None:
-    """Raise a SeqmillError if a run with these settings would be refused, as far as that is known before it begins."""
-    from seqmill.run.reuse import known_settings, require_settings
-    from seqmill.store.reuse import open_source
-
-    outputs.require_family(source.family)
-    known = known_settings(source, policy, outputs, arguments.precision)
-    for path in reused:
-        if not path.exists():
-            raise SeqmillError(
-                f"{path}: no such file, and its vectors are to be reused; bring it back, or take it out of reuse"
-            )
-        require_settings(open_source(path), source, known, arguments.dtype)
-
-
-def remove_when_stopped(folder: Path) -> None:
-    """Let a signal that ends this program remove the folder first; at once, not when threads are done with a pack."""
-
-    def stop(number: int, frame: object) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(128 + number)
-
-    for number in (signal.SIGINT, *program.ENDING_SIGNALS):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, which is to be obeyed
-            signal.signal(number, stop)
 
 
 def main() -> int:

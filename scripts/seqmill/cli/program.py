@@ -1,4 +1,4 @@
-"""What every command-line program does alike: log first, one clear error, an exit code."""
+"""Shared by all command-line programs: the log, errors in one line, exit codes, common options."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from seqmill.spec.lengths import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, ch
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import POOLINGS
 
-# Ctrl-C is Python's own. A worker catches all of them itself, to write its status first.
+# Besides Ctrl-C, which Python handles. A worker catches them itself, to write its status first.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 log = logging.getLogger("seqmill")
 
 
 def start_log() -> None:
-    """Send log lines to standard error; a workflow redirects that to the rule's log file."""
+    """Log to standard error, which a workflow redirects to the rule's log file."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
 
 
 def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "") -> int:
-    """Do the work and return the program's exit code, after Ctrl-C 130.
+    """Do the work and return the exit code: 0, 1 after an error, 130 after Ctrl-C.
 
-    A SeqmillError or an error of the operating system (disk full, no permission) is told in one line;
-    anything else is a defect of seqmill and keeps its traceback. A signal that would end the process at once, as at
-    a cluster's time limit, lets the work clean up as Ctrl-C does; then the process ends with 128 + its number.
+    A SeqmillError or an error of the operating system (disk full, no permission) is logged in one line; any other is a
+    defect of seqmill and keeps its traceback. Any other signal that ends a process, as at a cluster's time limit, also
+    lets the work clean up; the process then ends with 128 + the signal's number.
 
     Args:
-        work: what the program does.
-        when_full: what is to be known besides when the disk is full.
-        when_stopped: the same of a signal.
+        work: the program.
+        when_full: added to the message when the disk is full.
+        when_stopped: added to the message after a signal.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard: 1024 would not do for many
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard, and there may be over 1024
     signals = Signals(ENDING_SIGNALS)
     try:
         signals.catch()
@@ -55,9 +55,9 @@ def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "")
         log.error("%s", error)
         return 1
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "; make room and run again" + (f": {when_full}" if when_full else "")
-        log.error("%s%s", error, advice if full else "")
+        log.error("%s%s", error, advice if is_full else "")
         return 1
     except KeyboardInterrupt:
         log.info("stopped by Ctrl-C")
@@ -66,44 +66,43 @@ def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "")
         signals.ignore()
         log.error("%s%s", stop, f"; {when_stopped}" if when_stopped else "")
         logging.shutdown()
-        os._exit(stop.code)  # at once: threads may be in the midst of minutes of work that no one awaits
+        os._exit(stop.code)  # at once: threads may have minutes of work left
     finally:
         signals.restore()
     return 0
 
 
 def add_length_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that say what becomes of long sequences, and of strands; see `length_policy_of`."""
+    """Add the options for long sequences and strands; see `length_policy_of`."""
     parser.add_argument(
         "--long-sequences",
         choices=(AUTO, *LONG_SEQUENCES),
         default=AUTO,
-        help="what to do with sequences longer than max-length: truncate (embed the beginning), window (in windows), "
-        "full (embed all in one), reject (leave the record out); auto: truncate proteins, window nucleotides",
+        help="sequences longer than max-length: truncate (embed the beginning), window (embed in windows), "
+        "full (embed as a whole), reject (leave the record out); auto: truncate proteins, window nucleotides",
     )
     for name, explanation in (
         ("--max-length", "in residues or bases; auto: 1022 or 10000"),
         ("--window", "residues or bases in a window; auto: max-length"),
-        ("--stride", "from a window to the next; auto: half a window of proteins, a window of nucleotides"),
+        ("--stride", "from one window to the next; auto: half a window of proteins, a window of nucleotides"),
     ):
         parser.add_argument(name, type=_auto_or_length, default=AUTO, help=explanation)
     parser.add_argument(
         "--strand",
         choices=STRANDS,
         default="forward",
-        help="of nucleotides: as given, or the mean of both strands (default: forward)",
+        help="nucleotides: as given, or the mean of both strands (default: forward)",
     )
 
 
 def add_reuse_option(parser: argparse._ActionsContainer) -> None:
-    """Add the option that names earlier results."""
     parser.add_argument(
         "--reuse",
         type=Path,
         nargs="*",
         default=[],
         metavar="FILE",
-        help="earlier results (embeddings.h5), whose vectors of identical sequences are not computed again",
+        help="earlier results (embeddings.h5): their vectors are reused for identical sequences",
     )
 
 
@@ -124,9 +123,19 @@ def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
 
 
 def add_output_options(parser: argparse._ActionsContainer) -> None:
-    """Add the options that say which output of an embeddings.h5 is meant, as for `seqmill.open_embeddings`."""
-    parser.add_argument("--layer", type=int, help="of a file with several outputs: the layer (default: of the first)")
-    parser.add_argument("--pooling", choices=POOLINGS, help="and the pooling (default: the first of that layer)")
+    """Add the options that choose an output of an embeddings.h5, as in `seqmill.open_embeddings`."""
+    parser.add_argument("--layer", type=int, help="layer, for a file with several outputs (default: the first)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the first of that layer)")
+
+
+def add_results_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="?",
+        default=Path("results"),
+        help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
+    )
 
 
 def _auto_or_length(text: str) -> int | str:
@@ -155,5 +164,5 @@ def seconds(text: str) -> float:
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not 0 <= value < math.inf:
-        raise ArgumentTypeError(f"{text} is not a number of seconds from 0 on")
+        raise ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
     return value

@@ -1,4 +1,4 @@
-"""How fast this device is: packs from all over an index, computed for a few seconds as a worker would."""
+"""Measures the speed of this device: computes packs from all over an index for a few seconds, as a worker would."""
 
 from __future__ import annotations
 
@@ -27,30 +27,28 @@ from seqmill.spec.models import UNTRAINED_PREFIX, ModelSource, find_model, model
 from seqmill.spec.task import AUTO, Settings
 from seqmill.store.index import Index
 
-PROBE_TOKENS = 256  # of the sequence that is timed first, to know what the others may take
-FEWEST_TOKENS = 128  # in a piece of a pack, on a slow CPU
+PROBE_TOKENS = 256  # of the sequence that is timed first, to limit the samples
+FEWEST_TOKENS = 128  # of a sample, on a slow CPU
 MOST_SAMPLES = 512
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a few packs have shown of this device.
+    """The speed of this device.
 
     Attributes:
-        device, precision, attention: in words.
-        weights: in words, that untrained ones stood in for those of the model; else empty.
-        packs, tokens: how much was computed; 0 if all sequences are too long for the time.
-        seconds: wall time of that.
+        device: its name, precision and attention kernel, as a worker would choose them.
+        weights: that untrained weights were used instead of missing ones; else empty.
+        packs, tokens: of the samples; 0 if all sequences are too long for the time.
+        seconds: wall time of the samples.
         flops_per_second: of all threads or of the GPU; see `seqmill.spec.models.model_flop`.
-        threads: pieces that are computed at a time; 1 on a GPU.
-        load_seconds: to make the model.
+        threads: samples computed at a time; 1 on a GPU.
+        load_seconds: to load the model.
         peak: `seqmill.embed.device.peak_memory`, in bytes.
-        splits: pieces that did not fit the device's memory.
+        splits: samples that did not fit the device's memory.
     """
 
     device: str
-    precision: str
-    attention: str
     weights: str
     packs: int
     tokens: int
@@ -62,40 +60,41 @@ class Calibration:
     splits: int
 
     def shard_seconds(self, shares: Shares) -> np.ndarray:
-        """Return the expected seconds of computing each shard, float64 (world_size,).
+        """Return the expected seconds to compute each shard, float64 (world_size,).
 
-        Not less than its longest segment takes, which one thread of a CPU computes.
+        At least those of its longest segment, which a single thread of a CPU computes.
         """
         rate = self.flops_per_second
         return np.maximum(shares.flop / rate, shares.longest_flop * self.threads / rate)
 
 
 def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: float) -> Calibration:
-    """Compute packs from all over the index for about so many seconds, as a worker would; their results are dropped.
+    """Compute samples of packs for about the given time, and drop the results.
 
-    Weights of a known model that are not there yet are stood in for by untrained ones, which take as long.
+    Missing weights of a released model are replaced by untrained ones, which take as long.
 
     Raises:
-        SeqmillError: a device, precision or kernel that can't be had, unreadable weights, too little memory.
+        SeqmillError: a device, precision or kernel that is not available, damaged weights, too little memory.
     """
     device = devices.choose_device(settings.device)
     precision = devices.choose_precision(settings.precision, device)
     threads = 1 if device.type == "cuda" else settings.threads or torch.get_num_threads()
-    began, own = time.perf_counter(), source
+    began, weights = time.perf_counter(), ""
     if source.kind == "released" and not all(file.exists() for file in source.files):
+        weights = f"untrained weights, as those of {source.name} are not there yet"
         source = find_model(UNTRAINED_PREFIX + source.name)
     make = partial(_make_model, index, source, getattr(torch, precision))
     model = make(device, settings.attention)
-    attention = model.attention
+    name = f"{devices.describe_device(device)['device']}, {precision}, attention {model.attention}"
     readout = Readout(source.family, settings.outputs.of(model.architecture.num_layers))
     embed = PackEmbedder(model, readout, lambda: make(torch.device("cpu"), AUTO))
     load_seconds = time.perf_counter() - began
 
     flops = _probe(embed, index, device)
     limit = CUDA_PIECE_TOKENS
-    if device.type == "cpu":  # small enough for several a thread; the runner begins some ahead
-        flop_a_token = model_flop(embed.architecture, np.ones(1))
-        limit = min(CPU_PIECE_TOKENS, max(FEWEST_TOKENS, int(flops * seconds / 8 / flop_a_token)))
+    if device.type == "cpu":  # several samples per thread; the runner starts some ahead
+        flop_per_token = model_flop(embed.architecture, np.ones(1))
+        limit = min(CPU_PIECE_TOKENS, max(FEWEST_TOKENS, int(flops * seconds / 8 / flop_per_token)))
     sample, order = sample_packs(index, MOST_SAMPLES, limit)
     cost = {pack: model_flop(embed.architecture, sample.pack_lengths(pack)) for pack in order}
     order = [pack for pack in order if cost[pack] <= flops * seconds / 2]
@@ -115,10 +114,8 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
         pass
     took = time.perf_counter() - began
     return Calibration(
-        device=devices.describe_device(device)["device"],
-        precision=precision,
-        attention=attention,
-        weights="" if source is own else f"untrained weights, as those of {own.name} are not there yet",
+        device=name,
+        weights=weights,
         packs=len(taken),
         tokens=int(sum(sample.pack_lengths(pack).sum() for pack in taken)),
         seconds=took,
@@ -132,8 +129,7 @@ def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: fl
 
 def _make_model(index: Index, source: ModelSource, dtype: torch.dtype, device: torch.device, attention: str) -> Encoder:
     try:
-        weights = load_weights(source)
-        return make_encoder(weights, dtype, index.max_tokens, device, attention)
+        return make_encoder(load_weights(source), dtype, index.max_tokens, device, attention)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise SeqmillError(f"{source.name} does not fit the memory of {device}: {error}") from error
@@ -141,14 +137,14 @@ def _make_model(index: Index, source: ModelSource, dtype: torch.dtype, device: t
 
 
 def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
-    """Return the FLOP/s of the beginning of one short sequence by itself, on a CPU with one thread."""
+    """Return the FLOP/s for the beginning of one short sequence, on a CPU with one thread."""
     tokens = np.array(index.row_segments(index.num_computed - 1)[-1][:PROBE_TOKENS])
     pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
     pack = Pack(pack.tokens.int().to(device), pack.cu_seqlens.to(device), pack.lengths)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(2):  # at first kernels are loaded and compiled
+        for _ in range(2):  # the first time, kernels are loaded and compiled
             began = time.perf_counter()
             embed(pack).rows.sum().item()  # waits for the device
             took = time.perf_counter() - began
@@ -158,15 +154,11 @@ def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
 
 
 def sample_packs(index: Index, most: int, limit: int) -> tuple[Index, list[int]]:
-    """Return an index with the beginnings of some packs, and these in the order to try them, which is always the same.
-
-    Args:
-        index: whole.
-        most: of packs, taken from all over the index.
-        limit: tokens from each pack, but at least one segment.
+    """Sample an index: at most `most` packs from all over it, of each the first segments up to `limit` tokens.
 
     Returns:
-        An index of which every second pack is a sample, every segment a sequence; the numbers of the samples.
+        An index in which every second pack is a sample and every segment is a sequence; the numbers of the samples in
+        the order to compute them.
     """
     tried = list(islice(sample_order(index.num_packs), most))
     begins = index.segment_offsets if index.has_segments else index.token_offsets
@@ -191,34 +183,30 @@ def sample_packs(index: Index, most: int, limit: int) -> tuple[Index, list[int]]
 
 
 def sample_order(number: int) -> Iterator[int]:
-    """Yield 0 to number - 1 so that any first few lie evenly: van der Corput's sequence, bits read backwards."""
+    """Yield 0 to number - 1, any first few evenly spread: van der Corput's sequence, with its bits reversed."""
     bits = max(number - 1, 0).bit_length()
     backwards = (int(f"{value:0{max(bits, 1)}b}"[::-1], 2) for value in range(1 << bits))
     return (value for value in backwards if value < number)
 
 
 def describe_calibration(measured: Calibration, shares: Shares) -> list[str]:
-    """Return the time and memory to expect by what was measured, in lines."""
-    seconds = measured.shard_seconds(shares)
-    peak = measured.peak
+    """Describe the time and memory to expect, in lines."""
+    seconds, peak = measured.shard_seconds(shares), measured.peak
+    speed = f"guessed from {PROBE_TOKENS} tokens, as every sequence takes too long for a trial"
     if measured.packs:
         speed = f"{measured.tokens / measured.seconds:,.0f} tokens/s by {measured.packs} samples of packs"
         speed += f", {measured.tokens:,} tokens in {measured.seconds:.1f} s"
-    else:
-        speed = f"guessed from {PROBE_TOKENS} tokens, as every sequence takes too long for a trial"
     memory = f"{size_in_words(peak['peak_host_bytes'])} by this process"
     if "peak_device_bytes" in peak:
         memory += f", {size_in_words(peak['peak_device_bytes'])} on the GPU"
     longest, together, load = map(time_in_words, (seconds.max(), seconds.sum(), measured.load_seconds))
-    lines = [
-        line("device", f"{measured.device}, {measured.precision}, attention {measured.attention}"),
+    splits = f"{measured.splits} packs do not fit the device and are computed in pieces"
+    return [
+        line("device", measured.device),
+        *([line("", measured.weights)] if measured.weights else []),
         line("speed", speed),
         line("time", f"{longest} for the longest shard, {together} one after another"),
         line("", f"besides, each shard: {load} for the model, 10 s or 1 % for its audit"),
         line("memory", f"{memory}; {size_in_words(available_memory())} free"),
+        *([line("", splits)] if measured.splits else []),
     ]
-    if measured.weights:
-        lines.insert(1, line("", measured.weights))
-    if measured.splits:
-        lines.append(line("", f"{measured.splits} packs do not fit the device and are computed in pieces"))
-    return lines

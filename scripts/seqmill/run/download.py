@@ -1,4 +1,4 @@
-"""Receiving a file over https with huggingface_hub: resumed where it broke, given up where it is too slow."""
+"""Downloads a file over https with huggingface_hub: resumes a broken connection, gives up a slow one."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from huggingface_hub.utils import disable_progress_bars
 
 from seqmill.errors import SeqmillError
 
-TRIES = 3  # of a server in trouble; broken connections the library resumes by itself, five times without progress
+TRIES = 3  # when the server fails; the library itself resumes a broken connection, five times without progress
 PROGRESS_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class Unreachable(SeqmillError):
-    """A server that can't be reached, lacks the file, or is too slow: another one may have it."""
+    """The server can't be reached, lacks the file, or is too slow; another server may have it."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The rate below which a connection is given up, so that one that drips does not hold a run up for days.
+    """The slowest connection that is accepted.
 
     Attributes:
-        bytes_per_second: the least.
-        seconds: over which it is measured, and how long a server may take to begin its answer.
+        bytes_per_second: the lowest rate.
+        seconds: over which the rate is measured, and how long a server may take to begin its answer.
     """
 
     bytes_per_second: float = 10_000
@@ -45,23 +45,21 @@ class Pace:
 
 
 def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
-    """Receive a file, going on from what `part` has already.
-
-    Only https is spoken, but for servers of this machine. What is received is not judged here.
+    """Download a file, continuing from the bytes that `part` has already; its content is not checked.
 
     Args:
-        url: of the file.
-        part: to write to; what was received stays there whatever happens.
+        url: https, or http on this machine.
+        part: the file to write; it keeps what was received, also after an error.
         size: of the whole file in bytes, if known.
-        pace: when to give a connection up.
+        pace: when to give up a connection.
 
     Raises:
         Unreachable: no network, not on the server, or too slow.
-        SeqmillError: another scheme than https, another size than expected; `part` can't be written.
+        SeqmillError: not https, not the expected size, or `part` can't be written.
     """
     disable_progress_bars()
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").handlers.clear()  # its warnings go to our log as well
+    logging.getLogger("huggingface_hub").handlers.clear()  # its warnings reach our log anyway
     set_client_factory(partial(_client, pace))
     for attempt in range(1, TRIES + 1):
         try:
@@ -75,26 +73,24 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
         except HfHubHTTPError as error:
             status = error.response.status_code
             reason = f"the server answers {status} {error.response.reason_phrase}"
-            if status == 416:  # what is there is as long as the file, or longer
+            if status == 416:  # nothing is left to send
                 if error.response.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
                     return
                 part.unlink()
             elif status < 500:
                 break
         except OSError as error:
-            if error.errno is not None:  # not the network's fault: most likely the disk is full
+            if error.errno is not None:  # of the disk, not of the network
                 raise SeqmillError(f"{part}: cannot be written: {error.strerror}") from error
             if size is not None:
                 came = part.stat().st_size
                 part.unlink()
-                reason = f"what came has {came:,} bytes, not {size:,} as published"
-                raise SeqmillError(f"{url}: {reason}; it was removed") from error
+                raise SeqmillError(
+                    f"{url}: the download has {came:,} bytes, not {size:,} as published; it was removed"
+                ) from error
             reason = "the connection ended early"
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            break
-        except httpx2.InvalidURL as error:
-            reason = str(error)
             break
         log.warning("attempt %d of %d: %s: %s", attempt, TRIES, url, reason)
         time.sleep(attempt / 2)
@@ -113,9 +109,9 @@ def _client(pace: Pace) -> httpx2.Client:
 
 @contextmanager
 def _alarm() -> Iterator[None]:
-    """Let `_set_alarm` end what this thread waits for: the library's own timeouts begin anew with each byte."""
+    """Let `_set_alarm` interrupt this thread; the library's own timeouts start again with each byte."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there Python handles signals
+        yield  # Python handles signals in the main thread only
         return
     before = signal.signal(signal.SIGALRM, _too_late)
     try:
@@ -135,8 +131,13 @@ def _set_alarm(seconds: float, _: object) -> None:
 
 
 def _require_https(request: httpx2.Request) -> None:
-    if request.url.scheme == "http" and not _is_loopback(request.url.host):
-        raise SeqmillError(f"{request.url}: weights are fetched over https only; give an address that begins so")
+    host = request.url.host
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if request.url.scheme == "http" and not is_local:
+        raise SeqmillError(f"{request.url}: weights are fetched over https only; use an https address")
 
 
 def _refuse_downgrade(response: httpx2.Response) -> None:
@@ -145,40 +146,32 @@ def _refuse_downgrade(response: httpx2.Response) -> None:
         raise SeqmillError(f"{response.url}: redirects to {target}, which is not https; it was not followed")
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _set_pace(pace: Pace, response: httpx2.Response) -> None:
     if isinstance(response.stream, httpx2.SyncByteStream):
         response.stream = _PacedStream(response.stream, pace)
 
 
 class _PacedStream(httpx2.SyncByteStream):
-    """A body that ends with a timeout when fewer bytes come than `pace` says."""
+    """The body of an answer; raises a timeout when it is slower than `pace`."""
 
     def __init__(self, stream: httpx2.SyncByteStream, pace: Pace) -> None:
         self._stream, self._pace = stream, pace
 
     def __iter__(self) -> Iterator[bytes]:
-        begun = said = time.monotonic()
+        measured = logged = time.monotonic()
         recent = total = 0
         for chunk in self._stream:
             recent, total = recent + len(chunk), total + len(chunk)
             now = time.monotonic()
-            if now - begun >= self._pace.seconds:
-                rate = recent / (now - begun)
-                if rate < self._pace.bytes_per_second:
+            if now - measured >= self._pace.seconds:
+                rate, least = recent / (now - measured), self._pace.bytes_per_second
+                if rate < least:
                     raise httpx2.ReadTimeout(
-                        f"only {rate:,.0f} bytes a second came, and less than {self._pace.bytes_per_second:,.0f} is "
-                        "given up"
+                        f"only {rate:,.0f} bytes per second came; at least {least:,.0f} are needed"
                     )
-                begun, recent = now, 0
-            if now - said > PROGRESS_SECONDS:
-                said = now
+                measured, recent = now, 0
+            if now - logged > PROGRESS_SECONDS:
+                logged = now
                 log.info("%d bytes received", total)
             yield chunk
 

@@ -1,4 +1,4 @@
-"""Fetching released weights: held against published digests and numbers before they get their name, then recorded."""
+"""Fetches released weights: checks digests, tests what the model computes, then renames the files and records them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import WeakFileLock
@@ -26,20 +25,20 @@ log = logging.getLogger(__name__)
 
 
 def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | None = None) -> None:
-    """Fetch a released model's weights, unless they are there already: ESM-2's file, or DNABERT's folder of files.
+    """Fetch a released model's weights unless they exist: ESM-2's file, or DNABERT's folder of files.
 
-    What has been received is kept as OUTPUT.part, and the next call goes on from there. Before it is renamed, the files
-    are held against the published digests, and the model against published numbers (`run.self_test`). A record of it is
-    written beside it (`model.weights_record`).
+    OUTPUT.part keeps what was received, and the next call continues it. Before it is renamed, its files must have the
+    published digests, and the model must compute the published numbers (`run.self_test`). A record of it is written
+    to the same folder (`model.weights_record`).
 
     Args:
         name: a name of the registry.
         output: the .pt file to write, or the folder for the files.
-        facts: what is known of released models.
-        pace: when to give a connection up; None for the usual.
+        facts: the JSON file of released models.
+        pace: when to give up a connection; None for the default.
 
     Raises:
-        SeqmillError: unknown name, no network, not on the server, or not what was expected.
+        SeqmillError: unknown name, no network, not on the server, or not what was published.
     """
     release = release_of(name, facts)
     part = output.with_name(output.name + ".part")
@@ -49,45 +48,34 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
         if all(path.exists() for path in ([output] if name in MODELS else [output / f for f in RELEASED_FILES])):
             log.info("%s is there already", output)
             return
-        sources = _sources(release)
-        for last, source in zip([*sources[1:], None], sources, strict=True):
+        sources = release.sources
+        if (mirror := os.environ.get(URL_VARIABLE)) is not None:
+            sources = [replace(sources[0], url=mirror.rstrip("/"), repository=None)]
+        for following, source in zip([*sources[1:], None], sources, strict=True):
             try:
                 fetch(name, release, source, part, output, pace or Pace())
                 return
             except Unreachable as error:
-                if last is None:
-                    advice = f"put the file at {output}, or set {URL_VARIABLE} to a mirror"
+                if following is None:
                     raise Unreachable(
-                        f"{error}. Run `snakemake fetch_models` where there is internet, or {advice}"
+                        f"{error}. Run `snakemake fetch_models` where there is internet, or put the file at {output}, "
+                        f"or set {URL_VARIABLE} to a mirror"
                     ) from error
-                log.warning("%s; trying %s", error, last.name)
-
-
-def _sources(release: Release) -> list[WeightsSource]:
-    mirror = os.environ.get(URL_VARIABLE)
-    if mirror is None:
-        return release.sources
-    return [replace(release.sources[0], url=mirror.rstrip("/"), repository=None)]
+                log.warning("%s; trying %s", error, following.name)
 
 
 def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
-    """Fetch ESM-2's .pt; where the source has a folder of safetensors, write the .pt from that."""
+    """Fetch ESM-2's .pt, or a folder of safetensors that is converted to it."""
     if source.repository is None:
         ((file, fact),) = source.files.items()
         _receive(name, source, file, fact, part, pace)
     else:
         folder = output.with_name(f"{output.name}.folder.part")
-        part = output.with_name(f"{output.name}.converted.part")  # what came of the .pt itself is kept
+        part = output.with_name(f"{output.name}.converted.part")  # the other .part keeps what was received of the .pt
         _receive_folder(name, source, folder, pace)
         _convert(ModelSource(name, "folder", MODELS[name], folder), part)
         shutil.rmtree(folder)
-    model = ModelSource(name, "released", MODELS[name], part)
-    try:
-        record = _examine(model, release, source)
-    except SeqmillError:
-        part.unlink()  # going on from a bad file would only make a longer bad one
-        raise
-    write_json(record_path(model), record | {"files": _digests([part], output)})
+    _test_and_record(ModelSource(name, "released", MODELS[name], part), release, source, {output.name: part})
     _move(part, output)
 
 
@@ -102,25 +90,20 @@ def _convert(folder: ModelSource, part: Path) -> None:
 
 
 def _fetch_folder(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
-    """Fetch files into the folder `part`; those that `output` has already count as they are."""
-    there = [file for file in RELEASED_FILES if (output / file).exists()]
+    """Fetch the files that `output` lacks into the folder `part`."""
+    present = [file for file in RELEASED_FILES if (output / file).exists()]
     part.mkdir(exist_ok=True)
-    for file in there:
+    for file in present:
         if wrong := why_not_as_published(output / file, source.files[file]):
             raise SeqmillError(f"{output / file}: not that of {name} as published: {wrong}; remove it and fetch it")
         (part / file).unlink(missing_ok=True)
-        (part / file).symlink_to((output / file).resolve())  # that the test sees a whole model
+        (part / file).symlink_to((output / file).resolve())  # the test needs a whole model
     _receive_folder(name, source, part, pace)
     model = ModelSource(name, "released", DNABERT_MODELS[name], part, DNABERT_S)
-    try:
-        record = _examine(model, release, source)
-    except SeqmillError:
-        shutil.rmtree(part)
-        raise
+    _test_and_record(model, release, source, {file: part / file for file in RELEASED_FILES})
     output.mkdir(exist_ok=True)
-    write_json(record_path(model), record | {"files": _digests([part / file for file in RELEASED_FILES])})
     for file in RELEASED_FILES:
-        if file not in there:
+        if file not in present:
             _move(part / file, output / file)
     shutil.rmtree(part)
 
@@ -135,7 +118,7 @@ def _receive_folder(name: str, source: WeightsSource, folder: Path, pace: Pace) 
 
 
 def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: Path, pace: Pace) -> None:
-    """Receive a file and hold it against its published digest; a wrong one is removed."""
+    """Download a file; remove it and raise a SeqmillError if it is not the published one."""
     if source.repository is not None:
         url = hf_hub_url(source.repository, file, revision=source.commit)
     else:
@@ -147,31 +130,28 @@ def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: 
         raise SeqmillError(f"{url}: what was fetched is not {file} of {name} as published and was removed: {wrong}")
 
 
-def _examine(model: ModelSource, release: Release, source: WeightsSource) -> dict[str, Any]:
-    """Load and test a model; return what is to be recorded of it."""
+def _test_and_record(model: ModelSource, release: Release, source: WeightsSource, files: dict[str, Path]) -> None:
+    """Test a fetched model and record its files by their final names; remove it if it is not the released one."""
     from seqmill.index.bpe import BpeTokenizer
     from seqmill.model.weights import load_weights
     from seqmill.run.self_test import self_test
 
+    assert model.path is not None
     try:
         weights = load_weights(model)
         if model.tokenizer:
             BpeTokenizer.from_file(model.tokenizer, weights.architecture.vocabulary)
         tested = self_test(model, weights, release.published)
-    except SeqmillError as error:
+    except SeqmillError as error:  # a download can't continue from a bad file
+        if model.path.is_dir():
+            shutil.rmtree(model.path)
+        else:
+            model.path.unlink()
         raise SeqmillError(f"what was fetched is not {model.name} and was removed: {error}") from error
     log.info("%s: %s", model.name, tested)
-    return {
-        "model": model.name,
-        "source": source.name,
-        "digest": weights.digest,
-        "self_test": tested,
-        "seqmill": __version__,
-    }
-
-
-def _digests(paths: list[Path], output: Path | None = None) -> dict[str, dict[str, Any]]:
-    return {(output or path).name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
+    facts = {name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in files.items()}
+    record = {"model": model.name, "source": source.name, "digest": weights.digest, "self_test": tested}
+    write_json(record_path(model), {**record, "seqmill": __version__, "files": facts})
 
 
 def _move(part: Path, output: Path) -> None:

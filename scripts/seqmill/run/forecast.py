@@ -1,4 +1,4 @@
-"""What a run will take, told before it begins: the work of every shard, and disk."""
+"""Forecasts what a run needs: the work of each shard, and disk space."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy as np
 
 from seqmill.base.words import size_in_words
 from seqmill.merge.records import write_records
-from seqmill.model.weights import open_weights
-from seqmill.spec.models import AnyArchitecture, ModelSource, model_flop
+from seqmill.spec.models import AnyArchitecture, model_flop
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.index_format import Fate
 
-SAMPLED_RECORDS = 20_000  # of the table of records, whose compression is tried
-# What HDF5 takes for a text of variable length besides its bytes: a reference, and an object in a heap, padded to 8.
+SAMPLED_RECORDS = 20_000  # compressed to estimate the table of records
+# HDF5's bytes for a text of variable length, without its letters: a reference, and a heap object padded to 8.
 TEXT_BYTES = 16 + 16
 ROW_BYTES = 4 + 16  # a record's length and digest in embeddings.h5
 SHARD_BYTES, MERGED_BYTES = 6000, 7500  # attributes and HDF5's own, about
@@ -42,13 +41,13 @@ class Shares:
 
     @property
     def balance(self) -> float:
-        """Tokens of the largest shard over their mean; 1 is even, as nothing at all is."""
+        """Tokens of the largest shard over their mean; 1 if even, or without tokens."""
         return float(self.tokens.max() / self.tokens.mean()) if self.tokens.any() else 1.0
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of each kind of file; `parts` are gone when a shard is complete, or the merge is done."""
+    """Bytes of each kind of file; `parts` are removed when their shard is complete."""
 
     index: int
     parts: int
@@ -57,7 +56,7 @@ class Disk:
 
     @property
     def most(self) -> int:
-        """Bytes that lie there at one time: at first parts and shards, later shards and what they are merged to."""
+        """The most bytes at one time: shards with their parts at first, shards with the merged files later."""
         return self.index + self.shards + max(self.parts, self.merged)
 
 
@@ -81,13 +80,13 @@ def share_work(index: Index, world_size: int, architecture: AnyArchitecture) -> 
 def disk_needed(
     index: Index, world_size: int, hidden_dim: int, outputs: Outputs | None = None, dtype: str = "float32"
 ) -> Disk:
-    """Estimate the bytes of all files of a run, from the index and a trial of the table of records.
+    """Estimate the bytes of all files of a run.
 
     Args:
-        index: whole.
+        index: of the run.
         world_size: number of shards.
         hidden_dim: of the model.
-        outputs: what is read of it; by default one vector a sequence.
+        outputs: by default one vector per sequence.
         dtype: of the embeddings in the merged file, float32 or float16.
     """
     outputs = outputs or Outputs()
@@ -98,7 +97,7 @@ def disk_needed(
     numbers = len(outputs.pairs) * hidden_dim
     vectors = num_rows * (4 * numbers + 8)
     residues = offsets = merged_offsets = 0
-    if outputs.per_residue:  # kept once for each unique sequence, in the merged file as well
+    if outputs.per_residue:  # stored once per unique sequence, also in the merged file
         a_residue = np.dtype(outputs.per_residue).itemsize * len(outputs.layers) * hidden_dim
         residues = int(index.attributes["num_residues"]) * a_residue
         offsets, merged_offsets = 8 * num_rows, 12 * num_kept
@@ -107,19 +106,19 @@ def disk_needed(
         index=index.path.stat().st_size,
         parts=vectors + residues + index.num_packs * 64,
         shards=vectors + residues + offsets + int(text_bytes[computed_ids].sum()) + world_size * SHARD_BYTES,
-        merged=merged + residues + merged_offsets + MERGED_BYTES + _table(index),
+        merged=merged + residues + merged_offsets + MERGED_BYTES + _table_bytes(index),
     )
 
 
-def _table(index: Index) -> int:
-    """Return the bytes of records.tsv.gz, judged by a block of records from the middle."""
+def _table_bytes(index: Index) -> int:
+    """Estimate the bytes of records.tsv.gz by those of a block of records from the middle."""
     number = min(index.num_records, SAMPLED_RECORDS)
     first = (index.num_records - number) // 2
-    block = slice(first, first + number)
+    block, edges = slice(first, first + number), slice(first, first + number + 1)
     sample = replace(
         index,
-        record_id_offsets=index.record_id_offsets[first : first + number + 1],
-        record_description_offsets=index.record_description_offsets[first : first + number + 1],
+        record_id_offsets=index.record_id_offsets[edges],
+        record_description_offsets=index.record_description_offsets[edges],
         record_lengths=index.record_lengths[block],
         record_fates=index.record_fates[block],
         record_rows=index.record_rows[block],
@@ -129,57 +128,46 @@ def _table(index: Index) -> int:
         return round(Path(file.name).stat().st_size * index.num_records / number)
 
 
-def architecture_of(source: ModelSource) -> AnyArchitecture:
-    """Return a model's shape, from its file if the name does not tell.
-
-    Raises:
-        SeqmillError: the weights can't be read.
-    """
-    return source.architecture or open_weights(source)[0]
-
-
-def describe_index(index: Index, model: str) -> list[str]:
-    """Return what is in the index, and the model that it will be embedded by, in lines."""
+def describe_index(index: Index, model: str, origin: str) -> list[str]:
+    """Describe an index and the model that will embed it, in lines; `origin` is where the index comes from."""
     attributes = index.attributes
     fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
-    most = int(attributes["pack_tokens"])
     to_compute = f"{attributes['num_tokens']:,} tokens"
     if index.reuse:
         to_compute = f"{index.num_computed:,} of them to compute, {to_compute}"
-    longest = f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}"
+    longest = f"{int(index.token_offsets[1]):,} tokens: {index.sequence_name(0)}" if index.num_computed else ""
+    most = int(attributes["pack_tokens"])
     return [
         line("fasta", str(attributes["source_path"])),
         line("model", model),
+        line("index", origin),
         line("records", f"{index.num_records:,}: " + ", ".join(f"{number:,} {fate}" for fate, number in fates.items())),
         line("unique", f"{index.num_sequences:,} sequences, {to_compute}"),
         *(line("reused", f"{number:,} sequences from {path}") for path, number in index.reused_counts()),
-        *([line("longest", longest)] * bool(index.num_computed)),
+        *([line("longest", longest)] if longest else []),
         line("packs", f"{index.num_packs:,}, of at most {most:,} tokens or one sequence"),
     ]
 
 
 def describe_shares(shares: Shares) -> list[str]:
-    """Return how even the shards are, in lines."""
-    packs, tokens = _span(shares.packs), _span(shares.tokens)
-    idle = int(np.count_nonzero(shares.packs == 0))
-    lines = [
-        line("shards", f"{len(shares.packs):,}: {packs} packs and {tokens} tokens in each"),
+    """Describe how even the shards are, in lines."""
+    number, idle = len(shares.packs), int(np.count_nonzero(shares.packs == 0))
+    return [
+        line("shards", f"{number:,}: {_span(shares.packs)} packs and {_span(shares.tokens)} tokens in each"),
         line("balance", f"{shares.balance:.2f}, the most tokens of a shard over their mean"),
+        *([line("", f"{idle:,} shards have no work: take fewer")] if idle and number > 1 else []),
     ]
-    if idle and len(shares.packs) > 1:
-        lines.append(line("", f"{idle:,} shards have no work: take fewer"))
-    return lines
 
 
 def describe_disk(disk: Disk, folder: Path) -> list[str]:
-    """Return what the files take and what is free on the disk of a folder, in lines."""
+    """Describe the disk space that the files need and that a folder's disk has free, in lines."""
     free = shutil.disk_usage(folder).free
     kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in vars(disk).items())
-    lines = [
+    return [
         line("disk", f"{size_in_words(disk.most)} at one time: {kinds}"),
         line("", f"{size_in_words(free)} free on the disk of {folder}"),
+        *([line("", "THE DISK HAS NO ROOM FOR IT")] if disk.most > free else []),
     ]
-    return lines + [line("", "THE DISK HAS NO ROOM FOR IT")] * (disk.most > free)
 
 
 def _span(values: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.run.findings import entries_of, last_error
+from seqmill.run.walk import entries_of, last_error
 from seqmill.store.status import RUNNING, read_status
 
 DOCTOR = Path(__file__).absolute().parents[2] / "doctor.py"
@@ -62,5 +62,5 @@ def _files(folder: Path, ending: str, since: float) -> list[Path]:
         entries = entries_of(folder)
     except OSError:
         return []
-    times = {name: entry.st_mtime_ns for name, entry in entries.items() if entry.st_mtime >= since}
-    return [folder / name for name in sorted(times, key=lambda name: (-times[name], name)) if name.endswith(ending)]
+    times = {path: entry.st_mtime_ns for path, entry in entries.items() if entry.st_mtime >= since}
+    return [path for path in sorted(times, key=lambda path: (-times[path], path)) if path.name.endswith(ending)]

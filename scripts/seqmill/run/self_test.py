@@ -1,16 +1,16 @@
-"""The self-test of trained weights: our own encoder, in float32 on the CPU, against numbers that others published.
+"""Tests trained weights: our encoder, in float32 on the CPU, must compute published numbers.
 
-How far from them a number may be is in models/released.json with the numbers:
+The tolerances are in spec/released.json with the numbers:
 
-- ESM-2 8M, 1e-4: what transformers' own test allows for the same digits, which are rounded by up to 5e-5. Our float32
+- ESM-2 8M, 1e-4: that of transformers' own test for the same digits, which are rounded by up to 5e-5. Our float32
   is within 5e-5 of fair-esm's, relative to the norm: 2e-5 of one dimension here.
 - ESM-2 3B, 0.02, and DNABERT-S, 0.015: VirNucPro computed them on a GPU, DNABERT-S perhaps with attention in float16.
   A dimension of these means is 0.28 and 0.13 (root mean square). bfloat16 throughout would be off by some 1 and 3 % of
-  that (docs/accuracy.md), 0.003 and 0.004. Other weights, or a layer of them swapped for another, change every
-  dimension by about as much as it is large (tests/unit/test_self_test.py): that all eight of two sequences stay within
-  the tolerance then has a chance below 1e-10.
+  that (docs/accuracy.md), 0.003 and 0.004. Other weights, or a single layer from elsewhere, change every dimension by
+  about its own size (tests/unit/run/test_self_test.py): the chance that all eight dimensions of two sequences stay
+  within the tolerance is then below 1e-10.
 
-Trained weights were not at hand where this was written, so that the tolerances of the last two were not tried on them.
+The last two tolerances are untested: no trained weights were available where this was written.
 """
 
 from __future__ import annotations
@@ -29,19 +29,16 @@ from seqmill.model.weights import Weights
 from seqmill.spec.models import DNABERT_S, ModelSource
 from seqmill.spec.released import Case, Published
 
-MEMORY_FACTOR = 1.3  # of the model in float32, which is made from a mapped file; q, k and v are joined in memory before
+MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memory
 
 
 def self_test(source: ModelSource, weights: Weights, published: Published | None) -> str:
-    """Compute published sequences and compare; return in words what was found, or why nothing was compared.
+    """Compute the published sequences and compare; return the result in words, or why nothing was compared.
 
-    Args:
-        source: the model; of nucleotides its tokenizer is tested as well.
-        weights: what was loaded from it.
-        published: the numbers, or None if there are none.
+    A nucleotide model's tokenizer is tested as well.
 
     Raises:
-        SeqmillError: a number is too far from what was published.
+        SeqmillError: a number differs by more than the tolerance.
     """
     if published is None:
         return "no numbers of its trained weights are published to test it with"
@@ -52,11 +49,10 @@ def self_test(source: ModelSource, weights: Weights, published: Published | None
             "scripts/doctor.py --weights where there is more"
         )
     tokens = [_tokens(source, weights, case) for case in published.cases]
-    longest = max(map(len, tokens))
-    model = make_encoder(weights, torch.float32, longest, torch.device("cpu"), "sdpa")
+    model = make_encoder(weights, torch.float32, max(map(len, tokens)), torch.device("cpu"), "sdpa")
     deviations = [_deviation(source, model, *case) for case in zip(tokens, published.cases, strict=True)]
     for case, deviation in zip(published.cases, deviations, strict=True):
-        if not deviation <= published.tolerance:  # NaN too
+        if not deviation <= published.tolerance:  # also NaN
             raise SeqmillError(
                 f"{source.path}: not the trained weights of {source.name}: what they compute for "
                 f"{_short(case.sequence)} differs by {deviation:.2g} from the published numbers ({published.origin}), "
@@ -80,16 +76,15 @@ def _tokens(source: ModelSource, weights: Weights, case: Case) -> np.ndarray:
 
 
 def _deviation(source: ModelSource, model: Encoder, tokens: np.ndarray, case: Case) -> float:
-    """Return the largest difference from the published numbers of a case."""
+    """Return the largest difference from a case's published numbers; NaN if there is one."""
     pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
     hidden = model(pack)
-    differences = [0.0]
-    for row, expected in zip(hidden, case.hidden or [], strict=False):
-        differences.append(float((row[: len(expected)] - torch.tensor(expected)).abs().max()))
+    pairs = list(zip(hidden, case.hidden or [], strict=False))
     if case.mean is not None:
-        mean = (mean_over_tokens if source.family == DNABERT_S else mean_over_residues)(hidden, pack)[0]
-        differences.append(float((mean[: len(case.mean)] - torch.tensor(case.mean)).abs().max()))
-    return max(differences, key=lambda value: (value != value, value))
+        pool = mean_over_tokens if source.family == DNABERT_S else mean_over_residues
+        pairs.append((pool(hidden, pack)[0], case.mean))
+    differences = [(row[: len(expected)] - torch.tensor(expected)).abs().max() for row, expected in pairs]
+    return float(torch.stack([torch.zeros(()), *differences]).max())
 
 
 def _short(sequence: str) -> str:

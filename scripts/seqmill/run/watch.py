@@ -1,99 +1,97 @@
-"""Showing how far runs have come: a table that is drawn in place on a terminal, else a line for what has changed."""
+"""Shows how far runs have come: a table drawn in place on a terminal, else a line for each change."""
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Column, Table
 
 from seqmill.base.locks import is_locked
 from seqmill.base.words import in_one_line, time_in_words
 from seqmill.errors import SeqmillError
 from seqmill.run.orphans import IN_USE
-from seqmill.run.progress import STALE, UNREADABLE, WAITING, Progress, progress_of
-from seqmill.store.layout import root_of
+from seqmill.run.progress import Progress, progress_of
+from seqmill.run.shard_state import STALE, UNREADABLE, WAITING
 from seqmill.store.status import COMPLETE, FAILED, RUNNING
 
 SHOWN_NOTES = 5
 STATES = (RUNNING, STALE, FAILED, UNREADABLE, WAITING)
 STILL_ALIVE = "  the workflow in this folder has not ended yet"
-UP, CLEAR_LINE, CLEAR_BELOW = "\x1b[{}A", "\x1b[K", "\x1b[J"  # ANSI: so many lines, to the right, below
+ANY_WIDTH = 10_000  # columns, where lines are not to be wrapped
 
 
 def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
-    """Show how far runs have come until all are merged and no workflow is alive that might begin them anew.
+    """Show how far runs have come until all are merged and no workflow is alive that might start them again.
 
-    On a terminal a table is drawn in place, else there is a line for what has changed.
-
-    Args:
-        results: as for `progress_of`.
-        interval: seconds between two looks.
-        once: look once, print all and end.
-        out: where to write.
+    It looks every `interval` seconds, or only `once`; `results` as for `progress_of`.
 
     Raises:
-        SeqmillError: no such folder; with `once` also one without runs.
+        SeqmillError: no such folder; with `once` also a folder without runs.
     """
-    drawn = 0
-    said: dict[str, object] = {}
+    console = console_of(out)
+    if once:
+        runs = progress_of(results)
+        if not runs:
+            raise SeqmillError(f"{in_one_line(results)}: no run has begun in this folder")
+        console.print(table(runs))
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for runs, is_alive in _looks(results, interval):
+                shown = table(runs) if runs else f"{in_one_line(results)}: no run has begun yet"
+                live.update(Group(shown, STILL_ALIVE) if is_alive else shown, refresh=True)
+    else:
+        printed: dict[str, Progress] = {}
+        for runs, _ in _looks(results, interval):
+            _print_changes(runs or [Progress(f"{results}: no run yet")], printed, out)
+
+
+def console_of(out: TextIO) -> Console:
+    """Return a console that takes no text for markup, and wraps lines on a terminal only."""
+    is_terminal = out.isatty()
+    width = None if is_terminal else ANY_WIDTH
+    return Console(file=out, force_terminal=is_terminal, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _looks(results: Path, interval: float) -> Iterator[tuple[list[Progress], bool]]:
+    """Yield the runs at each look, and whether all are merged but their workflow is still alive."""
     while True:
         runs = progress_of(results)
-        if once and not runs:
-            raise SeqmillError(f"{in_one_line(results)}: no run has begun in this folder")
         merged = bool(runs) and all(run.merged for run in runs)
-        alive = merged and not once and in_use(runs)
-        if once:
-            print("\n".join(table(runs)), file=out)
-        elif out.isatty():
-            lines = table(runs) or [f"{in_one_line(results)}: no run has begun yet"]
-            drawn = _draw([*lines, STILL_ALIVE] if alive else lines, drawn, out)
-        else:
-            _say_changes(runs or [Progress(f"{results}: no run yet")], said, out)
-        if once or (merged and not alive):
+        is_alive = merged and any(is_locked(root / IN_USE) for root in {run.root for run in runs})
+        yield runs, is_alive
+        if merged and not is_alive:
             return
         time.sleep(interval)
 
 
-def in_use(runs: list[Progress]) -> bool:
-    """Return whether a workflow is alive where these results lie, by the lock of `orphans.claim_folder`.
-
-    False as well where that can't be told.
-    """
-    return any(is_locked(folder / IN_USE) for folder in {root_of(run.folder) for run in runs})
-
-
-def _draw(lines: list[str], drawn: int, out: TextIO) -> int:
-    """Draw lines over the `drawn` ones before; return how many, which are no more than the terminal has."""
-    width, height = shutil.get_terminal_size()
-    lines = [line[: width - 1] for line in lines[: height - 1]]
-    out.write((UP.format(drawn) if drawn else "") + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
-    out.flush()
-    return len(lines)
-
-
-def _say_changes(runs: list[Progress], said: dict[str, object], out: TextIO) -> None:
-    """Print a line for each run that is no longer as it was said to be."""
+def _print_changes(runs: list[Progress], printed: dict[str, Progress], out: TextIO) -> None:
+    """Print a line for each run that has changed since it was printed."""
     for run in runs:
-        seen = (run.shards, sorted(run.states.items()), run.done, run.total, run.merged, run.missing)
-        if said.get(run.name) != seen:
-            said[run.name] = seen
+        if printed.get(run.name) != run:
+            printed[run.name] = run
             text = "; ".join([", ".join(filter(None, cells(run))), *run.notes[:SHOWN_NOTES]])
             print(f"{datetime.now():%H:%M:%S} {text}", file=out, flush=True)
 
 
-def table(runs: list[Progress]) -> list[str]:
-    """Return the runs as aligned lines, their sum if there are several, and what is to be said of shards."""
-    rows = [cells(run) for run in ([*runs, total_of(runs)] if len(runs) > 1 else runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def table(runs: list[Progress]) -> Group:
+    """Return a row per run, their sum if there are several, and the first notes on their shards."""
+    # On a narrow terminal the cells take several lines; nothing is cut off.
+    rows = Table.grid(*(Column(overflow="fold") for _ in range(7)), padding=(0, 2, 0, 0))
+    for run in [*runs, total_of(runs)] if len(runs) > 1 else runs:
+        rows.add_row(*cells(run))
+    notes = []
     for run in runs:
-        where = f"{in_one_line(run.name)}: " if len(runs) > 1 else ""
-        lines += [f"  {where}{note}" for note in run.notes[:SHOWN_NOTES]]
+        where = f"  {in_one_line(run.name)}: " if len(runs) > 1 else "  "
+        notes += [f"{where}{note}" for note in run.notes[:SHOWN_NOTES]]
         if len(run.notes) > SHOWN_NOTES:
-            lines.append(f"  {where}and {len(run.notes) - SHOWN_NOTES} more shards")
-    return lines
+            notes.append(f"{where}and {len(run.notes) - SHOWN_NOTES} more shards")
+    return Group(rows, *notes)
 
 
 def total_of(runs: list[Progress]) -> Progress:
@@ -101,11 +99,10 @@ def total_of(runs: list[Progress]) -> Progress:
     result = Progress("all", merged=all(run.merged for run in runs))
     for run in runs:
         result.shards += run.shards
+        result.states.update(run.states)
         result.done += run.done
         result.total += run.total
         result.resumed, result.rate = result.resumed + run.resumed, result.rate + run.rate
-        for state, number in run.states.items():
-            result.states[state] = result.states.get(state, 0) + number
     if result.rate:
         left = (result.total.tokens - result.done.tokens) / result.rate
         result.seconds = max(left, *(run.seconds for run in runs if run.rate))
@@ -113,7 +110,7 @@ def total_of(runs: list[Progress]) -> Progress:
 
 
 def cells(run: Progress) -> list[str]:
-    """Return what is shown of a run, from its name to the time that is left."""
+    """Return the cells of a run's row, from its name to the time left."""
     if run.missing:
         return [in_one_line(run.name), "", run.missing, "", "", "", ""]
     states = [f"{number} {state}" for state in STATES if (number := run.states.get(state))]
@@ -131,7 +128,7 @@ def cells(run: Progress) -> list[str]:
 
 
 def _short(number: float) -> str:
-    """Return a number in four characters or so, as 20.7k."""
+    """Return a number in about four characters, as 20.7k."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}" if number < 999.5 * size else f"{number / size:.0f}{unit}"

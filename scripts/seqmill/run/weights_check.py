@@ -1,11 +1,10 @@
-"""Looking again at the released weights of a folder: their files, their tensors, and what they compute."""
+"""Checks the released weights in a folder again: their files, their tensors, and what they compute."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from seqmill.base.files import sha256_of_file
 from seqmill.errors import SeqmillError
@@ -17,10 +16,10 @@ from seqmill.spec.released import RELEASED, Release, read_releases, why_not_as_p
 
 
 def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
-    """Yield what is found of each released model in a folder, and whether it may be used.
+    """Yield what is found on each released model in a folder, and whether it may be used.
 
-    Files are held against the published digests, tensors against the record of the fetch, and the model against
-    published numbers. All bytes are read.
+    Reads all bytes: files must have the published digests, tensors that of their record, and the model must compute
+    the published numbers.
     """
     for name, release in read_releases(facts).items():
         source = find_model(name)
@@ -28,23 +27,18 @@ def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iter
         source = replace(source, path=folder / source.path.name)
         if (folder / source.path.name).exists():
             try:
-                yield f"{name}: {_examine(source, release)}", True
+                yield f"{name}: {_check(source, release)}", True
             except (SeqmillError, OSError) as error:
                 yield f"{name}: {error}", False
 
 
-def _examine(source: ModelSource, release: Release) -> str:
+def _check(source: ModelSource, release: Release) -> str:
     record = read_record(source)
-    for file in source.files:
-        _require_known(file, source.name, release, record)
+    for file in source.files:  # as published, or as recorded if it was converted from another file
+        fact = release.sources[0].files.get(file.name)
+        wrong = why_not_as_published(file, fact) if fact else "no file of this name is published"
+        if wrong and (record is None or record["files"].get(file.name, {}).get("sha256") != sha256_of_file(file)):
+            raise SeqmillError(f"{file}: not that of {source.name} as published: {wrong}; remove it and fetch it again")
     tested = self_test(source, load_weights(source), release.published)
     recorded = f"fetched from {record['source']}" if record else "put there by hand, without a record of its tensors"
     return f"{recorded}; files and tensors are right; {tested}"
-
-
-def _require_known(file: Path, name: str, release: Release, record: dict[str, Any] | None) -> None:
-    """Raise a SeqmillError if a file is neither as published nor the one that was written when it was fetched."""
-    fact = release.sources[0].files.get(file.name)
-    wrong = why_not_as_published(file, fact) if fact else "no file of this name is published"
-    if wrong and (record is None or record["files"].get(file.name, {}).get("sha256") != sha256_of_file(file)):
-        raise SeqmillError(f"{file}: not that of {name} as published: {wrong}; remove it and fetch it again")

@@ -27,6 +27,7 @@ class RunFolder:
     records = _file("records.tsv.gz")
     manifest = _file("manifest.json")
     report = _file("report.html")
+    exports = _file("exports")
     shards = _file("shards")
     parts = _file("parts", "shards")  # all shards share it
     index_log = _file("build_index.log", "logs")
@@ -70,15 +71,3 @@ def status_path_of(shard: Path) -> Path:
 def parts_folder(shard: Path) -> Path:
     """Return the folder of a shard's parts, which all shards in its folder share."""
     return shard.parent / "parts"
-
-
-def logs_folder(folder: Path) -> Path:
-    return RunFolder(folder).logs
-
-
-def embed_log(shard: Path) -> Path:
-    return RunFolder(shard.parent.parent).shard_log(shard)
-
-
-def root_of(folder: Path) -> Path:
-    return RunFolder(folder).root

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import h5py
@@ -138,7 +139,7 @@ def test_results_without_shards_and_index_are_whole(results: Results) -> None:
 @pytest.mark.parametrize(
     ("kind", "message", "step"),
     [
-        ("SeqmillError", "model.pt: cannot be loaded", "mend what the error says; then snakemake --cores all"),
+        ("SeqmillError", "model.pt: cannot be loaded", "fix what the error says; then snakemake --cores all"),
         ("OSError", "[Errno 28] No space left on device: 's.h5'", "free disk space, "),
         ("SeqmillError", "1 sequence has no finite embedding: 'x'", "set on_error: skip"),
         ("SeqmillError", "index.h5: tokens are damaged; build the index again", "rm "),
@@ -253,10 +254,20 @@ def test_running_with_a_worker_and_without(results: Results) -> None:
     assert advice(said) == "wait: a worker is computing; look again later"
     # Killed, it leaves its lock's file, which no one holds.
     said = doctor(results)
-    assert "its worker is gone without a word (killed?), no one holds its lock: 1 of 2 packs" in said
+    assert "its worker is gone (killed?), no one holds its lock: 1 of 2 packs" in said
     assert lock_path_of(results.shards[0]).name in said
     assert advice(said).startswith("if no snakemake is running there any more, snakemake --cores 1 --unlock")
     assert "; then snakemake --cores all" in advice(said)
+
+
+def test_a_worker_on_another_machine_whose_lock_is_not_seen_here(results: Results) -> None:
+    results.shards[0].unlink()
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    edit_status(results.statuses[0], status="running", done_packs=1, num_packs=2, updated=now)
+    lock_path_of(results.shards[0]).write_text("process 7 on node-17 since 2026-01-01 00:00:00")
+    assert "shard_0-of-2: running: 1 of 2 packs, status updated " in doctor(results)
+    edit_status(results.statuses[0], updated="2020-01-01T00:00:00+00:00")
+    assert "shard_0-of-2: its worker is gone" in doctor(results)
 
 
 def save_part(results: Results, fingerprint: Fingerprint, packs: list[int]) -> Path:
@@ -323,7 +334,7 @@ def test_two_world_sizes(results: Results) -> None:
     assert "another set of shards: 2 of 3 complete; the merge would use the set of 2\n" in said
     edit_status(results.statuses[0], status="running")
     results.embeddings.unlink()
-    told = "the merge would use the set of 2, whose workers take packs from it if the settings are the same"
+    told = "the merge would use the set of 2, whose workers reuse its packs if the settings are the same"
     assert f"another set of shards: 2 of 3 complete; {told}" in doctor(results)
 
 
@@ -376,14 +387,14 @@ def test_results_not_merged_or_of_older_shards(results: Results) -> None:
     said = doctor(results)
     assert "embeddings.h5: not merged: 1 of 2 shards can't be merged: s.h5: why" in said
     assert f"see logs/{NAME}/merge_shards.log" in said
-    assert advice(said).startswith("mend what the error says; then snakemake")
+    assert advice(said).startswith("fix what the error says; then snakemake")
 
 
 def test_the_manifest_of_other_results(results: Results) -> None:
     manifest = json.loads((results.folder / "manifest.json").read_text())
     manifest["outputs"]["embeddings.h5"]["rows"] += 1
     (results.folder / "manifest.json").write_text(json.dumps(manifest))
-    assert "embeddings.h5: not what manifest.json says of it" in doctor(results)
+    assert "embeddings.h5: not the file that manifest.json describes" in doctor(results)
 
 
 def test_a_replaced_fasta_is_told(results: Results) -> None:
@@ -431,7 +442,7 @@ def test_an_index_that_could_not_be_built(tmp_path: Path, removed: int, folder: 
     assert said.startswith(f"{NAME}: failed\n")
     assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
     assert f"see logs/{NAME}/build_index.log" in said
-    assert advice(said).startswith("mend what the error says")
+    assert advice(said).startswith("fix what the error says")
 
 
 def test_an_index_that_could_not_be_built_among_others(results: Results) -> None:
@@ -441,8 +452,8 @@ def test_an_index_that_could_not_be_built_among_others(results: Results) -> None
         path.parent.mkdir(parents=True)
         path.write_text(BAD_RECORD)
     said = doctor(results)
-    assert [line for line in said.splitlines() if line[0] != " "][:-1] == [f"{NAME}: complete", "other/m: failed"]
-    assert advice(said).startswith("other/m: mend what the error says")
+    assert [line for line in said.splitlines() if line[0] != " "][:-1] == ["other/m: failed", f"{NAME}: complete"]
+    assert advice(said).startswith("other/m: fix what the error says")
     doctor(results, "results/tiny", code=0)
     (results.root / "logs/other/m/build_index.log").write_text("10:00:00 INFO other.faa: 7 records\n")
     doctor(results, code=0)  # its results were deleted
@@ -453,7 +464,7 @@ def test_an_index_that_could_not_be_built_again(results: Results) -> None:
     results.log("build_index", BAD_RECORD)
     said = doctor(results)
     assert "index: not built: tiny.faa: record 2 ('bad'): '-' at residue 3" in said
-    assert advice(said).startswith("mend what the error says")
+    assert advice(said).startswith("fix what the error says")
     log = results.root / "logs" / NAME / "build_index.log"
     merged = (results.folder / "manifest.json").stat().st_mtime_ns
     os.utime(log, ns=(merged - 1, merged - 1))  # so it was built elsewhere, and deleted after the merge
@@ -470,14 +481,16 @@ def test_exports_of_an_earlier_result(results: Results) -> None:
         os.utime(results.folder / "exports" / name, ns=(merged - 1, merged - 1))
     said = doctor(results, code=0)
     for name in ("embeddings.npy", "embeddings_pt"):
-        assert f"  results/{NAME}/exports/{name}: of an earlier result; delete it or ask for it again\n" in said
+        assert f"  results/{NAME}/exports/{name}: made from an earlier result; delete it or export again\n" in said
     assert "ids.txt" not in said
 
 
 def test_left_over_files(results: Results) -> None:
     (results.folder / "shards/.shard_0-of-2.h5.elsewhere.12.tmp").write_bytes(b"half")
     said = doctor(results, code=0)
-    assert f"left over, to be deleted if no worker runs on another machine: results/{NAME}/shards/.shard_0-of-2" in said
+    assert (
+        f"left over, safe to delete if no worker runs on another machine: results/{NAME}/shards/.shard_0-of-2" in said
+    )
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_an_answer_that_begins_byte_by_byte_is_given_up(
 def test_a_server_that_only_drips_is_an_error(mirror: Mirror, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URL_VARIABLE, mirror.url)
     mirror.drips = 1000
-    with pytest.raises(SeqmillError, match=r"only \d+ bytes a second came, and less than 500 is given up"):
+    with pytest.raises(SeqmillError, match=r"only \d+ bytes per second came; at least 500 are needed"):
         fetch_weights(NAME, output, facts_of(output), SLOWEST)
     assert not output.exists()
     assert part_of(output).stat().st_size >= 10 << 20

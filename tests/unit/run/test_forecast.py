@@ -27,8 +27,9 @@ from seqmill.embed.runner import CPU_PIECE_TOKENS
 from seqmill.errors import SeqmillError
 from seqmill.merge.merge import merge_shards
 from seqmill.model.pack import Pack
+from seqmill.model.weights import open_weights
 from seqmill.run.calibration import Calibration, calibrate, sample_order, sample_packs
-from seqmill.run.forecast import Shares, architecture_of, describe_shares, disk_needed, share_work
+from seqmill.run.forecast import Shares, describe_shares, disk_needed, share_work
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS, find_model, model_flop
@@ -196,7 +197,7 @@ def test_contigs_are_calibrated_by_their_windows(contigs: Index, monkeypatch: py
     found = calibrate(contigs, source, ON_CPU, 600.0)
     sample, order = sample_packs(contigs, 2, CPU_PIECE_TOKENS)
     assert (found.packs, found.tokens) == (2, sum(sample.pack_lengths(pack).sum() for pack in order))
-    assert found.shard_seconds(share_work(contigs, 2, architecture_of(source))).min() > 0
+    assert found.shard_seconds(share_work(contigs, 2, open_weights(source)[0])).min() > 0
 
 
 def test_sequences_too_long_for_the_time_are_guessed(index: Index) -> None:
@@ -207,7 +208,7 @@ def test_sequences_too_long_for_the_time_are_guessed(index: Index) -> None:
 
 def test_a_shard_takes_no_less_than_its_longest_sequence_on_one_thread() -> None:
     shares = Shares(np.array([2, 2]), np.array([20, 20]), np.array([100.0, 100.0]), np.array([90.0, 10.0]))
-    found = Calibration("", "", "", "", 1, 1, 1.0, flops_per_second=10.0, threads=4, load_seconds=0, peak={}, splits=0)
+    found = Calibration("", "", 1, 1, 1.0, flops_per_second=10.0, threads=4, load_seconds=0, peak={}, splits=0)
     assert found.shard_seconds(shares).tolist() == [36.0, 10.0]
 
 

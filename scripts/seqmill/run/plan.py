@@ -1,0 +1,100 @@
+"""What `seqmill plan` prints: the forecast of a run. Imports torch only after the settings are checked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from seqmill.base.words import time_in_words
+from seqmill.embed.lease import leased_gpu
+from seqmill.errors import SeqmillError
+from seqmill.index.build import build_index
+from seqmill.run import forecast
+from seqmill.run.reuse import known_settings, require_settings
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import ModelSource, find_model
+from seqmill.spec.task import Settings
+from seqmill.store.index import Index, open_index
+from seqmill.store.reuse import open_source
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is planned.
+
+    Attributes:
+        settings: how embeddings are computed.
+        world_size: number of shards.
+        dtype: of the merged embeddings, float32 or float16.
+        seconds: of calibration; 0 for none, and no forecast of the time.
+    """
+
+    settings: Settings
+    world_size: int
+    dtype: str
+    seconds: float
+
+
+def plan_index(path: Path, model: str, run: PlannedRun) -> list[str]:
+    """Return the forecast of a run with an existing index, in lines; without a model's name, that of the index.
+
+    Raises:
+        SeqmillError: the run would be refused, as far as is known before it starts.
+    """
+    index = open_index(path)
+    from seqmill.embed.job import model_of  # imports torch
+
+    source = model_of(index, model)
+    policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})
+    _require_possible(run, source, policy, [Path(note["path"]) for note in index.reuse])
+    return _forecast(run, index, source, str(path), path.absolute().parent)
+
+
+def plan_fasta(
+    fasta: Path, model: str, policy: LengthPolicy, reuse: list[Path], results: Path | None, run: PlannedRun
+) -> list[str]:
+    """As `plan_index`, with an index in a temporary folder: in `results`, whose disk is judged, or in TMPDIR."""
+    source = find_model(model)
+    _require_possible(run, source, policy, reuse)
+    with tempfile.TemporaryDirectory(prefix="seqmill-plan-", dir=results) as folder:
+        path = Path(folder) / "index.h5"
+        if run.settings.threads:
+            os.environ["RAYON_NUM_THREADS"] = str(run.settings.threads)  # of the tokenizers library
+        began = time.perf_counter()
+        build_index(fasta, path, model, policy, reuse)
+        took = time_in_words(time.perf_counter() - began)
+        origin = f"built in {took} for this plan alone; a run that has none yet builds its own"
+        return _forecast(run, open_index(path), source, origin, (results or Path()).absolute())
+
+
+def _require_possible(run: PlannedRun, source: ModelSource, policy: LengthPolicy, reused: Iterable[Path]) -> None:
+    run.settings.outputs.require_family(source.family)
+    known = known_settings(source, policy, run.settings.outputs, run.settings.precision)
+    for path in reused:
+        if not path.exists():
+            raise SeqmillError(
+                f"{path}: no such file, and its vectors are to be reused; bring it back, or take it out of reuse"
+            )
+        require_settings(open_source(path), source, known, run.dtype)
+
+
+def _forecast(run: PlannedRun, index: Index, source: ModelSource, origin: str, folder: Path) -> list[str]:
+    """Forecast a run, in lines; `origin` is where its index comes from, `folder` is on the disk of its results."""
+    needs_gpu = run.seconds and run.settings.device != "cpu"
+    with leased_gpu() if needs_gpu else nullcontext():  # as a worker does: a shared GPU would be slower
+        from seqmill.model.weights import open_weights
+        from seqmill.run.calibration import calibrate, describe_calibration
+
+        architecture = source.architecture or open_weights(source)[0]
+        outputs = run.settings.outputs.of(architecture.num_layers)
+        shares = forecast.share_work(index, run.world_size, architecture)
+        lines = [*forecast.describe_index(index, source.name, origin), *forecast.describe_shares(shares)]
+        if run.seconds and index.num_computed:
+            lines += describe_calibration(calibrate(index, source, run.settings, run.seconds), shares)
+        disk = forecast.disk_needed(index, run.world_size, architecture.hidden_dim, outputs, run.dtype)
+        return lines + forecast.describe_disk(disk, folder)

@@ -1,0 +1,47 @@
+"""The seqmill command: its subcommands are the programs of scripts/, and their usage says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import SCRIPTS
+from seqmill.cli.main import PROGRAMS
+
+
+def seqmill(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = "import sys; from seqmill.cli.main import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", command, *arguments], cwd=SCRIPTS, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_subcommands_are_the_programs_of_scripts() -> None:
+    launchers = {path.stem for path in SCRIPTS.glob("*.py") if f"seqmill.cli.{path.stem} " in path.read_text()}
+    assert PROGRAMS.keys() == launchers
+
+
+def test_help_lists_the_subcommands_in_the_order_of_the_pipeline() -> None:
+    done = seqmill("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert dict(lines) == PROGRAMS
+    order = ["fetch_weights", "build_index", "embed_shard", "merge_shards", "report", "export"]
+    assert [name for name, _ in lines if name in order] == order
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_usage_of_a_subcommand_says_seqmill(name: str) -> None:
+    done = seqmill(name, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: seqmill {name} [-h]")
+
+
+@pytest.mark.parametrize("arguments", [(), ("embed",)])
+def test_other_names_are_refused_with_the_allowed_ones(arguments: tuple[str, ...]) -> None:
+    done = seqmill(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert all(f"  {name} " in done.stderr for name in PROGRAMS)
