@@ -170,7 +170,7 @@ def test_two_datasets_in_one_folder_are_refused(how: str, folder: Path) -> None:
     (folder / "d.tsv").write_text("dataset\tfasta\tmodel\na\ta.fa\nb\tb.fa\n")
     done = run(folder, how, datasets="d.tsv")
     assert done.returncode != 0
-    assert "results/b/model and results/a/model are one folder, through a link" in done.stdout
+    assert "results/b/model and results/a/model are the same folder, through a link" in done.stdout
     assert rules_run(done.stdout) == []
 
 
