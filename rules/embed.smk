@@ -19,10 +19,9 @@ rule embed_shard:
         "benchmarks/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
-    # A GPU's worker needs one core; without GPUs the shards take turns with all cores.
-    threads: RUN.shard_threads
+    threads: lambda wildcards: RUN[wildcards].shard_threads
     resources:
-        gpu=int(RUN.use_gpu),
+        gpu=lambda wildcards: int(RUN[wildcards].use_gpu),
         mem_mb=lambda wildcards, threads, attempt: RUN[wildcards].shard_memory(threads, attempt),
         runtime=lambda wildcards, threads, attempt: RUN[wildcards].shard_minutes(
             int(wildcards.world_size), threads, attempt

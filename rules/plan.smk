@@ -21,9 +21,9 @@ rule plan_shards:
     conda:
         "../envs/seqmill.yaml"
     # As embed_shard, whose speed is measured.
-    threads: RUN.shard_threads
+    threads: lambda wildcards: RUN[wildcards].shard_threads
     resources:
-        gpu=int(RUN.use_gpu),
+        gpu=lambda wildcards: int(RUN[wildcards].use_gpu),
         # Enough for build_index, then for a worker.
         mem_mb=lambda wildcards, threads, attempt: max(
             8000 * attempt, RUN[wildcards].shard_memory(threads, attempt)

@@ -24,51 +24,34 @@ INDEX_THREADS = 8  # at most
 
 @dataclass(frozen=True)
 class DatasetRun(Dataset):
-    """A dataset with the settings of its run.
+    """A dataset with the settings of its run."""
 
-    Attributes:
-        settings: those of `check_settings`.
-        policy: what happens to long sequences.
-        outputs: layers, poolings and residues; layers below 0 count from the end.
-        world_size: the number of shards.
-        reused: the earlier results to take vectors from, with their fingerprints.
-        use_gpu: whether shards are computed on GPUs.
-        cores: CPU cores of this machine that the run may use.
-    """
-
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # see `check_settings`
     policy: LengthPolicy
-    outputs: Outputs
-    world_size: int = 1
-    reused: Mapping[Path, str] = field(default_factory=dict)
-    use_gpu: bool = False
-    cores: int = 1
+    outputs: Outputs  # layers below 0 count from the end
+    world_size: int = 1  # the number of shards
+    reused: Mapping[Path, str] = field(default_factory=dict)  # fingerprints of the earlier results to take vectors from
+    use_gpu: bool = False  # for shards
+    cores: int = 1  # that the run may use
 
     @classmethod
     def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> DatasetRun:
-        """Return a dataset's run, before it is known which of its files exist.
-
-        Raises:
-            SeqmillError: the settings do not suit the dataset or its model.
-        """
+        """Choose what the settings leave to the model; raise a SeqmillError if they do not suit it or its dataset."""
         for path in (dataset.fasta, dataset.model.path or ""):
             require_no_braces(str(path))
         try:
             lengths = (settings[name] for name in ("long_sequences", "max_length", "window", "stride", "strand"))
             policy = choose_length_policy(dataset.model.family, *lengths)
             outputs = Outputs(tuple(settings["layers"]), tuple(settings["pooling"]), settings["per_residue"])
+            outputs.require_family(dataset.model.family)
             run = cls(dataset.name, dataset.fasta, dataset.model, settings, policy, outputs)
-            run._require_outputs()
+            if "h5_residues" in settings["exports"] and not outputs.per_residue:
+                raise SeqmillError("exports: h5_residues needs per_residue: float16 or float32")
+            _ = run.layers  # raises if the model does not have them
             run._require_metadata()
         except SeqmillError as error:
             raise SeqmillError(f"dataset {dataset.name}, model {dataset.model.name}: {error}") from error
         return run
-
-    def _require_outputs(self) -> None:
-        self.outputs.require_family(self.model.family)
-        if "h5_residues" in self.settings["exports"] and not self.outputs.per_residue:
-            raise SeqmillError("exports: h5_residues needs per_residue: float16 or float32")
-        _ = self.layers  # raises if the model does not have them
 
     def _require_metadata(self) -> None:
         """Raise if the report can't be colored as set: Snakemake deletes the old report when the job starts."""
@@ -108,14 +91,14 @@ class DatasetRun(Dataset):
 
     @property
     def tokenizer(self) -> list[Path]:
-        """The tokenizer as an input: none for proteins, nor for untrained weights, whose tokenizer is part of seqmill."""
+        """The tokenizer, if it is an input: proteins need none, and seqmill has one for untrained weights."""
         return [self.model.tokenizer] if self.model.tokenizer and self.model.path else []
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers to read, counted from 0, so that -1 and the last layer's number are the same.
+        """The layers to read, counted from 0, so that -1 is the same as the last layer's number.
 
-        For a checkpoint or folder of the user's the number of layers is not known yet: layers below 0 stay as set.
+        Layers below 0 stay as set for a user's checkpoint or folder, whose number of layers is not known yet.
         """
         architecture = self.model.architecture
         return self.outputs.of(architecture.num_layers).layers if architecture else self.outputs.layers
@@ -132,33 +115,20 @@ class DatasetRun(Dataset):
 
     @property
     def request(self) -> Request:
-        """What its results are compared with."""
         asked = [self.settings[name] for name in ("precision", "on_error", "dtype")]
         return Request(self.fasta, self.model, self.policy, self.outputs, *asked, tuple(self.reused.values()))
 
     def choose_world_size(self, num_gpus: int, is_edited: bool) -> int:
-        """Return the number of shards: as set; if auto, as begun before, else one per GPU.
-
-        Args:
-            num_gpus: visible GPUs.
-            is_edited: whether the FASTA was edited, so that shards of an earlier run do not count.
-        """
+        """Return the number of shards; auto is that of the run before unless the FASTA was edited, else one per GPU."""
         if self.settings["shards"] != "auto":
             return self.settings["shards"]
         return (0 if is_edited else started_world_size(self.folder.path)) or max(num_gpus, 1)
 
     def choose_reused(self, sources: Sequence[Source], is_edited: bool) -> dict[Path, str]:
-        """Return the earlier results to take vectors from, with their fingerprints.
+        """Return those of `sources` to take vectors from, with their fingerprints; raise a SeqmillError if one differs.
 
-        Without any source these are the ones of the run before: vectors that were reused once are not computed when
-        the setting is removed.
-
-        Args:
-            sources: the files that the setting `reuse` names, for models of any family.
-            is_edited: whether the FASTA was edited.
-
-        Raises:
-            SeqmillError: a file does not fit the settings.
+        Without any source they are those of the run before, unless the FASTA was edited: vectors that were reused once
+        are not computed when the setting is removed.
         """
         known = known_settings(self.model, self.policy, self.outputs, self.settings["precision"])
         own = [source for source in sources if source.family == self.model.family]
@@ -170,8 +140,13 @@ class DatasetRun(Dataset):
 
     @property
     def index_threads(self) -> int:
-        """Byte pairs are found on several cores, the letters of proteins on one."""
+        """The CPU cores of build_index: byte pairs are found on several, the letters of proteins on one."""
         return min(self.cores, INDEX_THREADS) if self.model.family == DNABERT_S else 1
+
+    @property
+    def shard_threads(self) -> int:
+        """The CPU cores of embed_shard: a GPU's worker needs one; without GPUs the shards take turns with all."""
+        return 1 if self.use_gpu else self.cores
 
     def index_minutes(self, attempt: int) -> int:
         """Return the time limit of build_index in minutes."""
@@ -201,8 +176,7 @@ def export_path(results: Path, name: str, export_format: str) -> Path:
 def export_options(name: str) -> str:
     """Return the options of export.py that choose the output of a name, e.g. embeddings_6_mean."""
     _, *layer_and_pooling = name.split("_", 2)
-    options = zip(("--layer", "--pooling"), layer_and_pooling, strict=False)
-    return " ".join(f"{option} {value}" for option, value in options)
+    return " ".join(map(" ".join, zip(("--layer", "--pooling"), layer_and_pooling, strict=False)))
 
 
 def require_no_braces(name: str) -> None:

@@ -56,28 +56,28 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     datasets: list[Dataset] = []
     for number, line in numbered[1:]:
         try:
-            (row,) = csv.reader([line], "excel-tab", strict=True)
-        except csv.Error as error:
-            raise SeqmillError(f"{table}: line {number}: {error}") from error
-        cells = [cell.strip() for cell in row]
-        if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
-            raise SeqmillError(f"{table}: line {number}: expected a dataset, a fasta and a model, separated by tabs")
-        name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
-        try:
-            if safe_name(name) != name:
-                raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
-            if len(name.encode()) > LONGEST_NAME:
-                raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
-            dataset = Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
-            for other in datasets:
-                if (other.name, other.model.slug) == (name, dataset.model.slug):
-                    raise SeqmillError(f"dataset {name} with model {dataset.model.slug} is listed twice")
-        except SeqmillError as error:
+            dataset = _read_row(line, default_model, folders)
+            if dataset.folder in [other.folder for other in datasets]:
+                raise SeqmillError(f"dataset {dataset.name} with model {dataset.model.slug} is listed twice")
+        except (SeqmillError, csv.Error) as error:
             raise SeqmillError(f"{table}: line {number}: {error}") from None
         datasets.append(dataset)
     if not datasets:
         raise SeqmillError(f"{table}: the table has no datasets")
     return datasets
+
+
+def _read_row(line: str, default_model: str, folders: list[Path]) -> Dataset:
+    (row,) = csv.reader([line], "excel-tab", strict=True)
+    cells = [cell.strip() for cell in row]
+    if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
+        raise SeqmillError("expected a dataset, a fasta and a model, separated by tabs")
+    name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
+    if safe_name(name) != name:
+        raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
+    if len(name.encode()) > LONGEST_NAME:
+        raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
+    return Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
 
 
 def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:

@@ -28,7 +28,8 @@ def results_message(datasets: Iterable[Dataset]) -> str:
     if not done:
         return ""
     lines, warnings = [], []
-    for name, folder in ((dataset.name, dataset.folder) for dataset in done):
+    for dataset in done:
+        name, folder = dataset.name, dataset.folder
         lines += [
             f"\n{name}: {folder.embeddings}",
             f"    the fate of each record: {folder.records}",
@@ -40,11 +41,10 @@ def results_message(datasets: Iterable[Dataset]) -> str:
                 f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
                 f"{folder.records} names them"
             )
-    for dataset in done:
         if dataset.model.kind == "untrained":
             trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
             warnings.append(
-                f"\nUNTRAINED WEIGHTS: the embeddings of {dataset.name} are random projections without any "
+                f"\nUNTRAINED WEIGHTS: the embeddings of {name} are random projections without any "
                 "biological meaning.\nFor real ones give a trained model, e.g. "
                 f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
             )

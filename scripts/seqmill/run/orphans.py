@@ -1,4 +1,4 @@
-"""SLURM jobs of a killed workflow: they go on without it, and its next run would compute the same shards again."""
+"""SLURM jobs that a killed workflow has left: they compute the same shards as its next run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,13 @@ HEAD_CHARACTERS = 1 << 16  # of a log; Snakemake writes the run's id before it s
 RUNS = 100  # the latest runs whose jobs are searched
 WAIT_SECONDS = 300.0  # SLURM gives a job KillWait (30 s by default) to save its packs
 POLL_SECONDS = 1.0
-CLAIM_SECONDS = 10.0
-CLAIM_POLL_SECONDS = 0.05
+CLAIM_SECONDS, CLAIM_POLL_SECONDS = 10.0, 0.05
 SHOWN_COMMAND = 80  # characters
 IN_USE = ".snakemake/seqmill.running"  # locked while a run is alive; holds the folder's path and a time
 
 
 def stop_orphans(folder: Path) -> IO[str]:
-    """Claim a working folder and cancel the SLURM jobs of killed runs there, so that no shard is computed twice.
-
-    Returns:
-        A file to keep open until the run ends, see `claim_folder`.
-
-    Raises:
-        SeqmillError: as `claim_folder` and `cancel_orphans`.
-    """
+    """Claim a folder and cancel the SLURM jobs of killed runs there; return and raise as the functions below."""
     in_use, alone = claim_folder(folder)
     if jobs := cancel_orphans(folder) if alone else []:
         print(f"Cancelled SLURM jobs of an earlier run in this folder: {' '.join(jobs)}", file=sys.stderr)
@@ -44,10 +36,8 @@ def stop_orphans(folder: Path) -> IO[str]:
 def claim_folder(folder: Path) -> tuple[IO[str], bool]:
     """Mark a working folder as in use until the returned file is closed, or the process ends.
 
-    Snakemake locks files, not folders: two runs of different datasets may share a folder.
-
-    Returns:
-        The file, and whether no other live run uses the folder; False as well if that is unknown.
+    Snakemake locks files, not folders: two runs of different datasets may share a folder. Returns the file, and
+    whether no other live run uses the folder; False as well if that is unknown.
 
     Raises:
         SeqmillError: another process holds the exclusive lock.
@@ -104,13 +94,10 @@ def _holders(file: IO[str]) -> str:
 
 
 def cancel_orphans(folder: Path) -> list[str]:
-    """Cancel the SLURM jobs of earlier runs in `folder`, and wait for their end.
+    """Cancel the SLURM jobs of earlier runs in a folder, and wait for their end.
 
     No other run there may be alive, see `claim_folder`. Snakemake's logs hold the ids of its runs, and the SLURM
-    plugin names the jobs after them.
-
-    Returns:
-        The ids of the cancelled jobs; none without SLURM.
+    plugin names the jobs after them. Returns the ids of the cancelled jobs; none without SLURM.
 
     Raises:
         SeqmillError: SLURM does not answer, or jobs are left after 5 minutes.

@@ -1,27 +1,31 @@
-"""A run as the workflow sees it: its datasets, which of their files are stale, and the GPUs.
+"""A run as the workflow sees it: its datasets, and which of their files are stale.
 
 Paths are relative to the current directory, which is the workflow's working directory.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from seqmill.base.files import whole_or_absent
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.machine import visible_gpus
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun, require_no_braces
 from seqmill.run.datasets import dataset_of_file, read_datasets, refuse_shared_folders
-from seqmill.run.rerun import mark_stale
 from seqmill.run.reuse import require_ready
 from seqmill.run.stale import find_fasta_edit, stale_results
 from seqmill.store.reuse import open_source
 
 MARK = Path(".snakemake/seqmill.stale")  # newer than the stale files: see `mark_stale`
+AGED_SECONDS = 60.0
 
 
 class Wildcards(Protocol):
@@ -33,19 +37,10 @@ class Wildcards(Protocol):
 
 @dataclass(frozen=True)
 class Project:
-    """All datasets of a run.
+    """All datasets of a run."""
 
-    Attributes:
-        runs: by the dataset's name and the model's slug.
-        use_gpu: whether shards are computed on GPUs.
-        cores: CPU cores that the run may use.
-        stale: the reasons by the paths of existing files that are not what the settings ask for.
-    """
-
-    runs: Mapping[tuple[str, str], DatasetRun]
-    use_gpu: bool = False
-    cores: int = 1
-    stale: Mapping[Path, str] = field(default_factory=dict)
+    runs: Mapping[tuple[str, str], DatasetRun]  # by the dataset's name and the model's slug
+    stale: Mapping[Path, str]  # the files that are not what the settings ask for, with the reasons
 
     @classmethod
     def open(
@@ -54,16 +49,15 @@ class Project:
         """Read the datasets, and compare what exists with what the settings ask for.
 
         Args:
-            settings: those of `check_settings`.
-            repository: holds the demo's table and its FASTA files.
+            settings: see `check_settings`.
+            repository: searched for FASTA files and the table after the working directory.
             cores: CPU cores that the run may use.
             jobs_get_gpu: whether shards get a GPU even if none is visible here.
-            is_main: whether this process plans the run. A job's own process would see results that are half replaced,
-                so it judges nothing.
+            is_main: whether this process plans the run. Only then files are stale: a job's own process would see
+                results that are half replaced.
 
         Raises:
-            SeqmillError: the settings, the datasets and the earlier results do not fit.
-            OSError: a file can't be read.
+            SeqmillError, OSError: the settings, the datasets and the existing results do not fit.
         """
         planned, digests = read_runs(settings, repository), KnownDigests(Path(DIGESTS))
         edited = [bool(find_fasta_edit(run.folder.path, run.fasta, digests)) for run in planned]
@@ -83,16 +77,11 @@ class Project:
         for source in sources:
             if not any(source.path in run.reused for run in runs):
                 raise SeqmillError(
-                    f"{source.path}: can't be reused: it was made with {source.attributes['model']}, and no dataset has a "
+                    f"{source.path}: can't be reused: its model is {source.attributes['model']}, and no dataset has a "
                     "model of that family; take it out of reuse"
                 )
         stale = find_stale(runs, digests) if is_main else {}
-        return cls({(run.name, run.model.slug): run for run in runs}, use_gpu, cores, stale)
-
-    @property
-    def shard_threads(self) -> int:
-        """The CPU cores of a shard's worker."""
-        return 1 if self.use_gpu else self.cores
+        return cls({(run.name, run.model.slug): run for run in runs}, stale)
 
     def __getitem__(self, wildcards: Wildcards) -> DatasetRun:
         return self.runs[wildcards.dataset, wildcards.model]
@@ -117,12 +106,9 @@ class Project:
         return all(path.exists() and path not in self.stale for path in paths)
 
     def require_reused(self, outputs: Iterable[Path]) -> None:
-        """Raise a SeqmillError if an earlier result that a job needs has changed, or would be replaced by another job.
+        """Raise a SeqmillError if an earlier result that a job needs has changed, or is among the jobs' `outputs`.
 
-        This must be known before any job runs: Snakemake deletes the results of the merge when it starts one.
-
-        Args:
-            outputs: the files that the jobs of this run will make.
+        This must be known before any job runs: Snakemake deletes the old results when it starts a merge.
         """
         made = set(outputs)
         replaced = {path.resolve() for path in made}
@@ -139,11 +125,7 @@ class Project:
 
 
 def read_runs(settings: Mapping[str, Any], repository: Path) -> list[DatasetRun]:
-    """Return the datasets of the setting `fasta`, or else of the table, before it is known which of their files exist.
-
-    Raises:
-        SeqmillError: a dataset can't be read, or the settings do not suit it.
-    """
+    """Return the dataset of the setting `fasta`, or else those of the table; raise as `Project.open`."""
     folders = [Path(), repository]
     if settings["fasta"]:
         datasets = [dataset_of_file(settings["fasta"], settings["model"], folders)]
@@ -164,14 +146,31 @@ def find_stale(runs: Iterable[DatasetRun], digests: KnownDigests) -> dict[Path, 
     for run in runs:
         reasons = stale_results(run.folder.path, run.request, run.shards, digests)
         if reasons:
-            print(
-                f"seqmill: {run.folder.path} will be computed again: {next(iter(reasons.values()))}", file=sys.stderr
-            )
+            print(f"seqmill: {run.folder.path} will be computed again: {next(iter(reasons.values()))}", file=sys.stderr)
         stale |= reasons
         made += [run.folder.index, *run.folder.merged, *run.shards]
     mark_stale(MARK, stale, made)
     digests.save()
     return stale
+
+
+def mark_stale(mark: Path, reasons: Mapping[Path, str], made: Iterable[Path]) -> None:
+    """Make Snakemake repeat the jobs of stale files: `mark`, an input of their rules, becomes newer than they are.
+
+    A modification time in the future, left by a clock that was set back, moves to the past for all files that are
+    `made`, if they exist: Snakemake treats an output that is older than its input as a failure.
+    """
+    now = time.time()
+    for path in made:
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime >= now:
+                os.utime(path, (now, now - AGED_SECONDS))
+    if reasons or not mark.exists():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        # Snakemake compares small files by their bytes as well, so the time goes into the file.
+        lines = [f"{time.time_ns()}", *(f"{path}: {reason}" for path, reason in reasons.items())]
+        with whole_or_absent(mark) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _reusable(name: str, runs: Iterable[DatasetRun]) -> Path:

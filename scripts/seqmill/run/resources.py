@@ -15,7 +15,7 @@ import h5py
 
 from seqmill.base.hdf5 import LOCKING
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, DnabertArchitecture, ModelSource
+from seqmill.spec.models import DNABERT_S, ESM2, DnabertArchitecture, ModelSource
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # FLOP/s that any device is expected to sustain.
@@ -28,6 +28,7 @@ BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
 INDEX_BYTES_PER_SECOND = 2e6  # on a slow core
 VECTOR_BYTES_PER_SECOND = 2e7  # shards larger than memory, read row by row; exports with one file per record
+HIDDEN_STATES = 24  # about, whose bytes are the activations of a token in float32
 CPU_PIECE_TOKENS = 2048  # see seqmill.embed.runner
 GPU_PACKS_IN_FLIGHT = 3  # from the GPU to the disk, with a vector for every residue
 FULL_LENGTH = 50_000  # letters assumed for the longest sequence where none is cut
@@ -82,7 +83,7 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept
         kept: see `kept_tokens`.
     """
     needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
-    needed += threads * max(longest, CPU_PIECE_TOKENS) * _bytes_per_token(model) / 1e6
+    needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _hidden_dim(model) / 1e6
     needed += max(threads, 1) * 2 * 4 * kept * _hidden_dim(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
 
@@ -90,7 +91,7 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept
 def runtime_minutes(
     model: ModelSource, num_tokens: int, max_tokens: int, precision: str, on_gpu: bool, threads: int, attempt: int
 ) -> int:
-    """Return the time limit (minutes) for a worker that computes `num_tokens` tokens; it grows with each attempt.
+    """Return the time limit (minutes) for a worker that computes `num_tokens` tokens.
 
     A token costs 2 FLOP per parameter of the layers' matrices, and 4 n d L FLOP of attention in a segment of n tokens,
     for L layers of dimension d. All segments are assumed to be as long as the longest, `max_tokens`.
@@ -113,12 +114,7 @@ def tokens_of(family: str, letters: int) -> int:
 def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
     """Return the tokens to compute: those of the index, or an estimate from the FASTA's size before it is built.
 
-    A missing FASTA counts as empty.
-
-    Args:
-        index, fasta: the files.
-        family: of the model.
-        copies: how often each letter goes through the model, see `LengthPolicy.copies`.
+    A missing FASTA counts as empty. `copies` is how often each letter goes through the model (`LengthPolicy.copies`).
     """
     try:
         state = index.stat()
@@ -136,28 +132,17 @@ def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # for every
         return int(file.attrs["num_tokens"])
 
 
-def _bytes_per_token(model: ModelSource) -> float:
-    """Return the bytes of activations per token in float32: some 24 hidden states."""
-    return 4 * 24 * _hidden_dim(model)
-
-
 def _hidden_dim(model: ModelSource) -> int:
     return model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
 
 
 def _num_parameters(model: ModelSource) -> float:
-    """Return the parameters of a known architecture, else half of the files' bytes, as if they were float16."""
-    if model.architecture:
-        return _parameters(model.architecture)
-    files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
-    return sum(file.stat().st_size for file in files if file.exists()) / 2
-
-
-def _parameters(architecture: AnyArchitecture) -> int:
-    """Return the parameters of the layers' matrices, the embeddings, and the vectors of biases and norms."""
-    dim, layers = architecture.hidden_dim, architecture.num_layers
-    if isinstance(architecture, DnabertArchitecture):
-        return (
-            architecture.matrix_parameters + (9 * layers + architecture.vocabulary + architecture.token_types + 2) * dim
-        )
-    return architecture.matrix_parameters + (13 * layers + architecture.vocabulary + 2) * dim
+    """Return the parameters: matrices, embeddings, biases and norms; if unknown, half of the files' bytes (float16)."""
+    shape = model.architecture
+    if shape is None:
+        files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
+        return sum(file.stat().st_size for file in files if file.exists()) / 2
+    vectors = 13 * shape.num_layers + shape.vocabulary + 2
+    if isinstance(shape, DnabertArchitecture):
+        vectors = 9 * shape.num_layers + shape.vocabulary + shape.token_types + 2
+    return shape.matrix_parameters + vectors * shape.hidden_dim

@@ -40,11 +40,8 @@ def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any
 def reused_by(results: Path, known: Mapping[str, Any]) -> dict[Path, str]:
     """Return the files that a dataset's vectors were reused from, in their order, with their fingerprints.
 
-    The index names them, or the manifest once the index is deleted.
-
-    Args:
-        results: the dataset's folder.
-        known: the settings now (`known_settings`); if the results have others, no file counts.
+    The index names them, or the manifest once the index is deleted. They count only if the results were made with
+    the settings `known` now (see `known_settings`).
     """
     folder = RunFolder(results)
     source = folder.index if folder.index.exists() else folder.embeddings
@@ -65,13 +62,7 @@ def reused_by(results: Path, known: Mapping[str, Any]) -> dict[Path, str]:
 def require_ready(index: Path, paths: Iterable[Path], dtype: str, is_built: bool) -> None:
     """Raise a SeqmillError if the merge of a dataset would refuse a file that it takes vectors from.
 
-    It checks no vectors.
-
-    Args:
-        index: of the dataset.
-        paths: the files.
-        dtype: of the result.
-        is_built: whether the index is not built again, so that the files must be the ones it names.
+    The vectors are not checked. If the index `is_built` already, the files must be the ones it names.
     """
     notes: list[dict[str, Any]] = []
     if is_built:

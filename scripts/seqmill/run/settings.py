@@ -18,9 +18,9 @@ def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: 
     """Return the settings in one form: `LISTS` are lists, per_residue is a dtype or empty.
 
     Args:
-        config: the settings as Snakemake read them from files and from the command line, which may leave text.
-        schema: as for `wrong_settings`; each property has a default.
-        files: the configuration files, to be named in the error.
+        config: the settings as Snakemake reads them; from the command line some are still text.
+        schema: see `wrong_settings`; each property has a default as well.
+        files: the configuration files, for the error.
 
     Raises:
         SeqmillError: settings are unknown or not allowed; a line for each.
@@ -51,9 +51,7 @@ def _typed(key: str, value: Any) -> Any:  # noqa: ANN401
 def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
     """Return a line for each unknown key and each forbidden value, with the allowed ones.
 
-    Args:
-        settings: by their keys.
-        schema: JSON Schema (2020-12) of an object, whose properties each have a description.
+    The schema is a JSON Schema (2020-12) of an object, whose properties each have a description.
     """
     lines = []
     for error in Draft202012Validator(schema).iter_errors(settings):

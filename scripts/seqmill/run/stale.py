@@ -37,26 +37,16 @@ class Refusal(SeqmillError):
 
 @dataclass(frozen=True)
 class Request:
-    """What the settings ask for one dataset.
-
-    Attributes:
-        fasta, model: the input.
-        policy: for long sequences.
-        outputs: layers below 0 count from the end.
-        precision: of the matrix products, or auto.
-        on_error: fail or skip.
-        dtype: of embeddings.h5.
-        reused: fingerprints of the earlier results to take vectors from, in their order.
-    """
+    """What the settings ask for one dataset."""
 
     fasta: Path
     model: ModelSource
     policy: LengthPolicy
-    outputs: Outputs
+    outputs: Outputs  # layers below 0 count from the end
     precision: str = "auto"
-    on_error: str = "fail"
-    dtype: str = "float32"
-    reused: tuple[str, ...] = ()
+    on_error: str = "fail"  # or skip
+    dtype: str = "float32"  # of embeddings.h5
+    reused: tuple[str, ...] = ()  # fingerprints of the earlier results to take vectors from, in their order
 
 
 def stale_results(results: Path, request: Request, shards: Iterable[Path], digests: KnownDigests) -> dict[Path, str]:
@@ -85,7 +75,7 @@ def stale_results(results: Path, request: Request, shards: Iterable[Path], diges
 
 
 def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
-    """Return how a FASTA differs from the one that a folder's index, or else its merged result, was made from.
+    """Return how a FASTA was edited since a folder's index, or else its merged result, was made; else "".
 
     Raises:
         Refusal: it is another file; names both.
@@ -98,12 +88,9 @@ def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
 
 
 def find_changed_inputs(results: Path, root: Path, digests: KnownDigests) -> list[Change]:
-    """Return how the FASTA and the weights differ from the ones that a folder's results were made from.
+    """Return how the FASTA and the weights differ from the ones that a folder's results, if any, were made from.
 
-    Args:
-        results: the folder; nothing in it need exist.
-        root: the working directory of its workflow, where relative paths start.
-        digests: of input files that were read before.
+    Relative paths start at `root`, the working directory of the workflow.
     """
     merged, changes = _merged_facts(RunFolder(results)), []
     for facts in (read_facts(RunFolder(results).index), merged):
@@ -167,16 +154,18 @@ def _merged_facts(folder: RunFolder) -> dict[str, Any] | None:
     return facts
 
 
+@dataclass(frozen=True)
 class _Judge:
     """Compares the metadata of results with a request. It yields reasons; "" stands for no difference."""
 
-    def __init__(self, results: Path, request: Request, digests: KnownDigests) -> None:
-        self.results, self.request, self.digests = results, request, digests
+    results: Path
+    request: Request
+    digests: KnownDigests
 
     def index(self, facts: dict[str, Any]) -> Iterator[str]:
         yield facts.get("unreadable", "")
         yield _difference("index_format", facts.get("index_format"), INDEX_FORMAT)
-        yield self._fasta(facts)
+        yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield from self._policies(facts)
         yield _difference("family", facts["family"], self.request.model.family)
         tokenizer = self.request.model.tokenizer
@@ -200,16 +189,13 @@ class _Judge:
         yield _difference("embeddings_format", facts.get("embeddings_format"), EMBEDDINGS_FORMAT)
         made = Fingerprint.from_attributes(facts)
         yield _of_index(made, index)
-        yield self._fasta(facts)
+        yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield self._weights(facts["weights"], made.model)
         yield from self._policies(facts)
         yield from self._computation(made, facts["runs"])
         yield self._reuse(facts)
         yield self._quarantined(json.loads(facts["fate_counts"])["quarantined"])
         yield _difference("dtype", facts["dtype"], self.request.dtype)
-
-    def _fasta(self, facts: Mapping[str, Any]) -> str:
-        return _compare_fasta(self.results, facts, self.request.fasta, self.digests)
 
     def _weights(self, noted: list[dict[str, Any]] | None, name: str) -> str:
         """Compare the files of the model with the ones that a result was computed with."""
@@ -257,9 +243,21 @@ def _compare(
 ) -> str:
     """Return how an input was edited; raise a Refusal if it is another file. `names` are those before and now."""
     change = find_change(noted, paths, digests.sha256)
-    if change and not change.is_edit:
-        raise _refusal(results, change, *names)
-    return f"the input was {change.before} and is {change.now} now" if change else ""
+    if change is None:
+        return ""
+    if change.is_edit:
+        return f"the input was {change.before} and is {change.now} now"
+    before, now = names
+    if before == now:
+        raise Refusal(
+            f"{results} holds the results of {change.before}, and in its place is now another file that is not newer: "
+            f"{change.now}; rename its dataset in the table of datasets, or move that folder away; if it is an edit, "
+            f"`touch` it, and everything is computed again"
+        )
+    raise Refusal(
+        f"{results} holds the results of {before}; to embed {now}, rename its dataset in the table of datasets, or "
+        f"move that folder away ({change.before} is not {change.now})"
+    )
 
 
 def _first(reasons: Iterator[str]) -> str:
@@ -277,16 +275,3 @@ def _of_index(made: Fingerprint, index: dict[str, Any] | None) -> str:
 
 def _difference(name: str, made: object, asked: object) -> str:
     return "" if made == asked else f"{name} was {made} and is {asked} now"
-
-
-def _refusal(results: Path, change: Change, before: str, now: str) -> Refusal:
-    if before == now:
-        return Refusal(
-            f"{results} holds the results of {change.before}, and in its place is now another file that is not newer: "
-            f"{change.now}; name its dataset otherwise in the table of datasets, or move that folder away; if it is an "
-            f"edit, `touch` it, and everything is computed again"
-        )
-    return Refusal(
-        f"{results} holds the results of {before}; to embed {now}, name its dataset otherwise in the table of "
-        f"datasets, or move that folder away ({change.before} is not {change.now})"
-    )

@@ -129,8 +129,8 @@ def test_an_error_names_its_line(folder: Path, line: str, expected: str) -> None
         ("fasta\tdataset\tmodel\n", "the first line must be"),
         (HEADER, "has no datasets"),
         (HEADER + "# first\ta.faa\t\n", "has no datasets"),
-        (HEADER.encode() + b"K\xf6ln\ta.faa\t\n", "cannot be read as text"),
-        (HEADER.encode("utf-16"), "cannot be read as text"),
+        (HEADER.encode() + b"K\xf6ln\ta.faa\t\n", "cannot be read as UTF-8 text"),
+        (HEADER.encode("utf-16"), "cannot be read as UTF-8 text"),
     ],
 )
 def test_an_error_of_the_whole_table(folder: Path, content: str | bytes, expected: str) -> None:
