@@ -1,4 +1,4 @@
-"""The datasets to embed: from the table, or from one FASTA file. Imports only the standard library."""
+"""The datasets to embed: from the table, or from one FASTA file. Needs only the standard library."""
 
 from __future__ import annotations
 
