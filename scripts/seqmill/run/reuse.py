@@ -31,7 +31,7 @@ def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any
     """Raise a SeqmillError if the settings are incompatible with an earlier result; see `known_settings`."""
     if model.architecture and model.architecture.hidden_dim != source.outputs[0].shape[1]:
         raise SeqmillError(
-            f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; {TAKE_OUT}"
+            f"{source.path}: can't be reused: its model is {source.attributes['model']}, not {model.name}; {TAKE_OUT}"
         )
     _require_same(source.path, source.attributes, known)
     require_dtype(source, dtype)
