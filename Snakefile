@@ -1,6 +1,6 @@
 # FASTA files to language-model embeddings.
 #
-#   config/datasets.tsv ─► index.h5 ─► shard_{rank}-of-{W}.h5 ─► embeddings.h5
+#   config/datasets.tsv ─► index.h5 ─► shard_{rank}-of-{W}.h5 ─► embeddings.h5 ─► exports, report.html
 #
 # Settings: config/config.yaml, explained in config/README.md. Results: results/{dataset}/{model}/.
 
@@ -12,12 +12,11 @@ min_version("9.19")
 STARTED = time.time()
 
 
-# A copy of the settings in the working directory counts before the workflow's own.
+# The working directory's own settings, or else those of the workflow.
 configfile: "config/config.yaml" if exists("config/config.yaml") else f"{workflow.basedir}/config/config.yaml"
 
 
 include: "rules/common.smk"
-include: "rules/resources.smk"
 
 
 # Used with --software-deployment-method apptainer.
@@ -46,33 +45,31 @@ localrules:
 rule all:
     default_target: True
     input:
-        EMBEDDINGS,
-        EXPORTS,
-        REPORTS,
-        SHARDS,
-
-
-# Fetch the weights alone, e.g. where only the login node reaches the internet.
-rule fetch_models:
-    input:
-        WEIGHTS,
+        RUN.targets,
 
 
 onstart:
-    # A name of the whole workflow's: the file is to stay open until the run ends.
+    from seqmill.run.orphans import stop_orphans
+
+    # A global of the whole workflow: the file must stay open until the run ends.
     global in_use
-    require_reused()
-    in_use = stop_orphans()
+    with errors_in_one_line():
+        RUN.require_reused(
+            Path(file) for job in workflow.dag.needrun_jobs() for file in job.output
+        )
+        in_use = stop_orphans(Path())
 
 
 onsuccess:
-    print(results_message())
+    from seqmill.run.messages import results_message
+
+    print(results_message(RUN))
 
 
 onerror:
     from seqmill.run.messages import failure_message
 
-    names = ["fetch_weights", *map("/".join, DATASETS)]
-    # Below what Snakemake shows of every log.
+    # Snakemake prints this after the logs of all failed jobs.
+    names = ["fetch_weights", *(run.folder.name for run in RUN)]
     if message := failure_message(Path(), names, STARTED):
         print(f"\n{message}\n", file=sys.stderr)

@@ -1,37 +1,38 @@
-# The shards: one worker a rank.
+# The shards: one worker per rank.
 #   input:  results/{dataset}/{model}/index.h5 and the model's weights
 #   output: results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5
-#   log:    the status JSON beside it. Snakemake deletes the outputs of a failed job but keeps its
-#           logs, so the evidence survives, and merge_shards still depends on it.
+#   log:    the shard's status JSON. Snakemake deletes the outputs of a failed job but keeps its logs, so the evidence
+#           survives, and merge_shards can still depend on it.
 
 
 rule embed_shard:
     input:
-        index=unless_current(INDEX, SHARD),
-        weights=weights_of,
+        index=unless_current(FOLDER.index, SHARD),
+        weights=ancient(lambda wildcards: RUN[wildcards].model.files),
         mark=unless_current(MARK, SHARD),
     output:
-        shard="results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.h5",
+        shard=SHARD,
     log:
-        status="results/{dataset}/{model}/shards/shard_{rank}-of-{world_size}.status.json",
-        text="logs/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.log",
+        status=status_path_of(SHARD),
+        text=FOLDER.shard_log(SHARD),
     benchmark:
         "benchmarks/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
-    # A GPU's worker needs one core; without GPUs the shards take turns with all cores.
-    threads: 1 if USE_GPU else CORES
+    threads: lambda wildcards: RUN[wildcards].shard_threads
     resources:
-        gpu=int(USE_GPU),
-        mem_mb=shard_memory,
-        runtime=shard_runtime,
+        gpu=lambda wildcards: int(RUN[wildcards].use_gpu),
+        mem_mb=lambda wildcards, threads, attempt: RUN[wildcards].shard_memory(threads, attempt),
+        runtime=lambda wildcards, threads, attempt: RUN[wildcards].shard_minutes(
+            int(wildcards.world_size), threads, attempt
+        ),
         attempt=lambda wildcards, attempt: attempt,
     params:
         script=script("embed_shard.py"),
-        model=model_of,
+        model=lambda wildcards: RUN[wildcards].model.name,
         device=unrecorded(config["device"]),
         precision=config["precision"],
-        layers=layers_of,
+        layers=lambda wildcards: RUN[wildcards].layers,
         pooling=config["pooling"],
         residues=f" --per-residue {config['per_residue']}" if config["per_residue"] else "",
         attention=unrecorded(config["attention"]),

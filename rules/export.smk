@@ -1,59 +1,25 @@
-# Exports: embeddings.h5 in the formats of other programs, those that config's `exports` lists, of each output.
+# Exports: embeddings.h5 in the formats that config's `exports` lists, for each of its outputs.
 #   input:  results/{dataset}/{model}/embeddings.h5, records.tsv.gz
 #   output: results/{dataset}/{model}/exports/{name}.{parquet,npy,h5ad,h5,faiss}, {name}_pt/; a name is that of a
 #           dataset in embeddings.h5: embeddings, embeddings_{layer}_{pooling}, residues, residues_{layer}
 
 from seqmill.export.formats import BESIDE, FORMATS
-from seqmill.spec.outputs import POOLINGS, dataset_name, residue_dataset
-
-
-def export_files(export_format):
-    """What a format writes: `main`, which the program is told, and what lies beside it."""
-    folder = "results/{dataset}/{model}/exports"
-    if export_format == "pt":
-        return {"main": directory(f"{folder}/{{name}}_pt")}
-    extension = "h5" if export_format == "h5_residues" else export_format
-    main = f"{folder}/{{name}}.{extension}"
-    if export_format in BESIDE:
-        return {"main": main, "beside": main + BESIDE[export_format]}
-    return {"main": main}
-
-
-def export_names(dataset, export_format):
-    """What is exported of a dataset: names of datasets in embeddings.h5."""
-    outputs = outputs_of(dataset)
-    if export_format == "h5_residues":
-        return [residue_dataset(layer, layer == outputs.layers[0]) for layer in outputs.layers]
-    return [dataset_name(*pair, pair == outputs.pairs[0]) for pair in outputs.pairs]
-
-
-def export_options(wildcards):
-    """The options of export.py that choose the output of a name."""
-    _, *layer_and_pooling = wildcards.name.split("_", 2)
-    options = zip(("--layer", "--pooling"), layer_and_pooling)
-    return " ".join(f"{option} {value}" for option, value in options)
-
-
-EXPORTS = [
-    # As text: it is no output here, of which alone Snakemake wants to know that it is a folder.
-    str(export_files(export_format)["main"]).format(
-        dataset=dataset.name, model=dataset.model.slug, name=name
-    )
-    for dataset in DATASETS.values()
-    for export_format in config["exports"]
-    for name in export_names(dataset, export_format)
-]
+from seqmill.run.dataset_run import export_options, export_path
+from seqmill.run.resources import rewriting_minutes
+from seqmill.spec.outputs import POOLINGS
 
 for export_format in FORMATS:
+    export = str(export_path(FOLDER.path, "{name}", export_format))
 
     rule:
         name:
             f"export_{export_format}"
         input:
-            embeddings="results/{dataset}/{model}/embeddings.h5",
-            records="results/{dataset}/{model}/records.tsv.gz",
+            embeddings=FOLDER.embeddings,
+            records=FOLDER.records,
         output:
-            **export_files(export_format),
+            main=directory(export) if export_format == "pt" else export,
+            beside=[export + BESIDE[export_format]] if export_format in BESIDE else [],
         log:
             f"logs/{{dataset}}/{{model}}/export_{export_format}_{{name}}.log",
         benchmark:
@@ -74,7 +40,7 @@ for export_format in FORMATS:
         params:
             script=script("export.py"),
             format=export_format,
-            output=export_options,
+            output=lambda wildcards: export_options(wildcards.name),
         shell:
             "python {params.script} --embeddings {input.embeddings:q} --records {input.records:q}"
             " --format {params.format} {params.output} --output {output.main:q} 2> {log:q}"

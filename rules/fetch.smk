@@ -1,8 +1,14 @@
 # Weights of released models.
 #   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, tested against published
-#           digests and numbers; beside them a record, {name}.json. A broken download goes on where it stopped.
+#           digests and numbers, with a record next to them ({name}.json). A broken download resumes where it stopped.
 
-from seqmill.spec.models import DNABERT_MODELS, RELEASED_FILES
+from seqmill.spec.models import DNABERT_MODELS, MODELS, RELEASED_FILES
+
+
+# Only the weights, for a login node that reaches the internet where the compute nodes do not.
+rule fetch_models:
+    input:
+        RUN.weights,
 
 
 rule fetch_weights:
@@ -25,7 +31,7 @@ rule fetch_weights:
 rule fetch_folder:
     output:
         # update: Snakemake would remove files that were put there by hand before it fetches the others.
-        update(expand("resources/models/{{name}}/{file}", file=RELEASED_FILES)),
+        update(collect("resources/models/{{name}}/{file}", file=RELEASED_FILES)),
     log:
         "logs/fetch_weights/{name}.log",
     benchmark:

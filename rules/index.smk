@@ -1,33 +1,32 @@
-# The index: every record accounted for, unique sequences tokenized and sorted, packs planned.
-#   input:  the FASTA file of the dataset; of nucleotides also the model's tokenizer; config's `reuse`
+# The index: every record accounted for, unique sequences tokenized and sorted, packs assigned.
+#   input:  the dataset's FASTA file, for nucleotides also the model's tokenizer; config's `reuse`
 #   output: results/{dataset}/{model}/index.h5
 
 
 rule build_index:
     input:
-        fasta=fasta_of,
-        tokenizer=tokenizer_of,
-        mark=unless_current(MARK, INDEX),
+        fasta=ancient(lambda wildcards: RUN[wildcards].fasta),
+        tokenizer=ancient(lambda wildcards: RUN[wildcards].tokenizer),
+        mark=unless_current(MARK, FOLDER.index),
     output:
-        index="results/{dataset}/{model}/index.h5",
+        index=FOLDER.index,
     log:
-        "logs/{dataset}/{model}/build_index.log",
+        FOLDER.index_log,
     benchmark:
         "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
-    # Byte pairs are found on all cores, letters of proteins on one.
-    threads: index_threads
+    threads: lambda wildcards: RUN[wildcards].index_threads
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=index_runtime,
+        runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
     params:
         script=script("build_index.py"),
-        model=model_of,
-        policy=length_policy_of,
-        # No input: of those, one that is gone would let Snakemake pass over what is to be done anew.
-        reuse=reused_of,
-        reused_fingerprints=reused_fingerprints_of,
+        model=lambda wildcards: RUN[wildcards].model.name,
+        policy=lambda wildcards: RUN[wildcards].length_options,
+        # A missing input would make Snakemake skip the rebuild, so these are params.
+        reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
+        reused_fingerprints=lambda wildcards: list(RUN[wildcards].reused.values()),
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
         " {params.policy} --reuse {params.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"

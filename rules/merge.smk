@@ -2,19 +2,21 @@
 #   input:  results/{dataset}/{model}/index.h5, the shards and their status JSONs; the results that the index reuses
 #   output: results/{dataset}/{model}/embeddings.h5, records.tsv.gz, manifest.json
 
+from seqmill.run.resources import rewriting_minutes
+
 
 rule merge_shards:
     input:
-        index=unless_current(INDEX, *MERGED),
-        shards=shards_of,
-        statuses=statuses_of,
-        mark=unless_current(MARK, *MERGED),
+        index=unless_current(FOLDER.index, *FOLDER.merged),
+        shards=unless_current(lambda run: run.shards, *FOLDER.merged),
+        statuses=unless_current(lambda run: run.statuses, *FOLDER.merged),
+        mark=unless_current(MARK, *FOLDER.merged),
     output:
-        embeddings="results/{dataset}/{model}/embeddings.h5",
-        records="results/{dataset}/{model}/records.tsv.gz",
-        manifest="results/{dataset}/{model}/manifest.json",
+        embeddings=FOLDER.embeddings,
+        records=FOLDER.records,
+        manifest=FOLDER.manifest,
     log:
-        "logs/{dataset}/{model}/merge_shards.log",
+        FOLDER.merge_log,
     benchmark:
         "benchmarks/{dataset}/{model}/merge_shards.benchmark.tsv"
     conda:
@@ -27,7 +29,8 @@ rule merge_shards:
     params:
         script=script("merge_shards.py"),
         dtype=config["dtype"],
-        fasta=fasta_to_merge,
+        # Not recorded, as it is a function of `threads`: another name of the FASTA is no reason to merge again.
+        fasta=lambda wildcards, threads: str(RUN[wildcards].fasta),
     shell:
         "python {params.script} --index {input.index:q} --shards {input.shards:q}"
         " --statuses {input.statuses:q} --output {output.embeddings:q}"

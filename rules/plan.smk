@@ -1,44 +1,48 @@
-# The plan: what embedding will take, measured where the shards will be computed. Nothing is embedded, and of the
-# weights nothing is fetched: untrained ones are as fast. `snakemake plan` prints it. The index of a run is neither read
-# nor written: a plan with other settings must leave finished results alone.
-#   input:  those of build_index; from them an index is built in a temporary folder beside the results
-#   output: results/{dataset}/{model}/plan.txt, removed once it is printed, so that none is ever out of date
+# The forecast that `snakemake plan` prints: what embedding will take, measured where the shards will be computed. Nothing
+# is embedded and no weights are fetched, as untrained ones are as fast. The index of a run is neither read nor written:
+# a plan with other settings must leave finished results alone.
+#   input:  those of build_index; from them an index is built in a temporary folder in the results folder
+#   output: results/{dataset}/{model}/plan.txt, removed once it is printed, so that it is never out of date
 
-PLANS = [f"results/{name}/{slug}/plan.txt" for name, slug in DATASETS]
+PLAN = FOLDER.path / "plan.txt"
 
 
 rule plan_shards:
     input:
-        fasta=fasta_of,
-        tokenizer=tokenizer_of,
+        fasta=rules.build_index.input.fasta,
+        tokenizer=rules.build_index.input.tokenizer,
     output:
-        plan="results/{dataset}/{model}/plan.txt",
-    # Not in logs/{dataset}/{model}, by which seqmill.run.watch knows a run that has begun.
+        plan=PLAN,
+    # Not in logs/{dataset}/{model}: for seqmill.run.walk that folder means that a run has begun.
     log:
         "logs/plan/{dataset}/{model}.log",
     benchmark:
         "benchmarks/{dataset}/{model}/plan_shards.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
-    # As of embed_shard, whose speed is measured.
-    threads: 1 if USE_GPU else CORES
+    # As embed_shard, whose speed is measured.
+    threads: lambda wildcards: RUN[wildcards].shard_threads
     resources:
-        gpu=int(USE_GPU),
-        mem_mb=plan_memory,
-        runtime=index_runtime,  # which leaves an hour for what is not the index
+        gpu=lambda wildcards: int(RUN[wildcards].use_gpu),
+        # Enough for build_index, then for a worker.
+        mem_mb=lambda wildcards, threads, attempt: max(
+            8000 * attempt, RUN[wildcards].shard_memory(threads, attempt)
+        ),
+        # This leaves an hour for everything but the index.
+        runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
     params:
         script=script("plan.py"),
-        model=model_of,
-        policy=length_policy_of,
-        reuse=reused_of,
+        model=lambda wildcards: RUN[wildcards].model.name,
+        policy=lambda wildcards: RUN[wildcards].length_options,
+        reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
         results="results/{dataset}/{model}",
-        world_size=lambda wildcards: WORLD_SIZES[wildcards.dataset, wildcards.model],
+        world_size=lambda wildcards: RUN[wildcards].world_size,
         device=config["device"],
         precision=config["precision"],
         attention=config["attention"],
         layers=config["layers"],
         pooling=config["pooling"],
-        residues=f" --per-residue {config['per_residue']}" if config["per_residue"] else "",
+        residues=rules.embed_shard.params.residues,
         dtype=config["dtype"],
     shell:
         "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
@@ -51,14 +55,13 @@ rule plan_shards:
 
 rule plan:
     input:
-        PLANS,
+        collect(PLAN, zip, dataset=[run.name for run in RUN], model=[run.model.slug for run in RUN]),
     log:
         "logs/plan.log",
     conda:
         "../envs/seqmill.yaml"
     shell:
-        # The files are not temp(): Snakemake keeps what a target that is asked for depends on. Folders that hold
-        # nothing else go as well.
+        # The files are not temp(): Snakemake keeps the inputs of a target rule. Folders that are empty then go as well.
         """
         sh -ec 'for plan; do echo; cat "$plan"; done; rm "$@"
         for plan; do rmdir -p "${{plan%/*}}" 2>/dev/null || :; done' - {input:q} 2>{log:q}

@@ -1,25 +1,23 @@
-# The report: one page on a result, which opens without a network; `snakemake --report` includes it.
+# The report: one page about a result, which needs no network; `snakemake --report` includes it.
 #   input:  results/{dataset}/{model}/embeddings.h5, records.tsv.gz, manifest.json; config's `metadata`
 #   output: results/{dataset}/{model}/report.html
-
-REPORTS = [f"results/{name}/{slug}/report.html" for name, slug in DATASETS]
 
 
 rule report:
     input:
-        embeddings="results/{dataset}/{model}/embeddings.h5",
-        records="results/{dataset}/{model}/records.tsv.gz",
-        manifest="results/{dataset}/{model}/manifest.json",
+        embeddings=FOLDER.embeddings,
+        records=FOLDER.records,
+        manifest=FOLDER.manifest,
         metadata=config["metadata"] or [],
     output:
         page=report(
-            "results/{dataset}/{model}/report.html",
+            FOLDER.report,
             caption="report.rst",
             category="Embeddings",
             labels={"dataset": "{dataset}", "model": "{model}"},
         ),
     log:
-        "logs/{dataset}/{model}/report.log",
+        FOLDER.logs / "report.log",
     benchmark:
         "benchmarks/{dataset}/{model}/report.benchmark.tsv"
     conda:
@@ -31,7 +29,7 @@ rule report:
         script=script("report.py"),
         colors=lambda wildcards, input: (
             f"--metadata {shlex.quote(input.metadata)} --color {shlex.quote(config['color'])}"
-            if config["metadata"]
+            if input.metadata
             else ""
         ),
     shell:

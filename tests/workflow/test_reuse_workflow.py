@@ -191,7 +191,7 @@ WRONG = {
     "another precision": ({"reuse": "OLD", "precision": "bfloat16"}, "or set precision: float32"),
     "another model": (
         {"reuse": "OLD", "model": "untrained:esm2_t12_35M_UR50D"},
-        "it is of untrained:esm2_t6_8M_UR50D, not of untrained:esm2_t12_35M_UR50D",
+        "its model is untrained:esm2_t6_8M_UR50D, not untrained:esm2_t12_35M_UR50D",
     ),
     "another family": (
         {"reuse": "OLD", "fasta": "contigs.fna", "model": "untrained:dnabert_s"},

@@ -76,7 +76,7 @@ def test_another_file_of_the_same_name_is_refused_also_if_the_first_was_moved(ho
     os.utime(folder / "other/a.fa", (0, 0))
     done = run(folder, how, fasta="other/a.fa")
     assert done.returncode != 0
-    assert "holds the results of a.fa; to embed other/a.fa, name its dataset otherwise" in done.stdout
+    assert "holds the results of a.fa; to embed other/a.fa, rename its dataset" in done.stdout
     assert rules_run(done.stdout) == []
 
 
@@ -170,7 +170,7 @@ def test_two_datasets_in_one_folder_are_refused(how: str, folder: Path) -> None:
     (folder / "d.tsv").write_text("dataset\tfasta\tmodel\na\ta.fa\nb\tb.fa\n")
     done = run(folder, how, datasets="d.tsv")
     assert done.returncode != 0
-    assert "results/b/model and results/a/model are one folder, through a link" in done.stdout
+    assert "results/b/model and results/a/model are the same folder, through a link" in done.stdout
     assert rules_run(done.stdout) == []
 
 

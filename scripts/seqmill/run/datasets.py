@@ -1,4 +1,4 @@
-"""The datasets to embed: from the table, or from one FASTA file. Light: standard library only."""
+"""The datasets to embed: from the table, or from one FASTA file. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from seqmill.errors import SeqmillError
 from seqmill.index.fasta import FastaFile
 from seqmill.spec.models import ModelSource, find_model
+from seqmill.store.layout import RunFolder
 
 COLUMNS = ("dataset", "fasta", "model")
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fna", ".ffn", ".fas", ".fsa", ".pep")
@@ -20,64 +21,63 @@ LONGEST_NAME = 255  # bytes in the name of a folder
 
 @dataclass(frozen=True)
 class Dataset:
-    """A FASTA file to embed with a model.
-
-    Attributes:
-        name: names its folder of results.
-        fasta: the file; relative paths have been resolved.
-        model: what to embed it with.
-    """
+    """A FASTA file to embed with a model; `name` is part of the path of its results."""
 
     name: str
     fasta: Path
     model: ModelSource
+
+    @property
+    def folder(self) -> RunFolder:
+        """The results, relative to the working directory."""
+        return RunFolder(Path("results", self.name, self.model.slug))
 
 
 def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
     """Read the tab-separated table of datasets.
 
     Args:
-        table: with the header dataset, fasta, model; empty lines and lines that begin with # are left out.
-        default_model: of rows whose model is empty.
-        folders: where relative FASTA paths are looked for, in this order.
+        table: with the header dataset, fasta, model; empty lines and lines that begin with # are skipped.
+        default_model: for rows without a model.
+        folders: searched for relative FASTA paths, in this order.
 
     Raises:
-        SeqmillError: names the table, the line and what is wrong with it.
+        SeqmillError: names the table, the line and the mistake.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SeqmillError(f"{table}: cannot be read as text in UTF-8: {error}; save it as that") from error
+        raise SeqmillError(f"{table}: cannot be read as UTF-8 text: {error}; save it as UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line[0] != "#"]
     if not numbered or tuple(numbered[0][1].rstrip("\t").split("\t")) != COLUMNS:
         raise SeqmillError(f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}")
     datasets: list[Dataset] = []
     for number, line in numbered[1:]:
         try:
-            (row,) = csv.reader([line], "excel-tab", strict=True)
-        except csv.Error as error:
-            raise SeqmillError(f"{table}: line {number}: {error}") from error
-        cells = [cell.strip() for cell in row]
-        if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
-            raise SeqmillError(f"{table}: line {number}: expected a dataset, a fasta and a model, separated by tabs")
-        name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
-        try:
-            if safe_name(name) != name:
-                raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
-            if len(name.encode()) > LONGEST_NAME:
-                raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
-            dataset = Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
-            for other in datasets:
-                if (other.name, other.model.slug) == (name, dataset.model.slug):
-                    raise SeqmillError(f"dataset {name} with model {dataset.model.slug} stands twice")
-        except SeqmillError as error:
+            dataset = _read_row(line, default_model, folders)
+            if dataset.folder in [other.folder for other in datasets]:
+                raise SeqmillError(f"dataset {dataset.name} with model {dataset.model.slug} is listed twice")
+        except (SeqmillError, csv.Error) as error:
             raise SeqmillError(f"{table}: line {number}: {error}") from None
         datasets.append(dataset)
     if not datasets:
         raise SeqmillError(f"{table}: the table has no datasets")
     return datasets
+
+
+def _read_row(line: str, default_model: str, folders: list[Path]) -> Dataset:
+    (row,) = csv.reader([line], "excel-tab", strict=True)
+    cells = [cell.strip() for cell in row]
+    if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
+        raise SeqmillError("expected a dataset, a fasta and a model, separated by tabs")
+    name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
+    if safe_name(name) != name:
+        raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
+    if len(name.encode()) > LONGEST_NAME:
+        raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
+    return Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
 
 
 def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
@@ -97,15 +97,15 @@ def _find_model(name: str) -> ModelSource:
 
 
 def safe_name(name: str) -> str:
-    """Return a name fit for a folder: letters of any script, digits, '.', '_', '-'; the rest becomes '_'."""
+    """Return a name that can be a folder: letters of any script, digits, '.', '_', '-'; the rest becomes '_'."""
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".-") or "dataset"
 
 
 def find_fasta(fasta: str, folders: list[Path]) -> Path:
-    """Return the first of folder/fasta that exists, once a look at its beginning has found FASTA.
+    """Return the first folder/fasta that exists.
 
     Raises:
-        SeqmillError: it is nowhere, can't be read, or does not begin like FASTA.
+        SeqmillError: no folder has it, it can't be read, or it does not begin like FASTA.
     """
     for folder in folders:
         try:
@@ -123,11 +123,11 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
 
 
 def refuse_shared_folders(folders: list[Path]) -> None:
-    """Raise a SeqmillError if two folders of results are one, as by a link: each would replace the other's files."""
+    """Raise a SeqmillError if two results folders are the same through a link: each would replace the other's files."""
     seen: dict[str, Path] = {}
     for folder in folders:
         other = seen.setdefault(os.path.realpath(folder), folder)
         if other != folder:
             raise SeqmillError(
-                f"{folder} and {other} are one folder, through a link; remove the link, or name one dataset otherwise"
+                f"{folder} and {other} are the same folder, through a link; remove the link, or rename one dataset"
             )

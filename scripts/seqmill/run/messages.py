@@ -1,7 +1,8 @@
-"""What is said at the end of a run that has failed, by its logs and statuses alone: there may be many of them."""
+"""The messages at the end of a run: where its results are, or which datasets failed."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -10,7 +11,10 @@ from pathlib import Path
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
+from seqmill.run.datasets import Dataset
 from seqmill.run.walk import entries_of, last_error
+from seqmill.spec.models import DNABERT_S
+from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
 DOCTOR = Path(__file__).absolute().parents[2] / "doctor.py"
@@ -18,19 +22,57 @@ SLACK = 60.0  # seconds by which clocks of a cluster may differ
 STATUS = ".status.json"
 
 
-def failure_message(root: Path, names: Iterable[str], since: float) -> str:
-    """Return a line for each of `names` that has failed, and how to see more; empty if none is known to have.
+def results_message(datasets: Iterable[Dataset]) -> str:
+    """Return where the results are that exist, how to read them, and what their reader must know."""
+    done = [dataset for dataset in datasets if dataset.folder.embeddings.exists()]
+    if not done:
+        return ""
+    lines, warnings = [], []
+    for dataset in done:
+        name, folder = dataset.name, dataset.folder
+        lines += [
+            f"\n{name}: {folder.embeddings}",
+            f"    the fate of each record: {folder.records}",
+            f"    how it was made:         {folder.manifest}",
+            f"    at a glance:             {folder.report}",
+        ]
+        if number := _num_quarantined(folder.manifest):
+            warnings.append(
+                f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
+                f"{folder.records} names them"
+            )
+        if dataset.model.kind == "untrained":
+            trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
+            warnings.append(
+                f"\nUNTRAINED WEIGHTS: the embeddings of {name} are random projections without any "
+                "biological meaning.\nFor real ones give a trained model, e.g. "
+                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
+            )
+    lines.append(f"\nIn Python:\n    import seqmill; e = seqmill.open_embeddings({str(done[0].folder.embeddings)!r})")
+    return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
 
-    It doesn't raise: what can't be read is passed over.
+
+def _num_quarantined(manifest: Path) -> int:
+    """Return how many records a merge has left out; 0 if the manifest can't be read."""
+    try:
+        return json.loads(manifest.read_text())["counts"]["fates"]["quarantined"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def failure_message(root: Path, names: Iterable[str], since: float) -> str:
+    """Return a line for each of `names` that has failed, and how to see more; empty if none has.
+
+    It looks at logs and statuses alone, as there may be many. It does not raise: unreadable files are skipped.
 
     Args:
         root: the working directory of the workflow.
-        names: DATASET/MODEL, or what else has logs in a folder of logs/.
-        since: when the run began, in seconds since 1970: what has failed before is not told.
+        names: DATASET/MODEL, or another folder in logs/.
+        since: when the run began, in seconds since 1970; earlier failures do not count.
     """
     lines = []
     for name in names:
-        with suppress(Exception):  # whatever lies there: the errors of the others are to be told
+        with suppress(Exception):  # the errors of the others must still be shown
             said = next(_errors(root, name, since - SLACK), "")
             lines += [f"  {in_one_line(name)}: {said}"] if said else []
     if not lines:
@@ -42,14 +84,14 @@ def failure_message(root: Path, names: Iterable[str], since: float) -> str:
 
 
 def _errors(root: Path, name: str, since: float) -> Iterator[str]:
-    """Yield the newest error of the logs of a dataset, else which of its workers was killed."""
+    """Yield the newest error in the logs of a dataset, then its killed workers."""
     logs = _files(root / "logs" / name, ".log", since)
     errors = [error.removeprefix(": ") for log in logs if (error := last_error(log))]
     if errors:
         others = len(errors) - 1
         more = f" (and {others} more log{'s' * (others > 1)} with errors)" if others else ""
         yield errors[0] + more
-    for path in _files(root / "results" / name / "shards", STATUS, since):
+    for path in _files(RunFolder(root / "results" / name).shards, STATUS, since):
         shard = path.with_name(path.name.removesuffix(STATUS) + ".h5")
         with suppress(SeqmillError, OSError):
             if read_status(path).status == RUNNING and not lock_holder(shard):
@@ -57,7 +99,7 @@ def _errors(root: Path, name: str, since: float) -> Iterator[str]:
 
 
 def _files(folder: Path, ending: str, since: float) -> list[Path]:
-    """Return the files of an ending that were written since a time, the newest first; none if there is no folder."""
+    """Return the files with an ending that were written since a time, newest first; none if there is no folder."""
     try:
         entries = entries_of(folder)
     except OSError:

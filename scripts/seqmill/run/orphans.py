@@ -1,4 +1,4 @@
-"""SLURM jobs of a workflow that was killed: they go on without it, beside those of its next run."""
+"""SLURM jobs that a killed workflow has left: they compute the same shards as its next run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,26 +16,31 @@ from seqmill.base.locks import try_lock
 from seqmill.errors import SeqmillError
 
 RUN_ID = re.compile(r"SLURM run ID: ([\w-]+)")
-HEAD_CHARACTERS = 1 << 16  # Snakemake says the run's id before it submits the first job
-RUNS = 100  # of how many earlier runs jobs are looked for
-WAIT_SECONDS = 300.0  # SLURM gives a job KillWait (30 s by default) to save what it has
+HEAD_CHARACTERS = 1 << 16  # of a log; Snakemake writes the run's id before it submits the first job
+RUNS = 100  # the latest runs whose jobs are searched
+WAIT_SECONDS = 300.0  # SLURM gives a job KillWait (30 s by default) to save its packs
 POLL_SECONDS = 1.0
-CLAIM_SECONDS = 10.0
-CLAIM_POLL_SECONDS = 0.05
+CLAIM_SECONDS, CLAIM_POLL_SECONDS = 10.0, 0.05
 SHOWN_COMMAND = 80  # characters
-IN_USE = ".snakemake/seqmill.running"  # locked while a run lives; says which folder it is, and since when
+IN_USE = ".snakemake/seqmill.running"  # locked while a run is alive; holds the folder's path and a time
+
+
+def stop_orphans(folder: Path) -> IO[str]:
+    """Claim a folder and cancel the SLURM jobs of killed runs there; return and raise as the functions below."""
+    in_use, alone = claim_folder(folder)
+    if jobs := cancel_orphans(folder) if alone else []:
+        print(f"Cancelled SLURM jobs of an earlier run in this folder: {' '.join(jobs)}", file=sys.stderr)
+    return in_use
 
 
 def claim_folder(folder: Path) -> tuple[IO[str], bool]:
-    """Mark a working folder as in use until the returned file is closed, by the end of the process at the latest.
+    """Mark a working folder as in use until the returned file is closed, or the process ends.
 
-    Snakemake's own lock is on files: two runs of different datasets may share a folder.
-
-    Returns:
-        The file, and whether no other live run uses the folder; False as well where that can't be told.
+    Snakemake locks files, not folders: two runs of different datasets may share a folder. Returns the file, and
+    whether no other live run uses the folder; False as well if that is unknown.
 
     Raises:
-        SeqmillError: another process keeps the folder for itself.
+        SeqmillError: another process holds the exclusive lock.
     """
     path = folder / IN_USE
     path.parent.mkdir(exist_ok=True)
@@ -46,7 +52,7 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
         alone = False
     file.seek(0)
     where = file.readline().strip()
-    if alone and where != str(folder.resolve()):  # new, or a copy, whose logs tell of the original's runs
+    if alone and where != str(folder.resolve()):  # new, or a copy with the logs of the original's runs
         file.truncate(0)
         file.write(f"{folder.resolve()}\n{time.time() if where else 0}\n")
         file.flush()
@@ -54,19 +60,19 @@ def claim_folder(folder: Path) -> tuple[IO[str], bool]:
 
 
 def _share(file: IO[str], path: Path) -> None:
-    """Take the shared lock. Runs hold the exclusive one for a moment only, unless they are stopped at it."""
+    """Take the shared lock. A run holds the exclusive one only for a moment, unless it is suspended then."""
     deadline = time.monotonic() + CLAIM_SECONDS
     while try_lock(file, shared=True) is False:
         if time.monotonic() > deadline:
             raise SeqmillError(
                 f"{path}: is locked by {_holders(file)}; end it and run again: without this lock another run "
-                "could cancel the SLURM jobs of this one"
+                "could cancel this run's SLURM jobs"
             )
         time.sleep(CLAIM_POLL_SECONDS)
 
 
 def _holders(file: IO[str]) -> str:
-    """Name the processes of this machine that hold the exclusive lock, which the kernel lists by device and inode."""
+    """Name the processes of this machine that hold the exclusive lock; the kernel lists locks by device and inode."""
     state = os.fstat(file.fileno())
     place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
     names = []
@@ -76,17 +82,14 @@ def _holders(file: IO[str]) -> str:
             if fields[1] == "FLOCK" and fields[3] == "WRITE" and fields[5] == place:
                 words = Path("/proc", fields[4], "cmdline").read_bytes().decode(errors="replace").split("\0")
                 names.append(f"process {fields[4]} ({' '.join(words).strip()[:SHOWN_COMMAND]})")
-    return ", ".join(names) or "a process that this machine can't name, perhaps on another"
+    return ", ".join(names) or "a process that is not listed here, perhaps on another machine"
 
 
 def cancel_orphans(folder: Path) -> list[str]:
-    """Cancel the jobs that earlier runs of Snakemake in `folder` have left in SLURM; return when they have ended.
+    """Cancel the SLURM jobs of earlier runs in a folder, and wait for their end.
 
-    To be called when no other run there is alive, see `claim_folder`. The runs are known by the ids in
-    Snakemake's own logs, which the SLURM plugin takes for the names of its jobs.
-
-    Returns:
-        The ids of the cancelled jobs; none where there is no SLURM.
+    No other run there may be alive, see `claim_folder`. Snakemake's logs hold the ids of its runs, and the SLURM
+    plugin names the jobs after them. Returns the ids of the cancelled jobs; none without SLURM.
 
     Raises:
         SeqmillError: SLURM does not answer, or jobs are left after 5 minutes.
@@ -97,13 +100,13 @@ def cancel_orphans(folder: Path) -> list[str]:
     deadline = time.monotonic() + WAIT_SECONDS
     found = jobs = _jobs_of(runs, deadline)
     while jobs:
-        subprocess.run(["scancel", *jobs], check=False)  # again each time: it may have failed
+        subprocess.run(["scancel", *jobs], check=False)  # each time, as it may have failed
         time.sleep(POLL_SECONDS)
         jobs = _jobs_of(runs, deadline)
         if jobs and time.monotonic() > deadline:
             raise SeqmillError(
                 f"SLURM jobs of an earlier run in this folder do not end: {' '.join(jobs)}; "
-                "wait until squeue lists them no more, and run again"
+                "wait until squeue no longer lists them, and run again"
             )
     return found
 

@@ -1,8 +1,7 @@
-"""What a shard's job asks a cluster for: memory and time, from the model's size and the tokens to compute.
+"""The memory and time that a job asks a cluster for, from the model's size and the tokens to compute.
 
-The figures are assumptions on the safe side, not measurements: a job that asks for too much waits a little
-longer, one that asks for too little is ended and repeated (it goes on from its finished packs). Light:
-imports no torch.
+The figures are assumptions on the safe side, not measurements. A job that asks for too much waits a little longer;
+one that asks for too little is ended and repeated, and goes on from its finished packs.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ from pathlib import Path
 import h5py
 
 from seqmill.base.hdf5 import LOCKING
-from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, DnabertArchitecture, ModelSource
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import DNABERT_S, ESM2, DnabertArchitecture, ModelSource
+from seqmill.spec.packing import MAX_PACK_TOKENS
 
-# FLOP/s that a device is trusted to keep up, whatever its kind.
+# FLOP/s that any device is expected to sustain.
 GPU_FLOPS = 20e12
 GPU_FLOAT32_FLOPS = 5e12
 CPU_THREAD_FLOPS = 20e9
@@ -25,13 +26,16 @@ CPU_THREAD_FLOPS = 20e9
 BASE_MB = 6000
 BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
-INDEX_BYTES_PER_SECOND = 2e6  # a slow core's
-VECTOR_BYTES_PER_SECOND = 2e7  # of shards larger than memory, read a row at a time; of exports with a file a record
-CPU_PIECE_TOKENS = 2048  # of the runner
+INDEX_BYTES_PER_SECOND = 2e6  # on a slow core
+VECTOR_BYTES_PER_SECOND = 2e7  # shards larger than memory, read row by row; exports with one file per record
+HIDDEN_STATES = 24  # about, whose bytes are the activations of a token in float32
+CPU_PIECE_TOKENS = 2048  # see seqmill.embed.runner
+GPU_PACKS_IN_FLIGHT = 3  # from the GPU to the disk, with a vector for every residue
+FULL_LENGTH = 50_000  # letters assumed for the longest sequence where none is cut
 UNKNOWN_DIM = 1280
 COMPRESSED = (".gz", ".bgz", ".zst")
 COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
-LETTERS_A_TOKEN = {ESM2: 1, DNABERT_S: 4}
+LETTERS_PER_TOKEN = {ESM2: 1, DNABERT_S: 4}
 WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
@@ -44,24 +48,42 @@ def index_minutes(fasta: Path, copies: float, attempt: int) -> int:
 
 
 def rewriting_minutes(files: Iterable[Path], attempt: int) -> int:
-    """Return the time limit (minutes) for a merge or an export of files; one that is not there yet counts as empty."""
+    """Return the time limit (minutes) for a merge or an export of files; a missing file counts as empty."""
     size = sum(file.stat().st_size for file in files if file.exists())
     return attempt * (60 + math.ceil(size / VECTOR_BYTES_PER_SECOND / 60))
+
+
+def longest_segment(family: str, policy: LengthPolicy) -> int:
+    """Return about how many tokens go through the model at once."""
+    return tokens_of(family, policy.max_length or FULL_LENGTH)
+
+
+def kept_tokens(family: str, policy: LengthPolicy, num_layers: int, per_residue: bool, on_gpu: bool) -> int:
+    """Return the tokens whose vectors a worker keeps until a sequence is whole, times the layers that are read.
+
+    Proteins need them for windows and for a vector of every residue.
+    """
+    windows = policy.long_sequences == "window"
+    if family == DNABERT_S or not (windows or per_residue):
+        return 0
+    longest = FULL_LENGTH if windows else longest_segment(family, policy)
+    if per_residue and on_gpu:
+        longest = max(longest, GPU_PACKS_IN_FLIGHT * MAX_PACK_TOKENS)
+    return longest * num_layers
 
 
 def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept: int = 0) -> int:
     """Return the memory (MB) for a worker: the weights in float32 twice, as a file and as a model, and activations.
 
     Args:
-        model: what it embeds with.
+        model: the model.
         longest: tokens of the longest segment.
-        threads: on a CPU, each of which has a piece of the longest segment or of 2,048 tokens; 0 on a GPU.
+        threads: CPU threads, each of which has a piece of the longest segment or of 2,048 tokens; 0 on a GPU.
         attempt: 1 for the first.
-        kept: tokens whose vectors are kept until a sequence is whole, times the layers that are read; 0 if they are
-            pooled as they come.
+        kept: see `kept_tokens`.
     """
     needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
-    needed += threads * max(longest, CPU_PIECE_TOKENS) * _bytes_a_token(model) / 1e6
+    needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _hidden_dim(model) / 1e6
     needed += max(threads, 1) * 2 * 4 * kept * _hidden_dim(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
 
@@ -69,56 +91,45 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept
 def runtime_minutes(
     model: ModelSource, num_tokens: int, max_tokens: int, precision: str, on_gpu: bool, threads: int, attempt: int
 ) -> int:
-    """Return the time limit (minutes) for a worker that computes `num_tokens` tokens, `attempt` times as long.
+    """Return the time limit (minutes) for a worker that computes `num_tokens` tokens.
 
-    A token costs 2 FLOP a parameter of the layers' matrices and 4 n d L of attention in a segment of n tokens, for
-    L layers of dimension d; all are taken for as long as the longest, `max_tokens`.
+    A token costs 2 FLOP per parameter of the layers' matrices, and 4 n d L FLOP of attention in a segment of n tokens,
+    for L layers of dimension d. All segments are assumed to be as long as the longest, `max_tokens`.
     """
     if model.architecture:
-        flop_a_token = 2.0 * model.architecture.matrix_parameters
-        flop_a_token += 4 * max_tokens * model.architecture.hidden_dim * model.architecture.num_layers
+        flop_per_token = 2.0 * model.architecture.matrix_parameters
+        flop_per_token += 4 * max_tokens * model.architecture.hidden_dim * model.architecture.num_layers
     else:
-        flop_a_token = 2 * _num_parameters(model)
+        flop_per_token = 2 * _num_parameters(model)
     on_gpu_flops = GPU_FLOAT32_FLOPS if precision == "float32" else GPU_FLOPS
     rate = on_gpu_flops if on_gpu else CPU_THREAD_FLOPS * threads
-    return attempt * (BASE_MINUTES + math.ceil(num_tokens * flop_a_token / rate / 60))
+    return attempt * (BASE_MINUTES + math.ceil(num_tokens * flop_per_token / rate / 60))
 
 
 def tokens_of(family: str, letters: int) -> int:
-    """Return the tokens in so many residues or bases, special tokens included; of a model of nucleotides about."""
-    return -(-letters // LETTERS_A_TOKEN[family]) + 2
+    """Return the tokens of so many residues or bases, special tokens included; for nucleotides an estimate."""
+    return -(-letters // LETTERS_PER_TOKEN[family]) + 2
 
 
 def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
-    """Return the tokens to compute: those of the index, or before it is built what the size of the FASTA suggests.
+    """Return the tokens to compute: those of the index, or an estimate from the FASTA's size before it is built.
 
-    A FASTA that is not there either counts as empty.
-
-    Args:
-        index, fasta: the files.
-        family: of the model.
-        copies: how often each letter goes through the model: on both strands twice, and in windows that overlap
-            as often as the stride fits into the window.
+    A missing FASTA counts as empty. `copies` is how often each letter goes through the model (`LengthPolicy.copies`).
     """
     try:
         state = index.stat()
         return _tokens_of_index(index, state.st_mtime_ns, state.st_size)
-    except (OSError, KeyError, ValueError):  # none yet, or damaged: its worker will say so
+    except (OSError, KeyError, ValueError):  # none yet, or damaged: the worker reports that
         letters = fasta.stat().st_size if fasta.exists() else 0
         if fasta.suffix.lower() in COMPRESSED:
             letters *= COMPRESSION[family]
-        return math.ceil(copies * letters / LETTERS_A_TOKEN[family])
+        return math.ceil(copies * letters / LETTERS_PER_TOKEN[family])
 
 
 @functools.cache
-def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # asked for again with every attempt and rule
+def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # for every attempt and rule
     with h5py.File(index, "r", locking=LOCKING) as file:
         return int(file.attrs["num_tokens"])
-
-
-def _bytes_a_token(model: ModelSource) -> float:
-    """Return the bytes of activations that a token takes in float32: some 24 hidden states."""
-    return 4 * 24 * _hidden_dim(model)
 
 
 def _hidden_dim(model: ModelSource) -> int:
@@ -126,18 +137,12 @@ def _hidden_dim(model: ModelSource) -> int:
 
 
 def _num_parameters(model: ModelSource) -> float:
-    """Return the parameters of a known architecture; else half of the bytes in the files, as if in float16."""
-    if model.architecture:
-        return _parameters(model.architecture)
-    files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
-    return sum(file.stat().st_size for file in files if file.exists()) / 2
-
-
-def _parameters(architecture: AnyArchitecture) -> int:
-    """Return the parameters of a model: the layers' matrices, the embeddings, and vectors of biases and norms."""
-    dim, layers = architecture.hidden_dim, architecture.num_layers
-    if isinstance(architecture, DnabertArchitecture):
-        return (
-            architecture.matrix_parameters + (9 * layers + architecture.vocabulary + architecture.token_types + 2) * dim
-        )
-    return architecture.matrix_parameters + (13 * layers + architecture.vocabulary + 2) * dim
+    """Return the parameters: matrices, embeddings, biases and norms; if unknown, half of the files' bytes (float16)."""
+    shape = model.architecture
+    if shape is None:
+        files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
+        return sum(file.stat().st_size for file in files if file.exists()) / 2
+    vectors = 13 * shape.num_layers + shape.vocabulary + 2
+    if isinstance(shape, DnabertArchitecture):
+        vectors = 9 * shape.num_layers + shape.vocabulary + shape.token_types + 2
+    return shape.matrix_parameters + vectors * shape.hidden_dim

@@ -1,8 +1,4 @@
-"""Vectors of identical sequences, taken from earlier results: adding to a FASTA costs what was added. No torch.
-
-`build_index` finds which sequences have one and notes the files in the index, the worker and the merge hold the
-notes against what they compute, and the merge takes the vectors (`seqmill.merge.reused`).
-"""
+"""Checks of the setting `reuse` before any job runs: do earlier results fit the settings? (docs/reuse.md)"""
 
 from __future__ import annotations
 
@@ -17,11 +13,12 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
+from seqmill.store.layout import RunFolder
 from seqmill.store.reuse import TAKE_OUT, Source, bring_back, open_noted, open_source, require_dtype, require_same
 
 
 def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str) -> dict[str, Any]:
-    """Return what is known of a computation before anything runs; precision may be auto, as set."""
+    """Return the settings of a computation that are known before anything runs; precision may be auto."""
     known = {**asdict(policy), "pooling": ",".join(outputs.poolings), "per_residue": outputs.per_residue}
     if model.architecture:
         known["layers"] = ",".join(map(str, outputs.of(model.architecture.num_layers).layers))
@@ -31,50 +28,41 @@ def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, p
 
 
 def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any], dtype: str) -> None:
-    """Raise a SeqmillError if what is known before anything runs speaks against taking vectors from a file."""
+    """Raise a SeqmillError if the settings are incompatible with an earlier result; see `known_settings`."""
     if model.architecture and model.architecture.hidden_dim != source.outputs[0].shape[1]:
         raise SeqmillError(
-            f"{source.path}: can't be reused: it is of {source.attributes['model']}, not of {model.name}; {TAKE_OUT}"
+            f"{source.path}: can't be reused: its model is {source.attributes['model']}, not {model.name}; {TAKE_OUT}"
         )
     require_same(source.path, source.attributes, known)
     require_dtype(source, dtype)
 
 
 def reused_by(results: Path, known: Mapping[str, Any]) -> dict[Path, str]:
-    """Return the files that a dataset's vectors are reused from, and their fingerprints, in their order.
+    """Return the files that a dataset's vectors were reused from, in their order, with their fingerprints.
 
-    By its index; once that is deleted, by the merged result.
-
-    Args:
-        results: the dataset's folder.
-        known: if its settings are others than these (`known_settings`), the files no longer count: there are none.
+    The index names them, or the manifest once the index is deleted. They count only if the results were made with
+    the settings `known` now (see `known_settings`).
     """
-    index, merged = results / "index.h5", results / "embeddings.h5"
-    teller = index if index.exists() else merged
+    folder = RunFolder(results)
+    source = folder.index if folder.index.exists() else folder.embeddings
     try:
-        with open_hdf5(teller, teller.name) as file:
+        with open_hdf5(source, source.name) as file:
             attributes = read_attributes(file)
-        if teller == index:
+        if source == folder.index:
             notes = json.loads(attributes["reuse"])
         else:
-            notes = json.loads((results / "manifest.json").read_text(encoding="utf-8"))["reuse"]
+            notes = json.loads(folder.manifest.read_text(encoding="utf-8"))["reuse"]
         for note in notes:
             require_same(note["path"], {**attributes, **note}, known)
         return {Path(note["path"]): note["fingerprint"] for note in notes}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SeqmillError):
-        return {}  # if one is damaged, its reader will say so
+        return {}  # a damaged file is reported by its reader
 
 
 def require_ready(index: Path, paths: Iterable[Path], dtype: str, is_built: bool) -> None:
     """Raise a SeqmillError if the merge of a dataset would refuse a file that it takes vectors from.
 
-    Of its values nothing is read.
-
-    Args:
-        index: of the dataset.
-        paths: the files.
-        dtype: of the result.
-        is_built: whether the index stays as it is, so that the files must be those that it names.
+    The vectors are not checked. If the index `is_built` already, the files must be the ones it names.
     """
     notes: list[dict[str, Any]] = []
     if is_built:

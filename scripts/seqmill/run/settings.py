@@ -1,20 +1,57 @@
-"""Settings held against their schema, with what is wrong in words."""
+"""The settings of a run: checked against their schema, completed with its defaults."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from seqmill.errors import SeqmillError
 
-def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    """Return a line for each unknown key and each value that is not allowed, with what is.
+LISTS = ("layers", "pooling", "reuse")
+
+
+def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
+    """Return the settings in one form: `LISTS` are lists, per_residue is a dtype or empty.
 
     Args:
-        settings: by their keys.
-        schema: JSON Schema (2020-12) of an object, whose properties each have a description.
+        config: the settings as Snakemake reads them; from the command line some are still text.
+        schema: see `wrong_settings`; each property has a default as well.
+        files: the configuration files, for the error.
+
+    Raises:
+        SeqmillError: settings are unknown or not allowed; a line for each.
+    """
+    settings = {key: _typed(key, value) for key, value in config.items()}
+    if wrong := wrong_settings(settings, schema):
+        raise SeqmillError("\n".join([*wrong, f"settings come from {', '.join(files)} and from --config"]))
+    settings = {key: value["default"] for key, value in schema["properties"].items()} | settings
+    residues = settings["per_residue"]
+    settings["per_residue"] = {True: "float16", False: ""}.get(residues, residues)
+    for key in LISTS:
+        if not isinstance(settings[key], list):
+            settings[key] = [settings[key]]
+    return settings
+
+
+def _typed(key: str, value: Any) -> Any:  # noqa: ANN401
+    """Return a value as YAML would have read it from a file, with 1e3 as an integer."""
+    if isinstance(value, float) and value.is_integer():  # JSON Schema takes it for an integer
+        return int(value)
+    if key == "layers" and isinstance(value, list):
+        return [int(layer) if re.fullmatch(r"-?\d+", str(layer)) else layer for layer in value]
+    if key == "per_residue" and value in ("true", "True", "false", "False"):
+        return value.lower() == "true"
+    return value
+
+
+def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """Return a line for each unknown key and each forbidden value, with the allowed ones.
+
+    The schema is a JSON Schema (2020-12) of an object, whose properties each have a description.
     """
     lines = []
     for error in Draft202012Validator(schema).iter_errors(settings):
@@ -22,7 +59,7 @@ def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> li
             lines += [_unknown(key, list(schema["properties"])) for key in settings if key not in schema["properties"]]
             continue
         key, value = str(error.absolute_path[0]), settings[error.absolute_path[0]]
-        # Of several alternatives the schema's own words say no more than that none fits.
+        # For alternatives the schema's own message says only that none fits.
         is_choice = error.validator in ("oneOf", "anyOf")
         reason = f"{value!r} is not allowed" if is_choice else error.message
         lines.append(f"config {key}: {reason}; {schema['properties'][key]['description']}")

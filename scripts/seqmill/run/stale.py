@@ -1,13 +1,14 @@
-"""What results say of themselves, against what is asked for now: which of them are stale, and why. No torch.
+"""Which results are stale, and why: their metadata compared with the input and the settings of this run.
 
-Times of modification decide nothing here. An index, a shard or a merged result is up to date if it was made from the
-bytes of this FASTA and of these weights by these settings; else it is made again, or, if the input is another file,
+Modification times decide nothing here. An index, a shard or a merged result is up to date if it was made from the
+bytes of this FASTA and of these weights with these settings. Otherwise it is made again; if the input is another file,
 the run is refused.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,89 +27,76 @@ from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 from seqmill.store.index_format import INDEX_FORMAT
-from seqmill.store.layout import SHARD, status_path_of
+from seqmill.store.layout import SHARD, RunFolder, status_path_of
 from seqmill.store.status import COMPLETE, RunFacts, read_status
 
 DAMAGED = (SeqmillError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 class Refusal(SeqmillError):
-    """Results were made from another file than the one that is asked for."""
+    """Results were made from another file than the input of this run."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the settings ask of one dataset.
-
-    Attributes:
-        fasta, model: the input.
-        policy, outputs: as for the programs; layers below 0 count from the end.
-        precision: auto, or that of the matrix products.
-        on_error: fail or skip.
-        dtype: of embeddings.h5.
-        reused: fingerprints of the earlier results to take vectors from, in their order.
-    """
+    """What the settings ask for one dataset."""
 
     fasta: Path
     model: ModelSource
     policy: LengthPolicy
-    outputs: Outputs
+    outputs: Outputs  # layers below 0 count from the end
     precision: str = "auto"
-    on_error: str = "fail"
-    dtype: str = "float32"
-    reused: tuple[str, ...] = ()
+    on_error: str = "fail"  # or skip
+    dtype: str = "float32"  # of embeddings.h5
+    reused: tuple[str, ...] = ()  # fingerprints of the earlier results to take vectors from, in their order
 
 
 def stale_results(results: Path, request: Request, shards: Iterable[Path], digests: KnownDigests) -> dict[Path, str]:
-    """Return which of the files in a folder of results are not what is asked for, and why.
+    """Return the stale files of a results folder: the index, shards and embeddings.h5, each with the reason.
 
     Args:
-        results: the folder of index.h5, shards/ and embeddings.h5; nothing in it need exist.
-        request: what is asked for.
-        shards: paths of the shards that are asked for.
+        results: the folder; nothing in it need exist.
+        request: what the settings ask for.
+        shards: the shards of this run.
         digests: of input files that were read before.
 
-    Returns:
-        By path the reason in words; of index.h5, the shards and embeddings.h5 those that exist and are stale.
-
     Raises:
-        Refusal: a result was made from another file than the FASTA or the weights that are asked for, and no edit
-            explains it; names both.
+        Refusal: a result was made from another FASTA or other weights, which no edit explains; names both.
     """
-    index, merged = read_facts(results / "index.h5"), _merged_facts(results)
-    judge = _Judge(results, request, digests)
-    reasons = {results / "index.h5": judge.index(index)}
-    pending = f"{results / 'index.h5'} is made again" if reasons[results / "index.h5"] else ""
-    reasons |= {shard: pending or judge.shard(shard, index) for shard in shards if shard.exists()}
+    folder = RunFolder(results)
+    index, merged = read_facts(folder.index), _merged_facts(folder)
+    judge, reasons = _Judge(results, request, digests), dict[Path, str]()
+    if index:
+        reasons[folder.index] = _first(judge.index(index))
+    pending = f"{folder.index} is made again" if reasons.get(folder.index) else ""
+    for shard in filter(Path.exists, shards):
+        reasons[shard] = pending or _first(judge.shard(shard, index))
     if merged:
-        reasons[results / "embeddings.h5"] = pending or judge.merged(merged, index)
+        reasons[folder.embeddings] = pending or _first(judge.merged(merged, index))
     return {path: reason for path, reason in reasons.items() if reason}
 
 
 def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
-    """Return how a FASTA differs from the one that a folder's index, or else its merged result, was made from.
+    """Return how a FASTA was edited since a folder's index, or else its merged result, was made; else "".
 
     Raises:
         Refusal: it is another file; names both.
     """
-    facts = read_facts(results / "index.h5") or _merged_facts(results)
+    facts = read_facts(RunFolder(results).index) or _merged_facts(RunFolder(results))
     try:
         return _compare_fasta(results, facts, fasta, digests) if facts else ""
-    except (KeyError, TypeError, ValueError):  # damaged: its judge will say so
+    except (KeyError, TypeError, ValueError):  # damaged, as `stale_results` reports
         return ""
 
 
 def find_changed_inputs(results: Path, root: Path, digests: KnownDigests) -> list[Change]:
-    """Return how the FASTA and the weights differ from those that a folder's results were made from, if they exist.
+    """Return how the FASTA and the weights differ from the ones that a folder's results, if any, were made from.
 
-    Args:
-        results: the folder.
-        root: the working directory of its workflow, from which relative paths count.
-        digests: of input files that were read before.
+    Relative paths start at `root`, the working directory of the workflow.
     """
-    merged, changes = _merged_facts(results), []
-    for facts in (read_facts(results / "index.h5"), merged):
-        with suppress(*DAMAGED):  # absent or damaged: its judge will say so
+    merged, changes = _merged_facts(RunFolder(results)), []
+    for facts in (read_facts(RunFolder(results).index), merged):
+        with suppress(*DAMAGED):  # absent, or damaged, as `stale_results` reports
             fasta = InputFile.fasta_of(facts or {})
             changes.append(find_change([fasta], [root / fasta.path], digests.sha256))
     with suppress(*DAMAGED):
@@ -118,28 +106,26 @@ def find_changed_inputs(results: Path, root: Path, digests: KnownDigests) -> lis
 
 
 def started_world_size(results: Path) -> int:
-    """Return the number of shards in which a folder's results were begun; 0 if they were not.
+    """Return the number of shards that a folder's results were begun with; 0 if they were not begun.
 
-    Shards of another index than the one that is there do not count; a whole set counts before a begun one. So a run
-    goes on with the shards it has where another number of GPUs is visible, or none.
+    So a run uses the shards it has, whatever the number of visible GPUs. Shards of another index do not count; a
+    complete set is preferred to a partial one.
     """
-    index = (read_facts(results / "index.h5") or {}).get("index_digest")
-    made: dict[int, int] = {}
-    for shard in (results / "shards").glob("shard_*-of-*.h5"):
+    index = (read_facts(RunFolder(results).index) or {}).get("index_digest")
+    made = Counter[int]()
+    for shard in RunFolder(results).shards.glob("shard_*-of-*.h5"):
         if match := SHARD.fullmatch(shard.name):
             try:
                 status = json.loads(status_path_of(shard).read_text(encoding="utf-8"))
-                other = index is not None and status["fingerprint"]["index_digest"] != index
-            except DAMAGED:  # killed before it knew; or another job removes it at this moment
-                other = index is None or not shard.exists()
-            if not other:
-                size = int(match["world_size"])
-                made[size] = made.get(size, 0) + 1
-    return max(made, key=lambda size: (made[size] == size, made[size], size), default=0)
+                is_other = index is not None and status["fingerprint"]["index_digest"] != index
+            except DAMAGED:  # killed before it knew the index; or another job removes the shard just now
+                is_other = index is None or not shard.exists()
+            made[int(match["world_size"])] += not is_other
+    return max(+made, key=lambda size: (made[size] == size, made[size], size), default=0)
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return the attributes of an HDF5 file; None if there is none, `unreadable` with the reason if it is damaged."""
+    """Return the attributes of an HDF5 file; None if there is none, `unreadable` with the reason if damaged."""
     if not path.exists():
         return None
     try:
@@ -152,16 +138,15 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         return {"unreadable": str(error)}
 
 
-def _merged_facts(results: Path) -> dict[str, Any] | None:
-    """Return the attributes of embeddings.h5 and what manifest.json adds to them."""
-    facts = read_facts(results / "embeddings.h5")
+def _merged_facts(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the attributes of embeddings.h5 with those that manifest.json adds; see `read_facts`."""
+    facts, path = read_facts(folder.embeddings), folder.manifest
     if facts is None or "unreadable" in facts:
         return facts
-    path = results / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["fingerprint"]["fingerprint"] != facts["fingerprint"]:
-            return {"unreadable": f"{path} is of another result"}
+            return {"unreadable": f"{path} belongs to another result"}
         facts["source_stamp"] = manifest["fasta"].get("stamp", "")
         facts["weights"] = manifest.get("weights")
         facts["reuse"] = json.dumps(manifest["reuse"])
@@ -171,33 +156,26 @@ def _merged_facts(results: Path) -> dict[str, Any] | None:
     return facts
 
 
+@dataclass(frozen=True)
 class _Judge:
-    """Compares what results say of themselves with a request; gives a reason, or "" for what is up to date."""
+    """Compares the metadata of results with a request. It yields reasons; "" stands for no difference."""
 
-    def __init__(self, results: Path, request: Request, digests: KnownDigests) -> None:
-        self.results, self.request, self.digests = results, request, digests
+    results: Path
+    request: Request
+    digests: KnownDigests
 
-    def index(self, facts: dict[str, Any] | None) -> str:
-        return _first(self._index_reasons(facts)) if facts else ""
-
-    def shard(self, path: Path, index: dict[str, Any] | None) -> str:
-        return _first(self._shard_reasons(path, index))
-
-    def merged(self, facts: dict[str, Any] | None, index: dict[str, Any] | None) -> str:
-        return _first(self._merged_reasons(facts, index)) if facts else ""
-
-    def _index_reasons(self, facts: dict[str, Any]) -> Iterator[str]:
+    def index(self, facts: dict[str, Any]) -> Iterator[str]:
         yield facts.get("unreadable", "")
         yield _difference("index_format", facts.get("index_format"), INDEX_FORMAT)
-        yield self._fasta(facts)
+        yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield from self._policies(facts)
         yield _difference("family", facts["family"], self.request.model.family)
         tokenizer = self.request.model.tokenizer
         if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in facts["tokenizer"]:
-            yield f"the tokenizer {tokenizer} is another"
+            yield f"the tokenizer {tokenizer} has changed"
         yield self._reuse(facts)
 
-    def _shard_reasons(self, path: Path, index: dict[str, Any] | None) -> Iterator[str]:
+    def shard(self, path: Path, index: dict[str, Any] | None) -> Iterator[str]:
         status = read_status(status_path_of(path))
         if status.status != COMPLETE or status.shard_bytes != path.stat().st_size:
             yield f"{path.name} is not complete"
@@ -208,12 +186,12 @@ class _Judge:
         yield from self._computation(made, [status.run])
         yield self._quarantined(status.quarantined.num_sequences)
 
-    def _merged_reasons(self, facts: dict[str, Any], index: dict[str, Any] | None) -> Iterator[str]:
+    def merged(self, facts: dict[str, Any], index: dict[str, Any] | None) -> Iterator[str]:
         yield facts.get("unreadable", "")
         yield _difference("embeddings_format", facts.get("embeddings_format"), EMBEDDINGS_FORMAT)
         made = Fingerprint.from_attributes(facts)
         yield _of_index(made, index)
-        yield self._fasta(facts)
+        yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield self._weights(facts["weights"], made.model)
         yield from self._policies(facts)
         yield from self._computation(made, facts["runs"])
@@ -221,13 +199,10 @@ class _Judge:
         yield self._quarantined(json.loads(facts["fate_counts"])["quarantined"])
         yield _difference("dtype", facts["dtype"], self.request.dtype)
 
-    def _fasta(self, facts: Mapping[str, Any]) -> str:
-        return _compare_fasta(self.results, facts, self.request.fasta, self.digests)
-
     def _weights(self, noted: list[dict[str, Any]] | None, name: str) -> str:
-        """Compare the files of the model with those that a result was computed with."""
+        """Compare the files of the model with the ones that a result was computed with."""
         model = self.request.model
-        if noted is None:  # by an earlier version
+        if noted is None:  # from an earlier version
             return "" if name == model.name else f"the model was {name} and is {model.name} now"
         files = list(map(InputFile.from_json, noted))
         return _compare(self.results, files, model.files, (name, model.name), self.digests)
@@ -244,7 +219,7 @@ class _Judge:
         yield _difference("pooling", made.pooling, ",".join(outputs.poolings))
         yield _difference("per_residue", made.per_residue or "false", outputs.per_residue or "false")
         for run in runs:
-            # Another device alone computes nothing again, so auto stays what it was.
+            # auto keeps the precision of the results: another device is no reason to compute again.
             asked = run.precision_asked or "auto"
             if self.request.precision not in (asked, made.precision):
                 yield _difference("precision", asked, self.request.precision)
@@ -260,7 +235,7 @@ class _Judge:
 
 
 def _compare_fasta(results: Path, facts: Mapping[str, Any], fasta: Path, digests: KnownDigests) -> str:
-    """Compare a FASTA with the one that the attributes of an index or a merged result tell of."""
+    """Compare a FASTA with the one that an index or a merged result was made from."""
     noted = InputFile.fasta_of(facts)
     return _compare(results, [noted], [fasta], (noted.path, shown_path(fasta)), digests)
 
@@ -268,11 +243,23 @@ def _compare_fasta(results: Path, facts: Mapping[str, Any], fasta: Path, digests
 def _compare(
     results: Path, noted: list[InputFile], paths: list[Path], names: tuple[str, str], digests: KnownDigests
 ) -> str:
-    """Return how an input was edited; raise a SeqmillError if it is another file. `names`: as given before and now."""
+    """Return how an input was edited; raise a Refusal if it is another file. `names` are those before and now."""
     change = find_change(noted, paths, digests.sha256)
-    if change and not change.is_edit:
-        raise _refusal(results, change, *names)
-    return f"the input was {change.before} and is {change.now} now" if change else ""
+    if change is None:
+        return ""
+    if change.is_edit:
+        return f"the input was {change.before} and is {change.now} now"
+    before, now = names
+    if before == now:
+        raise Refusal(
+            f"{results} holds the results of {change.before}, and in its place is now another file that is not newer: "
+            f"{change.now}; rename its dataset in the table of datasets, or move that folder away; if it is an edit, "
+            f"`touch` it, and everything is computed again"
+        )
+    raise Refusal(
+        f"{results} holds the results of {before}; to embed {now}, rename its dataset in the table of datasets, or "
+        f"move that folder away ({change.before} is not {change.now})"
+    )
 
 
 def _first(reasons: Iterator[str]) -> str:
@@ -290,16 +277,3 @@ def _of_index(made: Fingerprint, index: dict[str, Any] | None) -> str:
 
 def _difference(name: str, made: object, asked: object) -> str:
     return "" if made == asked else f"{name} was {made} and is {asked} now"
-
-
-def _refusal(results: Path, change: Change, before: str, now: str) -> Refusal:
-    if before == now:
-        return Refusal(
-            f"{results} holds the results of {change.before}, and in its place is now another file that is not newer: "
-            f"{change.now}; name its dataset otherwise in the table of datasets, or move that folder away; if it is an "
-            f"edit, `touch` it, and everything is computed again"
-        )
-    return Refusal(
-        f"{results} holds the results of {before}; to embed {now}, name its dataset otherwise in the table of "
-        f"datasets, or move that folder away ({change.before} is not {change.now})"
-    )

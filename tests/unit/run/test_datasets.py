@@ -103,8 +103,8 @@ def test_one_fasta_with_two_models_and_two_datasets_of_one_fasta(folder: Path) -
         ("x\t.\t", "is a folder"),
         ("x\tdatasets.tsv\t", "not a FASTA file"),
         ("x\ta.faa\tesm2_t6_8M", "did you mean esm2_t6_8M_UR50D?"),
-        ("good\tb.faa\t", "dataset good with model untrained-esm2_t6_8M_UR50D stands twice"),
-        (f"good\tb.faa\t{DEFAULT}", "stands twice"),
+        ("good\tb.faa\t", "dataset good with model untrained-esm2_t6_8M_UR50D is listed twice"),
+        (f"good\tb.faa\t{DEFAULT}", "is listed twice"),
         ('x\t"a.faa\t', "unexpected end of data"),
         ('x\ta.faa\t"', "unexpected end of data"),
         ("x\t~no-such-user/a.faa\t", "~no-such-user/a.faa: "),
@@ -129,8 +129,8 @@ def test_an_error_names_its_line(folder: Path, line: str, expected: str) -> None
         ("fasta\tdataset\tmodel\n", "the first line must be"),
         (HEADER, "has no datasets"),
         (HEADER + "# first\ta.faa\t\n", "has no datasets"),
-        (HEADER.encode() + b"K\xf6ln\ta.faa\t\n", "cannot be read as text"),
-        (HEADER.encode("utf-16"), "cannot be read as text"),
+        (HEADER.encode() + b"K\xf6ln\ta.faa\t\n", "cannot be read as UTF-8 text"),
+        (HEADER.encode("utf-16"), "cannot be read as UTF-8 text"),
     ],
 )
 def test_an_error_of_the_whole_table(folder: Path, content: str | bytes, expected: str) -> None:
@@ -212,7 +212,7 @@ def test_two_folders_of_results_that_are_one_are_refused(tmp_path: Path) -> None
     (tmp_path / "results/a/m").mkdir(parents=True)
     (tmp_path / "results/b").symlink_to("a")
     refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/a/n", tmp_path / "results/c/m"])
-    with pytest.raises(SeqmillError, match=r"results/b/m and .*results/a/m are one folder, through a link"):
+    with pytest.raises(SeqmillError, match=r"results/b/m and .*results/a/m are the same folder, through a link"):
         refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/b/m"])
-    with pytest.raises(SeqmillError, match=r"results/b/new and .*results/a/new are one folder"):
+    with pytest.raises(SeqmillError, match=r"results/b/new and .*results/a/new are the same folder"):
         refuse_shared_folders([tmp_path / "results/a/new", tmp_path / "results/b/new"])

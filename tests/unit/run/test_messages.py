@@ -1,14 +1,19 @@
-"""What is said at the end of a run that has failed: real logs and statuses, and whatever else may lie there."""
+"""The messages at the end of a run, from manifests, logs and statuses, whatever their state."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from seqmill.base.locks import locked_shard
-from seqmill.run.messages import failure_message
+from seqmill.run.datasets import Dataset
+from seqmill.run.messages import failure_message, results_message
+from seqmill.spec.models import find_model
 from seqmill.store.status import RUNNING, ShardStatus
 
 NAMES = ["a/m", "b/m", "c/m", "fetch_weights"]
@@ -70,3 +75,28 @@ def test_it_never_fails(tmp_path: Path) -> None:
     (tmp_path / "results/b/m/shards").mkdir(parents=True)
     assert lines(tmp_path, ["a/m", "b/m", "c/m", "\0/m", ""])[1:-1] == ["  c/m: told"]
     assert failure_message(tmp_path / "nowhere", NAMES, START) == ""
+
+
+def test_results_are_named_with_what_their_reader_must_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
+    datasets = [Dataset(f"d{n}", Path("a b.fa"), find_model(model)) for n, model in enumerate(models)]
+    assert results_message(datasets) == ""
+    for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
+        write(dataset.folder.embeddings, "", 5)
+        content = {"counts": {"fates": {"quarantined": number}}} if number is not None else {"counts": []}
+        write(dataset.folder.manifest, json.dumps(content), 5)
+    said = results_message(datasets)
+    first = "results/d0/esm2_t6_8M_UR50D"
+    assert said.startswith(f"\nd0: {first}/embeddings.h5\n")
+    assert said.count("at a glance: ") == 3
+    assert f"import seqmill; e = seqmill.open_embeddings('{first}/embeddings.h5')\n    e.ids" in said
+    assert "d3" not in said
+    assert said.count("QUARANTINED") == 1
+    assert "QUARANTINED: 3 records of d0 have no finite embedding" in said
+    assert said.count("UNTRAINED WEIGHTS") == 2
+    commands = [line.partition("e.g. ")[2] for line in said.splitlines() if "e.g. " in line]
+    assert [shlex.split(command)[-2:] for command in commands] == [
+        ["fasta=a b.fa", "model=esm2_t33_650M_UR50D"],
+        ["fasta=a b.fa", "model=dnabert_s"],
+    ]

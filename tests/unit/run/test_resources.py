@@ -17,7 +17,7 @@ from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.model.weights import parameter_shapes
-from seqmill.run.orphans import cancel_orphans, claim_folder
+from seqmill.run.orphans import cancel_orphans, claim_folder, stop_orphans
 from seqmill.run.resources import BASE_MB, memory_mb, rewriting_minutes, runtime_minutes, tokens_in, tokens_of
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_S, ESM2, NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
@@ -177,6 +177,15 @@ def test_only_jobs_of_runs_in_this_folder_are_cancelled(folder: Path) -> None:
     assert cancel_orphans(folder) == ["8", "9"]
     assert (folder / "cancelled").read_text() == "8 9\n"
     assert cancel_orphans(folder) == []
+
+
+def test_a_run_cancels_orphans_only_if_no_other_run_is_alive(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with claim_folder(folder)[0], stop_orphans(folder):
+        assert not (folder / "cancelled").exists()
+    with stop_orphans(folder):
+        assert (folder / "cancelled").read_text() == "8 9\n"
+        assert not claim_folder(folder)[1]
+    assert capsys.readouterr().err == "Cancelled SLURM jobs of an earlier run in this folder: 8 9\n"
 
 
 def test_a_squeue_that_fails_is_asked_again(folder: Path) -> None:

@@ -436,7 +436,7 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
             require_settings(source, model, known_settings(model, *settings), "float32")
     known = known_settings(model, policy, outputs, "auto")
     with pytest.raises(
-        SeqmillError, match=f"it is of {PROTEINS.model}, not of esm2_t33_650M_UR50D; take it out of reuse"
+        SeqmillError, match=f"its model is {PROTEINS.model}, not esm2_t33_650M_UR50D; take it out of reuse"
     ):
         require_settings(source, find_model("esm2_t33_650M_UR50D"), known, "float32")
     rounded = open_source(copy.merge("float16").embeddings)

@@ -1,4 +1,4 @@
-"""Wrong settings are told by name, with what is allowed, and right ones are not."""
+"""Wrong settings are named with the allowed values; right ones get defaults and one form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pipeline import REPOSITORY
-from seqmill.run.settings import wrong_settings
+from seqmill.errors import SeqmillError
+from seqmill.run.settings import check_settings, wrong_settings
 
 SCHEMA = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
 WRONG = {
@@ -39,3 +40,28 @@ def test_every_wrong_setting_is_told_and_no_right_one() -> None:
 
 def test_what_is_allowed_is_told_of_every_key() -> None:
     assert all(rule.get("description") for rule in SCHEMA["properties"].values())
+
+
+def test_settings_are_completed_and_have_one_form() -> None:
+    defaults = check_settings({}, SCHEMA, [])
+    assert defaults == check_settings(yaml.safe_load((REPOSITORY / "config/config.yaml").read_text()), SCHEMA, [])
+    assert defaults.keys() == SCHEMA["properties"].keys()
+    assert [defaults[key] for key in ("layers", "pooling", "reuse", "per_residue")] == [[-1], ["mean"], [], ""]
+    given = {"layers": ["2", "-1"], "pooling": "cls", "reuse": "a.h5", "per_residue": "true", "shards": 1e3}
+    settings = check_settings(given, SCHEMA, [])
+    assert settings == {
+        **defaults,
+        **{"layers": [2, -1], "pooling": ["cls"], "reuse": ["a.h5"], "per_residue": "float16", "shards": 1000},
+    }
+    assert type(settings["shards"]) is int
+    assert check_settings({"per_residue": "False"}, SCHEMA, [])["per_residue"] == ""
+    assert check_settings({"per_residue": "float32"}, SCHEMA, [])["per_residue"] == "float32"
+    assert given["layers"] == ["2", "-1"]
+
+
+def test_all_wrong_settings_are_refused_at_once() -> None:
+    with pytest.raises(SeqmillError) as refusal:
+        check_settings({"modle": "x", "shards": 0, "layers": ["last"]}, SCHEMA, ["config/config.yaml", "mine.yaml"])
+    *wrong, source = str(refusal.value).splitlines()
+    assert sorted(line.split(":")[0] for line in wrong) == ["config layers", "config modle", "config shards"]
+    assert source == "settings come from config/config.yaml, mine.yaml and from --config"

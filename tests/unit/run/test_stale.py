@@ -16,7 +16,7 @@ from seqmill.base.files import sha256_of_file
 from seqmill.base.hdf5 import write_attributes
 from seqmill.base.input_files import KnownDigests, note_file
 from seqmill.errors import SeqmillError
-from seqmill.run.rerun import mark_stale
+from seqmill.run.project import mark_stale
 from seqmill.run.stale import Refusal, Request, find_fasta_edit, stale_results, started_world_size
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import find_model
@@ -116,7 +116,9 @@ def test_another_path_is_refused_only_if_its_content_is_another(run: EditedRun) 
     run.fasta = "sub/a.fa"
     assert reasons(run) == {}
     Path("sub/a.fa").write_text(FASTAS[2])
-    with pytest.raises(Refusal, match=r"results/a/model holds the results of a\.fa; to embed sub/a\.fa, name its data"):
+    with pytest.raises(
+        Refusal, match=r"results/a/model holds the results of a\.fa; to embed sub/a\.fa, rename its data"
+    ):
         reasons(run)
     (run.results / "index.h5").unlink()  # the merged result tells as well
     with pytest.raises(Refusal):

@@ -1,0 +1,185 @@
+"""One dataset of a run: what is computed, its files, and what its jobs ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seqmill.errors import SeqmillError
+from seqmill.report.colors import require_column
+from seqmill.run import resources
+from seqmill.run.datasets import Dataset
+from seqmill.run.reuse import known_settings, require_settings, reused_by
+from seqmill.run.stale import Request, started_world_size
+from seqmill.spec.lengths import LengthPolicy, choose_length_policy
+from seqmill.spec.models import DNABERT_S
+from seqmill.spec.outputs import Outputs, dataset_name, residue_dataset
+from seqmill.store.layout import status_path_of
+from seqmill.store.reuse import Source
+
+INDEX_THREADS = 8  # at most
+
+
+@dataclass(frozen=True)
+class DatasetRun(Dataset):
+    """A dataset with the settings of its run."""
+
+    settings: Mapping[str, Any]  # see `check_settings`
+    policy: LengthPolicy
+    outputs: Outputs  # layers below 0 count from the end
+    world_size: int = 1  # the number of shards
+    reused: Mapping[Path, str] = field(default_factory=dict)  # fingerprints of the earlier results to take vectors from
+    use_gpu: bool = False  # for shards
+    cores: int = 1  # that the run may use
+
+    @classmethod
+    def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> DatasetRun:
+        """Choose what the settings leave to the model; raise a SeqmillError if they do not suit it or its dataset."""
+        for path in (dataset.fasta, dataset.model.path or ""):
+            require_no_braces(str(path))
+        try:
+            lengths = (settings[name] for name in ("long_sequences", "max_length", "window", "stride", "strand"))
+            policy = choose_length_policy(dataset.model.family, *lengths)
+            outputs = Outputs(tuple(settings["layers"]), tuple(settings["pooling"]), settings["per_residue"])
+            outputs.require_family(dataset.model.family)
+            run = cls(dataset.name, dataset.fasta, dataset.model, settings, policy, outputs)
+            if "h5_residues" in settings["exports"] and not outputs.per_residue:
+                raise SeqmillError("exports: h5_residues needs per_residue: float16 or float32")
+            _ = run.layers  # raises if the model does not have them
+            run._require_metadata()
+        except SeqmillError as error:
+            raise SeqmillError(f"dataset {dataset.name}, model {dataset.model.name}: {error}") from error
+        return run
+
+    def _require_metadata(self) -> None:
+        """Raise if the report can't be colored as set: Snakemake deletes the old report when the job starts."""
+        metadata, color = self.settings["metadata"], self.settings["color"]
+        if bool(metadata) != bool(color):
+            raise SeqmillError(
+                "metadata and color go together: a table, and its column that colors the map; set both or neither"
+            )
+        path = metadata.replace("{dataset}", self.name).replace("{model}", self.model.slug)
+        if "{" in path or "}" in path:
+            raise SeqmillError(
+                f"metadata {metadata}: Snakemake takes braces for wildcards, and the known ones are {{dataset}} and "
+                "{model}; rename the file or link to it"
+            )
+        if path:
+            require_column(Path(path), color)
+
+    @property
+    def shards(self) -> list[Path]:
+        return self.folder.all_shards(self.world_size)
+
+    @property
+    def statuses(self) -> list[Path]:
+        return list(map(status_path_of, self.shards))
+
+    @property
+    def exports(self) -> list[Path]:
+        """The main file of each export."""
+        outputs = replace(self.outputs, layers=self.layers)
+        vectors = [dataset_name(*pair, pair == outputs.pairs[0]) for pair in outputs.pairs]
+        residues = [residue_dataset(layer, layer == outputs.layers[0]) for layer in outputs.layers]
+        return [
+            export_path(self.folder.path, name, export_format)
+            for export_format in self.settings["exports"]
+            for name in (residues if export_format == "h5_residues" else vectors)
+        ]
+
+    @property
+    def tokenizer(self) -> list[Path]:
+        """The tokenizer, if it is an input: proteins need none, and seqmill has one for untrained weights."""
+        return [self.model.tokenizer] if self.model.tokenizer and self.model.path else []
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers to read, counted from 0, so that -1 is the same as the last layer's number.
+
+        Layers below 0 stay as set for a user's checkpoint or folder, whose number of layers is not known yet.
+        """
+        architecture = self.model.architecture
+        return self.outputs.of(architecture.num_layers).layers if architecture else self.outputs.layers
+
+    @property
+    def length_options(self) -> str:
+        """The options of build_index.py for long sequences and strands."""
+        options = f"--long-sequences {self.policy.long_sequences}"
+        if self.policy.max_length:
+            options += f" --max-length {self.policy.max_length}"
+        if self.policy.window:
+            options += f" --window {self.policy.window} --stride {self.policy.stride}"
+        return options + (" --strand both" if self.policy.strand == "both" else "")
+
+    @property
+    def request(self) -> Request:
+        asked = [self.settings[name] for name in ("precision", "on_error", "dtype")]
+        return Request(self.fasta, self.model, self.policy, self.outputs, *asked, tuple(self.reused.values()))
+
+    def choose_world_size(self, num_gpus: int, is_edited: bool) -> int:
+        """Return the number of shards; auto is that of the run before unless the FASTA was edited, else one per GPU."""
+        if self.settings["shards"] != "auto":
+            return self.settings["shards"]
+        return (0 if is_edited else started_world_size(self.folder.path)) or max(num_gpus, 1)
+
+    def choose_reused(self, sources: Sequence[Source], is_edited: bool) -> dict[Path, str]:
+        """Return those of `sources` to take vectors from, with their fingerprints; raise a SeqmillError if one differs.
+
+        Without any source they are those of the run before, unless the FASTA was edited: vectors that were reused once
+        are not computed when the setting is removed.
+        """
+        known = known_settings(self.model, self.policy, self.outputs, self.settings["precision"])
+        own = [source for source in sources if source.family == self.model.family]
+        for source in own:
+            require_settings(source, self.model, known, self.settings["dtype"])
+        if sources or is_edited:
+            return {source.path: source.fingerprint.digest for source in own}
+        return reused_by(self.folder.path, known)
+
+    @property
+    def index_threads(self) -> int:
+        """The CPU cores of build_index: byte pairs are found on several, the letters of proteins on one."""
+        return min(self.cores, INDEX_THREADS) if self.model.family == DNABERT_S else 1
+
+    @property
+    def shard_threads(self) -> int:
+        """The CPU cores of embed_shard: a GPU's worker needs one; without GPUs the shards take turns with all."""
+        return 1 if self.use_gpu else self.cores
+
+    def index_minutes(self, attempt: int) -> int:
+        """Return the time limit of build_index in minutes."""
+        return resources.index_minutes(self.fasta, self.policy.copies, attempt)
+
+    def shard_memory(self, threads: int, attempt: int) -> int:
+        """Return the memory that embed_shard asks for, in MB."""
+        family, is_residues = self.model.family, bool(self.outputs.per_residue)
+        longest = resources.longest_segment(family, self.policy)
+        kept = resources.kept_tokens(family, self.policy, len(self.outputs.layers), is_residues, self.use_gpu)
+        return resources.memory_mb(self.model, longest, 0 if self.use_gpu else threads, attempt, kept)
+
+    def shard_minutes(self, world_size: int, threads: int, attempt: int) -> int:
+        """Return the time limit of embed_shard in minutes; Snakemake asks again once the index is built."""
+        family, precision = self.model.family, self.settings["precision"]
+        tokens = -(-resources.tokens_in(self.folder.index, self.fasta, family, self.policy.copies) // world_size)
+        longest = resources.longest_segment(family, self.policy)
+        return resources.runtime_minutes(self.model, tokens, longest, precision, self.use_gpu, threads, attempt)
+
+
+def export_path(results: Path, name: str, export_format: str) -> Path:
+    """Return the main file of an export, or its folder for pt; `name` is a dataset's name in embeddings.h5."""
+    ending = {"pt": "_pt", "h5_residues": ".h5"}.get(export_format, f".{export_format}")
+    return results / "exports" / f"{name}{ending}"
+
+
+def export_options(name: str) -> str:
+    """Return the options of export.py that choose the output of a name, e.g. embeddings_6_mean."""
+    _, *layer_and_pooling = name.split("_", 2)
+    return " ".join(map(" ".join, zip(("--layer", "--pooling"), layer_and_pooling, strict=False)))
+
+
+def require_no_braces(name: str) -> None:
+    """Raise a SeqmillError if Snakemake would read wildcards in a path."""
+    if "{" in name or "}" in name:
+        raise SeqmillError(f"{name}: Snakemake takes braces for wildcards; rename the file or link to it")
