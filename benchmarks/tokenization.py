@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("scripts", "tests/support")]
 
+from cut_contigs import LINE, contig_lengths
 from seqmill.base.machine import processor
-from seqmill.cli.cut_contigs import LINE, contig_lengths
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.build import build_index
 from seqmill.index.letters import NucleotideLetters

@@ -8,7 +8,6 @@ from importlib import import_module
 # In the order of the pipeline.
 PROGRAMS = {
     "fetch_weights": "download the weights of a released model and test them",
-    "cut_contigs": "cut genomes into contigs, as test data",
     "plan": "forecast what a run needs: shards, time, disk, memory",
     "build_index": "read a FASTA file: validate, deduplicate, tokenize, pack",
     "embed_shard": "compute the embeddings of one shard of an index",
