@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from pipeline import Run, run_script
-from seqmill.embed.worker import embed_shard
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import ShardTask
 
 
 def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.ndarray:
@@ -25,9 +21,7 @@ def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.nd
 
 
 def embed(run: Run, outputs: Outputs, dtype: str = "float32", **settings: object) -> Run:
-    for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
-        task = ShardTask(run.index, rank, run.world_size, shard, status, device="cpu", precision="float32")
-        embed_shard(replace(task, outputs=outputs, **{"audit_seconds": 0, **settings}))
+    run.embed(outputs=outputs, **settings)
     arguments = ["--index", run.index, "--shards", *run.shards, "--output", run.embeddings, "--dtype", dtype]
     done = run_script("merge_shards.py", *arguments)
     assert done.returncode == 0, done.stderr

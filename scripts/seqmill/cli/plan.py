@@ -16,8 +16,7 @@ from seqmill.embed.lease import leased_gpu
 from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource, find_model
-from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
-from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS
+from seqmill.spec.outputs import Outputs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,14 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=program.seconds, default=10.0, help="of computing, to know the time; 0 for none (default: 10)"
     )
-    as_run = parser.add_argument_group("as for embed_shard.py")
-    as_run.add_argument("--device", choices=DEVICES, default="auto", help="what will compute it")
-    as_run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the matrix products")
-    as_run.add_argument("--attention", choices=ATTENTIONS, default="auto", help="the attention kernel's name")
-    as_run.add_argument("--threads", type=program.at_least(0), default=0, help="CPU threads of a worker")
-    as_run.add_argument("--layers", type=int, nargs="+", default=[-1], help="layers to read")
-    as_run.add_argument("--pooling", choices=POOLINGS, nargs="+", default=["mean"], help="of each layer")
-    as_run.add_argument("--per-residue", choices=RESIDUE_DTYPES, default="", help="keep every residue's vector as well")
+    program.add_compute_options(parser.add_argument_group("as for embed_shard.py"))
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="as for merge_shards.py (default: float32)"
     )
@@ -65,7 +57,8 @@ def plan(arguments: argparse.Namespace) -> None:
     from seqmill.index.build import build_index
     from seqmill.store.index import open_index
 
-    outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
+    settings = program.compute_settings_of(arguments)
+    outputs = settings.outputs
     with ExitStack() as stack:
         if arguments.index:
             index = open_index(arguments.index)
@@ -101,7 +94,6 @@ def plan(arguments: argparse.Namespace) -> None:
             line,
             share_work,
         )
-        from seqmill.spec.task import Settings
 
         architecture = architecture_of(source)
         outputs = outputs.of(architecture.num_layers)
@@ -109,8 +101,6 @@ def plan(arguments: argparse.Namespace) -> None:
         lines = [*describe_index(index, source.name), *describe_shares(shares)]
         lines.insert(2, line("index", about_index))
         if arguments.seconds and index.num_computed:
-            as_run = (arguments.device, arguments.precision, arguments.attention, arguments.threads)
-            settings = Settings(*as_run, outputs)
             lines += describe_calibration(calibrate(index, source, settings, arguments.seconds), shares)
         disk = disk_needed(index, arguments.world_size, architecture.hidden_dim, outputs, arguments.dtype)
         lines += describe_disk(disk, folder)

@@ -44,7 +44,7 @@ from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 from seqmill.store.index import Index, open_index
 from seqmill.store.index_format import Fate
 from seqmill.store.layout import parts_folder
-from seqmill.store.parts import remove_kept, remove_parts, remove_set_aside
+from seqmill.store.parts import PartStore, remove_set_aside
 from seqmill.store.shard_checks import VerifiedShard
 from seqmill.version import __version__
 
@@ -172,7 +172,7 @@ def merge_shards(
             log.warning("%s: its audit failed or found large errors: %s", found.shard.path, found.status.audit)
     if shards[0].status.warning:
         log.warning(shards[0].status.warning)
-    _remove_what_was_left(shard_paths, shards[0].shard.fingerprint, range(index.num_packs))
+    _remove_what_was_left(shard_paths, index, shards[0].shard.fingerprint)
     remove_abandoned(results)  # what was not old enough before
 
 
@@ -182,15 +182,16 @@ def require_fasta(index: Index, fasta: Path) -> None:
         raise SeqmillError(f"{index.path} was made from {change.before}, not from {change.now}; run again")
 
 
-def _remove_what_was_left(shards: list[Path], fingerprint: Fingerprint, packs: range) -> None:
+def _remove_what_was_left(shards: list[Path], index: Index, fingerprint: Fingerprint) -> None:
     """Remove what killed workers have left, those of another number of shards included; name what else is there."""
     beside, folder = shards[0].parent, parts_folder(shards[0])
     remove_free_locks(beside)
     for place in (beside, folder):
         remove_left(place)
     remove_set_aside(folder)
-    remove_parts(folder, fingerprint, packs)
-    remove_kept(folder, fingerprint)
+    store = PartStore(folder, index, fingerprint)
+    store.remove(range(index.num_packs))
+    store.remove_linked_shards()
     if left := list(folder.glob("*.part.h5")):
         num_bytes = sum(path.stat().st_size for path in left)
         log.warning(
