@@ -22,8 +22,8 @@ from seqmill.store.index import Index
 from seqmill.store.status import ShardStatus, Throughput, stage, write_status
 
 PROGRESS_SECONDS = 10.0
-# With on_error=fail the computation stops after this many: something is wrong with the weights. With skip it stops after
-# ten times as many, if these are at least half of all sequences.
+# With on_error=fail the computation stops at this many: something is wrong with the weights. With skip it stops at ten
+# times as many, if they are at least half of the sequences.
 MAX_QUARANTINED = 100
 SHOWN_QUARANTINED = 10
 

@@ -6,7 +6,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +70,7 @@ class DonePacks:
         return [row for source, place in places for row in source.quarantined(place).tolist()]
 
     def computed_by(self, packs: range) -> list[str]:
-        """Return the devices and kernels that computed these packs; results of different ones may differ by rounding."""
+        """Return the devices and kernels that computed these packs; several may differ by rounding."""
         return sorted({kind for pack in packs for kind in self._places[pack][0].computed_by.split("; ")})
 
     def results(self, packs: range | list[int]) -> Iterator[PackResult]:
@@ -100,46 +99,31 @@ def find_parts(store: PartStore, packs: range, with_quarantined: bool) -> DonePa
     return done
 
 
-@dataclass(frozen=True)
 class FinishedShard:
-    """Packs of a verified shard, which are read like those of a part.
+    """Packs of a shard that has just been verified, which are read like those of a `Part`.
 
     The shard is mapped into memory: it stays readable when it is removed or replaced.
 
-    Attributes:
-        packs: int64, the packs that are used.
-        digests: of each pack's result, from the time when the shard was verified.
-        quarantined_rows: of each pack.
+    Args:
+        shard: that was verified.
+        packs: the numbers of the packs that are used.
+        index: of the shard.
     """
 
-    shard: Shard
-    packs: np.ndarray
-    digests: list[bytes]
-    quarantined_rows: list[np.ndarray]
-
-    @classmethod
-    def of(cls, shard: Shard, packs: list[int], index: Index) -> FinishedShard:
-        """Take these packs of a shard that has just been verified."""
+    def __init__(self, shard: Shard, packs: list[int], index: Index) -> None:
+        self._shard = shard
+        self.path, self.computed_by = shard.path, "; ".join(shard.computed_by)  # the shard does not record it by pack
+        self.packs = np.array(packs, np.int64)
         results = (_result(shard, pack, index) for pack in packs)  # one at a time in memory
-        noted = [(result.digest(), result.quarantined_rows) for result in results]
-        return cls(shard, np.array(packs, np.int64), [digest for digest, _ in noted], [rows for _, rows in noted])
-
-    @property
-    def path(self) -> Path:
-        return self.shard.path
-
-    @property
-    def computed_by(self) -> str:
-        """Devices and kernels of all packs of the shard, which does not record them by pack."""
-        return "; ".join(self.shard.computed_by)
+        self._noted = [(result.digest(), result.quarantined_rows) for result in results]
 
     def quarantined(self, place: int) -> np.ndarray:
-        return self.quarantined_rows[place]
+        return self._noted[place][1]
 
     def result(self, place: int, index: Index) -> PackResult:
         """Read the result of the pack at `place`; raise a SeqmillError if it is not the one that was verified."""
-        result = _result(self.shard, int(self.packs[place]), index)
-        if result.digest() != self.digests[place]:
+        result = _result(self._shard, int(self.packs[place]), index)
+        if result.digest() != self._noted[place][0]:
             raise SeqmillError(f"the SHA-256 of pack {result.pack} has changed")
         return result
 
@@ -182,7 +166,7 @@ def add_finished_shards(done: DonePacks, store: PartStore, folder: Path, packs: 
                 continue
             shard = verify_shard(index, path, status_path_of(path), status.world_size).shard
             held = packs_of_rank(index.num_packs, shard.rank, shard.world_size)
-            found = FinishedShard.of(shard, sorted(missing.intersection(held)), index)
+            found = FinishedShard(shard, sorted(missing.intersection(held)), index)
             if not os.path.samestat(before, path.stat()):
                 continue  # its own worker has replaced it: the mapped file may not be the verified one
         except (SeqmillError, OSError) as error:
