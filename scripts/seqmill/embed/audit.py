@@ -22,6 +22,8 @@ from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 
+VectorsOf = Callable[[int], np.ndarray]  # of a row
+
 MOST_SEQUENCES = 8
 # The first sequence may always take this long: a busy machine must not leave a shard without an audit, but a contig of
 # a million bases must not delay it for hours.
@@ -81,11 +83,11 @@ class Audit:
 def audit_embeddings(
     index: Index,
     rows: np.ndarray,
-    embedding_of: Callable[[int], np.ndarray],
+    embedding_of: VectorsOf,
     source: ModelSource,
     seconds: float,
     outputs: Outputs,
-    residues_of: Callable[[int], np.ndarray] | None = None,
+    residues_of: VectorsOf | None = None,
 ) -> Audit:
     """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
 
@@ -116,9 +118,8 @@ def audit_embeddings(
         architecture, tensors = source.architecture, None
     else:
         architecture, tensors = open_weights(source)
-    if reason := _why_not_loaded(
-        architecture, MADE_BYTES_PER_SECOND if tensors is None else READ_BYTES_PER_SECOND, seconds
-    ):
+    speed = MADE_BYTES_PER_SECOND if tensors is None else READ_BYTES_PER_SECOND
+    if reason := _why_not_loaded(architecture, speed, seconds):
         return nothing(reason)
     rows = np.sort(rows)
     longest = int(_lengths(index, rows).max())
@@ -160,15 +161,13 @@ class _Stored:
     index: Index
     family: str
     outputs: Outputs
-    embedding_of: Callable[[int], np.ndarray]
-    residues_of: Callable[[int], np.ndarray] | None
+    embedding_of: VectorsOf
+    residues_of: VectorsOf | None
 
     def compare(self, row: int, hidden: list[dict[int, torch.Tensor]]) -> tuple[float, float]:
-        """Return the lowest cosine and highest relative error of a row's vectors, nan where there is one.
+        """Return the lowest cosine and highest relative error of a row's vectors; nan if one is.
 
-        Args:
-            row: in the index.
-            hidden: the reference's hidden states of each segment, by layer.
+        `hidden` are the reference's hidden states of each segment, by layer.
         """
         weights = self.index.row_weights(row)
         if self.family == ESM2 and len(hidden) > 1:
@@ -194,7 +193,8 @@ def _recompute(
     """Recompute rows within the time limit.
 
     Returns:
-        Lowest cosine, highest relative error and number of tokens by row; why the last skipped row was skipped.
+        By row, the lowest cosine, the highest relative error and the number of tokens; why the last skipped row was
+        skipped.
     """
     index, layers = stored.index, stored.outputs.layers
     lengths = _lengths(index, rows)

@@ -52,13 +52,7 @@ class Reference:
 
 
 def make_reference(architecture: AnyArchitecture, tensors: Tensors, max_tokens: int) -> Reference:
-    """Return the reference of a model's family.
-
-    Args:
-        architecture: the model's shape.
-        tensors: the weights.
-        max_tokens: tokens in the longest segment that it will get.
-    """
+    """Return the reference of a model's family, for segments of up to `max_tokens` tokens."""
     if isinstance(architecture, DnabertArchitecture):
         return Reference("DNABERT-S written out in float32, one segment at a time", _dnabert(architecture, tensors))
     try:

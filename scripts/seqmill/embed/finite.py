@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 class FiniteResults:
     """Passes packs on with finite embeddings only.
 
-    Args:
-        index: holds the tokens.
-        device: on which to compute again.
-        readout: turns hidden states into vectors.
-        make_model: makes the model in float32 on a device; called at the first embedding that is not finite.
+    `make_model` makes the model in float32 on a device; it is called at the first embedding that is not finite.
 
     Attributes:
         recomputed: number of sequences that are finite in float32.
@@ -74,13 +70,11 @@ class FiniteResults:
             self._embed = PackEmbedder(self._model(), self._readout, lambda: self._make_model(torch.device("cpu")))
         segments, first = index.row_segments(row), index.first_segment_of(row)
         if index.is_blended and len(segments) > 1:
-            windows = Windows(np.array([0, len(segments)]), index.stride)
-            rows, residues = self._compute(segments, first, windows)
+            rows, residues = self._compute(segments, first, Windows(np.array([0, len(segments)]), index.stride))
             return self._readout.combine(rows, None)[0], residues
         computed = [self._compute([tokens], segment) for segment, tokens in enumerate(segments, first)]
-        rows = np.concatenate([rows for rows, _ in computed])
-        embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
-        return embedding, np.concatenate([residues for _, residues in computed])
+        rows, residues = map(np.concatenate, zip(*computed, strict=True))
+        return self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0], residues
 
     def _judge(self, row: int, embedding: np.ndarray, residues: np.ndarray) -> bool:
         """Return whether a row is finite in float32, and note it.

@@ -166,14 +166,12 @@ def model_of(index: Index, name: str) -> ModelSource:
         SeqmillError: no such model, one of another family, or with another tokenizer.
     """
     source = find_model(name or index.attributes["model"])
-    made_for = f"{index.path}: made for {index.attributes['model']}"
+    made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"
     if source.family != index.attributes["family"]:
-        raise SeqmillError(
-            f"{made_for}, whose tokens are not those of {source.name}; build the index again for this model"
-        )
+        raise SeqmillError(f"{made_for}, whose tokens are not those of {source.name}; {advice}")
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in index.attributes["tokenizer"]:
-        raise SeqmillError(f"{made_for}, with another tokenizer than {tokenizer}; build the index again for this model")
+        raise SeqmillError(f"{made_for}, with another tokenizer than {tokenizer}; {advice}")
     return source
 
 
@@ -195,11 +193,11 @@ def _memory_explained(model: str, device: torch.device) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         if device.type == "cpu":
-            room = "the memory; use a machine with more, or a smaller model"
-        else:
-            free, total = torch.cuda.mem_get_info(device)
-            room = (
-                f"{torch.cuda.get_device_name(device)}: {free / 1e9:.1f} of its {total / 1e9:.1f} GB are free; "
-                "is another process on it? Otherwise use precision bfloat16, a larger GPU or a smaller model"
-            )
-        raise SeqmillError(f"{model} does not fit {room}") from error
+            raise SeqmillError(
+                f"{model} does not fit the memory; use a machine with more, or a smaller model"
+            ) from error
+        free, total = (size / 1e9 for size in torch.cuda.mem_get_info(device))
+        raise SeqmillError(
+            f"{model} does not fit {torch.cuda.get_device_name(device)}: {free:.1f} of its {total:.1f} GB are free; "
+            "is another process on it? Otherwise use precision bfloat16, a larger GPU or a smaller model"
+        ) from error

@@ -23,9 +23,9 @@ class PartWriter:
     waits to be saved while another is filled.
 
     Args:
-        store: where to save them.
-        shard_name: file name of the shard to which the packs belong.
-        seconds: time between two parts; 0 makes each pack a part.
+        store: where to save.
+        shard_name: file name of the shard.
+        seconds: between two parts; 0 makes each pack a part.
         done: gets each part that was saved.
     """
 
@@ -39,11 +39,7 @@ class PartWriter:
         self._saving: Future[Part] | None = None
 
     def add(self, result: PackResult, computed_by: str) -> None:
-        """Take a finished pack; its arrays must not change afterwards.
-
-        Args:
-            result: of the pack.
-            computed_by: device and kernels in words; a part records those of its last pack.
+        """Take a finished pack, whose arrays must not change afterwards, and who computed it, in words.
 
         Raises:
             OSError: an earlier part could not be saved, for example because the disk is full.

@@ -97,10 +97,8 @@ class Readout:
             if all(pooling.width == 1 for pooling in self._poolings):
                 return rows
             segments = np.arange(len(rows)), np.ones(len(rows), np.int32)
-        dim = rows.shape[1] // (len(self.outputs.layers) * sum(pooling.width for pooling in self._poolings))
-        combined, begin = [], 0
-        for pooling in self._poolings * len(self.outputs.layers):
-            end = begin + pooling.width * dim
-            combined.append(pooling.combine(rows[:, begin:end], *segments))
-            begin = end
-        return np.concatenate(combined, axis=1)
+        poolings = self._poolings * len(self.outputs.layers)
+        widths = np.array([pooling.width for pooling in poolings])
+        columns = np.split(rows, np.cumsum(widths)[:-1] * (rows.shape[1] // widths.sum()), axis=1)
+        pairs = zip(poolings, columns, strict=True)
+        return np.concatenate([pooling.combine(values, *segments) for pooling, values in pairs], axis=1)

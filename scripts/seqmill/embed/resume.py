@@ -103,11 +103,6 @@ class FinishedShard:
     """Packs of a shard that has just been verified, which are read like those of a `Part`.
 
     The shard is mapped into memory: it stays readable when it is removed or replaced.
-
-    Args:
-        shard: that was verified.
-        packs: the numbers of the packs that are used.
-        index: of the shard.
     """
 
     def __init__(self, shard: Shard, packs: list[int], index: Index) -> None:

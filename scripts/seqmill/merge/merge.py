@@ -44,7 +44,7 @@ from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 from seqmill.store.index import Index, open_index
 from seqmill.store.index_format import Fate
 from seqmill.store.layout import parts_folder
-from seqmill.store.parts import PartStore, remove_set_aside
+from seqmill.store.parts import PartStore
 from seqmill.store.shard_checks import VerifiedShard
 from seqmill.version import __version__
 
@@ -188,10 +188,7 @@ def _remove_what_was_left(shards: list[Path], index: Index, fingerprint: Fingerp
     remove_free_locks(beside)
     for place in (beside, folder):
         remove_left(place)
-    remove_set_aside(folder)
-    store = PartStore(folder, index, fingerprint)
-    store.remove(range(index.num_packs))
-    store.remove_linked_shards()
+    PartStore(folder, index, fingerprint).clear()
     if left := list(folder.glob("*.part.h5")):
         num_bytes = sum(path.stat().st_size for path in left)
         log.warning(

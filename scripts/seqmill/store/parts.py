@@ -87,13 +87,7 @@ class PartStore:
                 part.result(place, self.index)
 
     def save(self, shard_name: str, results: list[PackResult], computed_by: str) -> Part:
-        """Write a new part for the worker of a shard.
-
-        Args:
-            shard_name: file name of the shard.
-            results: what to save.
-            computed_by: device and kernels, in words.
-        """
+        """Write a new part for the worker of a shard; `computed_by` are device and kernels in words."""
         stem = part_stem(shard_name, [result.pack for result in results])
         names = chain([f"{stem}.part.h5"], (f"{stem}_{number}.part.h5" for number in count(2)))
         path = next(path for name in names if not (path := self.folder / name).exists())
@@ -107,15 +101,15 @@ class PartStore:
         """
         done = set(packs)
         for path in self.folder.glob("*.part.h5"):
-            if not may_hold_only(path, packs):
-                continue
             shard = shard_of(path)
-            if shard not in ("", own) and lock_holder(self.folder.parent / shard):
+            if not may_hold(path, packs) or (shard not in ("", own) and lock_holder(self.folder.parent / shard)):
                 continue
-            with suppress(SeqmillError, OSError, IndexError):
+            try:
                 part = open_part(path)
-                if not part.fingerprint.difference(self.fingerprint) and done.issuperset(part.packs.tolist()):
-                    path.unlink(missing_ok=True)
+            except (SeqmillError, OSError, IndexError):
+                continue
+            if not part.fingerprint.difference(self.fingerprint) and done.issuperset(part.packs.tolist()):
+                path.unlink(missing_ok=True)
 
     def replace_by_shard(self, shard: Path, status: Path, packs: range) -> None:
         """Remove the parts of a complete shard; first link the shard and its status JSON into the folder.
@@ -133,8 +127,11 @@ class PartStore:
                     os.link(path, temporary)
         self.remove(packs, own=shard.name)
 
-    def remove_linked_shards(self) -> None:
-        """Remove the links to complete shards of this computation, once the shards are merged."""
+    def clear(self) -> None:
+        """Remove the parts and linked shards of this computation, which is merged now, and all damaged parts."""
+        self.remove(range(self.index.num_packs))
+        for path in self.folder.glob("*.part.h5.damaged"):
+            path.unlink(missing_ok=True)
         for path in self.folder.glob("shard_*-of-*.h5"):
             status = status_path_of(path)
             with suppress(SeqmillError, OSError):
@@ -172,31 +169,13 @@ def shard_of(part: Path) -> str:
 
 
 def may_hold(part: Path, packs: range) -> bool:
-    """Return whether a part may hold any of these packs."""
-    span = _span(part)
-    if span is None:
-        return True
-    fewer, more = sorted((span, packs), key=len)
-    return any(pack in more for pack in fewer)
-
-
-def may_hold_only(part: Path, packs: range) -> bool:
-    """Return whether a part may hold only packs among these."""
-    span = _span(part)
-    return span is None or (span[0] in packs and span[-1] in packs)  # it does hold its first and last
-
-
-def _span(part: Path) -> range | None:
+    """Return whether a part may hold any of these packs, by its name."""
     match = NAME.fullmatch(part.name)
     if not match or int(match["first"]) > int(match["last"]):
-        return None
-    return range(int(match["first"]), int(match["last"]) + 1, int(match["step"]))
-
-
-def remove_set_aside(folder: Path) -> None:
-    """Remove the damaged parts that were set aside; call this when nothing needs parts any more."""
-    for path in folder.glob("*.part.h5.damaged"):
-        path.unlink(missing_ok=True)
+        return True
+    named = range(int(match["first"]), int(match["last"]) + 1, int(match["step"]))
+    fewer, more = sorted((named, packs), key=len)
+    return any(pack in more for pack in fewer)
 
 
 def remove_unfinished(shard: Path) -> None:
