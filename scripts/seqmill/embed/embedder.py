@@ -98,10 +98,10 @@ class PackEmbedder:
                 raise
         # Outside of the handler, because its traceback holds the activations.
         self.splits += 1
-        device, num_tokens, num_segments = pack.tokens.device, len(pack.tokens), len(pack.lengths)
+        num_tokens = len(pack.tokens)
         self.too_large = min(self.too_large or num_tokens, num_tokens)
-        text = "not enough memory on %s for %d tokens (%d segments): from now on in pieces of %d"
-        log.warning(text, device, num_tokens, num_segments, self.too_large // 2)
+        text = "not enough memory on %s for %d tokens (%d segments): computing at most %d tokens at a time from now on"
+        log.warning(text, pack.tokens.device, num_tokens, len(pack.lengths), self.too_large // 2)
         gc.collect()
         if pack.tokens.is_cuda:
             torch.cuda.synchronize()
@@ -133,9 +133,7 @@ class PackEmbedder:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation failed."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in OUT_OF_MEMORY
-    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 class Blender:
@@ -155,9 +153,8 @@ class Blender:
         firsts, self._counts = pack.windows.begins[:-1], np.diff(pack.windows.begins)
         # The last window ends where the sequence does; the others are a stride apart.
         self._lengths = (self._counts - 1) * self._stride + pack.lengths[firsts + self._counts - 1]
-        self._places = iter(
-            [(sequence, place) for sequence, count in enumerate(self._counts) for place in range(count)]
-        )
+        counts = enumerate(self._counts)
+        self._places = iter([(sequence, place) for sequence, count in counts for place in range(count)])
         self._states = torch.zeros(int(self._lengths.sum()), dim, device=device)
         self._total = torch.zeros(int(self._lengths.sum()), 1, device=device)
         self._begins = boundaries(self._lengths).tolist()

@@ -30,7 +30,7 @@ STAGED = 2  # pieces that wait on the device to be computed
 IN_FLIGHT = 2  # pieces whose results are being copied while a later one is computed
 
 Arrays = tuple[np.ndarray, np.ndarray]  # `readout.Vectors` on the host
-# On the device: the pack's number, whether this is its last piece, the piece, and the event that its copy has ended.
+# The number of a pack, whether the piece is its last, the piece on the device, and the event that ends its copying.
 Staged = tuple[int, bool, Pack, torch.cuda.Event]
 
 
@@ -51,8 +51,7 @@ def embed_packs(
 def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
     """Compute the first piece of a pack on a GPU and drop the result, so that the kernels are loaded and compiled."""
     piece = whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0]
-    tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
-    for values in embed(replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)):
+    for values in embed(_on_device(piece, device)):
         _to_host(values)
     torch.cuda.synchronize(device)
 
@@ -100,9 +99,9 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
 def _on_cuda(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
 ) -> Iterator[tuple[int, Arrays]]:
-    """Compute never waits for the host: pieces are staged ahead, results are fetched behind.
+    """Compute so that the device never waits for the host: pieces are staged ahead, results are fetched behind.
 
-    Results are copied to the host on a stream of their own. The host waits for them when IN_FLIGHT later pieces are
+    Results are copied to the host on a stream of their own. The host waits for a result when IN_FLIGHT later pieces are
     queued on the device.
     """
     to_host, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
@@ -118,7 +117,7 @@ def _on_cuda(
             yield pack_number, _joined(fetched)
             fetched.clear()
 
-    with closing(_staged(index, packs, device)) as staged:
+    with closing(_staged(index, packs, device)) as staged:  # closed at an error, so that the thread ends
         for pack_number, is_last, pack, arrived in staged:
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
@@ -155,10 +154,8 @@ def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Iterato
                     if stopped.is_set():
                         return
                     with torch.cuda.stream(to_device):
-                        tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
-                        arrived = to_device.record_event()
-                    staged_piece = replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
-                    put((pack_number, number == len(pieces), staged_piece, arrived))
+                        copied, arrived = _on_device(piece, device), to_device.record_event()
+                    put((pack_number, number == len(pieces), copied, arrived))
             put(None)
         except BaseException as error:  # to be raised where the pieces are awaited
             put(error)
@@ -183,6 +180,11 @@ def _to_host(values: torch.Tensor) -> torch.Tensor:
     pinned.copy_(values, non_blocking=True)
     values.record_stream(torch.cuda.current_stream(values.device))
     return pinned
+
+
+def _on_device(piece: Pack, device: torch.device) -> Pack:
+    tokens, cu_seqlens = (_to_device(values, device) for values in (piece.tokens, piece.cu_seqlens))
+    return replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
 
 
 def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:

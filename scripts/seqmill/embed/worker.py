@@ -16,8 +16,6 @@ from seqmill.spec.task import ShardTask
 from seqmill.store.parts import remove_unfinished
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, stage, write_status
 
-__all__ = ["ShardTask", "embed_shard"]
-
 log = logging.getLogger(__name__)
 
 
