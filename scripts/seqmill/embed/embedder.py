@@ -38,10 +38,7 @@ class DoesNotFit(SeqmillError):
 class PackEmbedder:
     """Computes packs, in smaller pieces after one did not fit; a size that failed is never tried again.
 
-    Args:
-        model: on the device.
-        readout: turns its hidden states into vectors.
-        cpu_model: makes the same model on the CPU; called if a single segment does not fit the device.
+    `cpu_model` makes the same model on the CPU; it is called if a single segment does not fit the device.
 
     Attributes:
         too_large: tokens in the smallest piece that did not fit; 0 if all did.
@@ -137,14 +134,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Blender:
-    """Blends the windows of a pack as they come, so that they need not be kept.
+    """Blends the windows of a pack into vectors (num_tokens, dim) as they come, so that they need not be kept.
 
     Where windows overlap, a residue's vector is a mean weighted by the distance to the end of each window.
-
-    Args:
-        pack: with `windows`.
-        dim: numbers in the vector of a token.
-        device: of the sums.
     """
 
     def __init__(self, pack: Pack, dim: int, device: torch.device) -> None:
@@ -185,8 +177,7 @@ class Blender:
     def finish(self) -> tuple[torch.Tensor, Pack]:
         """Return the hidden states of the sequences, and a pack with their boundaries (its tokens mean nothing).
 
-        A sequence has a vector per residue. Before them comes the mean of its windows' first vectors, weighted by their
-        residues, and after them that of the last.
+        A sequence's first and last vectors are means of those of its windows, weighted by the residues of each.
         """
         device = self._states.device
         cu_seqlens = torch.from_numpy(boundaries(self._lengths)).to(device)

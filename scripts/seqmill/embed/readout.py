@@ -22,10 +22,8 @@ class Vectors(NamedTuple):
     """The vectors of a pack, on the model's device.
 
     Attributes:
-        rows: float32, a row per segment, or per sequence if windows were blended: the poolings of the layers side by
-            side.
-        residues: (num_residues, number of layers * hidden_dim), in the dtype in which they are kept; (0, 0) if they are
-            not.
+        rows: float32, poolings of layers side by side; a row per segment, or per sequence if windows were blended.
+        residues: (num_residues, number of layers * hidden_dim), as they are stored; (0, 0) if they are not kept.
     """
 
     rows: torch.Tensor
@@ -33,11 +31,7 @@ class Vectors(NamedTuple):
 
 
 class Readout:
-    """Reads layers of a model and pools them.
-
-    Args:
-        family: of the model.
-        outputs: with layers from 0 on.
+    """Reads layers of a model and pools them; `outputs` has layers from 0 on.
 
     Attributes:
         residue_dtype: of the vectors of residues; None if they are not kept.
