@@ -29,14 +29,14 @@ def parse_arguments() -> argparse.Namespace:
         "--save-seconds",
         type=program.seconds,
         default=60.0,
-        help="time between saves of finished packs, from which a later attempt resumes (default: 60)",
+        help="seconds between saves of finished packs, from which a later attempt resumes (default: 60)",
     )
     parser.add_argument(
         "--audit-seconds",
         type=program.seconds,
         default=10.0,
-        help="time limit of the audit, which recomputes a few sequences by a reference, or 1 %% of the computation if "
-        "that is longer; 0 for no audit (default: 10)",
+        help="time limit in seconds of the audit, which recomputes a few sequences by a reference, or 1 %% of the "
+        "computation if that is longer; 0 for no audit (default: 10)",
     )
     parser.add_argument(
         "--parent", type=program.at_least(1), help="stop when this process ends, for example when a workflow is killed"

@@ -94,12 +94,11 @@ def audit_embeddings(
     Which sequences are tried, and in which order, depends only on the index and the rows.
 
     Args:
-        index: holds the tokens.
         rows: int64, index rows with a stored embedding, in any order.
         embedding_of: returns the stored embedding of a row, float32 (number of outputs * hidden_dim,).
         source: the model whose weights the embeddings were computed with.
-        seconds: time limit for the sequences, and another one for loading the reference; after the first sequence, one
-            that is expected to exceed it is not started.
+        seconds: limit for loading the reference, and again for the sequences: after the first, one that is expected to
+            exceed it is not started.
         outputs: layers (from 0 on) and poolings that are stored, and whether vectors of residues are.
         residues_of: returns the stored vectors of a row's residues, (num_residues, number of layers * hidden_dim).
 

@@ -41,8 +41,7 @@ class Job:
     """What a worker knows once the model is loaded.
 
     Attributes:
-        task: what it was asked to do.
-        status: what it has done so far; written as the status JSON.
+        status: the figures so far; written as the status JSON.
         rows: int64, the index rows of the rank's sequences.
         weights: their architecture and digest; the tensors are in the model alone.
         outputs: with layers from 0 on.
