@@ -73,7 +73,7 @@ class Run:
         return self
 
     def task(self, rank: int, **settings: object) -> ShardTask:
-        """Return the task of a rank: float32 on the CPU without an audit, but for `settings` of either class."""
+        """Return the task of a rank: float32 on the CPU, no audit; `settings` are fields of it or of its settings."""
         of_compute = {name: settings.pop(name) for name in ComputeSettings.__dataclass_fields__ if name in settings}
         compute = ComputeSettings(**{"device": "cpu", "precision": "float32", **of_compute})
         task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], compute)

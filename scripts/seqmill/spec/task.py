@@ -1,4 +1,4 @@
-"""The work order of one worker, and the values its settings may have. Importing this module does not import torch."""
+"""A worker's task, and the values that its settings may have. Importing this module does not import torch."""
 
 from __future__ import annotations
 

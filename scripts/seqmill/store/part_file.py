@@ -92,21 +92,16 @@ class Part:
         rows = _span(self.pack_ends, place)
         with open_hdf5(self.path, "part file") as file:
             embeddings, residues = file["embeddings"][rows], file["residues"][_span(self.residue_ends, place)]
-        result = PackResult(
-            int(self.packs[place]),
-            self.index_rows[rows],
-            embeddings,
-            self.quarantined(place),
-            residues,
-        )
+        pack, quarantined = int(self.packs[place]), self.quarantined(place)
+        result = PackResult(pack, self.index_rows[rows], embeddings, quarantined, residues)
         if result.digest() != self.pack_digests[place].tobytes():
-            raise SeqmillError(f"the SHA-256 of pack {result.pack} is not the one noted in it")
-        of_pack = np.arange(*index.pack_offsets[result.pack : result.pack + 2])
-        kept = of_pack[~np.isin(of_pack, result.quarantined_rows)]
-        if not np.array_equal(result.index_rows, kept) or len(of_pack) != len(kept) + len(result.quarantined_rows):
-            raise SeqmillError(f"its rows are not those of pack {result.pack}")
-        if self.fingerprint.per_residue and len(result.residues) != residue_counts(index, result.index_rows).sum():
-            raise SeqmillError(f"its residues are not those of pack {result.pack}")
+            raise SeqmillError(f"the SHA-256 of pack {pack} is not the one noted in it")
+        of_pack = np.arange(*index.pack_offsets[pack : pack + 2])
+        kept = of_pack[~np.isin(of_pack, quarantined)]
+        if not np.array_equal(result.index_rows, kept) or len(of_pack) != len(kept) + len(quarantined):
+            raise SeqmillError(f"its rows are not those of pack {pack}")
+        if self.fingerprint.per_residue and len(residues) != residue_counts(index, result.index_rows).sum():
+            raise SeqmillError(f"its residues are not those of pack {pack}")
         return result
 
 
