@@ -15,9 +15,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_quarantine import broken_model
 
-from families import ONE_EACH, PROTEINS, Family, write_fasta
+from families import ONE_EACH, PROTEINS, Family, broken_model, write_fasta
 from pipeline import Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.base.hdf5 import write_attributes
