@@ -71,13 +71,13 @@ class Audit:
         longest_included: whether a sequence of the greatest length was recomputed.
     """
 
-    sequences: int
-    worst_cosine: float
-    worst_relative_error: float
-    worst_sequence: str
-    reference: str
-    seconds: float
-    longest_included: bool
+    sequences: int = 0
+    worst_cosine: float = math.nan
+    worst_relative_error: float = math.nan
+    worst_sequence: str = ""
+    reference: str = ""
+    seconds: float = 0.0
+    longest_included: bool = False
 
 
 def audit_embeddings(
@@ -108,16 +108,13 @@ def audit_embeddings(
     start = time.perf_counter()
 
     def nothing(why: str) -> Audit:
-        return Audit(0, math.nan, math.nan, "", f"none: {why}", time.perf_counter() - start, False)
+        return Audit(reference=f"none: {why}", seconds=time.perf_counter() - start)
 
     if not len(rows):
         return nothing("there are no sequences")
-    if source.kind == "untrained":
-        assert source.architecture is not None
-        architecture, tensors = source.architecture, None
-    else:
-        architecture, tensors = open_weights(source)
-    speed = MADE_BYTES_PER_SECOND if tensors is None else READ_BYTES_PER_SECOND
+    is_untrained = source.kind == "untrained"
+    architecture, tensors = (source.architecture, None) if is_untrained else open_weights(source)
+    speed = MADE_BYTES_PER_SECOND if is_untrained else READ_BYTES_PER_SECOND
     if reason := _why_not_loaded(architecture, speed, seconds):
         return nothing(reason)
     rows = np.sort(rows)

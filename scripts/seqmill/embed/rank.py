@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -129,9 +128,8 @@ def _audit(job: Job, rows: np.ndarray, done: DonePacks) -> dict[str, Any]:
             audit = audit_embeddings(job.index, rows, done.embedding, job.source, limit, job.outputs, done.residues)
             verdict, message = judge(audit, job.precision, job.source.family)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
-            message = f"it failed: {type(error).__name__}: {error}"
-            audit = Audit(0, math.nan, math.nan, "", f"none: {message}", 0.0, False)
-            verdict = "warn"
+            verdict, message = "warn", f"it failed: {type(error).__name__}: {error}"
+            audit = Audit(reference=f"none: {message}")
     found = {name: value for name, value in asdict(audit).items() if value == value}  # JSON has no NaN
     status.audit = {**found, "verdict": verdict}
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)
