@@ -121,7 +121,7 @@ def _first_free(gpus: list[str], folders: dict[Path, int], lease: ExitStack) -> 
                 if error.errno not in NO_LOCKS:
                     raise
                 log.warning("%s: the file system has no locks: workers may share a GPU; set TMPDIR elsewhere", folder)
-                return gpus[os.getpid() % len(gpus)]  # so that workers that start together take different ones
+                return gpus[os.getpid() % len(gpus)]  # of workers that start together, not all the same
             lease.push(locks.pop_all())
             return gpu
     return None
