@@ -48,7 +48,7 @@ from seqmill.model.weights import untrained_tensors
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS, Architecture, model_flop
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import ShardTask
+from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.index import Index, open_index
 
 SIZES = [name for name in MODELS if "15B" not in name]
@@ -233,7 +233,7 @@ def whole_run(folder: Path, proteins: list[str], rate: float) -> dict:
     build_index(folder / "whole.faa", folder / "whole.h5", f"untrained:{FLAGSHIP}", LengthPolicy())
     indexed = time.perf_counter()
     shard, status = folder / "shard_0-of-1.h5", folder / "shard_0-of-1.status.json"
-    done = embed_shard(ShardTask(folder / "whole.h5", 0, 1, shard, status, device="cuda", precision="bfloat16"))
+    done = embed_shard(ShardTask(folder / "whole.h5", 0, 1, shard, status, ComputeSettings("cuda", "bfloat16")))
     return {
         "model": FLAGSHIP,
         "sequences": count,

@@ -29,7 +29,7 @@ MODULES = {
         ),
         *("faiss", "numpy.random", "pandas", "pyarrow.parquet"),
     ),
-    WITH_TORCH: ("seqmill.embed.job", "seqmill.embed.worker", "seqmill.export.export"),
+    WITH_TORCH: ("seqmill.embed.rank", "seqmill.embed.worker", "seqmill.export.export"),
 }
 UNFINISHED = (".tmp", ".lock")
 # Of JSON: what differs from run to run.

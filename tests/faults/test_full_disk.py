@@ -65,7 +65,7 @@ def assert_told_in_one_line(code: int, output: str, culprit: str) -> None:
     assert "Traceback" not in output
     last = output.splitlines()[-1]
     assert culprit in last
-    assert last.endswith("make room and run again: finished parts are kept")
+    assert last.endswith("make room and run again: finished packs are saved")
 
 
 def test_a_disk_full_of_parts(undisturbed: Undisturbed, tmp_path: Path) -> None:

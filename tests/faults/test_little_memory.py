@@ -133,7 +133,7 @@ def test_a_worker_names_the_sequence_that_does_not_fit(address_space: int, tmp_p
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     last = failed.stderr.splitlines()[-1]
-    expected = "not enough memory for a sequence of 30002 tokens, that of 'id1' (record 2); "
+    expected = "not enough memory for a sequence of 30002 tokens: 'id1' (record 2); "
     assert f"{expected}give the job more memory, or lower max_length" in last
     status = status_of(run)
     assert status["status"] == "failed"

@@ -69,7 +69,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
             worker.kill()
         assert worker.returncode == 128 + number, output
         assert "Traceback" not in output
-        assert output.splitlines()[-1].endswith(f"stopped by {number.name}; what was finished is saved")
+        assert output.splitlines()[-1].endswith(f"stopped by {number.name}; finished packs are saved")
         status = status_of(run)
         assert status["status"] == "failed"
         assert status["error"] == {"type": "Interrupted", "message": f"stopped by {number.name}"}

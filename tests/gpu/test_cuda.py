@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from seqmill.model.weights import untrained_tensors
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import ShardTask
+from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.index import open_index
 from sequences import random_sequences, relative_error
 
@@ -279,7 +278,7 @@ def test_shards_give_the_same_bits_and_the_cpus_values(tmp_path: Path, precision
     for world_size in (1, 3):
         run = Run(tmp_path / str(world_size), world_size).build(DEMO, MODEL)
         for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
-            embed_shard(ShardTask(run.index, rank, world_size, shard, status, device="cuda", precision=precision))
+            embed_shard(ShardTask(run.index, rank, world_size, shard, status, ComputeSettings("cuda", precision)))
         results.append(open_embeddings(run.merge().embeddings)[:])
     assert (results[0] == results[1]).all()
     expected = open_embeddings(Run(tmp_path / "cpu", 1).build(DEMO, MODEL).embed("float32").merge().embeddings)[:]
@@ -293,7 +292,7 @@ def test_residues_and_windows_are_the_cpus(tmp_path: Path, policy: LengthPolicy)
     for device in ("cuda", "cpu"):
         run = Run(tmp_path / device, 2).build(DEMO, MODEL, policy)
         for rank in range(2):
-            embed_shard(replace(run.task(rank, precision="float32", outputs=outputs), device=device))
+            embed_shard(run.task(rank, outputs=outputs, device=device))
         files.append(open_embeddings(run.merge().embeddings))
     for layer in (-1, 3):
         for pooling in ("mean", "std"):

@@ -14,11 +14,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_quarantine import broken_model
-from test_windows import LENGTHS, POLICIES, blended_by_hand, hidden_by_hand
 
 from embeddings_file import write_embeddings
-from families import CONTIGS, PROTEINS, SMALL_ESM2
+from families import CONTIGS, PROTEINS, SMALL_ESM2, broken_model
+from outputs_by_hand import LENGTHS, POLICIES, blended_by_hand, hidden_by_hand
 from pipeline import Run, results_of, run_script, save_parts
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings

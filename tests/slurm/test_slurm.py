@@ -40,7 +40,7 @@ def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflo
     cluster.control("scancel", jobs[0])
     cluster.control("scontrol", "requeue", jobs[1])
     workflow.wait_until(lambda: not (workers[0].is_running() or workers[1].is_running()), "the workers live on")
-    assert workflow.log(1).rstrip().endswith("stopped by SIGTERM; what was finished is saved")
+    assert workflow.log(1).rstrip().endswith("stopped by SIGTERM; finished packs are saved")
     assert workflow.status(1)["error"] == {"type": "Interrupted", "message": "stopped by SIGTERM"}
     # SLURM lets a requeued job wait for two minutes.
     cluster.wait_until(lambda: cluster.state(jobs[1]) == "PENDING", "the requeued job does not wait")

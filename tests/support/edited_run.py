@@ -23,7 +23,7 @@ from seqmill.run.stale import Request, find_fasta_edit, stale_results, started_w
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import Architecture, find_model
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import ShardTask
+from seqmill.spec.task import ComputeSettings, ShardTask
 
 FASTAS = (">a\nMKV\n>b\nMKLLV\n>c\nMKV\n", ">a\nMKV\n>b\nMKLLA\n>c\nMKW\n", ">x\nMKV\n>y z\nMKYYYYV\n>b\nMK\n")
 DAY = 86400
@@ -144,8 +144,9 @@ class EditedRun:
         if index.exists() or merge or shards_needed:
             new_index = make([index], False, "index", lambda: build_index(fasta, index, "model.pt", policy))
         for rank, shard in enumerate(shards):
-            task = ShardTask(index, rank, world_size, shard, status_path_of(shard), "model.pt", "cpu")
-            task = replace(task, precision=self.settings.precision, outputs=outputs, audit_seconds=0, save_seconds=0)
+            compute = ComputeSettings("cpu", self.settings.precision, outputs=outputs)
+            task = ShardTask(index, rank, world_size, shard, status_path_of(shard), compute, "model.pt")
+            task = replace(task, audit_seconds=0, save_seconds=0)
             merge |= not shard.exists()
             make([shard], new_index, "embed", lambda task=task: embed_shard(task))
         make(

@@ -45,6 +45,8 @@ BASES = [5, 60, 60, 1, 300, 60, 3000, 2, 60, 700, 31, 1, 1400, 2950, 601]
 SMALL = DnabertArchitecture(num_layers=2, hidden_dim=64, num_heads=4)
 # As many layers as the smallest that was released, and as large heads.
 SMALL_ESM2 = Architecture(num_layers=6, hidden_dim=64, num_heads=4)
+CYSTEINE = 23  # its token in ESM-2's alphabet
+UNKNOWN = 0  # the token of N
 COMPLEMENTS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))
 
 _folder = tempfile.TemporaryDirectory(prefix="seqmill-families-")
@@ -219,3 +221,15 @@ CONTIGS = Nucleotides("contigs", LengthPolicy("truncate", 2000), BASES, SMALL.hi
 WINDOWS = Nucleotides("windows", LengthPolicy("window", 600, 500, 300, "both"), BASES, SMALL.hidden_dim)
 EACH = (PROTEINS, CONTIGS, WINDOWS)
 ONE_EACH = (PROTEINS, WINDOWS)
+
+
+def broken_model(family: Family, folder: Path, value: float) -> str:
+    """Weights whose embedding of cysteine, or of N, is NaN or infinite."""
+    if family is PROTEINS:
+        model = fair_esm_model(SMALL_ESM2)
+        with torch.no_grad():
+            model.embed_tokens.weight[CYSTEINE] = value
+        return str(save_checkpoint(model, folder / "weights.pt"))
+    state = seeded_state(SMALL)
+    state["embeddings.word_embeddings.weight"][UNKNOWN] = value
+    return str(save_folder(state, SMALL, folder / "weights"))

@@ -1,15 +1,23 @@
-"""Runs with several outputs, and the pooling of hidden states written out in NumPy."""
+"""Runs with several outputs, and pooling and blending of hidden states written out in NumPy."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+import torch
 
 from pipeline import Run, run_script
-from seqmill.embed.worker import embed_shard
+from reference import ALPHABET
+from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import ShardTask
+
+# Of 60 residues or fewer; of one residue more than a window; of many windows, the last of them short.
+LENGTHS = [60, 61, 12, 400, 85, 130, 1, 121]
+POLICIES = {
+    "half": LengthPolicy("window", 60, 60, 30),
+    "nearly whole": LengthPolicy("window", 60, 60, 59),
+    "apart": LengthPolicy("window", 60, 60, 60),
+    "dense": LengthPolicy("window", 60, 41, 3),
+}
 
 
 def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.ndarray:
@@ -24,10 +32,43 @@ def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.nd
     }[pooling]()
 
 
+def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """Return fair-esm's hidden states of texts of one length by layers: (texts, letters + 2, hidden_dim)."""
+    tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in text), 2] for text in texts])
+    with torch.no_grad():
+        found = model(tokens, repr_layers=layers)["representations"]
+    return {layer: found[layer].numpy() for layer in layers}
+
+
+def blended_by_hand(
+    sequence: str, policy: LengthPolicy, model: torch.nn.Module, layers: tuple[int, ...]
+) -> dict[int, np.ndarray]:
+    """Return first vector, residues, last vector by layers: each residue's mean over its windows, weighted by its
+    distance to their nearest end; the first and last likewise by the windows' residues."""
+    spans, start = [], 0
+    while True:
+        size = policy.window if len(sequence) > policy.max_length else len(sequence)
+        spans.append((start, min(start + size, len(sequence))))
+        if spans[-1][1] == len(sequence):
+            break
+        start += policy.stride
+    *whole, last = (sequence[begin:end] for begin, end in spans)  # the last may be shorter
+    states = hidden_by_hand(whole, model, layers) if whole else {}
+    of_last = hidden_by_hand([last], model, layers)
+    blended = {}
+    for layer in layers:
+        votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(len(sequence) + 2)]
+        for (begin, end), hidden in zip(spans, [*states.get(layer, []), *of_last[layer]], strict=True):
+            votes[0].append((end - begin, hidden[0]))
+            votes[-1].append((end - begin, hidden[-1]))
+            for residue in range(begin, end):
+                votes[residue + 1].append((min(residue - begin + 1, end - residue), hidden[residue - begin + 1]))
+        blended[layer] = np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
+    return blended
+
+
 def embed(run: Run, outputs: Outputs, dtype: str = "float32", **settings: object) -> Run:
-    for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
-        task = ShardTask(run.index, rank, run.world_size, shard, status, device="cpu", precision="float32")
-        embed_shard(replace(task, outputs=outputs, **{"audit_seconds": 0, **settings}))
+    run.embed(outputs=outputs, **settings)
     arguments = ["--index", run.index, "--shards", *run.shards, "--output", run.embeddings, "--dtype", dtype]
     done = run_script("merge_shards.py", *arguments)
     assert done.returncode == 0, done.stderr

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import Parts
+from seqmill.embed.resume import DonePacks
 from seqmill.embed.worker import embed_shard
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.task import ShardTask
+from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.index import Index, open_index
 from seqmill.store.layout import status_path_of
 from seqmill.store.part_file import PackResult
+from seqmill.store.parts import PartStore
 from seqmill.store.shards import open_shard
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,8 +73,11 @@ class Run:
         return self
 
     def task(self, rank: int, **settings: object) -> ShardTask:
-        task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], device="cpu")
-        return replace(task, **{"precision": "float32", "audit_seconds": 0, **settings})
+        """Return the task of a rank: float32 on the CPU, no audit; `settings` are fields of it or of its settings."""
+        of_compute = {name: settings.pop(name) for name in ComputeSettings.__dataclass_fields__ if name in settings}
+        compute = ComputeSettings(**{"device": "cpu", "precision": "float32", **of_compute})
+        task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], compute)
+        return replace(task, **{"audit_seconds": 0, **settings})
 
     def merge(self, dtype: str = "float32") -> Run:
         folder = self.folder
@@ -102,13 +106,15 @@ def results_of(run: Run) -> list[PackResult]:
     return results
 
 
-def save_parts(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str) -> Parts:
-    """Save results as a worker does that has come so far, each in a part of its own."""
-    parts = Parts(index)
-    with PartWriter(folder, name, fingerprint, "a CPU", 0, parts) as writer:
+def save_parts(
+    folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str, seconds: float = 0
+) -> DonePacks:
+    """Save results as a worker does that has come so far, each in a part of its own, or all in one (math.inf)."""
+    done = DonePacks(index)
+    with PartWriter(PartStore(folder, index, fingerprint), name, seconds, done) as writer:
         for result in results:
-            writer.add(result)
-    return parts
+            writer.add(result, "a CPU")
+    return done
 
 
 def run_script(name: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

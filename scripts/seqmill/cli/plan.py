@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 
 from seqmill.cli import program
-from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
-from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS, Settings
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,14 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=program.seconds, default=10.0, help="time to calibrate; 0 for no calibration (default: 10)"
     )
-    as_run = parser.add_argument_group("as for embed_shard.py")
-    as_run.add_argument("--device", choices=DEVICES, default="auto", help="what will compute it")
-    as_run.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the matrix products")
-    as_run.add_argument("--attention", choices=ATTENTIONS, default="auto", help="the attention kernel's name")
-    as_run.add_argument("--threads", type=program.at_least(0), default=0, help="CPU threads of a worker")
-    as_run.add_argument("--layers", type=int, nargs="+", default=[-1], help="layers to read")
-    as_run.add_argument("--pooling", choices=POOLINGS, nargs="+", default=["mean"], help="of each layer")
-    as_run.add_argument("--per-residue", choices=RESIDUE_DTYPES, default="", help="keep every residue's vector as well")
+    program.add_compute_options(parser.add_argument_group("as for embed_shard.py"))
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="as for merge_shards.py (default: float32)"
     )
@@ -52,8 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 def plan(arguments: argparse.Namespace) -> None:
     from seqmill.run.plan import PlannedRun, plan_fasta, plan_index
 
-    outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
-    settings = Settings(arguments.device, arguments.precision, arguments.attention, arguments.threads, outputs)
+    settings = program.compute_settings_of(arguments)
     run = PlannedRun(settings, arguments.world_size, arguments.dtype, arguments.seconds)
     if arguments.index:
         lines = plan_index(arguments.index, arguments.model, run)

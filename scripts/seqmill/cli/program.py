@@ -18,7 +18,8 @@ from seqmill.base.signals import Interrupted, Signals
 from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqmill.spec.models import find_model
-from seqmill.spec.outputs import POOLINGS
+from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
+from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS, ComputeSettings
 
 # Besides Ctrl-C, which Python handles. A worker catches them itself, to write its status first.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -120,6 +121,52 @@ def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
         arguments.stride,
         arguments.strand,
     )
+
+
+def add_compute_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that choose how embeddings are computed; see `compute_settings_of`."""
+    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: CUDA if there is any, else the CPU")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=AUTO,
+        help="of the matrix products; auto: bfloat16 if the device has it, else float32",
+    )
+    parser.add_argument("--attention", choices=ATTENTIONS, default=AUTO, help="attention kernel; auto: the fastest")
+    parser.add_argument(
+        "--threads", type=at_least(0), default=0, help="CPU threads (default: 0, as many as torch chooses)"
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=[-1],
+        help="layers to read: 0 is the embedding of the tokens, k the output of block k, -1 the last (default: -1)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        nargs="+",
+        default=["mean"],
+        help="how each layer's token vectors become a sequence's vector: mean, as the model's authors compute it "
+        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector)",
+    )
+    parser.add_argument(
+        "--per-residue",
+        choices=RESIDUE_DTYPES,
+        default="",
+        help="proteins only: also keep the vector of every residue, in this type (default: do not)",
+    )
+
+
+def compute_settings_of(arguments: argparse.Namespace) -> ComputeSettings:
+    """Return the settings that the options of `add_compute_options` ask for.
+
+    Raises:
+        SeqmillError: a layer or pooling is named twice.
+    """
+    outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
+    return ComputeSettings(arguments.device, arguments.precision, arguments.attention, arguments.threads, outputs)
 
 
 def add_output_options(parser: argparse._ActionsContainer) -> None:

@@ -1,11 +1,11 @@
-"""What the audit compares with: each family's model computed in another way, one segment at a time, in float32.
+"""The audit's references: each family's model and pooling implemented another time, for one segment at a time.
+
+The models compute in float32 on the CPU:
 
 | family | reference |
 |---|---|
-| ESM-2 | fair-esm 2.0.0 (Lin et al. 2023, doi:10.1126/science.ade2574), or our own forward where it can't be imported |
+| ESM-2 | fair-esm 2.0.0 (Lin et al. 2023, doi:10.1126/science.ade2574), or our own forward if it can't be imported |
 | DNABERT-S | the model written out here, every score and bias (Zhou et al. 2024, arXiv:2402.08777) |
-
-On the CPU, without padding or packs: of what embeds, only the weights are shared.
 """
 
 from __future__ import annotations
@@ -21,61 +21,52 @@ import torch
 from seqmill.model.esm2 import ESM2, ROPE_BASE
 from seqmill.model.esm2_weights import FAIR_ESM
 from seqmill.model.pack import Pack
-from seqmill.spec.models import AnyArchitecture, Architecture, DnabertArchitecture
+from seqmill.spec.models import DNABERT_S, AnyArchitecture, Architecture, DnabertArchitecture
 
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
 ATTENTION_BYTES = 12  # per head and pair of tokens
-# Scores that the written-out DNABERT-S holds at a time, over all heads: 64 MB, and as much twice over while they are
-# made. With it 20,000 tokens took 535 MB over the weights.
+# Scores that the written-out DNABERT-S holds at a time, over all heads: 64 MB, and twice that while they are computed.
+# 20,000 tokens then took 535 MB more than the weights.
 SCORES = 1 << 24
 FFN_TOKENS = 2048
-# What the passes over the scores cost, per head and pair of tokens, in operations of the matrix products. ESM-2: with
-# it the time predicted from 64 tokens was within 1.4 times of that measured for 256 to 4096 (8M and 650M, two cores).
-# DNABERT-S: likewise within 1.5 times for 256 to 20,000 (one core and two).
+# Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products. ESM-2: the time
+# predicted from 64 tokens was within a factor of 1.4 of that measured for 256 to 4096 (8M and 650M, two cores).
+# DNABERT-S: within a factor of 1.5 for 256 to 20,000 (one core and two).
 ESM2_SCORE_OPERATIONS, DNABERT_SCORE_OPERATIONS = 400, 500
 
 log = logging.getLogger(__name__)
 
-Parts = dict[str, list[torch.Tensor]]
-# int64 (num_tokens,) and layers, to the hidden states of each, float32 (num_tokens, hidden_dim).
+# Tensors by canonical name; those of a list are to be joined by rows.
+Tensors = dict[str, list[torch.Tensor]]
+# From a segment's tokens, int64 (num_tokens,), special ones included, and layers from 0 on, to each layer's hidden
+# states, float32 (num_tokens, hidden_dim).
 Embed = Callable[[torch.Tensor, tuple[int, ...]], dict[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model to compare with.
-
-    Attributes:
-        name: what it is, for those who read the results.
-        embed: a segment's tokens, special ones included, to the hidden states of some layers, from 0 on.
-    """
+    """A model to compare with, and its name for reports."""
 
     name: str
     embed: Embed
 
 
-def make_reference(architecture: AnyArchitecture, parts: Parts, max_tokens: int) -> Reference:
-    """Return the reference of a model's family.
-
-    Args:
-        architecture: the model's shape.
-        parts: tensors by canonical name, those of a list to be joined by rows.
-        max_tokens: tokens in the longest segment that will be given.
-    """
+def make_reference(architecture: AnyArchitecture, tensors: Tensors, max_tokens: int) -> Reference:
+    """Return the reference of a model's family, for segments of up to `max_tokens` tokens."""
     if isinstance(architecture, DnabertArchitecture):
-        return Reference("DNABERT-S written out in float32, one segment at a time", _dnabert(architecture, parts))
+        return Reference("DNABERT-S written out in float32, one segment at a time", _dnabert(architecture, tensors))
     try:
         import esm
 
         _ = esm.ESM2  # another package of this name has none
-    except Exception as error:  # it is optional, so that however it is broken the shard is not lost
-        log.info("the audit does without fair-esm: %s: %s", type(error).__name__, error)
-        return Reference("seqmill float32, one sequence at a time", _our_own(architecture, parts, max_tokens))
-    return Reference(f"fair-esm {esm.__version__} float32", _fair_esm(architecture, parts))
+    except Exception as error:  # it is optional: however it is broken, the shard must not fail
+        log.info("the audit runs without fair-esm: %s: %s", type(error).__name__, error)
+        return Reference("seqmill float32, one sequence at a time", _our_own(architecture, tensors, max_tokens))
+    return Reference(f"fair-esm {esm.__version__} float32", _fair_esm(architecture, tensors))
 
 
 def operations(architecture: AnyArchitecture, num_tokens: int) -> float:
-    """Return what a segment costs in a layer: the matrix products, and the passes over the attention scores."""
+    """Return a segment's operations in a layer: matrix products, and passes over the attention scores."""
     d, heads = architecture.hidden_dim, architecture.num_heads
     a_score = DNABERT_SCORE_OPERATIONS if isinstance(architecture, DnabertArchitecture) else ESM2_SCORE_OPERATIONS
     products = 2 * architecture.matrix_parameters / architecture.num_layers
@@ -83,16 +74,16 @@ def operations(architecture: AnyArchitecture, num_tokens: int) -> float:
 
 
 def memory(architecture: AnyArchitecture, num_tokens: int) -> int:
-    """Return the bytes that a segment needs over the weights."""
+    """Return the bytes that a segment needs in addition to the weights."""
     if isinstance(architecture, DnabertArchitecture):
         scores = 3 * 4 * max(SCORES, architecture.num_heads * num_tokens)  # of one query at least
         return scores + 4 * architecture.hidden_dim * (8 * num_tokens + 20 * min(FFN_TOKENS, num_tokens))
     return ATTENTION_BYTES * architecture.num_heads * num_tokens**2
 
 
-def _dnabert(architecture: DnabertArchitecture, parts: Parts) -> Embed:
+def _dnabert(architecture: DnabertArchitecture, tensors: Tensors) -> Embed:
     """The published code (MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py`), for a single sequence."""
-    weights = {name: tensor.float() for name, (tensor,) in parts.items()}
+    weights = {name: tensor.float() for name, (tensor,) in tensors.items()}
     d, heads = architecture.hidden_dim, architecture.num_heads
     slopes = torch.tensor(_slopes(heads))
 
@@ -105,11 +96,10 @@ def _dnabert(architecture: DnabertArchitecture, parts: Parts) -> Embed:
         return centered / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """From (heads, num_tokens, head_dim) to (num_tokens, d), for as many queries at a time as SCORES allows."""
+        """Map (heads, num_tokens, head_dim) to (num_tokens, d), as many queries at a time as SCORES allows."""
         places = torch.arange(q.shape[1])
-        attended = torch.empty(
-            len(places), d
-        )  # small pieces, kept while large ones come and go, would scatter the heap
+        # Allocated at once: small pieces that outlive large ones would fragment the heap.
+        attended = torch.empty(len(places), d)
         for queries in places.split(max(SCORES // (heads * len(places)), 1)):
             scores = q[:, queries] @ k.transpose(1, 2) / math.sqrt(d // heads)
             distances = (queries[:, None] - places).abs().float()
@@ -139,23 +129,23 @@ def _dnabert(architecture: DnabertArchitecture, parts: Parts) -> Embed:
 
 
 def _slopes(num_heads: int) -> list[float]:
-    """Return what each head's scores lose for a token of distance (Press et al. 2022, arXiv:2108.12409)."""
+    """Return each head's penalty per token of distance (Press et al. 2022, arXiv:2108.12409)."""
     if num_heads.bit_count() == 1:
         return [2 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)]
     below = 2 ** math.floor(math.log2(num_heads))
     return _slopes(below) + _slopes(2 * below)[::2][: num_heads - below]
 
 
-def _fair_esm(architecture: Architecture, parts: Parts) -> Embed:
+def _fair_esm(architecture: Architecture, tensors: Tensors) -> Embed:
     import esm
 
     num_layers = architecture.num_layers
-    with torch.device("meta"):  # neither memory nor time for values that are replaced at once
+    with torch.device("meta"):  # the values are replaced at once
         d, heads = architecture.hidden_dim, architecture.num_heads
         model = esm.ESM2(num_layers, d, heads, token_dropout=architecture.token_dropout)
-    model.lm_head = torch.nn.Identity()  # these two are not part of our weights
+    model.lm_head = torch.nn.Identity()  # our weights lack these two
     model.contact_head = torch.nn.Identity()
-    model.load_state_dict(_fair_esm_state(architecture, parts), strict=True, assign=True)
+    model.load_state_dict(_fair_esm_state(architecture, tensors), strict=True, assign=True)
     model.eval()
 
     def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
@@ -165,25 +155,59 @@ def _fair_esm(architecture: Architecture, parts: Parts) -> Embed:
     return embed
 
 
-def _fair_esm_state(architecture: Architecture, parts: Parts) -> dict[str, torch.Tensor]:
+def _fair_esm_state(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:
     """Return the tensors by fair-esm's names."""
     head_dim = architecture.head_dim
     # As esm/rotary_embedding.py computes it.
     inv_freq = 1.0 / (ROPE_BASE ** (torch.arange(0, head_dim, 2).float() / head_dim))
     state = {f"{FAIR_ESM.layer.format(n)}self_attn.rot_emb.inv_freq": inv_freq for n in range(architecture.num_layers)}
-    for parameter, tensors in parts.items():
+    for parameter, parts in tensors.items():
         names = FAIR_ESM.names_of(parameter)
-        pieces = tensors if len(tensors) == len(names) else tensors[0].chunk(len(names))
+        pieces = parts if len(parts) == len(names) else parts[0].chunk(len(names))
         state.update({name: piece.float() for name, piece in zip(names, pieces, strict=True)})
     return state
 
 
-def _our_own(architecture: Architecture, parts: Parts, max_tokens: int) -> Embed:
-    tensors = {name: torch.cat(part) if len(part) > 1 else part[0] for name, part in parts.items()}
-    model = ESM2(architecture, tensors, torch.float32, max_tokens, "sdpa")
+def _our_own(architecture: Architecture, tensors: Tensors, max_tokens: int) -> Embed:
+    whole = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in tensors.items()}
+    model = ESM2(architecture, whole, torch.float32, max_tokens, "sdpa")
 
     def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
         pack = Pack.from_tokens(tokens.numpy(), np.array([len(tokens)], np.int64))
         return {layer: hidden.clone() for layer, hidden in model.hidden_states(pack, layers)}
 
     return embed
+
+
+def blend(hidden: list[dict[int, torch.Tensor]], stride: int) -> dict[int, torch.Tensor]:
+    """Blend the hidden states of a protein's windows, as `seqmill.embed.embedder` does, but in float64."""
+    found = {}
+    for layer in hidden[0]:
+        windows = [states[layer].double().numpy() for states in hidden]
+        sums = np.zeros((stride * (len(windows) - 1) + len(windows[-1]), windows[0].shape[1]))
+        shares = np.zeros((len(sums), 1))
+        for number, states in enumerate(windows):
+            n = len(states) - 2
+            share = np.concatenate(([0], np.minimum(np.arange(n) + 1, n - np.arange(n)), [0]))[:, None]
+            sums[number * stride : number * stride + n + 2] += share * states
+            shares[number * stride : number * stride + n + 2] += share
+        for end in (0, -1):
+            sums[end] = np.average([states[end] for states in windows], axis=0, weights=[len(w) - 2 for w in windows])
+            shares[end] = 1
+        found[layer] = torch.from_numpy(sums / shares)
+    return found
+
+
+def pool(hidden: list[torch.Tensor], weights: np.ndarray, family: str, pooling: str) -> np.ndarray:
+    """Pool the hidden states of a sequence's segments into its vector, float64."""
+    inner, first, whole = slice(1, -1), slice(0, 1), slice(None)
+    used = first if pooling == "cls" else whole if (family, pooling) == (DNABERT_S, "mean") else inner
+    tokens = [states[used].double().numpy() for states in hidden]
+    if pooling == "max":
+        return np.concatenate(tokens).max(axis=0)
+
+    def average(values: list[np.ndarray]) -> np.ndarray:
+        return np.average([of_segment.mean(axis=0) for of_segment in values], axis=0, weights=weights)
+
+    mean = average(tokens)
+    return np.sqrt(average([(of_segment - mean) ** 2 for of_segment in tokens])) if pooling == "std" else mean

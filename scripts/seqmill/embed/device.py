@@ -1,26 +1,18 @@
-"""Which device and which precision a worker uses. Importing this module does not import torch."""
+"""The device and precision that a worker uses."""
 
 from __future__ import annotations
 
 import os
 import resource
-from typing import TYPE_CHECKING
+
+import torch
 
 from seqmill.base.machine import processor
 from seqmill.errors import SeqmillError
 
-if TYPE_CHECKING:
-    import torch
-
 
 def choose_device(device: str) -> torch.device:
-    """Turn `auto`, `cpu` or `cuda` into a device.
-
-    Raises:
-        SeqmillError: cuda was asked for and torch sees no CUDA device.
-    """
-    import torch
-
+    """Turn `auto`, `cpu` or `cuda` into a device; raise a SeqmillError if cuda is set but torch sees no CUDA device."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
@@ -32,14 +24,11 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Turn `auto` into bfloat16 where the device computes it natively, else float32.
+    """Turn `auto` into bfloat16 if the device computes it natively, else into float32.
 
-    On a CPU without bfloat16 instructions bfloat16 is slower than float32 (docs/performance.md), so it
-    is chosen only where the processor has AVX512-BF16, AMX or, on Arm, BF16. On CUDA it needs compute
-    capability 8.0.
+    A CPU needs AVX512-BF16, AMX or, on Arm, BF16: without them bfloat16 is slower than float32 (docs/performance.md).
+    CUDA needs compute capability 8.0.
     """
-    import torch
-
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -50,12 +39,10 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def describe_device(device: torch.device) -> dict[str, str]:
-    """Return the device's name, and for a GPU its UUID, for the status JSON.
+    """Return the device's name, and a GPU's UUID, for the status JSON.
 
-    A CPU's name ends with the instructions that PyTorch's kernels use, as AVX2 or AVX512, on which rounding depends.
+    A CPU's name ends with the instructions that PyTorch's kernels use (AVX2, AVX512 ...), on which rounding depends.
     """
-    import torch
-
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {"device": properties.name, "device_uuid": str(properties.uuid)}
@@ -63,9 +50,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Return the most memory used so far, in bytes: of the process, and on the GPU."""
-    import torch
-
+    """Return the peak memory in bytes so far, of the process and on the GPU."""
     peak = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":
         peak["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)

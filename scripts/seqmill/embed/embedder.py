@@ -1,4 +1,4 @@
-"""Packs on a device without enough memory: split, down to one segment, and that one on the CPU."""
+"""Computing packs on a device with too little memory: in smaller pieces, and single segments on the CPU."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack, boundaries
 from seqmill.spec.models import AnyArchitecture
 
-# How errors without a type of their own say it: PyTorch's allocator on a CPU, CUDA, cuBLAS and cuDNN.
-SAID = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# Texts in out-of-memory errors that have no type of their own: PyTorch's CPU allocator, CUDA, cuBLAS and cuDNN.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
-# Where hidden states are kept, packs go through the model in pieces of so many tokens.
+# Tokens in a piece of a pack when all hidden states are kept.
 CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Read = Callable[[Encoder, Pack], torch.Tensor]
 
 
 class DoesNotFit(SeqmillError):
-    """Memory does not suffice for one segment, on the CPU either; `segment` is its number in the index."""
+    """Neither the device nor the CPU has the memory for a segment; `segment` is its number in the index."""
 
     def __init__(self, pack: Pack) -> None:
         super().__init__(f"not enough memory for a sequence of {len(pack.tokens)} tokens")
@@ -36,35 +36,30 @@ class DoesNotFit(SeqmillError):
 
 
 class PackEmbedder:
-    """Computes packs, in smaller pieces once one did not fit; a size that failed is never tried again.
+    """Computes packs, in smaller pieces after one did not fit; a size that failed is never tried again.
 
-    Args:
-        model: on the device.
-        readout: what is read of it, and how it is pooled.
-        cpu_model: makes the same model on the CPU; called when a single sequence does not fit the device.
+    `cpu_model` makes the same model on the CPU; it is called if a single segment does not fit the device.
 
     Attributes:
         too_large: tokens in the smallest piece that did not fit; 0 if all did.
-        splits: how many pieces did not fit.
-        on_cpu: how many segments were left to the CPU.
+        splits: number of pieces that did not fit.
+        on_cpu: number of segments that the CPU computed.
     """
 
     def __init__(self, model: Encoder, readout: Readout, cpu_model: Callable[[], Encoder]) -> None:
         self._model, self.readout, self._make_cpu_model = model, readout, cpu_model
         self._cpu_model: Encoder | None = None
-        self.too_large = 0
-        self.splits = 0
-        self.on_cpu = 0
+        self.too_large = self.splits = self.on_cpu = 0
 
     @property
     def architecture(self) -> AnyArchitecture:
         return self._model.architecture
 
     def __call__(self, pack: Pack) -> Vectors:
-        """Return what is read of a pack, on the model's device, or on the CPU if that has not the memory.
+        """Return the vectors of a pack, on the model's device, or on the CPU if that lacks the memory.
 
         Raises:
-            DoesNotFit: a segment for which neither the device's nor the CPU's memory suffices.
+            DoesNotFit: neither the device nor the CPU has the memory for a segment.
         """
         if pack.windows is None and self.readout.residue_dtype is None:
             return Vectors(self._compute(pack, self.readout), NO_RESIDUES)
@@ -91,32 +86,24 @@ class PackEmbedder:
         return self.readout.of_hidden(*blender.finish())
 
     def _compute(self, pack: Pack, read: Read) -> torch.Tensor:
-        if not self._fits(pack):
+        if self.too_large and len(pack.tokens) >= self.too_large:
             return self._in_pieces(pack, read)
         try:
             return read(self._model, pack)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the handler, whose traceback holds the activations.
+        # Outside of the handler, because its traceback holds the activations.
         self.splits += 1
         num_tokens = len(pack.tokens)
         self.too_large = min(self.too_large or num_tokens, num_tokens)
-        log.warning(
-            "not enough memory on %s for %d tokens (%d segments): from now on in pieces of %d",
-            pack.tokens.device,
-            num_tokens,
-            len(pack.lengths),
-            self.too_large // 2,
-        )
+        text = "not enough memory on %s for %d tokens (%d segments): computing at most %d tokens at a time from now on"
+        log.warning(text, pack.tokens.device, num_tokens, len(pack.lengths), self.too_large // 2)
         gc.collect()
         if pack.tokens.is_cuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         return self._in_pieces(pack, read)
-
-    def _fits(self, pack: Pack) -> bool:
-        return not self.too_large or len(pack.tokens) < self.too_large
 
     def _in_pieces(self, pack: Pack, read: Read) -> torch.Tensor:
         if len(pack.lengths) == 1:
@@ -142,64 +129,55 @@ class PackEmbedder:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; PyTorch has no type of its own for that on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in SAID)
+    """Return whether an allocation failed."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 class Blender:
-    """Blends the windows of a pack as they come, so that they need not be kept.
+    """Blends the windows of a pack into vectors (num_tokens, dim) as they come, so that they need not be kept.
 
-    Args:
-        pack: with `windows`.
-        dim: numbers in the vector of a token.
-        device: where the sums are.
+    Where windows overlap, a residue's vector is a mean weighted by the distance to the end of each window.
     """
 
     def __init__(self, pack: Pack, dim: int, device: torch.device) -> None:
         assert pack.windows is not None
-        self._windows = pack.windows
-        firsts, counts = pack.windows.begins[:-1], np.diff(pack.windows.begins)
-        # The last window ends where the sequence does; all before it are a stride apart.
-        lengths = (counts - 1) * pack.windows.stride + pack.lengths[firsts + counts - 1]
-        self._lengths, self._counts = lengths, counts
-        self._sequence_of_segment = np.repeat(np.arange(len(counts)), counts)
-        self._place_of_segment = np.arange(len(pack.lengths)) - np.repeat(firsts, counts)
-        self._states = torch.zeros(int(lengths.sum()), dim, device=device)
-        self._total = torch.zeros(int(lengths.sum()), 1, device=device)
-        self._begins = boundaries(lengths).tolist()
-        self._next = 0
+        self._stride = pack.windows.stride
+        firsts, self._counts = pack.windows.begins[:-1], np.diff(pack.windows.begins)
+        # The last window ends where the sequence does; the others are a stride apart.
+        self._lengths = (self._counts - 1) * self._stride + pack.lengths[firsts + self._counts - 1]
+        counts = enumerate(self._counts)
+        self._places = iter([(sequence, place) for sequence, count in counts for place in range(count)])
+        self._states = torch.zeros(int(self._lengths.sum()), dim, device=device)
+        self._total = torch.zeros(int(self._lengths.sum()), 1, device=device)
+        self._begins = boundaries(self._lengths).tolist()
 
     def add(self, hidden: torch.Tensor, lengths: np.ndarray) -> None:
-        """Take the hidden states (num_tokens, dim), float32, of the next segments, of so many tokens each.
+        """Add the hidden states (num_tokens, dim), float32, of the next segments, which have these lengths.
 
-        They are added one after the other, so that a sum has the same bits every time.
+        They are added one after another, so that a sum has the same bits every time.
         """
         for window in hidden.to(self._states.device).split(lengths.tolist()):
-            sequence, place = self._sequence_of_segment[self._next], self._place_of_segment[self._next]
-            self._next += 1
+            sequence, place = next(self._places)
             span = slice(self._begins[sequence], self._begins[sequence + 1])
-            self._add(self._states[span], self._total[span], window, int(place), self._counts[sequence] == 1)
-
-    def _add(self, states: torch.Tensor, total: torch.Tensor, window: torch.Tensor, place: int, is_whole: bool) -> None:
-        if is_whole:  # keeps its bits
-            states.copy_(window)
-            total.fill_(1)
-            return
-        count = len(window) - 2
-        places = torch.arange(1, count + 1, device=window.device)
-        weights = torch.minimum(places, places.flip(0)).to(window.dtype)[:, None]
-        span = slice(1 + place * self._windows.stride, 1 + place * self._windows.stride + count)
-        states[span] += window[1:-1] * weights
-        total[span] += weights
-        for end in (0, -1):
-            states[end] += window[end] * count
-            total[end] += count
+            states, total = self._states[span], self._total[span]
+            if self._counts[sequence] == 1:  # keeps its bits
+                states.copy_(window)
+                total.fill_(1)
+                continue
+            count = len(window) - 2
+            places = torch.arange(1, count + 1, device=window.device)
+            weights = torch.minimum(places, places.flip(0)).to(window.dtype)[:, None]
+            inner = slice(1 + place * self._stride, 1 + place * self._stride + count)
+            states[inner] += window[1:-1] * weights
+            total[inner] += weights
+            for end in (0, -1):
+                states[end] += window[end] * count
+                total[end] += count
 
     def finish(self) -> tuple[torch.Tensor, Pack]:
-        """Return the hidden states of sequences, and a pack that says where each begins (its tokens mean nothing).
+        """Return the hidden states of the sequences, and a pack with their boundaries (its tokens mean nothing).
 
-        Each sequence has a first vector, the mean of its windows' first weighted by their residues, then one a
-        residue, then a last vector likewise.
+        A sequence's first and last vectors are means of those of its windows, weighted by the residues of each.
         """
         device = self._states.device
         cu_seqlens = torch.from_numpy(boundaries(self._lengths)).to(device)

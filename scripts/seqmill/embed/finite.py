@@ -1,7 +1,7 @@
-"""Embeddings that are not finite: computed in float32 again, quarantined if that does not help.
+"""Embeddings that are not finite: they are computed again in float32, and quarantined if that does not help.
 
-Half precision overflows above 65,504. In the forward an overflow ends as NaN in every vector of its
-sequence (docs/accuracy.md), and in no other sequence, so that it can't go unseen.
+float16 overflows above 65,504. In the forward an overflow turns into NaN in every vector of its sequence, and in no
+other sequence (docs/accuracy.md), so it can't be missed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,11 @@ log = logging.getLogger(__name__)
 class FiniteResults:
     """Passes packs on with finite embeddings only.
 
-    Args:
-        index: holds the tokens.
-        device: where to compute again.
-        readout: what is read of the model.
-        make_model: makes the model in float32 on a device; called at the first embedding that needs it.
+    `make_model` makes the model in float32 on a device; it is called at the first embedding that is not finite.
 
     Attributes:
-        recomputed: how many sequences float32 has mended.
-        quarantined: index rows of those that it has not.
+        recomputed: number of sequences that are finite in float32.
+        quarantined: index rows of those that are not.
     """
 
     def __init__(
@@ -49,7 +45,7 @@ class FiniteResults:
         self.quarantined: list[int] = []
 
     def __call__(self, results: Iterable[tuple[int, np.ndarray, np.ndarray]]) -> Iterator[PackResult]:
-        """Yield what came of each pack, of its number, embeddings and residues (`runner.embed_packs`)."""
+        """Yield the result of each pack, given its number, embeddings and residues (`runner.embed_packs`)."""
         for pack, embeddings, residues in results:
             first, last = (int(row) for row in self._index.pack_offsets[pack : pack + 2])
             rows = np.arange(first, last)
@@ -61,33 +57,30 @@ class FiniteResults:
                     begin = int(counts[:place].sum())
                     embeddings[place], residues[begin : begin + counts[place]] = embedding, own_residues
                     finite[place] = True
-            if finite.all():
-                yield PackResult(pack, rows, embeddings, rows[:0], residues)
-            else:
-                kept = residues[np.repeat(finite, counts)] if len(residues) else residues
-                yield PackResult(pack, rows[finite], embeddings[finite], rows[~finite], kept)
+            if not finite.all():
+                embeddings = embeddings[finite]
+                residues = residues[np.repeat(finite, counts)] if len(residues) else residues
+            yield PackResult(pack, rows[finite], embeddings, rows[~finite], residues)
 
     def _again(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the embedding of a row and the vectors of its residues, in float32."""
         index = self._index
         if self._embed is None:
-            log.warning("an embedding is not finite: computing it in float32, by itself")
+            log.warning("an embedding is not finite: computing it alone in float32")
             self._embed = PackEmbedder(self._model(), self._readout, lambda: self._make_model(torch.device("cpu")))
         segments, first = index.row_segments(row), index.first_segment_of(row)
         if index.is_blended and len(segments) > 1:
-            windows = Windows(np.array([0, len(segments)]), index.stride)
-            rows, residues = self._compute(segments, first, windows)
+            rows, residues = self._compute(segments, first, Windows(np.array([0, len(segments)]), index.stride))
             return self._readout.combine(rows, None)[0], residues
         computed = [self._compute([tokens], segment) for segment, tokens in enumerate(segments, first)]
-        rows = np.concatenate([rows for rows, _ in computed])
-        embedding = self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0]
-        return embedding, np.concatenate([residues for _, residues in computed])
+        rows, residues = map(np.concatenate, zip(*computed, strict=True))
+        return self._readout.combine(rows, (np.zeros(1, np.int64), index.row_weights(row)))[0], residues
 
     def _judge(self, row: int, embedding: np.ndarray, residues: np.ndarray) -> bool:
-        """Return whether float32 has mended a row, and note it.
+        """Return whether a row is finite in float32, and note it.
 
         Raises:
-            SeqmillError: it has, but the vector of a residue can't be kept in float16.
+            SeqmillError: the embedding is, but a residue's vector does not fit float16.
         """
         name = self._index.sequence_name(row)
         whole = np.isfinite(residues).all()
@@ -98,9 +91,8 @@ class FiniteResults:
                 log.warning("%s: not finite in float32 either: quarantined", name)
             return False
         if is_overflow:
-            raise SeqmillError(
-                f"{name}: a residue has values beyond float16 (65504): set per_residue to float32 (all begins anew)"
-            )
+            advice = "set per_residue to float32 (all is computed again)"
+            raise SeqmillError(f"{name}: a residue has values beyond float16 (65504): {advice}")
         self.recomputed += 1
         if self.recomputed <= SHOWN:
             log.info("%s: finite in float32", name)
@@ -122,13 +114,13 @@ class FiniteResults:
         except (RuntimeError, MemoryError) as error:
             if self._device.type == "cpu" or not is_out_of_memory(error):
                 raise
-        log.warning("the float32 model does not fit %s beside the other: using the CPU", self._device)
+        log.warning("%s has no memory for the float32 model as well: using the CPU", self._device)
         self._device = torch.device("cpu")
         return self._make_model(self._device)
 
 
 def _finite_spans(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return which of the spans of so many rows each have finite values only (bool)."""
+    """Return whether each span of rows has only finite values (bool); `counts` are the rows of the spans."""
     finite = np.ones(len(counts), bool)
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     finite[np.searchsorted(np.cumsum(counts), bad, side="right")] = False

@@ -1,4 +1,4 @@
-"""A GPU of one's own: workers on one machine each take another of the visible devices."""
+"""GPU leases: each worker on a machine takes a visible GPU that no other worker has."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ OTHERS = 0o077  # mode bits
 
 @contextmanager
 def leased_gpu() -> Iterator[str | None]:
-    """Hold one of the visible GPUs and make it the only visible one; to be called before torch is imported.
+    """Hold one of the visible GPUs and make it the only visible one; call this before torch is imported.
 
-    The lease is a lock on a file of this machine, so the kernel ends it however the process ends. With one visible
-    GPU, or none, there is nothing to choose and nothing is locked. Waits while all are taken.
+    The lease is a lock on a local file, so the kernel ends it however the process ends. It waits while all GPUs are
+    taken. With at most one visible GPU nothing is locked.
 
-    The files are in a folder of the temporary folder, and also in one of XDG_RUNTIME_DIR where there is one: a lease
-    holds the locks in both. So two workers of a user agree if they share either, as a login shell and a cron job share
-    /tmp. They do not agree if each has a TMPDIR of its own and one has no XDG_RUNTIME_DIR.
+    A lease locks a file below the temporary folder and, if it is set, one below XDG_RUNTIME_DIR. Two workers of a user
+    see each other's leases if they share either folder, like a login shell and a cron job that share /tmp; they do not
+    if each has its own TMPDIR and one has no XDG_RUNTIME_DIR.
 
     Yields:
         The device's index or UUID; None if nothing had to be leased.
 
     Raises:
-        SeqmillError: the folder is not the user's own, or others may enter it, and there is no XDG_RUNTIME_DIR.
+        SeqmillError: there is no XDG_RUNTIME_DIR, and the folder belongs to another user or is open to others.
     """
     gpus = visible_gpus()
     if len(gpus) < 2:
@@ -48,14 +48,12 @@ def leased_gpu() -> Iterator[str | None]:
         return
     with ExitStack() as lease:
         folders = _folders(lease)
-        gpu = _first_free(gpus, folders, lease)
-        if gpu is None:
+        if (gpu := _first_free(gpus, folders, lease)) is None:
             log.info("all %d GPUs are taken (%s); waiting for one", len(gpus), ", ".join(map(str, folders)))
-        while gpu is None:
-            time.sleep(WAIT_SECONDS)
-            gpu = _first_free(gpus, folders, lease)
+            while (gpu := _first_free(gpus, folders, lease)) is None:
+                time.sleep(WAIT_SECONDS)
         if "CUDA_VISIBLE_DEVICES" not in os.environ:
-            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, from which the index comes
+            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the index is in nvidia-smi's order
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         log.info("GPU %s of %s", gpu, ", ".join(gpus))
         try:
@@ -66,10 +64,10 @@ def leased_gpu() -> Iterator[str | None]:
 
 def _folders(lease: ExitStack) -> dict[Path, int]:
     """Open the folders of the locks until `lease` ends; return their descriptors."""
-    # Indices are a node's own, and under SLURM a job's own.
+    # GPU indices are specific to a machine, and under SLURM to a job.
     owner = f"{os.getuid()}-{socket.gethostname()}-{os.environ.get('SLURM_JOB_ID', '')}".rstrip("-")
     name, folders = f"seqmill-gpus-{owner}", {}
-    # Under sudo and SLURM the variable may name a folder that is absent or another user's.
+    # Under sudo and SLURM the variable may name a folder that is absent or belongs to another user.
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if runtime.is_absolute() and _is_private(runtime):
         folders = _opened(runtime / name, lease)
@@ -78,7 +76,7 @@ def _folders(lease: ExitStack) -> dict[Path, int]:
     except SeqmillError as error:
         if not folders:
             raise
-        log.warning("%s; GPUs are shared out in %s alone", error, runtime)
+        log.warning("%s; GPU leases use only %s", error, runtime)
     return folders
 
 
@@ -91,7 +89,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _opened(folder: Path, lease: ExitStack) -> dict[Path, int]:
-    """Make the folder if it is absent, and open it; another user may have taken its name, which is predictable."""
+    """Make the folder if it is absent, and open it; another user may have made it, as its name is predictable."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     try:
@@ -104,13 +102,13 @@ def _opened(folder: Path, lease: ExitStack) -> dict[Path, int]:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.EACCES):
             raise
     raise SeqmillError(
-        f"{folder}: is not a folder of your own that is closed to others (mode 0700), so that locks in it can't be "
-        "trusted; remove it, or set TMPDIR to a folder of your own for all workers"
+        f"{folder}: is not a folder of your own that is closed to others (mode 0700), so its locks can't be trusted; "
+        "remove it, or set TMPDIR to a folder of your own for all workers"
     )
 
 
 def _first_free(gpus: list[str], folders: dict[Path, int], lease: ExitStack) -> str | None:
-    """Return the first GPU whose locks can be had, held until `lease` ends."""
+    """Return the first GPU whose locks are free; they are held until `lease` ends."""
     for gpu in gpus:
         with ExitStack() as locks:
             for folder, descriptor in folders.items():

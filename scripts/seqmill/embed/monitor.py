@@ -1,17 +1,17 @@
-"""How busy the device is while a shard is computed, and what it could do at most."""
+"""How busy the device is while a shard is computed, and its peak speed."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 SAMPLE_SECONDS = 1.0
 PEAK_SECONDS = 0.15  # of measuring, after a product to warm up
-GPU_PRODUCTS = 4  # between two looks at the clock, so that waiting for the device does not count
+GPU_PRODUCTS = 4  # per measurement, so that waiting for the device hardly counts
 
 Sample = tuple[float, int, float]  # utilization in percent, bytes of memory used, watts
 
@@ -23,10 +23,10 @@ class Monitor:
         self.samples: list[Sample] = []
 
     def summary(self) -> dict[str, float]:
-        """Return the mean utilization (percent), most memory (bytes) and mean power (watts); {} without samples.
+        """Return mean utilization (percent), peak memory (bytes) and mean power (watts); {} without samples.
 
-        Utilization is NVML's: the share of time in which at least one kernel ran. Memory is all that is
-        used on the GPU, by any process.
+        Utilization is NVML's: the share of time in which at least one kernel ran. Memory includes that of other
+        processes on the GPU.
         """
         if not self.samples:
             return {}
@@ -41,53 +41,41 @@ class Monitor:
 
 @contextmanager
 def monitor(device: torch.device, seconds: float = SAMPLE_SECONDS) -> Iterator[Monitor]:
-    """Sample a GPU every so many seconds while the block runs, from a thread of its own.
+    """Sample a GPU every `seconds` in a thread while the block runs.
 
-    Without a GPU, or where NVML can't be had or stops answering, there are no or fewer samples: the
-    block never fails for it.
+    There are fewer samples or none without a GPU or NVML, or if NVML stops answering; the block never fails for it.
     """
-    result = Monitor()
-    sample = _nvml_sampler(device)
-    ended = threading.Event()
+    result, ended, sample = Monitor(), threading.Event(), _nvml_sampler(device)
 
-    def watch(sample: Callable[[], Sample]) -> None:
-        while not ended.wait(seconds):
-            try:
+    def watch() -> None:
+        with suppress(Exception):  # whatever the driver raises: figures are worth less than the work
+            while sample and not ended.wait(seconds):
                 result.samples.append(sample())
-            except Exception:  # whatever the driver has: figures are worth less than the work
-                return
 
-    if sample is None:
-        yield result
-        return
-    thread = threading.Thread(target=watch, args=(sample,), name="monitor", daemon=True)
+    thread = threading.Thread(target=watch, name="monitor", daemon=True)
     thread.start()
     try:
         yield result
     finally:
         ended.set()
-        thread.join(timeout=2)  # a driver that does not answer must not hold up the end
+        thread.join(timeout=2)  # a driver that does not answer must not delay the end
 
 
 def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:
-    """Return a function that samples a device; None on a CPU, on a part of a GPU (MIG), or without NVML."""
+    """Return a function that samples a device; None for a CPU, a part of a GPU (MIG), or without NVML."""
     if device.type != "cuda":
         return None
     try:
-        import pynvml
+        import pynvml as nvml
 
-        # By UUID, because NVML's numbers are not those of CUDA_VISIBLE_DEVICES. A MIG instance's is not found.
+        # By UUID, because NVML numbers GPUs without regard to CUDA_VISIBLE_DEVICES. It finds no MIG instance.
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        nvml.nvmlInit()
+        gpu = nvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
 
         def sample() -> Sample:
-            milliwatts = pynvml.nvmlDeviceGetPowerUsage(gpu)
-            return (
-                pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-                pynvml.nvmlDeviceGetMemoryInfo(gpu).used,
-                milliwatts / 1e3,
-            )
+            watts = nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3
+            return nvml.nvmlDeviceGetUtilizationRates(gpu).gpu, nvml.nvmlDeviceGetMemoryInfo(gpu).used, watts
 
         sample()
     except Exception:  # no package, no library, no such GPU, no permission
@@ -96,7 +84,7 @@ def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a large matrix product, the best of what fits into 0.15 s; torch's threads on a CPU."""
+    """Return the best FLOP/s of large matrix products within PEAK_SECONDS; a CPU uses torch's threads."""
     on_gpu = device.type == "cuda"
     size = 1024 if not on_gpu else 8192 if dtype.itemsize == 2 else 4096
     x = torch.randn(size, size, device=device).to(dtype)

@@ -1,13 +1,11 @@
-"""Pooling: from one vector a token to one vector a segment, and from segments to one vector a sequence.
+"""Pooling: from token vectors to one vector per segment, and from segments to one vector per sequence.
 
-By name, for each family of models:
-
-| family | name | what |
+| family | name | vector |
 |---|---|---|
-| ESM-2 | mean, mean_tokens | the mean over the residues, neither cls nor eos, as fair-esm does |
-| DNABERT-S | mean | the mean over all tokens, CLS and SEP included, as the authors do |
-| DNABERT-S | mean_tokens | the mean over the tokens of the sequence alone |
-| both | max, std | each channel's maximum and standard deviation over the same, without special tokens |
+| ESM-2 | mean, mean_tokens | mean over the residues, without cls and eos, as in fair-esm |
+| DNABERT-S | mean | mean over all tokens, CLS and SEP included, as its authors compute it |
+| DNABERT-S | mean_tokens | mean over the tokens of the sequence, without CLS and SEP |
+| both | max, std | maximum and standard deviation of each channel, without special tokens |
 | both | cls | the vector of the first token |
 """
 
@@ -28,7 +26,7 @@ def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
     Args:
         hidden: (num_tokens, hidden_dim), float32 or float64.
-        pack: where the segments begin; each has at least three tokens.
+        pack: the segments; each has at least three tokens.
 
     Returns:
         (num_segments, hidden_dim), in the dtype of `hidden`.
@@ -41,14 +39,9 @@ def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 def mean_over_tokens(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Average each segment's hidden states over all its tokens; shapes as `mean_over_residues`."""
     if hidden.is_cuda:
-        # unsafe: the segments are not checked to add up, which would wait for the device.
+        # unsafe: the check that the lengths add up would wait for the device.
         return torch.segment_reduce(hidden, "mean", lengths=pack.cu_seqlens.diff().long(), axis=0, unsafe=True)
-    return torch.cat(
-        [
-            hidden[start : start + count * length].view(count, length, -1).mean(dim=1)
-            for start, count, length in pack.runs
-        ]
-    )
+    return torch.cat([tokens.mean(dim=1) for tokens in _runs(hidden, pack)])
 
 
 def first_token(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -64,10 +57,7 @@ def max_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
 
 def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Return mean and variance over all tokens but the first and last, side by side: (num_segments, 2 * hidden_dim).
-
-    The variance is the mean of squared differences from the mean.
-    """
+    """Return mean and population variance over all tokens but the first and last: (num_segments, 2 * hidden_dim)."""
     if hidden.is_cuda:
         means = _by_segments(hidden, pack)
         lengths = pack.cu_seqlens.diff().long()
@@ -81,13 +71,13 @@ def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
 
 def combine_means(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average the vectors of each sequence's segments, weighted by the residues or bases in them.
+    """Average the vectors of each sequence's segments, weighted by their residues or bases.
 
-    A sequence of one segment keeps its vector's bits.
+    The vector of a sequence of one segment keeps its bits.
 
     Args:
         vectors: float32 (num_segments, hidden_dim).
-        begins: int64 (num_sequences,), where each sequence's segments begin.
+        begins: int64 (num_sequences,), each sequence's first segment.
         weights: int32 (num_segments,).
 
     Returns:
@@ -103,14 +93,9 @@ def combine_maxima(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray)
 
 
 def combine_deviations(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the standard deviation over a sequence's segments, of their means and variances side by side.
+    """Return the standard deviation over a sequence's segments.
 
-    Args:
-        vectors: float32 (num_segments, 2 * hidden_dim), see `mean_and_variance`.
-        begins, weights: as `combine_means`.
-
-    Returns:
-        float32 (num_sequences, hidden_dim).
+    `vectors` are those of `mean_and_variance`, float32 (num_segments, 2 * hidden_dim); the others as `combine_means`.
     """
     means, variances = np.split(vectors.astype(np.float64), 2, axis=1)
     shares = weights.astype(np.float64)[:, None]
@@ -126,8 +111,8 @@ class Pooling:
     """How a sequence gets its vector.
 
     Attributes:
-        of_segment: hidden states (num_tokens, hidden_dim) and their pack to a row a segment.
-        combine: rows of segments to a row a sequence.
+        of_segment: from a pack's hidden states to a row per segment.
+        combine: from the rows of segments to a row per sequence.
         width: of a segment's row, in hidden dimensions.
     """
 
@@ -147,20 +132,25 @@ BY_NAME: dict[str, dict[str, Pooling]] = {
 }
 
 
-def _inner(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
-    """Yield each run's tokens without the first and last of a segment: (segments, tokens, hidden_dim)."""
+def _runs(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
+    """Yield the tokens of each run of segments of equal length: (segments, tokens, hidden_dim)."""
     for start, count, length in pack.runs:
-        yield hidden[start : start + count * length].view(count, length, -1)[:, 1:-1]
+        yield hidden[start : start + count * length].view(count, length, -1)
+
+
+def _inner(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
+    """Yield the same without the first and last token of each segment."""
+    return (tokens[:, 1:-1] for tokens in _runs(hidden, pack))
 
 
 def _thirds(pack: Pack) -> torch.Tensor:
-    """Return the lengths of each segment's first token, its others, and its last token."""
+    """Return the lengths of three spans of each segment: its first token, the others, its last token."""
     residues = pack.cu_seqlens.diff().long() - 2
     ends = torch.ones_like(residues)
     return torch.stack((ends, residues, ends), dim=1).flatten()
 
 
 def _by_segments(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """The mean over residues by one segment reduction."""
-    # unsafe: the segments are not checked to add up, which would wait for the device.
+    """Return the means over residues by one segment reduction."""
+    # unsafe: the check that the lengths add up would wait for the device.
     return torch.segment_reduce(hidden, "mean", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]

@@ -1,6 +1,6 @@
-"""The readout: a pack through the model, its layers pooled as they come, so that none of them is kept.
+"""The readout: it runs a pack through the model and pools each layer as it comes, so that no layer is kept.
 
-Where the vectors of residues are wanted, or of windows that are to be blended, all hidden states are kept first.
+Hidden states are kept only for the vectors of residues and for windows that are to be blended.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ NO_RESIDUES = torch.empty(0, 0, dtype=torch.float16)
 
 
 class Vectors(NamedTuple):
-    """What is read of a pack, on the model's device.
+    """The vectors of a pack, on the model's device.
 
     Attributes:
-        rows: float32, a row a segment, or a sequence where windows were blended: poolings of layers side by side.
-        residues: (num_residues, number of layers * hidden_dim), the layers side by side, in the dtype in which they
-            are kept; (0, 0) where they are not.
+        rows: float32, poolings of layers side by side; a row per segment, or per sequence if windows were blended.
+        residues: (num_residues, number of layers * hidden_dim), as they are stored; (0, 0) if they are not kept.
     """
 
     rows: torch.Tensor
@@ -32,17 +31,13 @@ class Vectors(NamedTuple):
 
 
 class Readout:
-    """Reads layers of a model and pools them.
-
-    Args:
-        family: of the model.
-        outputs: layers, from 0 on, poolings, and whether vectors of residues are kept.
+    """Reads layers of a model and pools them; `outputs` has layers from 0 on.
 
     Attributes:
-        residue_dtype: in which they are kept; None if they are not.
+        residue_dtype: of the vectors of residues; None if they are not kept.
 
     Raises:
-        SeqmillError: vectors of residues are wanted of a model of nucleotides.
+        SeqmillError: vectors of residues are asked of a nucleotide model.
     """
 
     def __init__(self, family: str, outputs: Outputs) -> None:
@@ -53,19 +48,19 @@ class Readout:
 
     @torch.inference_mode()
     def __call__(self, model: Encoder, pack: Pack) -> torch.Tensor:
-        """Return a row a segment: the poolings of the layers side by side, float32, on the model's device."""
+        """Return a row per segment: the poolings of the layers side by side, float32, on the model's device."""
         rows = {layer: self._pool(hidden, pack) for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
         return torch.cat([rows[layer] for layer in self.outputs.layers], dim=1).float()
 
     @torch.inference_mode()
     def hidden(self, model: Encoder, pack: Pack) -> torch.Tensor:
-        """Return a row a token: the layers side by side, float32."""
+        """Return a row per token: the layers side by side, float32."""
         states = {layer: hidden.float().clone() for layer, hidden in model.hidden_states(pack, self.outputs.layers)}
         return torch.cat([states[layer] for layer in self.outputs.layers], dim=1)
 
     @torch.inference_mode()
     def of_hidden(self, hidden: torch.Tensor, pack: Pack) -> Vectors:
-        """Return what is read of a pack, of its hidden states (`hidden`)."""
+        """Return the vectors of a pack, given its hidden states (`hidden`)."""
         layers = hidden.chunk(len(self.outputs.layers), dim=1)
         rows = torch.cat([self._pool(states.contiguous(), pack) for states in layers], dim=1)
         return Vectors(rows, self._residues(hidden, pack))
@@ -76,7 +71,7 @@ class Readout:
         number = len(pack.lengths)
         num_residues = len(hidden) - 2 * number
         device = hidden.device
-        # Residue j of all is in segment s at token j + 2 s + 1. With output_size the device need not be asked.
+        # Residue j of all, in segment s, is token j + 2 s + 1. With output_size the host need not wait for the device.
         shift = torch.repeat_interleave(
             torch.arange(number, device=device), pack.cu_seqlens.diff().long() - 2, output_size=num_residues
         )
@@ -86,23 +81,18 @@ class Readout:
         return torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)
 
     def combine(self, rows: np.ndarray, segments: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        """Return a row a sequence, of rows of segments.
+        """Combine rows of segments into a row per sequence, float32 (num_sequences, number of outputs * hidden_dim).
 
         Args:
-            rows: float32 (num_segments, any width), as `__call__` gives them.
-            segments: where each sequence's segments begin, and the weights of all; None if each row is a sequence's.
-
-        Returns:
-            float32 (num_sequences, number of outputs * hidden_dim).
+            rows: float32 (num_segments, any width), as returned by `__call__`.
+            segments: each sequence's first segment, and the weights of all; None if each row is that of a sequence.
         """
         if segments is None:
             if all(pooling.width == 1 for pooling in self._poolings):
                 return rows
             segments = np.arange(len(rows)), np.ones(len(rows), np.int32)
-        dim = rows.shape[1] // (len(self.outputs.layers) * sum(pooling.width for pooling in self._poolings))
-        combined, begin = [], 0
-        for pooling in self._poolings * len(self.outputs.layers):
-            end = begin + pooling.width * dim
-            combined.append(pooling.combine(rows[:, begin:end], *segments))
-            begin = end
-        return np.concatenate(combined, axis=1)
+        poolings = self._poolings * len(self.outputs.layers)
+        widths = np.array([pooling.width for pooling in poolings])
+        columns = np.split(rows, np.cumsum(widths)[:-1] * (rows.shape[1] // widths.sum()), axis=1)
+        pairs = zip(poolings, columns, strict=True)
+        return np.concatenate([pooling.combine(values, *segments) for pooling, values in pairs], axis=1)

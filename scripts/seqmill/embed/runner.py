@@ -1,4 +1,4 @@
-"""The runner: packs in, embeddings out, in order."""
+"""The runner: it takes packs and yields their embeddings, in order."""
 
 from __future__ import annotations
 
@@ -19,35 +19,28 @@ from seqmill.model.pack import Pack, Windows
 from seqmill.spec.packing import MAX_PACK_TOKENS
 from seqmill.store.index import Index
 
-# On a CPU a pack is computed in pieces of this many tokens, each by one thread from the embedding to the
-# pooled vectors: the activations of a piece stay in the cache, threads never wait for one another, and the
-# bits don't depend on how many there are. docs/performance.md has the measurements.
+# On a CPU a pack is computed in pieces of this many tokens. One thread computes a piece from its tokens to the pooled
+# vectors: activations stay in the cache, threads never wait for each other, and the bits don't depend on the number of
+# threads. docs/performance.md has the measurements.
 CPU_PIECE_TOKENS = 2048
-
-# A pack goes to a GPU whole, but for one longer than planned: a long contig in very many windows.
+# A GPU gets a pack whole, unless it is longer than planned: a long contig in very many windows.
 CUDA_PIECE_TOKENS = 2 * MAX_PACK_TOKENS
 
-# Rows and residues of `readout.Vectors`, on the host.
-Arrays = tuple[np.ndarray, np.ndarray]
-
 STAGED = 2  # pieces that wait on the device to be computed
-IN_FLIGHT = 2  # pieces whose results are on their way while a later one is computed
+IN_FLIGHT = 2  # pieces whose results are being copied while a later one is computed
+
+Arrays = tuple[np.ndarray, np.ndarray]  # `readout.Vectors` on the host
+# The number of a pack, whether the piece is its last, the piece on the device, and the event that ends its copying.
+Staged = tuple[int, bool, Pack, torch.cuda.Event]
 
 
 def embed_packs(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield each pack's number, embeddings and vectors of residues in turn.
+    """Yield each pack's number, embeddings and vectors of residues.
 
-    Embeddings are float32 (sequences in the pack, outputs x hidden_dim), that of a sequence of several segments
-    combined of theirs, see `Readout.combine`; for the residues see `readout.Vectors`.
-
-    Args:
-        embed: holds the model, on the device.
-        index: holds the tokens.
-        packs: the packs' numbers.
-        device: cpu or cuda.
-        threads: how many pieces are computed at a time on a CPU.
+    Embeddings are float32 (sequences in the pack, outputs x hidden_dim); those of a sequence's segments are combined
+    (`Readout.combine`). For the residues see `readout.Vectors`. A CPU computes `threads` pieces at a time.
     """
     results = _on_cpu(embed, index, packs, threads) if device.type == "cpu" else _on_cuda(embed, index, packs, device)
     with closing(results):
@@ -56,10 +49,9 @@ def embed_packs(
 
 
 def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
-    """Compute the first piece of a pack on a GPU for nothing, so that its kernels are loaded and compiled."""
+    """Compute the first piece of a pack on a GPU and drop the result, so that the kernels are loaded and compiled."""
     piece = whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0]
-    tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
-    for values in embed(replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)):
+    for values in embed(_on_device(piece, device)):
         _to_host(values)
     torch.cuda.synchronize(device)
 
@@ -79,7 +71,7 @@ def _joined(pieces: list[Arrays]) -> Arrays:
 
 def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, Arrays]]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # a piece is the unit of parallel work; inside it there is none
+    torch.set_num_threads(1)  # pieces run in parallel; inside a piece nothing does
 
     def embed_piece(piece: Pack) -> Arrays:
         rows, residues = embed(piece)
@@ -100,64 +92,33 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
         while waiting:
             yield oldest()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a failure is told before the pieces under way are done
+        pool.shutdown(wait=False, cancel_futures=True)  # a failure need not wait for the pieces that are running
         torch.set_num_threads(before)
 
 
 def _on_cuda(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
 ) -> Iterator[tuple[int, Arrays]]:
-    """Compute never waits for the host: pieces of packs are staged ahead, results are fetched behind.
+    """Compute so that the device never waits for the host: pieces are staged ahead, results are fetched behind.
 
-    A thread reads packs, fills pinned memory and copies it on a stream of its own, up to STAGED pieces
-    ahead; pooled results go back on a third stream, and are waited for when IN_FLIGHT later pieces are
+    Results are copied to the host on a stream of their own. The host waits for a result when IN_FLIGHT later pieces are
     queued on the device.
     """
-    to_device, to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
-    compute = torch.cuda.current_stream(device)
-    staged: Queue[tuple[int, bool, Pack, torch.cuda.Event] | BaseException | None] = Queue(STAGED)
-    stopped = threading.Event()
-
-    def put(item: tuple[int, bool, Pack, torch.cuda.Event] | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(Full):
-                staged.put(item, timeout=0.1)
-                return
-
-    def stage() -> None:
-        try:
-            for pack_number in packs:
-                pieces = whole_pack(index, pack_number).split(CUDA_PIECE_TOKENS)
-                for number, piece in enumerate(pieces, start=1):
-                    if stopped.is_set():
-                        return
-                    with torch.cuda.stream(to_device):
-                        tokens, cu_seqlens = _to_device(piece.tokens, device), _to_device(piece.cu_seqlens, device)
-                        arrived = to_device.record_event()
-                    staged_piece = replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
-                    put((pack_number, number == len(pieces), staged_piece, arrived))
-            put(None)
-        except BaseException as error:  # to be raised where the results are awaited
-            put(error)
+    to_host, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    in_flight: deque[tuple[int, bool, Vectors, torch.cuda.Event]] = deque()
+    fetched: list[Arrays] = []
 
     def fetch_oldest() -> Iterator[tuple[int, Arrays]]:
         pack_number, is_last, vectors, arrived = in_flight.popleft()
         arrived.synchronize()
-        # Copied, so that pinned memory is soon free for the next piece.
+        # Copied, so that the pinned memory is soon free for the next piece.
         fetched.append((vectors.rows.numpy().copy(), vectors.residues.numpy().copy()))
         if is_last:
             yield pack_number, _joined(fetched)
             fetched.clear()
 
-    in_flight: deque[tuple[int, bool, Vectors, torch.cuda.Event]] = deque()
-    fetched: list[Arrays] = []
-    stager = threading.Thread(target=stage, name="stager", daemon=True)
-    stager.start()
-    try:
-        while (item := staged.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            pack_number, is_last, pack, arrived = item
+    with closing(_staged(index, packs, device)) as staged:  # closed at an error, so that the thread ends
+        for pack_number, is_last, pack, arrived in staged:
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
                 tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
@@ -171,6 +132,41 @@ def _on_cuda(
                 yield from fetch_oldest()
         while in_flight:
             yield from fetch_oldest()
+
+
+def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Iterator[Staged]:
+    """Yield pieces of packs on a GPU. A thread copies them there on a stream of its own, up to STAGED pieces ahead."""
+    to_device = torch.cuda.Stream(device)
+    staged: Queue[Staged | BaseException | None] = Queue(STAGED)
+    stopped = threading.Event()
+
+    def put(item: Staged | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(Full):
+                staged.put(item, timeout=0.1)
+                return
+
+    def stage() -> None:
+        try:
+            for pack_number in packs:
+                pieces = whole_pack(index, pack_number).split(CUDA_PIECE_TOKENS)
+                for number, piece in enumerate(pieces, start=1):
+                    if stopped.is_set():
+                        return
+                    with torch.cuda.stream(to_device):
+                        copied, arrived = _on_device(piece, device), to_device.record_event()
+                    put((pack_number, number == len(pieces), copied, arrived))
+            put(None)
+        except BaseException as error:  # to be raised where the pieces are awaited
+            put(error)
+
+    stager = threading.Thread(target=stage, name="stager", daemon=True)
+    stager.start()
+    try:
+        while (item := staged.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
         stopped.set()
         stager.join()
@@ -178,7 +174,7 @@ def _on_cuda(
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:
     """Copy to pinned memory on the current stream, without waiting."""
-    if not values.is_cuda:  # residues, where none are kept
+    if not values.is_cuda:  # residues that are not kept
         return values
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     pinned.copy_(values, non_blocking=True)
@@ -186,8 +182,13 @@ def _to_host(values: torch.Tensor) -> torch.Tensor:
     return pinned
 
 
+def _on_device(piece: Pack, device: torch.device) -> Pack:
+    tokens, cu_seqlens = (_to_device(values, device) for values in (piece.tokens, piece.cu_seqlens))
+    return replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
+
+
 def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy through pinned memory on the current stream, without waiting; uint16, little known to CUDA, as int32."""
+    """Copy through pinned memory on the current stream, without waiting; uint16 as int32, as CUDA hardly knows it."""
     dtype = torch.int32 if values.dtype == torch.uint16 else values.dtype
     pinned = torch.empty(values.shape, dtype=dtype, pin_memory=True)
     pinned.copy_(values)

@@ -1,4 +1,4 @@
-"""The worker: one rank's packs, from the index to a finished shard and its status JSON."""
+"""The worker: it locks its shard and its GPU, lets `rank` do the work, and writes the status JSON in any case."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from seqmill.base.locks import locked_shard
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.embed.lease import leased_gpu
 from seqmill.spec.task import ShardTask
-from seqmill.store.parts import keep_finished, remove_unfinished
+from seqmill.store.parts import remove_unfinished
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, StatusError, stage, write_status
-
-__all__ = ["ShardTask", "embed_shard"]
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +22,11 @@ log = logging.getLogger(__name__)
 def embed_shard(task: ShardTask) -> ShardStatus:
     """Compute a shard; the status JSON says `complete` or `failed` before this returns or raises.
 
-    A worker that finds another at its shard leaves the status alone: it is the other's.
+    If another worker holds the shard, the status JSON is not written, because it belongs to that worker.
 
     Raises:
-        SeqmillError: input that can't be used; another worker holds the shard; the status JSON is named like another
-            file, so that none is written.
+        SeqmillError: the input can't be used; another worker holds the shard; the status JSON has the name of another
+            file, so none is written.
         Interrupted: SIGTERM, SIGINT, SIGHUP or SIGUSR1 came; finished packs have been saved.
     """
     refuse_shared([task.status, task.shard])
@@ -37,15 +35,14 @@ def embed_shard(task: ShardTask) -> ShardStatus:
     signals = Signals()
     signals.catch()
     try:
-        # The GPU's lease ends last: this process holds memory on it as long as it lives.
+        # The GPU's lease ends last, because this process keeps memory on the GPU until it ends.
         with ExitStack() as lease, locked_shard(task.shard) as alone:
             if alone:
                 remove_unfinished(task.shard)
             remove_parts = _embed_locked(task, status, signals, lease)
             try:
-                keep_finished(task.shard, task.status)
                 remove_parts()
-            except Exception as error:  # the shard is complete, whatever becomes of its parts
+            except Exception as error:  # the shard is complete all the same
                 log.warning("the parts of the finished shard stay until the merge: %s", error)
     finally:
         signals.restore()
@@ -56,12 +53,12 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
     try:
         write_status(task.status, status)
         refuse_shared([task.shard], _inputs(task))
-        if task.device != "cpu":
+        if task.settings.device != "cpu":
             lease.enter_context(leased_gpu())
         with stage(status, "import"):
-            from seqmill.embed.job import embed_rank  # only now: torch must not see the GPUs of others
+            from seqmill.embed.rank import embed_rank  # only now: torch must not see the GPUs of other workers
         remove_parts = embed_rank(task, status, signals)
-        signals.ignore()  # from here on it is complete
+        signals.ignore()  # from here on the shard is complete
         status.status = COMPLETE
     except BaseException as error:
         status.status = FAILED
@@ -70,9 +67,9 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
     finally:
         try:
             signals.ignore()
-        except Interrupted:  # the first signal, after the work has ended: what it has come to stands
+        except Interrupted:  # the first signal came after the work had ended: it changes nothing
             signals.ignore()
-        if status.status == RUNNING:  # the first signal, before the failure above was noted
+        if status.status == RUNNING:  # the first signal came before the failure above was noted
             status.status, status.error = FAILED, StatusError("Interrupted", "stopped by a signal")
         status.ended = _now()
         try:
@@ -80,12 +77,12 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
         except OSError as error:
             if status.status == COMPLETE:
                 raise
-            log.error("the status JSON can't be written: %s", error)  # what failed before is the news
+            log.error("the status JSON can't be written: %s", error)  # the earlier error is raised
     return remove_parts
 
 
 def _inputs(task: ShardTask) -> list[Path]:
-    return [task.index, *([Path(task.model)] if task.model else [])]  # a model's name may be that of a file
+    return [task.index, *([Path(task.model)] if task.model else [])]  # a model may be a file
 
 
 def _now() -> str:

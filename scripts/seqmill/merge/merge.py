@@ -39,7 +39,7 @@ from seqmill.merge.verify import VerifiedSet, verify_shards
 from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 from seqmill.store.index import Index, open_index
 from seqmill.store.layout import parts_folder
-from seqmill.store.parts import remove_kept, remove_parts, remove_set_aside
+from seqmill.store.parts import PartStore
 from seqmill.version import __version__
 
 # The attributes of the index that embeddings.h5 repeats.
@@ -190,14 +190,12 @@ def _log_result(verified: VerifiedSet, output: Path, records: Path) -> None:
 
 def _remove_leftovers(verified: VerifiedSet) -> None:
     """Remove the files of killed workers, also those of other world sizes; name the parts and shards that remain."""
-    shards, fingerprint = [shard.path for shard in verified.shards], verified.fingerprint
+    shards = [shard.path for shard in verified.shards]
     folder, parts = shards[0].parent, parts_folder(shards[0])
     remove_free_locks(folder)
     for place in (folder, parts):
         remove_left(place)
-    remove_set_aside(parts)
-    remove_parts(parts, fingerprint, range(verified.index.num_packs))
-    remove_kept(parts, fingerprint)
+    PartStore(parts, verified.index, verified.fingerprint).clear()
     _warn_about(list(parts.glob("*.part.h5")), "part files of runs with other settings")
     merged = {shard.name for shard in shards}
     others = [path for path in folder.glob("shard_*-of-*.h5") if path.name not in merged]

@@ -24,7 +24,7 @@ from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
 from seqmill.run.forecast import Shares, line
 from seqmill.spec.models import UNTRAINED_PREFIX, ModelSource, find_model, model_flop
-from seqmill.spec.task import AUTO, Settings
+from seqmill.spec.task import AUTO, ComputeSettings
 from seqmill.store.index import Index
 
 PROBE_TOKENS = 256  # of the sequence that is timed first, to limit the samples
@@ -68,7 +68,7 @@ class Calibration:
         return np.maximum(shares.flop / rate, shares.longest_flop * self.threads / rate)
 
 
-def calibrate(index: Index, source: ModelSource, settings: Settings, seconds: float) -> Calibration:
+def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seconds: float) -> Calibration:
     """Compute samples of packs for about the given time, and drop the results.
 
     Missing weights of a released model are replaced by untrained ones, which take as long.

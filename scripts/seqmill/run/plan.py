@@ -18,7 +18,7 @@ from seqmill.run import forecast
 from seqmill.run.reuse import known_settings, require_settings
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource, find_model
-from seqmill.spec.task import Settings
+from seqmill.spec.task import ComputeSettings
 from seqmill.store.index import Index, open_index
 from seqmill.store.reuse import open_source
 
@@ -34,7 +34,7 @@ class PlannedRun:
         seconds: of calibration; 0 for none, and no forecast of the time.
     """
 
-    settings: Settings
+    settings: ComputeSettings
     world_size: int
     dtype: str
     seconds: float

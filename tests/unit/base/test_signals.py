@@ -83,17 +83,19 @@ import os, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-import seqmill.embed.part_writer as part_writer
+from seqmill.embed.part_writer import PartWriter
+import seqmill.store.part_file as part_file
+from seqmill.store.parts import PartStore
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.base.signals import Signals
 from seqmill.store.part_file import PackResult
-real = part_writer.whole_or_absent
+real = part_file.whole_or_absent
 @contextmanager
 def slow(path):
     with real(path) as temporary:
         yield temporary
         time.sleep(1)
-part_writer.whole_or_absent = slow
+part_file.whole_or_absent = slow
 class Told:
     def add(self, *_): pass
 signals = Signals()
@@ -101,11 +103,11 @@ signals.catch()
 threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 none = np.empty(0, np.int64)
 fingerprint = Fingerprint("i", "m", "d", "6", "mean", "float32")
-with part_writer.PartWriter(Path(sys.argv[1]), "a", fingerprint, "", 0, Told()) as w:
-    w.add(PackResult(0, np.arange(2), np.ones((2, 4), np.float32), none))
+with PartWriter(PartStore(Path(sys.argv[1]), None, fingerprint), "a", 0, Told()) as w:
+    w.add(PackResult(0, np.arange(2), np.ones((2, 4), np.float32), none), "")
     w._seconds = 1000
     for pack in (1, 2):
-        w.add(PackResult(pack, np.arange(2), np.ones((2, 4), np.float32), none))
+        w.add(PackResult(pack, np.arange(2), np.ones((2, 4), np.float32), none), "")
 """
 
 

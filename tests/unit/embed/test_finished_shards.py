@@ -15,19 +15,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_quarantine import broken_model
 
-from families import ONE_EACH, PROTEINS, Family, write_fasta
+from families import ONE_EACH, PROTEINS, Family, broken_model, write_fasta
 from pipeline import Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.base.hdf5 import write_attributes
-from seqmill.embed.resume import Parts, add_finished_shards
+from seqmill.embed.resume import DonePacks, add_finished_shards
 from seqmill.embed.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.index import Index, open_index
+from seqmill.store.parts import PartStore
 from seqmill.store.shards import open_shard
 
 
@@ -251,10 +251,11 @@ def test_without_hard_links_the_parts_stay_until_the_merge(
     assert not (tmp_path / "parts").exists()
 
 
-def found_in(run: Run, index: Index, packs: range) -> Parts:
-    parts = Parts(index)
-    add_finished_shards(parts, run.folder, index, fingerprint_of(run), packs, with_quarantined=False)
-    return parts
+def found_in(run: Run, index: Index, packs: range) -> DonePacks:
+    done = DonePacks(index)
+    store = PartStore(run.folder / "parts", index, fingerprint_of(run))
+    add_finished_shards(done, store, run.folder, packs, with_quarantined=False)
+    return done
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -279,9 +280,7 @@ def test_a_shard_that_changes_while_it_is_used(index: Index, left: Run) -> None:
     with left.shards[0].open("r+b") as file:
         file.seek(shard.embeddings.offset)
         file.write(b"\1\2\3\4")
-    with pytest.raises(
-        SeqmillError, match=r"shard_0-of-8\.h5: damaged since it was written: .*; running again compute"
-    ):
+    with pytest.raises(SeqmillError, match=r"shard_0-of-8\.h5: damaged since it was written: .*; run again to compute"):
         list(parts.results(packs))
     assert left.shards[0].exists()
     assert len(found_in(left, index, packs)) == 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dnabert_reference import save_folder, seeded_state
-from families import ONE_EACH, PROTEINS, SMALL, SMALL_ESM2, Family
+from families import CYSTEINE, ONE_EACH, PROTEINS, SMALL, UNKNOWN, Family, broken_model
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
@@ -27,21 +27,7 @@ from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import open_index
 
-CYSTEINE = 23  # its token in ESM-2's alphabet
-UNKNOWN = 0  # the token of N
 CHANNEL, UNIT = 5, 7
-
-
-def broken_model(family: Family, folder: Path, value: float) -> str:
-    """Weights whose embedding of cysteine, or of N, is NaN or infinite."""
-    if family is PROTEINS:
-        model = fair_esm_model(SMALL_ESM2)
-        with torch.no_grad():
-            model.embed_tokens.weight[CYSTEINE] = value
-        return str(save_checkpoint(model, folder / "weights.pt"))
-    state = seeded_state(SMALL)
-    state["embeddings.word_embeddings.weight"][UNKNOWN] = value
-    return str(save_folder(state, SMALL, folder / "weights"))
 
 
 def overflowing_model(family: Family, folder: Path) -> str:

@@ -13,15 +13,14 @@ import pytest
 from families import ONE_EACH, PROTEINS, Family
 from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqmill import open_embeddings
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import Parts, find_parts
+from seqmill.embed.resume import DonePacks, find_parts
 from seqmill.errors import SeqmillError
 from seqmill.model.weights import load_weights
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.models import find_model
 from seqmill.store.index import Index, open_index
 from seqmill.store.part_file import PackResult, open_part
-from seqmill.store.parts import remove_parts
+from seqmill.store.parts import PartStore
 
 
 @pytest.fixture(scope="module", params=ONE_EACH, ids=str)
@@ -53,7 +52,7 @@ def results(done: Run) -> list[PackResult]:
     return results_of(done)
 
 
-def save(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str = "a") -> Parts:
+def save(folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str = "a") -> DonePacks:
     return save_parts(folder, index, fingerprint, results, name)
 
 
@@ -114,7 +113,7 @@ def test_a_damaged_part_is_set_aside_and_computed_anew(
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     with h5py.File(paths[3], "r+") as part:
         del part["pack_ends"]
-    found = find_parts(folder, index, fingerprint, range(index.num_packs), with_quarantined=True)
+    found = find_parts(PartStore(folder, index, fingerprint), range(index.num_packs), with_quarantined=True)
     assert sorted(pack for pack in range(6) if pack in found) == [4, 5]
     assert sorted(path.name for path in folder.glob("*.damaged")) == [f"{path.name}.damaged" for path in paths[:4]]
     embed_from_parts(run, 1)
@@ -127,7 +126,7 @@ def test_a_part_with_rows_of_other_packs_is_not_believed(
 ) -> None:
     lying = replace(results[0], pack=1)
     save(tmp_path, index, fingerprint, [lying])
-    assert len(find_parts(tmp_path, index, fingerprint, range(2), with_quarantined=True)) == 0
+    assert len(find_parts(PartStore(tmp_path, index, fingerprint), range(2), with_quarantined=True)) == 0
     assert list(tmp_path.glob("*.damaged"))
 
 
@@ -139,23 +138,21 @@ def test_parts_of_another_computation_stay_where_they_are(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     save(tmp_path, index, replace(fingerprint, precision="bfloat16"), results[:3])
-    assert len(find_parts(tmp_path, index, fingerprint, range(3), with_quarantined=True)) == 0
+    store = PartStore(tmp_path, index, fingerprint)
+    assert len(find_parts(store, range(3), with_quarantined=True)) == 0
     assert "3 part files" in caplog.text
     assert "precision is bfloat16, not float32" in caplog.text
-    remove_parts(tmp_path, fingerprint, range(index.num_packs))
+    store.remove(range(index.num_packs))
     assert len(list(tmp_path.glob("*.part.h5"))) == 3
 
 
 def test_only_parts_that_no_other_rank_needs_are_removed(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
-    parts = Parts(index)
-    with PartWriter(tmp_path, "mixed", fingerprint, "a CPU", 1000, parts) as writer:  # one part, as nothing is due
-        for result in results[:2]:
-            writer.add(result)
+    save_parts(tmp_path, index, fingerprint, results[:2], "mixed", seconds=1000)  # one part, as nothing is due
     save(tmp_path, index, fingerprint, results[2:3])
     assert len(list(tmp_path.glob("*.part.h5"))) == 2
-    remove_parts(tmp_path, fingerprint, range(0, index.num_packs, 2))
+    PartStore(tmp_path, index, fingerprint).remove(range(0, index.num_packs, 2))
     assert [open_part(path).packs.tolist() for path in tmp_path.glob("*.part.h5")] == [[0, 1]]
 
 
@@ -170,12 +167,13 @@ def test_quarantined_packs_count_as_done_only_where_they_may(
         quarantined_rows=result.index_rows[:1],
     )
     save(tmp_path, index, fingerprint, [results[4], bad])
-    strict = find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=False)
+    store = PartStore(tmp_path, index, fingerprint)
+    strict = find_parts(store, range(4, 6), with_quarantined=False)
     assert (4 in strict, 5 in strict) == (True, False)
-    lenient = find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=True)
+    lenient = find_parts(store, range(4, 6), with_quarantined=True)
     assert lenient.quarantined(range(4, 6)) == [result.index_rows[0]]
     save(tmp_path, index, fingerprint, [result])  # another attempt did better
-    assert find_parts(tmp_path, index, fingerprint, range(4, 6), with_quarantined=True).quarantined(range(4, 6)) == []
+    assert find_parts(store, range(4, 6), with_quarantined=True).quarantined(range(4, 6)) == []
 
 
 def test_a_part_damaged_between_writing_and_use_stops_the_shard(
@@ -185,7 +183,7 @@ def test_a_part_damaged_between_writing_and_use_stops_the_shard(
     (path,) = tmp_path.glob("*.part.h5")
     with h5py.File(path, "r+") as part:
         part["embeddings"][0, 0] += 1
-    with pytest.raises(SeqmillError, match=r"damaged since it was written.*running again computes its packs anew"):
+    with pytest.raises(SeqmillError, match=r"damaged since it was written.*run again to compute its packs"):
         list(parts.results(range(1)))
     assert not path.exists()
 

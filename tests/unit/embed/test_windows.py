@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from families import SMALL_ESM2
-from outputs_by_hand import embed, pooled_by_hand
+from outputs_by_hand import LENGTHS, POLICIES, blended_by_hand, embed, pooled_by_hand
 from pipeline import Run
-from reference import ALPHABET, fair_esm_model, save_checkpoint
+from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.embed import embedder, runner
 from seqmill.embed.audit import audit_embeddings
@@ -25,15 +25,6 @@ from seqmill.store.index import open_index
 from seqmill.store.shards import open_shard
 from sequences import random_sequences, relative_error
 
-# Of 60 residues or fewer; of one residue more than a window; of many windows, the last of them short.
-LENGTHS = [60, 61, 12, 400, 85, 130, 1, 121]
-POLICIES = {
-    "half": LengthPolicy("window", 60, 60, 30),
-    "nearly whole": LengthPolicy("window", 60, 60, 59),
-    "apart": LengthPolicy("window", 60, 60, 60),
-    "dense": LengthPolicy("window", 60, 41, 3),
-}
-
 
 @pytest.fixture(scope="module")
 def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str], torch.nn.Module]:
@@ -42,41 +33,6 @@ def proteins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list
     (folder / "p.faa").write_text("".join(f">p{n}\n{s}\n" for n, s in enumerate(sequences)))
     model = fair_esm_model(SMALL_ESM2)
     return folder / "p.faa", save_checkpoint(model, folder / "model.pt"), sequences, model.double()
-
-
-def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """Return fair-esm's hidden states of texts of one length by layers: (texts, letters + 2, hidden_dim)."""
-    tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in text), 2] for text in texts])
-    with torch.no_grad():
-        found = model(tokens, repr_layers=layers)["representations"]
-    return {layer: found[layer].numpy() for layer in layers}
-
-
-def blended_by_hand(
-    sequence: str, policy: LengthPolicy, model: torch.nn.Module, layers: tuple[int, ...]
-) -> dict[int, np.ndarray]:
-    """Return first vector, residues, last vector by layers: each residue's mean over its windows, weighted by its
-    distance to their nearest end; the first and last likewise by the windows' residues."""
-    spans, start = [], 0
-    while True:
-        size = policy.window if len(sequence) > policy.max_length else len(sequence)
-        spans.append((start, min(start + size, len(sequence))))
-        if spans[-1][1] == len(sequence):
-            break
-        start += policy.stride
-    *whole, last = (sequence[begin:end] for begin, end in spans)  # the last may be shorter
-    states = hidden_by_hand(whole, model, layers) if whole else {}
-    of_last = hidden_by_hand([last], model, layers)
-    blended = {}
-    for layer in layers:
-        votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(len(sequence) + 2)]
-        for (begin, end), hidden in zip(spans, [*states.get(layer, []), *of_last[layer]], strict=True):
-            votes[0].append((end - begin, hidden[0]))
-            votes[-1].append((end - begin, hidden[-1]))
-            for residue in range(begin, end):
-                votes[residue + 1].append((min(residue - begin + 1, end - residue), hidden[residue - begin + 1]))
-        blended[layer] = np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
-    return blended
 
 
 @pytest.mark.parametrize("name", POLICIES)

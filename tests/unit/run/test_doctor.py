@@ -17,11 +17,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import MODEL, SCRIPTS, Run, run_script
+from pipeline import MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.base.hdf5 import write_attributes
 from seqmill.base.locks import lock_path_of
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import Parts
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.embeddings import open_embeddings
 from seqmill.store.index import open_index
@@ -273,10 +271,11 @@ def test_a_worker_on_another_machine_whose_lock_is_not_seen_here(results: Result
 def save_part(results: Results, fingerprint: Fingerprint, packs: list[int]) -> Path:
     index = open_index(results.index)
     folder = results.folder / "shards/parts"
-    with PartWriter(folder, "shard_0-of-2.h5", fingerprint, "a CPU", 600, Parts(index)) as writer:
-        for pack in packs:
-            rows = np.arange(*index.pack_offsets[pack : pack + 2])
-            writer.add(PackResult(pack, rows, np.ones((len(rows), 320), np.float32), np.empty(0, np.int64)))
+    saved = []
+    for pack in packs:
+        rows = np.arange(*index.pack_offsets[pack : pack + 2])
+        saved.append(PackResult(pack, rows, np.ones((len(rows), 320), np.float32), np.empty(0, np.int64)))
+    save_parts(folder, index, fingerprint, saved, "shard_0-of-2.h5", 600)
     return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 

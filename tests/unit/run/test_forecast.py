@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 
 from families import WINDOWS
-from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script
+from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.embed.embedder import PackEmbedder
 from seqmill.embed.job import model_of
-from seqmill.embed.part_writer import PartWriter
 from seqmill.embed.readout import Vectors
-from seqmill.embed.resume import Parts
 from seqmill.embed.runner import CPU_PIECE_TOKENS
 from seqmill.errors import SeqmillError
 from seqmill.merge.merge import merge_shards
@@ -34,14 +32,14 @@ from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS, find_model, model_flop
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import Settings
+from seqmill.spec.task import ComputeSettings
 from seqmill.store.index import Index, open_index, residue_counts
 from seqmill.store.part_file import PackResult
 from seqmill.store.status import read_status
 from sequences import random_sequences
 
 ARCHITECTURE = MODELS["esm2_t6_8M_UR50D"]
-ON_CPU = Settings(device="cpu", precision="float32")
+ON_CPU = ComputeSettings(device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +112,14 @@ def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index, ou
     dim = ARCHITECTURE.hidden_dim
     fingerprint = Fingerprint.from_attributes(read_status(run.statuses[0]).fingerprint)
     fingerprint = replace(fingerprint, per_residue=outputs.per_residue)
-    none = np.empty(0, np.int64)
-    with PartWriter(tmp_path, "shard_0-of-1.h5", fingerprint, "a CPU", math.inf, Parts(index)) as writer:
-        for pack in range(index.num_packs):
-            rows = np.arange(*index.pack_offsets[pack : pack + 2])
-            vectors = np.zeros((len(rows), len(outputs.pairs) * dim), np.float32)
-            number = int(residue_counts(index, rows).sum()) if outputs.per_residue else 0
-            residues = np.zeros((number, len(outputs.layers) * dim), outputs.per_residue or "float16")
-            writer.add(PackResult(pack, rows, vectors, none, residues))
+    none, results = np.empty(0, np.int64), []
+    for pack in range(index.num_packs):
+        rows = np.arange(*index.pack_offsets[pack : pack + 2])
+        vectors = np.zeros((len(rows), len(outputs.pairs) * dim), np.float32)
+        number = int(residue_counts(index, rows).sum()) if outputs.per_residue else 0
+        residues = np.zeros((number, len(outputs.layers) * dim), outputs.per_residue or "float16")
+        results.append(PackResult(pack, rows, vectors, none, residues))
+    save_parts(tmp_path, index, fingerprint, results, "shard_0-of-1.h5", math.inf)
     (part,) = tmp_path.iterdir()
     assert disk_needed(index, 1, dim, outputs).parts == pytest.approx(part.stat().st_size, rel=0.03)
 

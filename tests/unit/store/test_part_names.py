@@ -17,14 +17,13 @@ import pytest
 from families import write_fasta
 from pipeline import SCRIPTS, SUPPORT, Run, results_of, save_parts
 from seqmill.base.locks import locked_shard
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import Parts, find_parts
+from seqmill.embed.resume import find_parts
 from seqmill.embed.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, open_index
 from seqmill.store.part_file import PackResult
-from seqmill.store.parts import may_hold, may_hold_only, part_stem, remove_parts, remove_unfinished, shard_of
+from seqmill.store.parts import PartStore, may_hold, part_stem, remove_unfinished, shard_of
 from seqmill.store.shards import open_shard
 from seqmill.store.status import read_status
 from sequences import random_sequences
@@ -63,15 +62,12 @@ def test_a_name_says_whose_it_is_and_what_it_may_hold(name: str, ending: str) ->
     assert may_hold(part, range(3, 100, 8))
     assert may_hold(part, range(19, 20))  # which it does not, but by its name it may
     assert not any(may_hold(part, packs) for packs in (range(0, 100, 8), range(0, 100, 2), range(28, 100), range(0)))
-    assert may_hold_only(part, range(3, 28, 4))
-    assert not any(may_hold_only(part, packs) for packs in (range(3, 27), range(4, 28), range(0, 100, 8)))
 
 
 @pytest.mark.parametrize("packs", [[0], [5, 3], [0, 1, 3, 4], [7, 107, 57], [123456789]])
 def test_a_name_covers_its_packs(packs: list[int]) -> None:
     part = Path(f"{part_stem('a.h5', packs)}.part.h5")
     assert all(may_hold(part, range(pack, pack + 1)) for pack in packs)
-    assert may_hold_only(part, range(min(packs), max(packs) + 1))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,6 @@ def test_a_name_covers_its_packs(packs: list[int]) -> None:
 )
 def test_any_other_name_may_hold_anything(name: str) -> None:
     assert may_hold(Path(name), range(1))
-    assert may_hold_only(Path(name), range(1))
 
 
 @pytest.mark.parametrize("name", ANY_NAMES)
@@ -87,14 +82,14 @@ def test_what_another_worker_has_saved_stays_while_it_is_at_work(
     name: str, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
     save_parts(tmp_path / "parts", index, fingerprint, results[:2], name)
-    packs = range(index.num_packs)
+    packs, store = range(index.num_packs), PartStore(tmp_path / "parts", index, fingerprint)
     with locked_shard(tmp_path / name):
-        remove_parts(tmp_path / "parts", fingerprint, packs, own="another.h5")
+        store.remove(packs, own="another.h5")
         assert len(list((tmp_path / "parts").iterdir())) == 2
-        assert len(find_parts(tmp_path / "parts", index, fingerprint, packs, False)) == 2  # and serves others
-        remove_parts(tmp_path / "parts", fingerprint, packs[:1], own=name)
+        assert len(find_parts(store, packs, False)) == 2  # and serves others
+        store.remove(packs[:1], own=name)
         assert len(list((tmp_path / "parts").iterdir())) == 1
-    remove_parts(tmp_path / "parts", fingerprint, packs, own="another.h5")
+    store.remove(packs, own="another.h5")
     assert not list((tmp_path / "parts").iterdir())
 
 
@@ -194,9 +189,7 @@ def test_what_is_there_already_needs_no_room(
     run = Run(tmp_path, 3)
     shutil.copy(done.index, run.index)
     for rank in range(3):  # in one part each, as it has bytes of its own
-        with PartWriter(tmp_path / "parts", f"shard_{rank}-of-3.h5", fingerprint, "", math.inf, Parts(index)) as writer:
-            for result in results[rank::3]:
-                writer.add(result)
+        save_parts(tmp_path / "parts", index, fingerprint, results[rank::3], f"shard_{rank}-of-3.h5", math.inf)
     room = 2 * index.num_computed * 4 * 320 - sum(path.stat().st_size for path in (tmp_path / "parts").iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, room))
     embed_shard(run.task(1))
