@@ -66,7 +66,7 @@ lint: $(READY)
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	snakemake --lint
-	cd scripts && lint-imports --no-cache --config ../pyproject.toml
+	cd scripts && lint-imports --no-cache ../pyproject.toml
 
 bench: $(READY)
 	python benchmarks/cpu.py --output benchmarks/results/cpu

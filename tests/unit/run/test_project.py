@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ from seqmill.run.dataset_run import DatasetRun, export_options
 from seqmill.run.project import MARK, Project
 from seqmill.run.resources import BASE_MB
 from seqmill.run.settings import check_settings
-from seqmill.spec.task import ShardTask
+from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.layout import SHARD
 
 SCHEMA = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
@@ -53,8 +52,9 @@ def compute(run: DatasetRun) -> None:
     folder = run.folder
     build_index(run.fasta, folder.index, run.model.name, run.policy, list(run.reused))
     for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
-        task = ShardTask(folder.index, rank, run.world_size, shard, status, device="cpu", precision="float32")
-        embed_shard(replace(task, outputs=run.outputs, audit_seconds=0))
+        settings = ComputeSettings("cpu", "float32", outputs=run.outputs)
+        task = ShardTask(folder.index, rank, run.world_size, shard, status, settings, audit_seconds=0)
+        embed_shard(task)
     merge_shards(folder.index, run.shards, run.statuses, *folder.merged, run.settings["dtype"], run.fasta)
 
 
