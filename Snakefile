@@ -49,7 +49,7 @@ rule all:
 
 
 onstart:
-    from seqmill.run.orphans import stop_orphans
+    from seqmill.run.slurm_jobs import stop_orphans
 
     # A global of the whole workflow: the file must stay open until the run ends.
     global in_use

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import MODEL, SCRIPTS, run_script
-from seqmill.run.orphans import IN_USE
+from seqmill.run.slurm_jobs import IN_USE
 
 HANGS = 60  # seconds; what hangs is ended by a TimeoutExpired
 LOOKS = {
@@ -71,7 +71,7 @@ def test_a_workflow_that_another_keeps_from_its_folder_says_who(tmp_path: Path) 
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        code = "from seqmill.run import orphans; orphans.CLAIM_SECONDS = 0.2; orphans.claim_folder(Path(path))"
+        code = "from seqmill.run import slurm_jobs; slurm_jobs.CLAIM_SECONDS = 0.2; slurm_jobs.claim_folder(Path(path))"
         try:
             done = run(code, tmp_path)
         finally:
@@ -87,7 +87,7 @@ def test_a_workflow_waits_a_moment_for_its_folder(tmp_path: Path) -> None:
     path.parent.mkdir()
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        code = "from seqmill.run import orphans; print(orphans.claim_folder(Path(path))[1])"
+        code = "from seqmill.run import slurm_jobs; print(slurm_jobs.claim_folder(Path(path))[1])"
         environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
         command = [sys.executable, "-c", PROGRAM.format(code), str(tmp_path)]
         with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as second:

@@ -19,7 +19,7 @@ import pytest
 from families import dnabert_folder
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
 from seqmill import open_embeddings
-from seqmill.run.orphans import claim_folder
+from seqmill.run.slurm_jobs import claim_folder
 from seqmill.spec.lengths import LengthPolicy
 
 BIN = Path(sys.executable).parent

@@ -36,9 +36,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_weights() -> int:
     """Print what is found on the released models; return the exit code."""
-    from seqmill.run import weights_check  # imports torch, which readers of results may lack
+    from seqmill.run.self_test import check_weights  # imports torch, which readers of results may lack
 
-    found = list(weights_check.check_weights())
+    found = list(check_weights())
     for text, _ in found:
         print(text)
     if not found:

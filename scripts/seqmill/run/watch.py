@@ -15,9 +15,9 @@ from rich.table import Column, Table
 from seqmill.base.locks import is_locked
 from seqmill.base.words import in_one_line, time_in_words
 from seqmill.errors import SeqmillError
-from seqmill.run.orphans import IN_USE
 from seqmill.run.progress import Progress, progress_of
 from seqmill.run.shard_state import STALE, UNREADABLE, WAITING
+from seqmill.run.slurm_jobs import IN_USE
 from seqmill.store.status import COMPLETE, FAILED, RUNNING
 
 SHOWN_NOTES = 5

@@ -34,7 +34,7 @@ from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
 from seqmill.run.download import TRIES, Pace
 from seqmill.run.fetch import URL_VARIABLE, fetch_weights
-from seqmill.run.weights_check import check_weights
+from seqmill.run.self_test import check_weights
 from seqmill.spec.models import DNABERT_MODELS, MODELS, NAMES, RELEASED_FILES, UNTRAINED_TOKENIZER, ModelSource
 from seqmill.spec.released import read_releases
 

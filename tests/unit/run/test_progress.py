@@ -25,9 +25,9 @@ from seqmill.base.locks import lock_path_of, locked_shard
 from seqmill.base.words import in_one_line, time_in_words
 from seqmill.embed.worker import embed_shard
 from seqmill.errors import SeqmillError
-from seqmill.run.orphans import claim_folder
 from seqmill.run.progress import Amount, Progress, progress_of
 from seqmill.run.shard_state import OLD_SECONDS
+from seqmill.run.slurm_jobs import claim_folder
 from seqmill.run.watch import STILL_ALIVE, cells, console_of, table, total_of
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import open_index

@@ -17,8 +17,8 @@ from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.model.weights import parameter_shapes
-from seqmill.run.orphans import cancel_orphans, claim_folder, stop_orphans
 from seqmill.run.resources import BASE_MB, memory_mb, rewriting_minutes, runtime_minutes, tokens_in, tokens_of
+from seqmill.run.slurm_jobs import cancel_orphans, claim_folder, stop_orphans
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_S, ESM2, NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
 from seqmill.store.index import open_index
@@ -206,7 +206,7 @@ def test_a_copy_of_a_folder_leaves_the_jobs_of_the_original_alone(
 
 
 def test_a_second_run_in_the_folder_knows_of_the_first(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from seqmill.run.orphans import claim_folder\n"
+    code = "import sys; from pathlib import Path; from seqmill.run.slurm_jobs import claim_folder\n"
     code += "file, alone = claim_folder(Path(sys.argv[1])); print(alone, flush=True); sys.stdin.read()"
 
     def run() -> subprocess.Popen[str]:
@@ -231,7 +231,7 @@ def test_a_second_run_in_the_folder_knows_of_the_first(tmp_path: Path) -> None:
 
 def test_jobs_that_do_not_end_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "stuck").touch()
-    monkeypatch.setattr("seqmill.run.orphans.WAIT_SECONDS", 0)
+    monkeypatch.setattr("seqmill.run.slurm_jobs.WAIT_SECONDS", 0)
     with pytest.raises(SeqmillError, match="do not end: 8 9; wait"):
         cancel_orphans(folder)
 
