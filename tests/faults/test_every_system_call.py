@@ -189,9 +189,10 @@ def judged(
     if ended.code == 0:
         if fault.kills and ended.path:
             return "it was not killed"
-        if fault.call == "unlink" or "/parts/" in ended.path:  # what can't be removed, or read before that, may stay
+        at_parts = "/parts/" in f"{ended.path}/"
+        if fault.call == "unlink" or at_parts:  # what can't be removed, or read before that, may stay
             after = {name: content for name, content in after.items() if name in right}
-        if "/parts/" in ended.path:  # a complete shard need not have its second name there
+        if at_parts:  # a complete shard need not have its second name there
             after, right = (
                 {name: content for name, content in tree.items() if not name.startswith("parts/")}
                 for tree in (after, right)

@@ -132,7 +132,7 @@ def test_too_little_room_is_found_before_the_computation(undisturbed: Undisturbe
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert f"the shard and its part files need {needed:,} bytes on this disk, of which " in last
+    assert f"the shard and its part files need {needed:,} bytes on this disk, and " in last
     assert last.endswith("are free; make room and run again")
     status = status_of(run)
     assert status["status"] == "failed"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seqmill.base.files import name_errors
 from seqmill.errors import SeqmillError
 from seqmill.store.embeddings import Embeddings, ids_of, read_rows
 
@@ -114,7 +115,7 @@ def _read(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
         return read_rows(embeddings, int(rows[0]), int(rows[-1]) + 1)
     array = embeddings.array
     vectors = np.empty((len(rows), array.shape[1]), array.dtype)
-    with embeddings.path.open("rb", buffering=0) as file:
+    with name_errors(embeddings.path), embeddings.path.open("rb", buffering=0) as file:
         for vector, row in zip(vectors, rows.tolist(), strict=True):
             if os.preadv(file.fileno(), [vector], array.offset + row * vector.nbytes) != vector.nbytes:
                 raise SeqmillError(f"{embeddings.path}: became shorter while it was read; merge the shards again")
