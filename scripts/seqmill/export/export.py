@@ -48,7 +48,7 @@ def export_embeddings(
     _require_room(output.parent, embeddings, format_name)
     try:
         form.write(embeddings, output, records)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         package = "faiss-cpu" if error.name == "faiss" else error.name
         needed = f"{package}: pip install 'seqmill[export]' (or {package})"
         raise SeqmillError(f"the format {format_name} needs {needed}") from error

@@ -78,7 +78,7 @@ def failure_message(root: Path, names: Iterable[str], since: float) -> str:
     if not lines:
         return ""
     command = ["python", "scripts/doctor.py"]
-    if root.absolute() != DOCTOR.parents[2]:
+    if root.absolute() != DOCTOR.parents[1]:
         command = ["python", str(DOCTOR), str((root / "results").absolute())]
     return "\n".join(["Failed:", *lines, f"See more: {shlex.join(command)}"])
 

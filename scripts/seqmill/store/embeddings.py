@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqmill.base.files import name_errors
 from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
 from seqmill.errors import SeqmillError
 from seqmill.spec.outputs import residue_dataset
@@ -203,7 +204,8 @@ def read_rows(embeddings: Embeddings, start: int, end: int) -> np.ndarray:
         return array[start:end]
     width = array.shape[1]
     offset = array.offset + start * width * array.itemsize
-    values = np.fromfile(embeddings.path, array.dtype, (end - start) * width, offset=offset)
+    with name_errors(embeddings.path):
+        values = np.fromfile(embeddings.path, array.dtype, (end - start) * width, offset=offset)
     if len(values) != (end - start) * width:
         raise SeqmillError(f"{embeddings.path}: the file became shorter while it was read; merge the shards again")
     return values.reshape(end - start, width)

@@ -88,10 +88,16 @@ class Part:
         Raises:
             SeqmillError: the file can't be read, its bytes are not those that were written, or its rows are not those
                 of the pack.
+            MemoryError: there is too little memory.
         """
         rows = _span(self.pack_ends, place)
-        with open_hdf5(self.path, "part file") as file:
-            embeddings, residues = file["embeddings"][rows], file["residues"][_span(self.residue_ends, place)]
+        try:
+            with open_hdf5(self.path, "part file") as file:
+                embeddings, residues = file["embeddings"][rows], file["residues"][_span(self.residue_ends, place)]
+        except SeqmillError as error:
+            if isinstance(error.__cause__, MemoryError):  # that says nothing about the part
+                raise error.__cause__ from None
+            raise
         pack, quarantined = int(self.packs[place]), self.quarantined(place)
         result = PackResult(pack, self.index_rows[rows], embeddings, quarantined, residues)
         if result.digest() != self.pack_digests[place].tobytes():

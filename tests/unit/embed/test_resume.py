@@ -121,6 +121,24 @@ def test_a_damaged_part_is_set_aside_and_computed_anew(
     assert not folder.exists()
 
 
+def test_too_little_memory_does_not_make_a_part_damaged(
+    index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, index, fingerprint, results[:1])
+    (path,) = tmp_path.glob("*.part.h5")
+    read = h5py.Dataset.__getitem__
+
+    def fail_at_embeddings(self: h5py.Dataset, place: object) -> object:
+        if self.name == "/embeddings":
+            raise MemoryError
+        return read(self, place)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail_at_embeddings)
+    with pytest.raises(MemoryError):
+        find_parts(PartStore(tmp_path, index, fingerprint), range(1), with_quarantined=True)
+    assert path.exists()
+
+
 def test_a_part_with_rows_of_other_packs_is_not_believed(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:

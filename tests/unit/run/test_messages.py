@@ -48,6 +48,12 @@ def test_a_line_for_each_that_failed(tmp_path: Path) -> None:
     assert said[-1] == f"See more: python {scripts / 'doctor.py'} {tmp_path / 'results'}"
 
 
+def test_in_the_clone_itself_the_doctor_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "logs/a/m/build_index.log", "10:00:01 ERROR no\n", 5)
+    monkeypatch.setattr("seqmill.run.messages.DOCTOR", tmp_path / "scripts/doctor.py")
+    assert lines(tmp_path)[-1] == "See more: python scripts/doctor.py"
+
+
 def test_what_failed_before_this_run_is_not_told(tmp_path: Path) -> None:
     write(tmp_path / "logs/a/m/embed_shard_0-of-7.log", "10:00:01 ERROR no\n", -1000)
     write(tmp_path / "logs/d/m/build_index.log", "10:00:01 ERROR of another table\n", 5)
