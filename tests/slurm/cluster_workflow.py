@@ -99,18 +99,20 @@ class Workflow:
         return digest_of(self.results / "embeddings.h5")
 
     def workers(self) -> dict[int, psutil.Process]:
-        """The running workers by rank; two on one shard are a failure."""
-        found: dict[int, psutil.Process] = {}
+        """The running workers by rank; two on one shard are a failure. A process that a worker forks is part of it."""
+        found: dict[int, tuple[int, psutil.Process]] = {}
         for process in psutil.process_iter():
             try:
                 arguments = process.cmdline()
                 if WORKER in arguments[1:2] and process.cwd() == str(self.folder):
-                    rank = int(arguments[arguments.index("--rank") + 1])
-                    assert rank not in found, f"two workers on shard {rank}"
-                    found[rank] = process
+                    found[process.pid] = int(arguments[arguments.index("--rank") + 1]), process
+                    if process.ppid() in found:
+                        del found[process.pid]
             except psutil.Error:
                 continue
-        return found
+        ranks = [rank for rank, _ in found.values()]
+        assert len(ranks) == len(set(ranks)), f"two workers on a shard: {sorted(ranks)}"
+        return dict(found.values())
 
     def job(self, rank: int) -> str:
         """The id of the SLURM job that computes a shard now."""
