@@ -68,13 +68,13 @@ def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bo
         yield False
         return
     holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
-    with file:
-        try:
-            with name_errors(path):
-                os.truncate(file.fileno(), 0)
-                os.write(file.fileno(), holder.encode())
-            yield True
-        finally:
+    try:
+        with name_errors(path):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), holder.encode())
+        yield True
+    finally:
+        with name_errors(path), file:
             path.unlink(missing_ok=True)  # while the lock is held, so that no successor's file is removed
 
 

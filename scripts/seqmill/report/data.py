@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from seqmill.base.files import name_errors
 from seqmill.errors import SeqmillError
 from seqmill.report.colors import column_scale, length_scale
 from seqmill.report.map import MAX_SHOWN, draw_maps, shown_rows
@@ -122,7 +123,8 @@ def gather(sources: Sources) -> dict[str, Any]:
 def _read_manifest(path: Path, embeddings: Embeddings) -> dict[str, Any]:
     """Return what the report shows from the manifest, after checking that it belongs to the embeddings."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with name_errors(path):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
         found = {
             "created": str(manifest["created"]),
             "fasta": str(manifest["fasta"]["path"]),

@@ -19,10 +19,11 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from seqmill.base.files import whole_or_absent
-from seqmill.base.hdf5 import new_hdf5, open_hdf5, read_attributes, write_attributes
+from seqmill.base.files import name_errors, whole_or_absent
+from seqmill.base.hdf5 import DAMAGE, new_hdf5, open_hdf5, read_attributes, write_attributes
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, residue_counts
@@ -88,16 +89,16 @@ class Part:
         Raises:
             SeqmillError: the file can't be read, its bytes are not those that were written, or its rows are not those
                 of the pack.
-            MemoryError: there is too little memory.
+            OSError, MemoryError: it can't be read; this does not mean that it is damaged.
         """
         rows = _span(self.pack_ends, place)
         try:
-            with open_hdf5(self.path, "part file") as file:
+            with name_errors(self.path), self.path.open("rb") as raw, h5py.File(raw, "r") as file:
                 embeddings, residues = file["embeddings"][rows], file["residues"][_span(self.residue_ends, place)]
-        except SeqmillError as error:
-            if isinstance(error.__cause__, MemoryError):  # that says nothing about the part
-                raise error.__cause__ from None
-            raise
+        except DAMAGE as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+                raise  # this says nothing about the part
+            raise SeqmillError(f"not a readable part file: {error}") from error
         pack, quarantined = int(self.packs[place]), self.quarantined(place)
         result = PackResult(pack, self.index_rows[rows], embeddings, quarantined, residues)
         if result.digest() != self.pack_digests[place].tobytes():
