@@ -197,7 +197,7 @@ WRONG = {
         {"reuse": "OLD", "fasta": "contigs.fna", "model": "untrained:dnabert_s"},
         "no dataset has a model of that family",
     ),
-    "a number": ({"reuse": 5}, "config reuse: 5 is not allowed; Earlier results"),
+    "a number": ({"reuse": 5}, "config reuse: 5 is not allowed; give text that is not empty"),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterable
@@ -10,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqmill.base.signals import Signals
 from seqmill.base.words import time_in_words
 from seqmill.embed.lease import leased_gpu
 from seqmill.errors import SeqmillError
@@ -62,6 +65,7 @@ def plan_fasta(
     source = find_model(model)
     _require_possible(run, source, policy, reuse)
     with tempfile.TemporaryDirectory(prefix="seqmill-plan-", dir=results) as folder:
+        _exit_on_signals(Path(folder))
         path = Path(folder) / "index.h5"
         if run.settings.threads:
             os.environ["RAYON_NUM_THREADS"] = str(run.settings.threads)  # of the tokenizers library
@@ -70,6 +74,21 @@ def plan_fasta(
         took = time_in_words(time.perf_counter() - began)
         origin = f"built in {took} for this plan alone; a run that has none yet builds its own"
         return _forecast(run, open_index(path), source, origin, (results or Path()).absolute())
+
+
+def _exit_on_signals(folder: Path) -> None:
+    """Let a signal that ends the program remove a folder and exit at once.
+
+    An exception would wait for threads that compute a pack, and can be lost while torch is imported.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + number)
+
+    for number in Signals.NUMBERS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
 
 
 def _require_possible(run: PlannedRun, source: ModelSource, policy: LengthPolicy, reused: Iterable[Path]) -> None:

@@ -51,19 +51,35 @@ def _typed(key: str, value: Any) -> Any:  # noqa: ANN401
 def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
     """Return a line for each unknown key and each forbidden value, with the allowed ones.
 
-    The schema is a JSON Schema (2020-12) of an object, whose properties each have a description.
+    The schema is a JSON Schema (2020-12) of an object.
     """
     lines = []
     for error in Draft202012Validator(schema).iter_errors(settings):
         if error.validator == "additionalProperties":
             lines += [_unknown(key, list(schema["properties"])) for key in settings if key not in schema["properties"]]
             continue
-        key, value = str(error.absolute_path[0]), settings[error.absolute_path[0]]
-        # For alternatives the schema's own message says only that none fits.
-        is_choice = error.validator in ("oneOf", "anyOf")
-        reason = f"{value!r} is not allowed" if is_choice else error.message
-        lines.append(f"config {key}: {reason}; {schema['properties'][key]['description']}")
+        key = str(error.absolute_path[0])
+        lines.append(f"config {key}: {error.instance!r} is not allowed; give {_allowed(schema['properties'][key])}")
     return lines
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    """Return the values that a rule of the schema allows, in words."""
+    if options := rule.get("oneOf", rule.get("anyOf")):
+        # A list is always one of several values of the other kind.
+        words = [
+            "a list of these without repetitions" if option.get("type") == "array" else _allowed(option)
+            for option in options
+        ]
+        return ", or ".join(words)
+    if rule.get("type") == "array":
+        return f"a list without repetitions of {_allowed(rule['items'])}"
+    if values := rule.get("enum", [rule["const"]] if "const" in rule else []):
+        return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    kind = {"integer": "a whole number", "number": "a number", "string": "text"}[rule["type"]]
+    if "minimum" in rule:
+        return f"{kind} from {rule['minimum']} to {rule['maximum']}"
+    return f"{kind} that is not empty" if "minLength" in rule else kind
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -96,6 +96,8 @@ def _failed_builds(results: Path) -> Iterator[FoundRun]:
     """Yield the runs of which Snakemake has removed the folder with the index, so that only a log remains."""
     for given, root in enumerate(results.parents[:3]):
         top = (results, *results.parents)[given]
+        if top.name != "results":  # the workflow's folder has that name
+            continue
         names = [*map(glob.escape, results.relative_to(top).parts), *["*"] * (DEPTH - given)]
         for log in (root / "logs").glob("/".join([*names, "build_index.log"])):
             run = FoundRun(top / log.parent.parent.name / log.parent.name)

@@ -87,8 +87,7 @@ class Part:
         """Read the result of the pack at `place`.
 
         Raises:
-            SeqmillError: the file can't be read, its bytes are not those that were written, or its rows are not those
-                of the pack.
+            SeqmillError: the file is damaged, or its rows are not those of the pack.
             OSError, MemoryError: it can't be read; this does not mean that it is damaged.
         """
         rows = _span(self.pack_ends, place)
@@ -97,7 +96,7 @@ class Part:
                 embeddings, residues = file["embeddings"][rows], file["residues"][_span(self.residue_ends, place)]
         except DAMAGE as error:
             if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-                raise  # this says nothing about the part
+                raise
             raise SeqmillError(f"not a readable part file: {error}") from error
         pack, quarantined = int(self.packs[place]), self.quarantined(place)
         result = PackResult(pack, self.index_rows[rows], embeddings, quarantined, residues)

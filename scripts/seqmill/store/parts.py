@@ -102,7 +102,7 @@ class PartStore:
         done = set(packs)
         for path in self.folder.glob("*.part.h5"):
             shard = shard_of(path)
-            if not may_hold(path, packs) or (shard not in ("", own) and lock_holder(self.folder.parent / shard)):
+            if not may_hold_only(path, packs) or (shard not in ("", own) and lock_holder(self.folder.parent / shard)):
                 continue
             try:
                 part = open_part(path)
@@ -114,8 +114,8 @@ class PartStore:
     def replace_by_shard(self, shard: Path, status: Path, packs: range) -> None:
         """Remove the parts of a complete shard; first link the shard and its status JSON into the folder.
 
-        The links let a worker of another world size read the shard after the workflow has removed it. Only shards with
-        a workflow's file names are linked.
+        Snakemake deletes outputs that it takes for failed. The links keep the packs until the merge, for a later
+        attempt of any world size. Only shards with a workflow's file names are linked.
 
         Raises:
             OSError: the file system has no hard links; the parts stay.
@@ -170,12 +170,23 @@ def shard_of(part: Path) -> str:
 
 def may_hold(part: Path, packs: range) -> bool:
     """Return whether a part may hold any of these packs, by its name."""
-    match = NAME.fullmatch(part.name)
-    if not match or int(match["first"]) > int(match["last"]):
+    if (named := _named_packs(part)) is None:
         return True
-    named = range(int(match["first"]), int(match["last"]) + 1, int(match["step"]))
     fewer, more = sorted((named, packs), key=len)
     return any(pack in more for pack in fewer)
+
+
+def may_hold_only(part: Path, packs: range) -> bool:
+    """Return whether all packs of a part may be among these, by its name. It does hold its first and its last."""
+    named = _named_packs(part)
+    return named is None or (named[0] in packs and named[-1] in packs)
+
+
+def _named_packs(part: Path) -> range | None:
+    match = NAME.fullmatch(part.name)
+    if not match or int(match["first"]) > int(match["last"]):
+        return None
+    return range(int(match["first"]), int(match["last"]) + 1, int(match["step"]))
 
 
 def remove_unfinished(shard: Path) -> None:

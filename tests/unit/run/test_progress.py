@@ -298,6 +298,8 @@ def test_an_index_that_could_not_be_built_is_shown_by_its_log(results: Results) 
     log.write_text(error)
     shutil.rmtree(results.results)
     assert [run.merged for run in progress_of(results.results)] == [False]
+    with pytest.raises(SeqmillError, match="no such folder"):
+        progress_of(root / "result")
 
 
 def test_an_index_that_could_not_be_built_again_makes_the_results_old(results: Results) -> None:

@@ -13,12 +13,24 @@ SCHEMA = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_
 WRONG = {
     "a key misspelt": ({"modle": "x"}, "config modle: there is no such setting; did you mean model?"),
     "a key like none": ({"xyz": 1}, "config xyz: there is no such setting; config/README.md has all of them"),
-    "none of the values": ({"pooling": "median"}, "config pooling: 'median' is not allowed; From one vector"),
-    "a number as text": ({"max_length": "500"}, "config max_length: '500' is not allowed; Longest sequence"),
-    "too few": ({"shards": 0}, "config shards: 0 is not allowed; Number of shards of each dataset, 1 or more"),
-    "in a list": ({"exports": ["csv"]}, "config exports: 'csv' is not one of ['parquet', "),
-    "a list with a repetition": ({"reuse": ["a", "a"]}, "config reuse: ['a', 'a'] is not allowed; Earlier results"),
-    "another kind": ({"device": "gpu"}, "config device: 'gpu' is not one of ['auto', 'cpu', 'cuda']; auto takes"),
+    "none of the values": (
+        {"pooling": "median"},
+        "config pooling: 'median' is not allowed; give mean, mean_tokens, max, std, cls, or a list of these",
+    ),
+    "a number as text": (
+        {"max_length": "500"},
+        "config max_length: '500' is not allowed; give auto, or a whole number",
+    ),
+    "too few": ({"shards": 0}, "config shards: 0 is not allowed; give auto, or a whole number from 1 to 100000"),
+    "in a list": (
+        {"exports": ["csv"]},
+        "config exports: 'csv' is not allowed; give a list without repetitions of parquet, npy, ",
+    ),
+    "a list with a repetition": (
+        {"reuse": ["a", "a"]},
+        "config reuse: ['a', 'a'] is not allowed; give text that is not empty, or a list of these without repetitions",
+    ),
+    "another kind": ({"device": "gpu"}, "config device: 'gpu' is not allowed; give auto, cpu, cuda"),
 }
 
 
@@ -38,7 +50,7 @@ def test_every_wrong_setting_is_told_and_no_right_one() -> None:
     assert wrong_settings(settings, SCHEMA) == []
 
 
-def test_what_is_allowed_is_told_of_every_key() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(rule.get("description") for rule in SCHEMA["properties"].values())
 
 

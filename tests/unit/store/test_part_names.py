@@ -23,7 +23,7 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, open_index
 from seqmill.store.part_file import PackResult
-from seqmill.store.parts import PartStore, may_hold, part_stem, remove_unfinished, shard_of
+from seqmill.store.parts import PartStore, may_hold, may_hold_only, part_stem, remove_unfinished, shard_of
 from seqmill.store.shards import open_shard
 from seqmill.store.status import read_status
 from sequences import random_sequences
@@ -62,12 +62,15 @@ def test_a_name_says_whose_it_is_and_what_it_may_hold(name: str, ending: str) ->
     assert may_hold(part, range(3, 100, 8))
     assert may_hold(part, range(19, 20))  # which it does not, but by its name it may
     assert not any(may_hold(part, packs) for packs in (range(0, 100, 8), range(0, 100, 2), range(28, 100), range(0)))
+    assert may_hold_only(part, range(3, 28, 4))
+    assert not any(may_hold_only(part, packs) for packs in (range(3, 27), range(4, 28), range(0, 100, 8)))
 
 
 @pytest.mark.parametrize("packs", [[0], [5, 3], [0, 1, 3, 4], [7, 107, 57], [123456789]])
 def test_a_name_covers_its_packs(packs: list[int]) -> None:
     part = Path(f"{part_stem('a.h5', packs)}.part.h5")
     assert all(may_hold(part, range(pack, pack + 1)) for pack in packs)
+    assert may_hold_only(part, range(min(packs), max(packs) + 1))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,7 @@ def test_a_name_covers_its_packs(packs: list[int]) -> None:
 )
 def test_any_other_name_may_hold_anything(name: str) -> None:
     assert may_hold(Path(name), range(1))
+    assert may_hold_only(Path(name), range(1))
 
 
 @pytest.mark.parametrize("name", ANY_NAMES)
