@@ -67,7 +67,7 @@ def histogram(
 
 
 def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
-    """Draw a bar a row: its label, its value (0 or more), and the value in words."""
+    """Draw one bar per row: its label, its value (0 or more), and the value in words."""
     most = max((value for _, value, _ in rows), default=0) or 1
     room = WIDTH - LABEL_WIDTH - VALUE_WIDTH
     parts = []
@@ -84,7 +84,7 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
 
 
 def steps(lines: Sequence[tuple[str, float, float, Sequence[float]]], x_title: str, y_title: str, kind: str) -> str:
-    """Draw lines in steps over time, each with its title for who points at it or hears it read.
+    """Draw lines in steps over time, each with a title for pointers and screen readers.
 
     Args:
         lines: of each its title, where it begins and how long a step is (seconds), and its values, 0 or more.
@@ -190,7 +190,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return values of 1, 2 and 5 times powers of ten from low to high; powers alone if those are more than `most`."""
+    """Return values of 1, 2 and 5 times powers of ten from low to high; only the powers if there are more than `most`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]

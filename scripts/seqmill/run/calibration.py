@@ -206,7 +206,7 @@ def describe_calibration(measured: Calibration, shares: Shares) -> list[str]:
         *([line("", measured.weights)] if measured.weights else []),
         line("speed", speed),
         line("time", f"{longest} for the longest shard, {together} one after another"),
-        line("", f"besides, each shard: {load} for the model, 10 s or 1 % for its audit"),
+        line("", f"also for each shard: {load} for the model, 10 s or 1 % for its audit"),
         line("memory", f"{memory}; {size_in_words(available_memory())} free"),
         *([line("", splits)] if measured.splits else []),
     ]

@@ -95,7 +95,7 @@ def _errors(root: Path, name: str, since: float) -> Iterator[str]:
         shard = path.with_name(path.name.removesuffix(STATUS) + ".h5")
         with suppress(SeqmillError, OSError):
             if read_status(path).status == RUNNING and not lock_holder(shard):
-                yield f"{shard.stem}: its worker is gone without a word (killed?)"
+                yield f"{shard.stem}: its worker has ended without a message (killed?)"
 
 
 def _files(folder: Path, ending: str, since: float) -> list[Path]:

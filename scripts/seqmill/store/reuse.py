@@ -86,7 +86,7 @@ class Source:
             offset, size = int(noted["data_offset"]), int(noted["data_bytes"])
             fingerprint = manifest["fingerprint"]["fingerprint"]
         except FileNotFoundError:
-            log.warning("%s: no manifest.json beside it: its values can't be checked", self.path)
+            log.warning("%s: no manifest.json in its folder: its values can't be checked", self.path)
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("%s: can't be read, so the values of %s can't be checked: %s", path, self.path, error)
@@ -147,7 +147,7 @@ def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, 
 
 def take_out_of(index: Path) -> str:
     """Return the advice of an error: how to compute everything that an index reuses."""
-    return f"{TAKE_OUT} and remove {index} and the manifest.json beside it"
+    return f"{TAKE_OUT} and remove {index} and the manifest.json in its folder"
 
 
 def bring_back(index: Path) -> str:

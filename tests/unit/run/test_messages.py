@@ -65,7 +65,7 @@ def test_a_worker_that_was_killed(tmp_path: Path) -> None:
     status = ShardStatus(1, 2, RUNNING, str(shard))
     write(shard.with_suffix(".status.json"), msgspec.json.encode(status).decode(), 5)
     write(tmp_path / "logs/a/m/embed_shard_1-of-2.log", "10:00:00 INFO loading\n", 5)
-    assert lines(tmp_path)[1:-1] == ["  a/m: shard_1-of-2: its worker is gone without a word (killed?)"]
+    assert lines(tmp_path)[1:-1] == ["  a/m: shard_1-of-2: its worker has ended without a message (killed?)"]
     with locked_shard(shard):
         assert lines(tmp_path) == []
 

@@ -404,7 +404,7 @@ WORKERS = {
     "precision": ({"precision": "bfloat16"}, "precision=float32, this .* precision=bfloat16; .*set precision: float32"),
     "model": (
         {"model": "other"},
-        "it has model_digest=[0-9a-f]{64}, .* remove .*index.h5 and the manifest.json beside it$",
+        "it has model_digest=[0-9a-f]{64}, .* remove .*index.h5 and the manifest.json in its folder$",
     ),
 }
 
@@ -575,7 +575,7 @@ def test_values_that_cannot_be_checked_are_told(copy: Run, tmp_path: Path, caplo
     for content, message in (
         (json.dumps(other), "manifest.json: of another result"),
         ("[]", "manifest.json: can't be read"),
-        (None, "no manifest.json beside it: its values can't be checked"),
+        (None, "no manifest.json in its folder: its values can't be checked"),
     ):
         manifest.unlink()
         if content is not None:
