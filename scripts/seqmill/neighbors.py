@@ -1,7 +1,5 @@
 """The nearest neighbors of vectors in an embeddings file: cosine, exact, in blocks of bounded size."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path

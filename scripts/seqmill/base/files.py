@@ -1,7 +1,5 @@
 """Writing files whole or not at all, refusing unusable paths, and digests."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """HDF5: errors that name the file, writing that survives full disks and signals, datasets as memory maps."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -54,7 +52,7 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def new_hdf5(path: Path) -> Iterator[NewFile]:
+def new_hdf5(path: Path) -> Iterator["NewFile"]:
     """Create an HDF5 file for writing; a failed write (full disk) is raised when the block ends.
 
     Signal handlers also run only then, because HDF5 does not survive an exception inside a write. Blocks that write for
@@ -71,7 +69,7 @@ def new_hdf5(path: Path) -> Iterator[NewFile]:
 
 
 def write_strings(
-    file: NewFile, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+    file: "NewFile", name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
 ) -> None:
     """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or UTF-8, which is faster."""
     strings = file.create_dataset(name, (len(rows),), STRINGS)
@@ -140,7 +138,7 @@ class RowWriter:
         os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
         self._sent = written
 
-    def __enter__(self) -> RowWriter:
+    def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -153,7 +151,7 @@ class RowWriter:
 class NewFile(h5py.File):
     """An HDF5 file open for writing (`new_hdf5`)."""
 
-    def __init__(self, raw: _PatientFile, held: ExitStack) -> None:
+    def __init__(self, raw: "_PatientFile", held: ExitStack) -> None:
         super().__init__(raw, "w", libver=FORMAT)
         self._raw, self._held = raw, held
 

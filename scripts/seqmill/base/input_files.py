@@ -1,7 +1,5 @@
 """Input files: noted when they are read, recognized later without reading them again."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class InputFile:
     stamp: str = ""
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> InputFile:
+    def from_json(cls, content: Mapping[str, Any]) -> "InputFile":
         """Read a note back; raises a KeyError, TypeError or ValueError if it is damaged."""
         stamp = str(content.get("stamp", ""))
         if stamp:
@@ -40,7 +38,7 @@ class InputFile:
         return cls(str(content["path"]), int(content["bytes"]), str(content["sha256"]), stamp)
 
     @classmethod
-    def fasta_of(cls, attributes: Mapping[str, Any]) -> InputFile:
+    def fasta_of(cls, attributes: Mapping[str, Any]) -> "InputFile":
         """Return the FASTA file noted in the attributes of an index or a merged result; raises like `from_json`."""
         names = {"path": "source_path", "bytes": "source_size", "sha256": "source_sha256", "stamp": "source_stamp"}
         return cls.from_json({name: attributes.get(attribute, "") for name, attribute in names.items()})

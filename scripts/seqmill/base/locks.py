@@ -1,7 +1,5 @@
 """Locks that the kernel frees however their holder ends: on open files, and on shards for one worker each."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

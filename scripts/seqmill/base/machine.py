@@ -1,7 +1,5 @@
 """The machine that the process runs on: its GPUs, its processor, and the memory that is left."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

@@ -1,7 +1,5 @@
 """Reading a file once for both its digest and its non-finite numbers."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from io import FileIO

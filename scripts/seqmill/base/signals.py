@@ -1,7 +1,5 @@
 """Stopping a program: by a signal, or because its parent has ended."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

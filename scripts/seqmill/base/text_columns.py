@@ -1,7 +1,5 @@
 """Columns of texts, stored end to end: reading many rows at once is much faster than one by one."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Numbers, times and messages as text for people."""
 
-from __future__ import annotations
-
 import math
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """`seqmill NAME ...`: each program of the workflow as a subcommand."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

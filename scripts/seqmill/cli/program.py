@@ -1,7 +1,5 @@
 """Shared by all command-line programs: the log, errors in one line, exit codes, common options."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import logging

@@ -1,7 +1,5 @@
 """Show how far runs have come, here or on a cluster, until they are complete."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -4,8 +4,6 @@
 reading of the index and of the weights.
 """
 
-from __future__ import annotations
-
 import math
 import time
 import zlib

@@ -8,8 +8,6 @@ The models compute in float32 on the CPU:
 | DNABERT-S | the model written out here, every score and bias (Zhou et al. 2024, arXiv:2402.08777) |
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Computing a rank's packs: warm-up, saving of results as they come, speed, quarantined sequences."""
 
-from __future__ import annotations
-
 import logging
 import time
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The device and precision that a worker uses."""
 
-from __future__ import annotations
-
 import os
 import resource
 

@@ -1,7 +1,5 @@
 """Computing packs on a device with too little memory: in smaller pieces, and single segments on the CPU."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Callable

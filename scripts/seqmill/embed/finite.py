@@ -4,8 +4,6 @@ float16 overflows above 65,504. In the forward an overflow turns into NaN in eve
 other sequence (docs/accuracy.md), so it can't be missed.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A worker's job: its part of the index, the device, and the model, loaded and ready."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """GPU leases: each worker on a machine takes a visible GPU that no other worker has."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

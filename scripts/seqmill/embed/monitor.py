@@ -1,7 +1,5 @@
 """How busy the device is while a shard is computed, and its peak speed."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Saving finished packs as part files while the computation goes on, so that a crash loses a minute at most."""
 
-from __future__ import annotations
-
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,7 +67,7 @@ class PartWriter:
             self._save()
             self._finish()
 
-    def __enter__(self) -> PartWriter:
+    def __enter__(self) -> "PartWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

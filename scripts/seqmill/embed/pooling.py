@@ -9,8 +9,6 @@
 | both | cls | the vector of the first token |
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """One rank's work, step by step: load, resume, compute, audit, write the shard."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

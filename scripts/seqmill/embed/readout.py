@@ -3,8 +3,6 @@
 Hidden states are kept only for the vectors of residues and for windows that are to be blended.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

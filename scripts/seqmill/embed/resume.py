@@ -1,7 +1,5 @@
 """Resuming: the packs that are done, in part files or in complete shards of another world size."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter
@@ -31,7 +29,7 @@ class DonePacks:
         self._index = index
         self._places: dict[int, tuple[Part | FinishedShard, int]] = {}
 
-    def add(self, source: Part | FinishedShard, packs: set[int] | range, with_quarantined: bool = True) -> None:
+    def add(self, source: "Part | FinishedShard", packs: set[int] | range, with_quarantined: bool = True) -> None:
         """Register the packs of a file that are among `packs`, preferring unquarantined ones.
 
         Without `with_quarantined`, packs with quarantined sequences count as not done: another attempt, perhaps on

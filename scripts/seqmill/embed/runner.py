@@ -1,7 +1,5 @@
 """The runner: it takes packs and yields their embeddings, in order."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """The worker: it locks its shard and its GPU, lets `rank` do the work, and writes the status JSON in any case."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack

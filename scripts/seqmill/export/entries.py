@@ -1,7 +1,5 @@
 """Exports with an entry per record: HDF5 as UniProt and ProtTrans publish it, .pt files as fair-esm writes them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import zlib

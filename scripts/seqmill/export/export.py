@@ -1,7 +1,5 @@
 """Writes an embeddings file in the formats of other programs."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

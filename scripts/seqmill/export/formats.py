@@ -3,8 +3,6 @@
 The command line and the workflow import this module, so torch, pandas, pyarrow and FAISS are imported in functions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

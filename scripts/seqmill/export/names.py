@@ -1,7 +1,5 @@
 """Safe and unique names made from ids, which may hold any character and repeat, and the files of names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Exports as one table: Parquet, .npy, AnnData, FAISS."""
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterator

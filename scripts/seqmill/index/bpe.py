@@ -1,7 +1,5 @@
 """The nucleotide tokenizer: byte pairs, as defined by the `tokenizer.json` that comes with the model."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -43,7 +41,7 @@ class BpeTokenizer:
         self._cls, self._sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
 
     @classmethod
-    def from_file(cls, path: Path, vocabulary: int | None = None) -> BpeTokenizer:
+    def from_file(cls, path: Path, vocabulary: int | None = None) -> "BpeTokenizer":
         """Load a `tokenizer.json`, with truncation, padding and dropout switched off.
 
         Args:

@@ -4,8 +4,6 @@ The pass spills tokens, ids and descriptions to unnamed temporary files and keep
 Duplicates and the order are then found by sorting those small columns.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

@@ -1,7 +1,5 @@
 """Reading FASTA: plain, gzip, bgzip or zstd, in blocks of whole records."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

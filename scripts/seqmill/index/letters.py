@@ -1,7 +1,5 @@
 """The letter policy: which letters a sequence may have, which are changed, and which are refused."""
 
-from __future__ import annotations
-
 import string
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The order of the unique sequences: first those to compute, then those to reuse, each by descending length."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from seqmill.store.reuse import Source

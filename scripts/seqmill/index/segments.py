@@ -1,7 +1,5 @@
 """Segments, the parts of a sequence that go through the model separately: windows, and both strands."""
 
-from __future__ import annotations
-
 # IUPAC-IUB 1984 (doi:10.1093/nar/13.9.3021); S, W and N are their own complements.
 _COMPLEMENT = bytes.maketrans(b"ACGTRYKMBVDHacgtrykmbvdh", b"TGCAYRMKVBHDtgcayrmkvbhd")
 

@@ -1,7 +1,5 @@
 """The records seen by the pass over the FASTA: text and tokens in temporary files, small columns in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import IO
 

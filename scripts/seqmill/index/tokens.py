@@ -1,7 +1,5 @@
 """From FASTA records to tokens: clean the letters, cut long sequences, apply the model's tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence, Sized

@@ -1,7 +1,5 @@
 """manifest.json: the results, their inputs, and the software that made them."""
 
-from __future__ import annotations
-
 import json
 import platform
 from dataclasses import asdict

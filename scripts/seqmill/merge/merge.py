@@ -1,7 +1,5 @@
 """The merge: verified shards to one file in the order of the FASTA, a table of fates, and a manifest."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -1,7 +1,5 @@
 """records.tsv.gz: one row and one fate for every input record."""
 
-from __future__ import annotations
-
 import gzip
 from functools import lru_cache
 from pathlib import Path

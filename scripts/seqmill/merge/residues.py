@@ -7,8 +7,6 @@
 Records with the same sequence share their vectors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The vectors that an index takes from earlier results: checked, then read as the merge needs them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The embeddings of all shards and of earlier results, in the order of the FASTA."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """The checks before a merge: all shards are present, sound and of one computation, and every sequence is in one."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

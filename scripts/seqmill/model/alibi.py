@@ -15,8 +15,6 @@ per head. `choose_kernel` returns the requested kernel, or the first that the de
 allow.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

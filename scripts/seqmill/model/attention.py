@@ -11,8 +11,6 @@
 `choose_kernel` returns the requested kernel, or the first that the device, the dtype and the installation allow.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

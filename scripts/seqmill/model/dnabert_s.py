@@ -7,8 +7,6 @@ layer norm after each step. Here there is no padding and no pooler; each norm fi
 that both are one pass over memory with Triton's kernels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

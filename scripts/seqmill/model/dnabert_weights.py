@@ -4,8 +4,6 @@ The names are those of the published code (MAGICS-LAB/DNABERT_S, `evaluate/model
 biases are not stored.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

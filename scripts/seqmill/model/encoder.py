@@ -1,7 +1,5 @@
 """The encoder of either model family, on a device and with its fastest kernels."""
 
-from __future__ import annotations
-
 import torch
 
 from seqmill.model import alibi, attention

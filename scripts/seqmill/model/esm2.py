@@ -6,8 +6,6 @@ query, key and value, and no language-model head; each norm first adds the previ
 residual stream, so that both are one pass over memory with Triton's kernels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

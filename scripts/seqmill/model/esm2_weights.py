@@ -1,7 +1,5 @@
 """ESM-2's weights from a fair-esm checkpoint or a Hugging Face folder of safetensors."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from pathlib import Path

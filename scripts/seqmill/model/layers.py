@@ -1,7 +1,5 @@
 """The layers that both architectures are made of: a linear layer, and a layer norm with the addition before it."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """A pack as the model's input: the tokens of several segments end to end, without padding."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -44,11 +42,11 @@ class Pack:
     windows: Windows | None = None
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> Pack:
+    def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> "Pack":
         """Make a pack on the CPU; copies the tokens."""
         return cls(torch.from_numpy(tokens.copy()), torch.from_numpy(boundaries(lengths)), lengths, first_segment)
 
-    def split(self, num_tokens: int) -> list[Pack]:
+    def split(self, num_tokens: int) -> list["Pack"]:
         """Cut into packs of consecutive segments, each with at most `num_tokens` tokens or one sequence.
 
         The windows of a sequence stay together.

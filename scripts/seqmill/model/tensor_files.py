@@ -1,7 +1,5 @@
 """Tensor files and configurations: read without executing code in them, and matched to a model's parameters."""
 
-from __future__ import annotations
-
 import errno
 import pickle
 import re

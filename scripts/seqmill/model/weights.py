@@ -4,8 +4,6 @@ All three give the same canonical tensors (`parameter_shapes` in the architectur
 values, so a model is recognized whatever file it came from. No code in a file is executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

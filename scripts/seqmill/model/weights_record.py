@@ -1,7 +1,5 @@
 """The record of fetched weights, resources/models/NAME.json, with which later runs compare them. Imports no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

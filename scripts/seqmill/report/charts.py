@@ -1,7 +1,5 @@
 """Charts of the report as SVG: drawn here, so that the page shows them at once, in print and without scripts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from html import escape
@@ -190,7 +188,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return values of 1, 2 and 5 times powers of ten from low to high; only the powers if there are more than `most`."""
+    """Return 1, 2, and 5 times the powers of ten from low to high; only the powers if that gives more than `most`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]

@@ -1,7 +1,5 @@
 """The colors of the report's map: by length, and by a column of the user's table."""
 
-from __future__ import annotations
-
 import base64
 import logging
 import re

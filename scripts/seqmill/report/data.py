@@ -1,7 +1,5 @@
 """Collects the report's data from the results; missing sources are skipped."""
 
-from __future__ import annotations
-
 import json
 import math
 import zlib

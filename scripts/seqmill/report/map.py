@@ -1,7 +1,5 @@
 """The report's map: which embeddings it shows, and their positions in two dimensions."""
 
-from __future__ import annotations
-
 import base64
 import importlib.util
 import logging

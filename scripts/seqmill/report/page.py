@@ -1,7 +1,5 @@
 """The report: one page about a result, which contains all its data and needs no network."""
 
-from __future__ import annotations
-
 import logging
 from importlib.resources import files
 from pathlib import Path

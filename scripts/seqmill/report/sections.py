@@ -1,7 +1,5 @@
 """Prepares what the report's templates show besides the data itself: rows of charts and tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

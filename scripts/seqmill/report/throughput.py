@@ -1,7 +1,5 @@
 """Speed over time, from the points that the workers have recorded (`seqmill.store.status.Throughput`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

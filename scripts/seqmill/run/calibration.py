@@ -1,7 +1,5 @@
 """Measures the speed of this device: computes packs from all over an index for a few seconds, as a worker would."""
 
-from __future__ import annotations
-
 import time
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One dataset of a run: what is computed, its files, and what its jobs ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +33,7 @@ class DatasetRun(Dataset):
     cores: int = 1  # that the run may use
 
     @classmethod
-    def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> DatasetRun:
+    def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> "DatasetRun":
         """Choose what the settings leave to the model; raise a SeqmillError if they do not suit it or its dataset."""
         for path in (dataset.fasta, dataset.model.path or ""):
             require_no_braces(str(path))

@@ -1,7 +1,5 @@
 """The datasets to embed: from the table, or from one FASTA file. Needs only the standard library."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

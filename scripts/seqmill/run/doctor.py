@@ -1,7 +1,5 @@
 """Examines results: only reads, never fails on a damaged file, and imports no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

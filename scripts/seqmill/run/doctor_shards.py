@@ -1,7 +1,5 @@
 """What is wrong with each shard, and what to do about it."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Downloads a file over https with huggingface_hub: resumes a broken connection, gives up a slow one."""
 
-from __future__ import annotations
-
 import ipaddress
 import logging
 import signal

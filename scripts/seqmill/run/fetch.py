@@ -1,7 +1,5 @@
 """Fetches released weights: checks digests, tests what the model computes, then renames the files and records them."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What the doctor finds: a text and a remedy. Reading a damaged file becomes a finding, not an error."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from enum import IntEnum

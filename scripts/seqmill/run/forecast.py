@@ -1,7 +1,5 @@
 """Forecasts what a run needs: the work of each shard, and disk space."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """The messages at the end of a run: where its results are, or which datasets failed."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Iterable, Iterator

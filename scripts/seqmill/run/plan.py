@@ -1,7 +1,5 @@
 """What `seqmill plan` prints: the forecast of a run. Imports torch only after the settings are checked."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

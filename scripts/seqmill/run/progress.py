@@ -3,8 +3,6 @@
 The workers may run on any machine that shares the disk: this one, or nodes of a cluster.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter
@@ -31,7 +29,7 @@ class Amount:
     packs: int = 0
     tokens: int = 0
 
-    def __add__(self, other: Amount) -> Amount:
+    def __add__(self, other: "Amount") -> "Amount":
         return Amount(self.packs + other.packs, self.tokens + other.tokens)
 
 

@@ -3,8 +3,6 @@
 Paths are relative to the current directory, which is the workflow's working directory.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time
@@ -45,7 +43,7 @@ class Project:
     @classmethod
     def open(
         cls, settings: Mapping[str, Any], repository: Path, cores: int, jobs_get_gpu: bool, is_main: bool
-    ) -> Project:
+    ) -> "Project":
         """Read the datasets, and compare what exists with what the settings ask for.
 
         Args:

@@ -4,8 +4,6 @@ The figures are assumptions on the safe side, not measurements. A job that asks 
 one that asks for too little is ended and repeated, and goes on from its finished packs.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Checks of the setting `reuse` before any job runs: do earlier results fit the settings? (docs/reuse.md)"""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

@@ -13,8 +13,6 @@ The tolerances are in spec/released.json with the numbers:
 The last two tolerances are untested: no trained weights were available where this was written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The settings of a run: checked against their schema, completed with its defaults."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Judges the state of a shard by its status JSON, its lock and its file."""
 
-from __future__ import annotations
-
 import math
 import socket
 import time

@@ -1,7 +1,5 @@
 """SLURM jobs that a killed workflow has left: they compute the same shards as its next run."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -5,8 +5,6 @@ bytes of this FASTA and of these weights with these settings. Otherwise it is ma
 the run is refused.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Finds the runs in a results folder: their files, and the errors in their logs."""
 
-from __future__ import annotations
-
 import glob
 import os
 import re

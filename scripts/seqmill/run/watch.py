@@ -1,7 +1,5 @@
 """Shows how far runs have come: a table drawn in place on a terminal, else a line for each change."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Fingerprints: everything that embeddings depend on. Results with different fingerprints are never combined."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -47,7 +45,7 @@ class Fingerprint:
         return {**asdict(self), "fingerprint": self.digest}
 
     @classmethod
-    def from_attributes(cls, attributes: dict[str, Any]) -> Fingerprint:
+    def from_attributes(cls, attributes: dict[str, Any]) -> "Fingerprint":
         """Read the fields back; raises a SeqmillError if one is missing or the digest does not match."""
         if not isinstance(attributes, dict):  # from a damaged JSON
             raise SeqmillError("the fingerprint is not a set of fields")
@@ -59,7 +57,7 @@ class Fingerprint:
             raise SeqmillError("the fingerprint does not match its fields")
         return found
 
-    def difference(self, other: Fingerprint) -> str:
+    def difference(self, other: "Fingerprint") -> str:
         """Return a description of the fields that differ; empty if the computations are the same."""
         mine, others = asdict(self), asdict(other)
         fields = [name for name in mine if mine[name] != others[name] and name != "model"]

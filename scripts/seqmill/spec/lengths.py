@@ -1,7 +1,5 @@
 """The length policy: how long sequences are treated. Needs only the standard library."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from seqmill.errors import SeqmillError

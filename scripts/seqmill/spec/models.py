@@ -1,7 +1,5 @@
 """Models: the names and paths that a user may give, their architectures and files. Imports no torch."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from dataclasses import asdict, dataclass
@@ -247,7 +245,7 @@ def _unknown(name: str, known: list[str]) -> str:
     )
 
 
-def model_flop(architecture: AnyArchitecture, lengths: np.ndarray) -> float:
+def model_flop(architecture: AnyArchitecture, lengths: "np.ndarray") -> float:
     """Return the floating-point operations of a forward over segments, only of matrix products and attention.
 
     With L layers of hidden dimension d, a token in a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2 (DNABERT-S:

@@ -1,7 +1,5 @@
 """The outputs of a run: layers to read, poolings, residue vectors. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from seqmill.errors import SeqmillError
@@ -41,7 +39,7 @@ class Outputs:
         """Layer and pooling of each output, in order."""
         return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
 
-    def of(self, num_layers: int) -> Outputs:
+    def of(self, num_layers: int) -> "Outputs":
         """Return the same outputs with layers from 0 on.
 
         Raises:

@@ -4,8 +4,6 @@ The plan depends only on the index, not on the device or the number of ranks. A 
 it runs, so the embeddings have the same bits for any world size.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 MIN_PACK_TOKENS = 1024

@@ -3,8 +3,6 @@
 They are in released.json, each with the public page that states it. Imports no torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A worker's task, and the values that its settings may have. Importing this module does not import torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

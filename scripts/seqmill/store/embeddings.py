@@ -1,7 +1,5 @@
 """Reading embeddings.h5 in Python."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ BLOCK_BYTES = 32 << 20
 ID_BLOCK = 4096
 
 
-def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> Embeddings:
+def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> "Embeddings":
     """Open an `embeddings.h5`; the vectors stay on disk and are read when they are needed.
 
     Args:
@@ -161,7 +159,7 @@ class Embeddings:
         what = f"layer {self.layer}, {self.pooling}"
         return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}, {what}{warning}>"
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self) -> "pandas.DataFrame":
         """Return all embeddings as a DataFrame with one row per record, indexed by id. Loads everything."""
         import pandas
 

@@ -3,8 +3,6 @@
 `seqmill.index.build` writes it; `index_format` describes its datasets.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from dataclasses import dataclass

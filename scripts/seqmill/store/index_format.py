@@ -24,8 +24,6 @@ it is a window of a long contig, on one strand. If every sequence is one segment
 empty.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Where every file of a run is: the only module that knows the names in a results folder."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

@@ -13,8 +13,6 @@
 The attributes are the fingerprint, and the device and kernels in words (`computed_by`).
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,8 +5,6 @@ A part's name tells which worker wrote it and which packs it may hold, so most f
 and otherwise only packs among 11 and 19. A file with another name may hold any pack.
 """
 
-from __future__ import annotations
-
 import glob
 import logging
 import math

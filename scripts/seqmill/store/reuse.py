@@ -4,8 +4,6 @@
 the notes with their own computation, and the merge reads the vectors (`seqmill.merge.reused`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The checks of one shard: whole, as its status JSON says, and made from the index."""
 
-from __future__ import annotations
-
 from itertools import zip_longest
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The shard: one rank's embeddings, their ids and index rows, and the residue vectors if they are kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

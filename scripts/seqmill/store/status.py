@@ -1,7 +1,5 @@
 """The status JSON: what a worker reports about its shard, written before it exits."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Without such a processor or a compiler, PyTorch's attention is used.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import hashlib
