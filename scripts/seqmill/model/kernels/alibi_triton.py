@@ -6,6 +6,8 @@ in order, in blocks whose shape depends only on the dtype and the head dimension
 bits do not depend on the rest of the pack.
 """
 
+from __future__ import annotations  # triton may be missing
+
 import functools
 import math
 from collections.abc import Callable

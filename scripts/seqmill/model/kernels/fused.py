@@ -5,6 +5,8 @@ throughout, rounded once when the result is stored. Each row or token is one pro
 never tuned at run time, so its bits do not depend on its neighbors.
 """
 
+from __future__ import annotations  # triton may be missing
+
 import functools
 import logging
 from collections.abc import Callable
