@@ -8,8 +8,6 @@ and keys, so its time depends on the scores. The queries and keys are random, ha
 by one of several factors. Without a factor, their norms are near 8 and the scores near 1.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

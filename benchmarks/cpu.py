@@ -8,8 +8,6 @@ JSON file for comparison with a later run.
     python benchmarks/cpu.py --output benchmarks/results/cpu
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

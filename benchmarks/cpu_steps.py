@@ -4,8 +4,6 @@
 python benchmarks/cpu_steps.py --output benchmarks/results/cpu_steps.md
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

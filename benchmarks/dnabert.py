@@ -9,8 +9,6 @@ in an assembly, 300 to 10,000 bases), and all cores. They take turns, and their 
 FOLDER has the published code, see peer_dnabert.py. Writes a Markdown table and a JSON file.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -10,8 +10,6 @@ skipped and listed.
     python benchmarks/gpu.py --output benchmarks/results/gpu
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

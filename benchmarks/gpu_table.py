@@ -1,7 +1,5 @@
 """The results of `gpu.py` in Markdown."""
 
-from __future__ import annotations
-
 import statistics
 
 

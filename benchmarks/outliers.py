@@ -4,8 +4,6 @@
 python benchmarks/outliers.py --output benchmarks/results/outliers.md
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

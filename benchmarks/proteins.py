@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Write a FASTA of random proteins with the distribution of lengths in UniProt."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,18 +6,13 @@ The FASTA has the same sequences and 1 % more.
     python benchmarks/reuse.py --millions 10
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from seqmill.index.order import find_reused
 from seqmill.spec.fingerprint import Fingerprint

@@ -11,8 +11,6 @@ before it begins.
 Ten million need some 40 GB in the folder for temporary files (TMPDIR).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -31,7 +29,6 @@ from proteins import COMPOSITION, LOG_SPREAD, MEDIAN_LENGTH
 
 BENCHMARKS = Path(__file__).parent
 SCRIPTS = BENCHMARKS.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
 
 MODEL, HIDDEN_DIM = "untrained:esm2_t6_8M_UR50D", 320
 WORLD_SIZE = 2

@@ -8,8 +8,6 @@ load the array and divide it by its norms; for FAISS, to load the index that seq
     python benchmarks/search.py --output benchmarks/results/search.md
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -9,20 +9,15 @@ FASTA that was touched, which is read once.
 Ten million need some 5 GB in the folder for temporary files (TMPDIR). There is no model: vectors are stand-ins.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import scale
-
-sys.path.insert(0, str(scale.SCRIPTS))
 
 from seqmill.base.input_files import KnownDigests
 from seqmill.base.machine import processor

@@ -8,8 +8,6 @@ long protein alone and with 200 proteins of usual lengths. fair-esm gets only th
     python benchmarks/titin.py --output benchmarks/results/titin
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -8,8 +8,6 @@ gets clean strings, all in one call, and returns the ids of each. The tokens mus
     python benchmarks/tokenization.py --output benchmarks/results/tokenization.md
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random
