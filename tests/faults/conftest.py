@@ -1,7 +1,5 @@
 """The undisturbed runs that every other one must equal, bit for bit: of proteins, and of nucleotides in windows."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

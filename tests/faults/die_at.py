@@ -5,8 +5,6 @@ is a list of such events; the process dies before the last of them happens. What
 done by a wrapper around it that writes half.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import runpy

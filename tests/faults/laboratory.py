@@ -1,7 +1,5 @@
 """Each program that writes results, in one folder: what it starts from, what it makes, what is right afterwards."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -4,8 +4,6 @@ The modules are imported once, so that a run costs milliseconds. Standard input 
 `system_calls.Server`; for each a line of standard output tells how the run ended.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json

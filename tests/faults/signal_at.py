@@ -4,8 +4,6 @@ Python tells an audit hook (PEP 578) of every file just before it opens, renames
 the COUNT-th such event whose file's path (of a rename the new one) has the pattern.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import runpy

@@ -1,7 +1,5 @@
 """Programs with a fault at one of their system calls: the faults there are, and who runs a program with one."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

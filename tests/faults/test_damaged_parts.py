@@ -1,7 +1,5 @@
 """Part files that are damaged, foreign or lie: not one of their bytes reaches a result."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

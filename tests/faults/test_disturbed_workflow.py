@@ -1,7 +1,5 @@
 """Snakemake itself killed, and a worker below it; shards that fail once, and always."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

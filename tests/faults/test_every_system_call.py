@@ -3,8 +3,6 @@
 By default a sample; `--all-faults` takes all of them, which needs most of an hour.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import random

@@ -1,7 +1,5 @@
 """Disks that are full: from the start, and from the middle of a run on."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """SIGKILL: whatever moment it comes at, the next attempt ends with the bits of an undisturbed run."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time

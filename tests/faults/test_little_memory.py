@@ -1,7 +1,5 @@
 """Memory that does not suffice, by a real limit of the address space."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

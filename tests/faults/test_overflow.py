@@ -1,7 +1,5 @@
 """Half precision that overflows: the sequences concerned are computed in float32, and no others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Signals that end a merge, a build of an index or an export: no unfinished file stays, and no half of a result."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

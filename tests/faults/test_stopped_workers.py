@@ -1,7 +1,5 @@
 """Signals that ask a worker to stop, and a second worker on the same shard."""
 
-from __future__ import annotations
-
 import random
 import re
 import signal

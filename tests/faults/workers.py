@@ -1,7 +1,5 @@
 """Workers as a workflow starts them, and the digest of what comes of it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

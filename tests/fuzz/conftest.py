@@ -1,7 +1,5 @@
 """A folder in memory for the fuzz tests: they write ten thousands of small files."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Seeded damage to files, and many cases in child processes, so that a crash or a hang is one failed case."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Sound, odd and damaged FASTA files, plain and compressed, as hypothesis strategies."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 

@@ -1,7 +1,5 @@
 """What a FASTA file says, read line by line as naively as can be: the fuzz tests' second opinion."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import zlib

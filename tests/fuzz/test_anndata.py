@@ -1,7 +1,5 @@
 """AnnData reads the exports, in its own environment: it does not support the locked version of pandas."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

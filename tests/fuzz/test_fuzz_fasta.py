@@ -4,8 +4,6 @@ A naive second reader (`oracle`) says which it must be. Nothing else may happen:
 no partial output, no temporary file. About 10,000 cases, the same ones in every run.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import itertools

@@ -6,8 +6,6 @@ HDF5 has no checksums for, and which HDF5 2.0 may read forever once they are dam
 Every case runs in a child process, so a crash or a hang of the HDF5 library is a failure with its seed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,8 +3,6 @@
 As `test_fuzz_fasta`, which has the containers and the layout of files.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import oracle

@@ -4,8 +4,6 @@ In-process, `read_datasets` gets tables of odd cells and of random bytes. Throug
 values of every key. No traceback, whatever is given.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 Bytes are flipped, cut and inserted; keys are dropped, renamed and given values of every wrong type and size.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

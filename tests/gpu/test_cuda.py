@@ -1,7 +1,5 @@
 """On a CUDA device: kernels, forward and runner against float32 on the CPU. Skipped without one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

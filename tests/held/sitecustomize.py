@@ -4,8 +4,6 @@ A test that disturbs a running worker finds it there, however fast the machine i
 number of part files to save first; without the file, the worker is not stopped.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Ctrl-C while an index or a merge is at work ends it at the next step, though HDF5 holds signals back."""
 
-from __future__ import annotations
-
 import os
 import signal
 import zlib

@@ -1,7 +1,5 @@
 """The demo contigs: each matches the plasmid at the position in its description."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A disk that is full or broken: one line, which names the file by the name that the user knows."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

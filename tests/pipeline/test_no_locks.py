@@ -1,7 +1,5 @@
 """File systems without locks: the work goes on, and says once what is missing."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys

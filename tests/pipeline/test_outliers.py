@@ -1,7 +1,5 @@
 """Outlier channels, as trained models have them, and what happens where float16 overflows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

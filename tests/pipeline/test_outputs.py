@@ -1,7 +1,5 @@
 """Several layers and poolings in one pass: against fair-esm and a written-out DNABERT-S, pooled by hand."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from dataclasses import replace

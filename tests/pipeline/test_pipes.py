@@ -1,7 +1,5 @@
 """What can be read only once, or never ends, is refused; no program waits for ever for another."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The vectors of residues: fair-esm's, the same bits in any shards, whole through a crash, refused when damaged."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """The embeddings have the same bits, order and ids for any number of shards, and are those of the references."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

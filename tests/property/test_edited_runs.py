@@ -1,7 +1,5 @@
 """Whatever is edited between runs: a run that succeeds gives what a fresh one would, to the bit."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from contextlib import suppress

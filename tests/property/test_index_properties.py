@@ -1,7 +1,5 @@
 """The index of any FASTA: one fate per record, the right tokens in the right order, a valid pack plan."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import itertools

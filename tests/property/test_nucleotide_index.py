@@ -1,7 +1,5 @@
 """The index of any nucleotides under any policy: one fate per record, the right segments, weights and order."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import itertools

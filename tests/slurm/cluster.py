@@ -1,7 +1,5 @@
 """A real SLURM of one node on the loopback, with pretend GPUs: started for the tests, and stopped."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

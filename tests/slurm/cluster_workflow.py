@@ -1,7 +1,5 @@
 """The workflow on the test cluster, and what its jobs do there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """One cluster for all tests, and the local run whose bits every run on it must have."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

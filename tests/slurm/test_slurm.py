@@ -1,7 +1,5 @@
 """The workflow on a real SLURM: what happens to jobs there, and that the result is the same."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import time

@@ -13,8 +13,6 @@
 Made with torch 2.13.0 (CPU), transformers 5.23.0 and einops 0.8.2.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """A small run whose input, settings and results are edited at random between its repetitions."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil
@@ -97,7 +95,7 @@ class EditedRun:
         self.edits.append(name)
         edit(self)
 
-    def expected(self) -> Expected:
+    def expected(self) -> "Expected":
         """Return what a fresh run gives."""
         folder = self.folder / "fresh"
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,7 +157,7 @@ class EditedRun:
         )
         return ran
 
-    def found(self) -> Expected:
+    def found(self) -> "Expected":
         return Expected.of(self.results / "embeddings.h5")
 
 
@@ -173,7 +171,7 @@ class Expected:
     bits: bytes
 
     @classmethod
-    def of(cls, path: Path) -> Expected:
+    def of(cls, path: Path) -> "Expected":
         embeddings = open_embeddings(path)
         values = np.array(embeddings.array)
         return cls(tuple(embeddings.ids), values.shape, str(values.dtype), values.tobytes())

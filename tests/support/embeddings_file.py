@@ -1,7 +1,5 @@
 """An embeddings file of given vectors, as the merge writes it, without FASTA and model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 `EACH` has DNABERT-S twice: contigs as they are, and in windows on both strands.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from dataclasses import dataclass

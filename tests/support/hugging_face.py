@@ -1,7 +1,5 @@
 """transformers' ESM-2 with the weights of a fair-esm model."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs with several outputs, and pooling and blending of hidden states written out in NumPy."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """The pipeline without Snakemake: FASTA text in, the paths of what it makes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -63,11 +61,11 @@ class Run:
 
     def build(
         self, fasta: Path, model: str = MODEL, policy: LengthPolicy | None = None, reuse: Sequence[Path] = ()
-    ) -> Run:
+    ) -> "Run":
         build_index(fasta, self.index, model, policy or LengthPolicy(), reuse)
         return self
 
-    def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> Run:
+    def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> "Run":
         for rank in range(self.world_size):
             embed_shard(self.task(rank, precision=precision, threads=threads, **settings))
         return self
@@ -79,7 +77,7 @@ class Run:
         task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], compute)
         return replace(task, **{"audit_seconds": 0, **settings})
 
-    def merge(self, dtype: str = "float32") -> Run:
+    def merge(self, dtype: str = "float32") -> "Run":
         folder = self.folder
         merge_shards(
             self.index,

@@ -1,7 +1,5 @@
 """The reference: fair-esm 2.0.0 on seeded weights, one unpadded sequence at a time; and how far ours is from it."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Seeded proteins, and the error between two arrays; needs NumPy only."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """What tests of Triton kernels need where there is no GPU: its interpreter, and its compiler."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The search finds what comparing everything in float64 finds, whatever the blocks."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """One set of versions: pyproject, lock and conda environments agree, and the lock is what is installed."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

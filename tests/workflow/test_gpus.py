@@ -3,8 +3,6 @@
 The devices are pretended (CUDA_VISIBLE_DEVICES); what is tested is who gets which, which needs no torch.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """`snakemake plan`: what it says is what a run then does; nothing is embedded, nothing stays, no result is touched."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

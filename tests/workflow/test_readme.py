@@ -1,7 +1,5 @@
 """The README's commands and its Python, run as they stand; `make run` and `make test` are run by .ci/run."""
 
-from __future__ import annotations
-
 import functools
 import http.server
 import json

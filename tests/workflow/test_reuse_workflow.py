@@ -1,7 +1,5 @@
 """The workflow on a FASTA that has grown: only what is new is computed, and it stays done."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

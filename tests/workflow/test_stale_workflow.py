@@ -1,7 +1,5 @@
 """What you ask for is what you get, through Snakemake: also without its records, and by times of modification alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

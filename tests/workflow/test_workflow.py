@@ -1,7 +1,5 @@
 """Snakemake itself runs the workflow: the demo, re-runs, own data, failures, wrong input."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

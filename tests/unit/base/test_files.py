@@ -1,7 +1,5 @@
 """Files that are whole or absent, errors that name a file, and digests."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Locks are exclusive, name their holder and end with it: tested with processes."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Reading a file once gives its digest and its first non-finite number."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No orphans, and no file damaged by a signal: tested with processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Reading many texts of a column at once gives the same texts as reading them one by one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The seqmill command: its subcommands are the programs of scripts/, and their usage says so."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What every program does when a signal asks it to end: shown with a process of its own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

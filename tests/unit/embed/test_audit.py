@@ -1,7 +1,5 @@
 """The audit: quiet on right embeddings, loud on planted defects, and within its time and memory."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

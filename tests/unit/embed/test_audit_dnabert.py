@@ -1,7 +1,5 @@
 """The audit of nucleotides: a reference of its own, segments and pooling written out, planted defects found."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Devices: which GPUs a process may use, and what happens where there are none."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Complete shards serve runs of other numbers of shards, if they are sound and of the same computation."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

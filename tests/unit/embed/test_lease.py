@@ -1,7 +1,5 @@
 """Workers on one machine never use a device at the same time."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

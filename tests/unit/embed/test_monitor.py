@@ -1,7 +1,5 @@
 """The monitor samples or stays silent, and never disturbs; operations counted by hand; the GEMM peak."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

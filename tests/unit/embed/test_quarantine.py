@@ -1,7 +1,5 @@
 """Sequences without a finite embedding: in float32 again, then left out by name or a failure by name."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

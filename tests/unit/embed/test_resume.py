@@ -1,7 +1,5 @@
 """Part files: what one attempt has finished serves the next, of any world size, if it is sound and of the same kind."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Long proteins in windows: blended residue by residue as written out with fair-esm, the same bits in any shards."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The worker as a program: status before exit, clear errors, nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Every export has the content of the embeddings file when read by the library that its users would use."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Exports on full disks, after interrupts and over earlier exports: whole or absent, with an error of one line."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """The BPE tokenizer: its tokens equal those of the library and of the algorithm's definition; bad files are refused."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

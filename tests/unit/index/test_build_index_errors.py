@@ -1,7 +1,5 @@
 """build_index on bad input and in bad places: one clear error line, an exit code, nothing left behind."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Reading FASTA: every container, block size and unusual layout gives the same records."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Nucleotide letters: kept, changed, counted and refused ones; input that looks like the other kind."""
 
-from __future__ import annotations
-
 import random
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Segments of a sequence: windows that cover it, and the other strand."""
 
-from __future__ import annotations
-
 from Bio.Seq import Seq
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """The merge refuses every set of shards that is not whole, names the culprit, and writes nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -1,7 +1,5 @@
 """Outputs written beside the work that makes them are whole, or one error."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """records.tsv.gz read back by pandas and by Python's csv: a row and a fate for every record."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

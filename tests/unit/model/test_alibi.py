@@ -1,7 +1,5 @@
 """Attention with linear biases, against softmax attention written out in float64 with a dense bias."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

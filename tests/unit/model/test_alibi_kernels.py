@@ -3,8 +3,6 @@
 The Triton kernel's checks (check_*) run in a session of their own, see `triton_checks`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

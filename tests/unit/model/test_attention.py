@@ -1,7 +1,5 @@
 """Every attention kernel that this machine has, against softmax attention written out in float64."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The forward of DNABERT-S against a padded reference and numbers of the published code, on the same weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

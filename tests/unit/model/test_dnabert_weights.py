@@ -1,7 +1,5 @@
 """DNABERT-S's weights: both file formats give the same tensors, a seed gives the same bits, other files are refused."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

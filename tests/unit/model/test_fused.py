@@ -3,8 +3,6 @@
 The checks (check_*) run in a session of their own, see `triton_checks`.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The cache of compiled kernels: damaged files and other users' files are not loaded."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The forward against fair-esm 2.0.0, sequence by sequence, unpadded, on the same weights."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Weights: three formats give the same tensors, a seed gives the same bits, other files are refused."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The table that colors the report's map is read exactly, or refused. Also: unfinished shards."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import logging

@@ -1,7 +1,5 @@
 """The report shows the data of the files, its page is safe and complete, and errors name damaged inputs."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import gzip

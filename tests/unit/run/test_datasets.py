@@ -1,7 +1,5 @@
 """The table of datasets: what may stand in it, and errors that name its line."""
 
-from __future__ import annotations
-
 import gzip
 import re
 from pathlib import Path

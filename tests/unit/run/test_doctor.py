@@ -1,7 +1,5 @@
 """The doctor: real results, really damaged; what it says of them, what it advises, and that it changes nothing."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os
@@ -41,7 +39,7 @@ class Results(Run):
     def shards(self) -> list[Path]:
         return [self.folder / f"shards/shard_{rank}-of-{self.world_size}.h5" for rank in range(self.world_size)]
 
-    def copy(self, root: Path) -> Results:
+    def copy(self, root: Path) -> "Results":
         shutil.copytree(self.root, root, dirs_exist_ok=True)
         return Results(root / "results" / NAME, self.world_size)
 
@@ -52,7 +50,7 @@ class Results(Run):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> "Results":
     root = tmp_path_factory.mktemp("whole")
     sequences = random_sequences([400, 300, 600, 200, 500, 5])
     records = [f">p{number}\n{sequence}\n" for number, sequence in enumerate([*sequences, sequences[0]])]
@@ -62,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.fixture
-def results(whole: Results, tmp_path: Path) -> Results:
+def results(whole: Results, tmp_path: Path) -> "Results":
     return whole.copy(tmp_path)
 
 

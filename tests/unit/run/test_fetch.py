@@ -1,7 +1,5 @@
 """Fetching weights: scripts/fetch_weights.py against a real HTTP server that misbehaves."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The forecast: its counts and its bytes are those of a real run; the time is printed beside the real one."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """The messages at the end of a run, from manifests, logs and statuses, whatever their state."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Progress: real shards, statuses and locks as workers leave them, and whatever else may lie there."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

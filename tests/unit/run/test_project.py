@@ -1,7 +1,5 @@
 """What the workflow computes before any job runs: datasets, shards, stale files, refusals, options and requests."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace

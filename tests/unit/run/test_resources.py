@@ -1,7 +1,5 @@
 """What jobs ask a cluster for grows with the model, the tokens and the attempt; orphans are known by their run."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

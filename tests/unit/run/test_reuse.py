@@ -1,7 +1,5 @@
 """Vectors of identical sequences from earlier results: the same bits, nothing computed twice, nothing mixed up."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

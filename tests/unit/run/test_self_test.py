@@ -1,7 +1,5 @@
 """The self-test: weights that give the known numbers pass; with two of their tensors swapped they are refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

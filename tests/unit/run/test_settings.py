@@ -1,7 +1,5 @@
 """Wrong settings are named with the allowed values; right ones get defaults and one form."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 

@@ -1,7 +1,5 @@
 """What exists against what is asked for: what is kept, what is computed again, what is refused."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

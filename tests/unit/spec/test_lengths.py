@@ -1,7 +1,5 @@
 """The length policy for given settings, for proteins and nucleotides, and refused settings."""
 
-from __future__ import annotations
-
 import pytest
 
 from seqmill.errors import SeqmillError

@@ -1,7 +1,5 @@
 """Model names and paths: their meaning, the names of their result folders, hints for typos."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

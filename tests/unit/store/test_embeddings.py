@@ -1,7 +1,5 @@
 """Reading results in Python, as docs/output-format.md says."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The names of parts: a worker leaves alone what another is at work on, and does not open what it has no use for."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

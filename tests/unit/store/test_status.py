@@ -1,7 +1,5 @@
 """The status JSON: what it holds, and how a damaged one is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
