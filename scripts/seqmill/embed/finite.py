@@ -28,7 +28,7 @@ class FiniteResults:
     """Passes packs on with finite embeddings only.
 
     `make_model` makes the model in float32 on a device; it is called at the first embedding that is not finite.
-    `recomputed` is the number of sequences that are finite in float32, `quarantined` the index rows of those that are not.
+    `recomputed` counts the sequences that are finite in float32; `quarantined` are index rows of the others.
     """
 
     def __init__(
