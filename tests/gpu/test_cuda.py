@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pipeline import DEMO, MODEL, Run
 from seqmill import open_embeddings
 from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
 from seqmill.embed.pooling import mean_over_residues, mean_over_tokens
 from seqmill.embed.readout import Readout
 from seqmill.embed.runner import embed_packs
@@ -262,7 +262,7 @@ def test_the_monitor_and_the_peak_give_figures() -> None:
     with monitor(cuda(), seconds=0.01) as found:
         for _ in range(20):
             gemm_peak(cuda(), torch.bfloat16)
-    summary = found.summary()
+    summary = gpu_use(found)
     if not summary:
         pytest.skip("NVML does not answer for this device")
     assert 0 < summary["gpu_utilization_mean"] <= 100

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -21,7 +21,7 @@ from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.base.files import sha256_of_file
 from seqmill.embed import embedder, runner
-from seqmill.embed.audit import audit_embeddings, judge
+from seqmill.embed.audit import StoredVectors, audit_embeddings, judge
 from seqmill.errors import SeqmillError
 from seqmill.export.export import export_embeddings
 from seqmill.spec.fingerprint import Fingerprint
@@ -231,12 +231,12 @@ def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
     def residues(row: int) -> np.ndarray:
         return shard.residues[offsets[row] : offsets[row + 1]]
 
-    source, outputs = find_model(case.checkpoint), outputs.of(6)
-    stored = (index, shard.index_rows, shard.embeddings.__getitem__, source, 3600, outputs)
-    found = audit_embeddings(*stored, residues)
+    source, rows = find_model(case.checkpoint), shard.index_rows
+    stored = StoredVectors(index, outputs.of(6), shard.embeddings.__getitem__, residues)
+    found = audit_embeddings(stored, source, rows, 3600)
     assert judge(found, "bfloat16", "esm2")[0] == "ok"
     assert found.sequences >= 2
-    found = audit_embeddings(*stored, lambda row: residues(row)[::-1])
+    found = audit_embeddings(replace(stored, residues_of=lambda row: residues(row)[::-1]), source, rows, 3600)
     assert judge(found, "bfloat16", "esm2")[0] == "fail"
 
 

@@ -19,34 +19,24 @@ from seqmill.model.weights import open_weights, parameter_shapes, untrained_tens
 from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
+from seqmill.store.status import AuditFacts
 
-VectorsOf = Callable[[int], np.ndarray]  # of a row
+VectorsOf = Callable[[int], np.ndarray]  # the stored vector or vectors of a row
 
 MOST_SEQUENCES = 8
 # The first sequence may always take this long: a busy machine must not leave a shard without an audit, but a contig of
 # a million bases must not delay it for hours.
 FIRST_SECONDS = 60.0
 SHORT_TOKENS = 64  # enough for the matrix products to dominate the time
-# Expected speed of loading float32 weights: seeded ones are generated; a file is in the page cache, as the worker has
-# just read it.
+# Expected speed of loading float32 weights: seeded ones are generated, a file is in the page cache.
 MADE_BYTES_PER_SECOND, READ_BYTES_PER_SECOND = 0.5e9, 1.5e9
-# fair-esm holds length x length scores of all heads. Sequences that need more than this are skipped even if it is free,
-# so that the audit does not decide a job's memory: 2,886 tokens of 20 heads, 2,041 of 40.
+# Sequences that need more are skipped even if it is free, so that the audit does not decide a job's memory. fair-esm
+# holds length x length scores of all heads.
 MOST_BYTES = 2e9
 MEMORY_FACTOR = 1.3  # relative to the weights
 
-# Limits of the verdicts: lowest cosine, highest relative error. float32 stays within 5e-5 of the reference, and 1e-2 is
-# no rounding error. The errors for 16 bits follow from the cosines, for vectors of equal length, rounded up; they show
-# a wrong length as well.
-#
-# ESM-2: bfloat16 stays above 0.9999 (on seeded weights, docs/accuracy.md). Rotary tables made in bfloat16 gave 0.9973,
-# swapped rows 0.991 (tests/unit/embed/test_audit.py).
-#
-# DNABERT-S, 12 layers of two kinds of seeded weights, 3 to 3,000 tokens, mean and cls: float32 at most 5.7e-6; float16
-# at most 5.4e-3; bfloat16 at least 0.9990 and at most 4.5e-2 in segments of 3 tokens, 0.9996 and 2.7e-2 from 64 on.
-# The mildest gross mistakes gave at 64 tokens 0.992 (head slopes in another order; at 2,000 the mean hides them from
-# bfloat16, with 0.9992, but not from float32), 0.991 (a layer without the biases of qkv) and 0.990 (no distance
-# biases); GELU's tanh form 2e-4 or more. tests/unit/embed/test_audit_dnabert.py plants them.
+# Limits of the verdicts: lowest cosine, highest relative error (docs/accuracy.md has the measurements). The errors for
+# 16 bits follow from the cosines, for vectors of equal length, rounded up; they show a wrong length as well.
 LIMITS = {"fail": (0.99, 1e-2), "warn": (0.999, 1e-4)}
 LIMITS_16_BITS = {
     ESM2: {"fail": (0.99, 0.15), "warn": (0.999, 0.05)},
@@ -55,119 +45,24 @@ LIMITS_16_BITS = {
 
 
 @dataclass(frozen=True)
-class Audit:
-    """How far stored embeddings are from the reference.
-
-    Attributes:
-        sequences: how many were recomputed.
-        worst_cosine: the lowest between a stored embedding and its reference; nan if none was recomputed, or if a
-            stored one is zero or not finite.
-        worst_relative_error: the highest |stored - reference| / |reference| (L2); nan likewise.
-        worst_sequence: id of the sequence with the highest relative error.
-        reference: its name, or why nothing was recomputed.
-        seconds: the audit's own time, including the time to load the reference.
-        longest_included: whether a sequence of the greatest length was recomputed.
-    """
-
-    sequences: int = 0
-    worst_cosine: float = math.nan
-    worst_relative_error: float = math.nan
-    worst_sequence: str = ""
-    reference: str = ""
-    seconds: float = 0.0
-    longest_included: bool = False
-
-
-def audit_embeddings(
-    index: Index,
-    rows: np.ndarray,
-    embedding_of: VectorsOf,
-    source: ModelSource,
-    seconds: float,
-    outputs: Outputs,
-    residues_of: VectorsOf | None = None,
-) -> Audit:
-    """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
-
-    Which sequences are tried, and in which order, depends only on the index and the rows.
-
-    Args:
-        rows: int64, index rows with a stored embedding, in any order.
-        embedding_of: returns the stored embedding of a row, float32 (number of outputs * hidden_dim,).
-        source: the model whose weights the embeddings were computed with.
-        seconds: limit for loading the reference, and again for the sequences: after the first, one that is expected to
-            exceed it is not started.
-        outputs: layers (from 0 on) and poolings that are stored, and whether vectors of residues are.
-        residues_of: returns the stored vectors of a row's residues, (num_residues, number of layers * hidden_dim).
-
-    Raises:
-        SeqmillError: the weights can't be read.
-    """
-    start = time.perf_counter()
-
-    def nothing(why: str) -> Audit:
-        return Audit(reference=f"none: {why}", seconds=time.perf_counter() - start)
-
-    if not len(rows):
-        return nothing("there are no sequences")
-    is_untrained = source.kind == "untrained"
-    architecture, tensors = (source.architecture, None) if is_untrained else open_weights(source)
-    speed = MADE_BYTES_PER_SECOND if is_untrained else READ_BYTES_PER_SECOND
-    if reason := _why_not_loaded(architecture, speed, seconds):
-        return nothing(reason)
-    rows = np.sort(rows)
-    longest = int(_lengths(index, rows).max())
-    stored = _Stored(index, source.family, outputs, embedding_of, residues_of)
-    with torch.inference_mode():
-        if tensors is None:
-            tensors = {name: [tensor] for name, tensor in untrained_tensors(architecture).items()}
-        reference = make_reference(architecture, tensors, longest)
-        found, reason = _recompute(stored, rows, reference, architecture, seconds)
-    if not found:
-        return nothing(reason)
-    cosines, errors, lengths = (np.array(column) for column in zip(*found.values(), strict=True))
-    return Audit(
-        sequences=len(found),
-        worst_cosine=float(cosines.min()),  # min, max and argmax return nan where there is one
-        worst_relative_error=float(errors.max()),
-        worst_sequence=index.sequence_id(list(found)[errors.argmax()]),
-        reference=reference.name,
-        seconds=time.perf_counter() - start,
-        longest_included=bool(lengths.max() == longest),
-    )
-
-
-def _why_not_loaded(architecture: AnyArchitecture, bytes_per_second: float, seconds: float) -> str:
-    """Return why the reference can't be loaded, by its time and memory; empty if it can."""
-    num_bytes = 4 * sum(math.prod(shape) for shape in parameter_shapes(architecture).values())
-    needed, free = num_bytes * MEMORY_FACTOR, available_memory()
-    if num_bytes / bytes_per_second > seconds:
-        return f"loading the weights may take {num_bytes / bytes_per_second:.0f} s, and {seconds:g} s are allowed"
-    if needed > free:
-        return f"it needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-    return ""
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The stored vectors; fields as the arguments of `audit_embeddings`."""
+class StoredVectors:
+    """The vectors to audit."""
 
     index: Index
-    family: str
-    outputs: Outputs
-    embedding_of: VectorsOf
-    residues_of: VectorsOf | None
+    outputs: Outputs  # with layers from 0 on
+    embedding_of: VectorsOf  # float32 (number of outputs * hidden_dim,)
+    residues_of: VectorsOf | None = None  # (num_residues, number of layers * hidden_dim)
 
     def compare(self, row: int, hidden: list[dict[int, torch.Tensor]]) -> tuple[float, float]:
         """Return the lowest cosine and highest relative error of a row's vectors; nan if one is.
 
         `hidden` are the reference's hidden states of each segment, by layer.
         """
-        weights = self.index.row_weights(row)
-        if self.family == ESM2 and len(hidden) > 1:
+        weights, family = self.index.row_weights(row), self.index.attributes["family"]
+        if family == ESM2 and len(hidden) > 1:
             hidden, weights = [blend(hidden, self.index.stride)], np.ones(1)
         expected = [
-            pool([states[layer] for states in hidden], weights, self.family, pooling)
+            pool([states[layer] for states in hidden], weights, family, pooling)
             for layer, pooling in self.outputs.pairs
         ]
         stored = np.split(self.embedding_of(row), len(expected))
@@ -181,14 +76,67 @@ class _Stored:
         return float(np.min(cosines)), float(np.max(errors))
 
 
+def audit_embeddings(stored: StoredVectors, source: ModelSource, rows: np.ndarray, seconds: float) -> AuditFacts:
+    """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
+
+    Which sequences are tried, and in which order, depends only on the index and `rows` (int64, index rows with a stored
+    embedding, in any order). The worst cosine and relative error are nan if a stored vector is zero or not finite.
+    `source` is the model whose weights the embeddings were computed with; a SeqmillError says if they can't be read.
+    `seconds` limits the loading of the reference, and again the sequences: after the first, one that is expected to
+    exceed it is not started.
+    """
+    start, index = time.perf_counter(), stored.index
+    if not len(rows):
+        return not_audited("there are no sequences")
+    is_untrained = source.kind == "untrained"
+    architecture, tensors = (source.architecture, None) if is_untrained else open_weights(source)
+    speed = MADE_BYTES_PER_SECOND if is_untrained else READ_BYTES_PER_SECOND
+    if reason := _why_not_loaded(architecture, speed, seconds):
+        return not_audited(reason, time.perf_counter() - start)
+    rows = np.sort(rows)
+    longest = int(_lengths(index, rows).max())
+    with torch.inference_mode():
+        if tensors is None:
+            tensors = {name: [tensor] for name, tensor in untrained_tensors(architecture).items()}
+        reference = make_reference(architecture, tensors, longest)
+        found, reason = _recompute(stored, rows, reference, architecture, seconds)
+    if not found:
+        return not_audited(reason, time.perf_counter() - start)
+    cosines, errors, lengths = (np.array(column) for column in zip(*found.values(), strict=True))
+    return AuditFacts(
+        sequences=len(found),
+        worst_cosine=float(cosines.min()),  # min, max and argmax return nan where there is one
+        worst_relative_error=float(errors.max()),
+        worst_sequence=index.sequence_id(list(found)[errors.argmax()]),
+        reference=reference.name,
+        seconds=time.perf_counter() - start,
+        longest_included=bool(lengths.max() == longest),
+    )
+
+
+def not_audited(why: str, seconds: float = 0.0) -> AuditFacts:
+    """Return the result of an audit that recomputed nothing."""
+    return AuditFacts(0, math.nan, math.nan, "", f"none: {why}", seconds, False)
+
+
+def _why_not_loaded(architecture: AnyArchitecture, bytes_per_second: float, seconds: float) -> str:
+    """Return why the reference can't be loaded, by its time and memory; empty if it can."""
+    num_bytes = 4 * sum(math.prod(shape) for shape in parameter_shapes(architecture).values())
+    needed, free = num_bytes * MEMORY_FACTOR, available_memory()
+    if num_bytes / bytes_per_second > seconds:
+        return f"loading the weights may take {num_bytes / bytes_per_second:.0f} s, and {seconds:g} s are allowed"
+    if needed > free:
+        return f"it needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+    return ""
+
+
 def _recompute(
-    stored: _Stored, rows: np.ndarray, reference: Reference, architecture: AnyArchitecture, seconds: float
+    stored: StoredVectors, rows: np.ndarray, reference: Reference, architecture: AnyArchitecture, seconds: float
 ) -> tuple[dict[int, tuple[float, float, int]], str]:
     """Recompute rows within the time limit.
 
-    Returns:
-        By row, the lowest cosine, the highest relative error and the number of tokens; why the last skipped row was
-        skipped.
+    Returns by row the lowest cosine, the highest relative error and the number of tokens; and why the last skipped row
+    was skipped.
     """
     index, layers = stored.index, stored.outputs.layers
     lengths = _lengths(index, rows)
@@ -222,7 +170,7 @@ def _recompute(
     return found, reason
 
 
-def judge(audit: Audit, precision: str, family: str) -> tuple[str, str]:
+def judge(audit: AuditFacts, precision: str, family: str) -> tuple[str, str]:
     """Return the verdict on embeddings computed in `precision` ("ok", "warn", "fail" or "none") and a message."""
     if not audit.sequences:
         return "none", f"not audited: {audit.reference.removeprefix('none: ')}"

@@ -24,12 +24,10 @@ from seqmill.spec.models import DNABERT_S, AnyArchitecture, Architecture, Dnaber
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
 ATTENTION_BYTES = 12  # per head and pair of tokens
 # Scores that the written-out DNABERT-S holds at a time, over all heads: 64 MB, and twice that while they are computed.
-# 20,000 tokens then took 535 MB more than the weights.
 SCORES = 1 << 24
 FFN_TOKENS = 2048
-# Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products. ESM-2: the time
-# predicted from 64 tokens was within a factor of 1.4 of that measured for 256 to 4096 (8M and 650M, two cores).
-# DNABERT-S: within a factor of 1.5 for 256 to 20,000 (one core and two).
+# Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
+# docs/accuracy.md.
 ESM2_SCORE_OPERATIONS, DNABERT_SCORE_OPERATIONS = 400, 500
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from seqmill.base.signals import Signals
 from seqmill.embed.embedder import DoesNotFit, PackEmbedder
 from seqmill.embed.finite import FiniteResults
 from seqmill.embed.job import Job
-from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
 from seqmill.embed.part_writer import PartWriter
 from seqmill.embed.runner import embed_packs, warm_up
 from seqmill.errors import SeqmillError
@@ -28,12 +28,10 @@ SHOWN_QUARANTINED = 10
 log = logging.getLogger(__name__)
 
 
-def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], writer: PartWriter, signals: Signals) -> None:
-    """Compute packs and hand their results to the writer; note the figures in the status.
+def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], parts: PartWriter, signals: Signals) -> None:
+    """Compute packs and save their results as parts; note the figures in the status.
 
-    Raises:
-        SeqmillError: too little memory for a sequence; too many embeddings are not finite.
-        Interrupted: a signal came.
+    Raises a SeqmillError if a sequence does not fit the memory or too many embeddings are not finite.
     """
     index, device, status = job.index, job.device, job.status
     finite = FiniteResults(index, device, embed.readout, lambda on: job.make_model(on, torch.float32))
@@ -49,14 +47,14 @@ def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], writer: PartW
                 warm_up(embed, index, packs[0], device)
         with (
             stage(status, "compute"),
-            monitor(device) as gpu,
+            monitor(device) as samples,
             closing(embed_packs(embed, index, packs, device, status.run.threads)) as computed,
         ):
             throughput = Throughput()
             status.run.throughput = throughput.points
             began = said = time.monotonic()
             for result in finite(computed):
-                writer.add(result, _computed_by(status, embed, finite))
+                parts.add(result, _computed_by(status, embed, finite))
                 status.done_packs += 1
                 num_tokens += int(sizes[result.pack])
                 throughput.add(time.monotonic() - began, num_tokens)
@@ -74,10 +72,9 @@ def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], writer: PartW
         name = index.sequence_name(index.row_of_segment(error.segment))
         raise SeqmillError(f"{error}: {name}; give the job more memory, or lower max_length") from error
     finally:
-        status.run.update(
-            out_of_memory_splits=embed.splits, sequences_on_cpu=embed.on_cpu, recomputed_float32=finite.recomputed
-        )
-    status.run.update(**gpu.summary())
+        status.run.update(out_of_memory_splits=embed.splits, sequences_on_cpu=embed.on_cpu)
+        status.run.recomputed_float32 = finite.recomputed
+    status.run.update(**gpu_use(samples))
     _note_speed(job, packs, embed.architecture)
 
 

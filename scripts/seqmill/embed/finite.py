@@ -28,10 +28,7 @@ class FiniteResults:
     """Passes packs on with finite embeddings only.
 
     `make_model` makes the model in float32 on a device; it is called at the first embedding that is not finite.
-
-    Attributes:
-        recomputed: number of sequences that are finite in float32.
-        quarantined: index rows of those that are not.
+    `recomputed` counts the sequences that are finite in float32; `quarantined` are index rows of the others.
     """
 
     def __init__(
@@ -77,8 +74,7 @@ class FiniteResults:
     def _judge(self, row: int, embedding: np.ndarray, residues: np.ndarray) -> bool:
         """Return whether a row is finite in float32, and note it.
 
-        Raises:
-            SeqmillError: the embedding is, but a residue's vector does not fit float16.
+        Raises a SeqmillError if the embedding is, but a residue's vector does not fit float16.
         """
         name = self._index.sequence_name(row)
         whole = np.isfinite(residues).all()

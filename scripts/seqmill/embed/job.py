@@ -36,25 +36,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker knows once the model is loaded.
-
-    Attributes:
-        status: the figures so far; written as the status JSON.
-        rows: int64, the index rows of the rank's sequences.
-        weights: their architecture and digest; the tensors are in the model alone.
-        outputs: with layers from 0 on.
-        precision: of the matrix products; not auto.
-    """
+    """What a worker knows once the model is loaded."""
 
     task: ShardTask
-    status: ShardStatus
+    status: ShardStatus  # the figures so far
     index: Index
-    rows: np.ndarray
+    rows: np.ndarray  # int64, the index rows of the rank's sequences
     source: ModelSource
-    weights: Weights
-    outputs: Outputs
+    weights: Weights  # without the tensors, which are in the model alone
+    outputs: Outputs  # with layers from 0 on
     device: torch.device
-    precision: str
+    precision: str  # of the matrix products; not auto
 
     @property
     def packs(self) -> range:
@@ -95,8 +87,7 @@ class Job:
 def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
     """Open the index, choose the device and load the model; note both in the status.
 
-    Raises:
-        SeqmillError: the task can't be done with this index, device or model; the model does not fit the memory.
+    Raises a SeqmillError if the task can't be done with this index, device, model or memory.
     """
     if not 0 <= task.rank < task.world_size:
         raise SeqmillError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
@@ -157,10 +148,9 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
 
 
 def model_of(index: Index, name: str) -> ModelSource:
-    """Return the model of that name (empty for the one the index was built for), which must read the index's tokens.
+    """Return the model of that name (empty for the one the index was built for).
 
-    Raises:
-        SeqmillError: no such model, one of another family, or with another tokenizer.
+    Raises a SeqmillError if there is none, or if it does not read the index's tokens.
     """
     source = find_model(name or index.attributes["model"])
     made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"

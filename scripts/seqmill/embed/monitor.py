@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -14,49 +14,43 @@ GPU_PRODUCTS = 4  # per measurement, so that waiting for the device hardly count
 Sample = tuple[float, int, float]  # utilization in percent, bytes of memory used, watts
 
 
-class Monitor:
-    """Samples of a GPU, taken while the work ran."""
-
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
-
-    def summary(self) -> dict[str, float]:
-        """Return mean utilization (percent), peak memory (bytes) and mean power (watts); {} without samples.
-
-        Utilization is NVML's: the share of time in which at least one kernel ran. Memory includes that of other
-        processes on the GPU.
-        """
-        if not self.samples:
-            return {}
-        utilization, memory, power = zip(*self.samples, strict=True)
-        return {
-            "gpu_utilization_mean": round(sum(utilization) / len(utilization), 1),
-            "gpu_memory_bytes_max": max(memory),
-            "gpu_power_watts_mean": round(sum(power) / len(power), 1),
-            "gpu_samples": len(self.samples),
-        }
-
-
 @contextmanager
-def monitor(device: torch.device, seconds: float = SAMPLE_SECONDS) -> Iterator[Monitor]:
-    """Sample a GPU every `seconds` in a thread while the block runs.
+def monitor(device: torch.device, seconds: float = SAMPLE_SECONDS) -> Iterator[list[Sample]]:
+    """Sample a GPU every `seconds` in a thread while the block runs; yield the list of samples.
 
     There are fewer samples or none without a GPU or NVML, or if NVML stops answering; the block never fails for it.
     """
-    result, ended, sample = Monitor(), threading.Event(), _nvml_sampler(device)
+    samples: list[Sample] = []
+    ended, sample = threading.Event(), _nvml_sampler(device)
 
     def watch() -> None:
         with suppress(Exception):  # whatever the driver raises: figures are worth less than the work
             while sample and not ended.wait(seconds):
-                result.samples.append(sample())
+                samples.append(sample())
 
     thread = threading.Thread(target=watch, name="monitor", daemon=True)
     thread.start()
     try:
-        yield result
+        yield samples
     finally:
         ended.set()
         thread.join(timeout=2)  # a driver that does not answer must not delay the end
+
+
+def gpu_use(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return mean utilization (percent), peak memory (bytes) and mean power (watts); {} without samples.
+
+    Utilization is NVML's: the share of time in which at least one kernel ran. Memory is that of all processes on it.
+    """
+    if not samples:
+        return {}
+    utilization, memory, power = zip(*samples, strict=True)
+    return {
+        "gpu_utilization_mean": round(sum(utilization) / len(samples), 1),
+        "gpu_memory_bytes_max": max(memory),
+        "gpu_power_watts_mean": round(sum(power) / len(samples), 1),
+        "gpu_samples": len(samples),
+    }
 
 
 def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:

@@ -15,16 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class PartWriter:
-    """Saves finished packs every `seconds`, in a thread of its own.
+    """Saves finished packs every `seconds` (0 makes each pack a part), in a thread of its own; `done` gets each part.
 
     At the end of the block, also after an error or a signal, it saves the packs that are finished. At most one part
     waits to be saved while another is filled.
-
-    Args:
-        store: where to save.
-        shard_name: file name of the shard.
-        seconds: between two parts; 0 makes each pack a part.
-        done: gets each part that was saved.
     """
 
     def __init__(self, store: PartStore, shard_name: str, seconds: float, done: DonePacks) -> None:
@@ -39,8 +33,7 @@ class PartWriter:
     def add(self, result: PackResult, computed_by: str) -> None:
         """Take a finished pack, whose arrays must not change afterwards, and who computed it, in words.
 
-        Raises:
-            OSError: an earlier part could not be saved, for example because the disk is full.
+        Raises an OSError if an earlier part could not be saved, for example because the disk is full.
         """
         self._computed_by = computed_by
         self._pending.append(result)
@@ -50,9 +43,9 @@ class PartWriter:
 
     def _save(self) -> None:
         self._finish()
-        self._saving = self._thread.submit(self._store.save, self._shard_name, self._pending, self._computed_by)
-        self._pending, self._pending_bytes = [], 0
-        self._began = time.monotonic()
+        if self._pending:
+            self._saving = self._thread.submit(self._store.save, self._shard_name, self._pending, self._computed_by)
+            self._pending, self._pending_bytes, self._began = [], 0, time.monotonic()
 
     def _finish(self) -> None:
         """Wait for the part that is being saved."""
@@ -62,10 +55,8 @@ class PartWriter:
             self._saving = None
 
     def _flush(self) -> None:
+        self._save()
         self._finish()
-        if self._pending:
-            self._save()
-            self._finish()
 
     def __enter__(self) -> "PartWriter":
         return self

@@ -20,14 +20,9 @@ from seqmill.spec.models import DNABERT_S, ESM2
 
 
 def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Average each segment's hidden states over all tokens but its first and last.
+    """Average each segment's hidden states over all tokens but its first and last (of at least three).
 
-    Args:
-        hidden: (num_tokens, hidden_dim), float32 or float64.
-        pack: the segments; each has at least three tokens.
-
-    Returns:
-        (num_segments, hidden_dim), in the dtype of `hidden`.
+    `hidden` is (num_tokens, hidden_dim), float32 or float64, the result (num_segments, hidden_dim) in the same dtype.
     """
     if hidden.is_cuda:
         return _by_segments(hidden, pack)
@@ -71,15 +66,8 @@ def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 def combine_means(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average the vectors of each sequence's segments, weighted by their residues or bases.
 
-    The vector of a sequence of one segment keeps its bits.
-
-    Args:
-        vectors: float32 (num_segments, hidden_dim).
-        begins: int64 (num_sequences,), each sequence's first segment.
-        weights: int32 (num_segments,).
-
-    Returns:
-        float32 (num_sequences, hidden_dim).
+    From float32 (num_segments, hidden_dim), each sequence's first segment, int64 (num_sequences,), and int32 weights
+    (num_segments,), to float32 (num_sequences, hidden_dim). The vector of a sequence of one segment keeps its bits.
     """
     weights = weights.astype(np.float64)[:, None]
     return (np.add.reduceat(vectors * weights, begins) / np.add.reduceat(weights, begins)).astype(np.float32)
@@ -106,17 +94,11 @@ def combine_deviations(vectors: np.ndarray, begins: np.ndarray, weights: np.ndar
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a sequence gets its vector.
+    """How a sequence gets its vector."""
 
-    Attributes:
-        of_segment: from a pack's hidden states to a row per segment.
-        combine: from the rows of segments to a row per sequence.
-        width: of a segment's row, in hidden dimensions.
-    """
-
-    of_segment: Callable[[torch.Tensor, Pack], torch.Tensor]
-    combine: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = combine_means
-    width: int = 1
+    of_segment: Callable[[torch.Tensor, Pack], torch.Tensor]  # from a pack's hidden states to a row per segment
+    combine: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = combine_means  # to a row per sequence
+    width: int = 1  # of a segment's row, in hidden dimensions
 
 
 SHARED = {

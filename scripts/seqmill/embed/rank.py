@@ -4,7 +4,6 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from seqmill.base.files import require_space, sha256_of_file
 from seqmill.base.signals import Signals
-from seqmill.embed.audit import Audit, audit_embeddings, judge
+from seqmill.embed.audit import StoredVectors, audit_embeddings, judge, not_audited
 from seqmill.embed.compute import compute_packs, quarantined_message
 from seqmill.embed.device import peak_memory
 from seqmill.embed.job import Job, load_job
@@ -22,7 +21,7 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.task import ShardTask
 from seqmill.store.index import residue_counts
 from seqmill.store.shards import new_shard
-from seqmill.store.status import AuditFacts, ShardStatus, stage
+from seqmill.store.status import ShardStatus, stage
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +29,17 @@ log = logging.getLogger(__name__)
 def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callable[[], None]:
     """Compute the rank's packs and write its shard; note the figures in `status`.
 
-    Returns:
-        A function that removes the parts, to be called when the status JSON says that the shard is complete.
-
-    Raises:
-        SeqmillError: the input can't be used; too little disk or memory; an embedding is not finite.
-        Interrupted: a signal came.
+    Returns a function that removes the parts, to be called when the status JSON says that the shard is complete. Raises
+    a SeqmillError if the input can't be used, disk or memory are too small, or an embedding is not finite; and
+    Interrupted after a signal.
     """
     job, embed = load_job(task, status)
     done = _find_done(job)
     signals.check()
     todo = [pack for pack in job.packs if pack not in done]
-    with PartWriter(job.store, task.shard.name, task.save_seconds, done) as writer:
-        compute_packs(job, embed, todo, writer, signals)
+    _require_space(job, todo)
+    with PartWriter(job.store, task.shard.name, task.save_seconds, done) as parts:
+        compute_packs(job, embed, todo, parts, signals)
     del embed  # the audit needs the memory for its reference
     status.run.computed_by = done.computed_by(job.packs)
     quarantined = _quarantined(job, done)
@@ -71,7 +68,7 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
 
 
 def _find_done(job: Job) -> DonePacks:
-    """Find the packs that need not be computed, and make sure that the disk has room for the others."""
+    """Find the packs that need not be computed."""
     store, status = job.store, job.status
     with stage(status, "resume"):
         with_quarantined = job.task.on_error == "skip"
@@ -81,7 +78,6 @@ def _find_done(job: Job) -> DonePacks:
         status.resumed_packs = status.done_packs = len(done)
         if status.resumed_packs:
             log.info("resuming: %d of %d packs are done", status.resumed_packs, len(job.packs))
-        _require_space(job, [pack for pack in job.packs if pack not in done])
     return done
 
 
@@ -124,15 +120,17 @@ def _audit(job: Job, rows: np.ndarray, done: DonePacks) -> dict[str, Any]:
         if not status.resumed_packs:  # the audit of a small shard should not take many times longer than the rest
             limit = min(limit, 1 + computed)
         try:
-            audit = audit_embeddings(job.index, rows, done.embedding, job.source, limit, job.outputs, done.residues)
+            stored = StoredVectors(job.index, job.outputs, done.embedding, done.residues)
+            audit = audit_embeddings(stored, job.source, rows, limit)
             verdict, message = judge(audit, job.precision, job.source.family)
         except (RuntimeError, MemoryError, ValueError) as error:  # a reference of another version, no memory
             verdict, message = "warn", f"it failed: {type(error).__name__}: {error}"
-            audit = Audit(reference=f"none: {message}")
-    numbers = (audit.worst_cosine, audit.worst_relative_error)
-    cosine, error = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN or infinity
-    found = {**asdict(audit), "worst_cosine": cosine, "worst_relative_error": error}
-    status.audit = AuditFacts(**found, verdict=verdict)
+            audit = not_audited(message)
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)
     names = ("sequences", "worst_cosine", "worst_relative_error", "reference")
-    return {f"audit_{name}": getattr(audit, name) for name in names}
+    attributes = {f"audit_{name}": getattr(audit, name) for name in names}
+    for name in ("worst_cosine", "worst_relative_error"):
+        if not math.isfinite(getattr(audit, name)):  # JSON has no NaN or infinity
+            setattr(audit, name, None)
+    audit.verdict, status.audit = verdict, audit
+    return attributes

@@ -19,23 +19,17 @@ NO_RESIDUES = torch.empty(0, 0, dtype=torch.float16)
 class Vectors(NamedTuple):
     """The vectors of a pack, on the model's device.
 
-    Attributes:
-        rows: float32, poolings of layers side by side; a row per segment, or per sequence if windows were blended.
-        residues: (num_residues, number of layers * hidden_dim), as they are stored; (0, 0) if they are not kept.
+    `rows` are float32, poolings of layers side by side; a row per segment, or per sequence if windows were blended.
     """
 
     rows: torch.Tensor
-    residues: torch.Tensor
+    residues: torch.Tensor  # (num_residues, number of layers * hidden_dim), as stored; (0, 0) if they are not kept
 
 
 class Readout:
-    """Reads layers of a model and pools them; `outputs` has layers from 0 on.
+    """Reads layers of a model and pools them; `outputs` has layers from 0 on, and must suit the model's family.
 
-    Attributes:
-        residue_dtype: of the vectors of residues; None if they are not kept.
-
-    Raises:
-        SeqmillError: vectors of residues are asked of a nucleotide model.
+    `residue_dtype` is that of the vectors of residues, None if they are not kept.
     """
 
     def __init__(self, family: str, outputs: Outputs) -> None:
@@ -66,9 +60,8 @@ class Readout:
     def _residues(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         if self.residue_dtype is None:
             return NO_RESIDUES
-        number = len(pack.lengths)
+        number, device = len(pack.lengths), hidden.device
         num_residues = len(hidden) - 2 * number
-        device = hidden.device
         # Residue j of all, in segment s, is token j + 2 s + 1. With output_size the host need not wait for the device.
         shift = torch.repeat_interleave(
             torch.arange(number, device=device), pack.cu_seqlens.diff().long() - 2, output_size=num_residues
@@ -79,11 +72,9 @@ class Readout:
         return torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)
 
     def combine(self, rows: np.ndarray, segments: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        """Combine rows of segments into a row per sequence, float32 (num_sequences, number of outputs * hidden_dim).
+        """Combine rows of segments (`__call__`) into float32 (num_sequences, number of outputs * hidden_dim).
 
-        Args:
-            rows: float32 (num_segments, any width), as returned by `__call__`.
-            segments: each sequence's first segment, and the weights of all; None if each row is that of a sequence.
+        `segments` are each sequence's first segment, and the weights of all; None if each row is that of a sequence.
         """
         if segments is None:
             if all(pooling.width == 1 for pooling in self._poolings):

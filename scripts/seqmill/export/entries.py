@@ -84,11 +84,7 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
 
 
 def _headers(embeddings: Embeddings, path: Path) -> Iterator[str]:
-    """Yield the header of each record of the embeddings, from the records.tsv.gz of the same merge.
-
-    Raises:
-        SeqmillError: the table is missing, damaged, or of another merge.
-    """
+    """Yield the header of each record of the embeddings, from the records.tsv.gz of the same merge."""
     import pandas
 
     rows, columns = enumerate(read_ids(embeddings)), ["row", "id", "description"]

@@ -15,13 +15,14 @@ per head. `choose_kernel` returns the requested kernel, or the first that the de
 allow.
 """
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 
 from seqmill.model import attention
-from seqmill.model.attention import choose, packed, show_overflow
+from seqmill.model.attention import by_runs, choose, packed, show_overflow
 from seqmill.model.kernels import alibi_triton, avx512
 from seqmill.model.pack import Pack
 from seqmill.spec.task import AUTO
@@ -91,8 +92,7 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
         biases: from `make_biases` for this kernel and at least the longest length; float32, or float64 if `qkv` is.
         pack: the boundaries of the sequences.
 
-    Returns:
-        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    Returns (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     if kernel == "avx512":
         return avx512.alibi_attention(qkv, biases, pack.lengths)
@@ -101,33 +101,23 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     q, k, v = qkv.unbind(1)
     v = show_overflow(q, k, v)
     if kernel == "sdpa":
-        return _by_runs(q, k, v, biases, pack)
+        return by_runs(q, k, v, pack, functools.partial(_attend_run, biases))
     # Without causality and with equally long queries and keys, flash_attn's bias is -slope x |i - j|.
     return packed(kernel, q, k, v, pack, alibi_slopes=biases)
 
 
-def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, biases: torch.Tensor, pack: Pack) -> torch.Tensor:
-    num_tokens, num_heads, head_dim = v.shape
+def _attend_run(biases: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor) -> None:
     # On CUDA PyTorch supports only biases in the dtype of the queries: with 16-bit queries and float32 biases one
     # kernel raises, and another silently misreads them (pytorch pull request 191612).
     dtype = biases.dtype if v.is_cuda else v.dtype
-    output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
-    for start, count, length in pack.runs:
-        run = slice(start, start + count * length)
-        queries, keys, values = (
-            t[run].view(count, length, num_heads, head_dim).transpose(1, 2).to(dtype) for t in (q, k, v)
-        )
-        outputs = output[run].view(count, length, num_heads, head_dim).transpose(1, 2)
-        step = max(MAX_BIASES // (num_heads * length), 1)
-        for first in range(0, length, step):
-            last = min(first + step, length)
-            # With the queries in reverse order each row of biases is the previous one, shifted by one.
-            block = queries[:, :, first:last].flip(2)
-            attended = F.scaled_dot_product_attention(
-                block, keys, values, attn_mask=_biases_of_block(biases, first, last, length)
-            )
-            outputs[:, :, first:last] = attended.flip(2)
-    return output.view(num_tokens, num_heads * head_dim)
+    q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
+    _, num_heads, length, _ = q.shape
+    step = max(MAX_BIASES // (num_heads * length), 1)
+    for first in range(0, length, step):
+        last = min(first + step, length)
+        # With the queries in reverse order each row of biases is the previous one, shifted by one.
+        block, mask = q[:, :, first:last].flip(2), _biases_of_block(biases, first, last, length)
+        output[:, :, first:last] = F.scaled_dot_product_attention(block, k, v, attn_mask=mask).flip(2)
 
 
 def _biases_of_block(biases: torch.Tensor, first: int, last: int, length: int) -> torch.Tensor:

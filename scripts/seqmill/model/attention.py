@@ -37,8 +37,7 @@ MAX_PACKED_HEAD_DIM = 256  # for all three; head dimensions must be multiples of
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
     """Return the requested kernel's name, or for `auto` that of the fastest usable one.
 
-    Raises:
-        SeqmillError: there is no such kernel, or it can't be used; the message says why.
+    Raises a SeqmillError if there is no such kernel, or it can't be used; the message says why.
     """
     return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
 
@@ -101,8 +100,7 @@ def attend(
         pack: the boundaries of the sequences.
         fuse: rotate in place with Triton; see `fused.available`.
 
-    Returns:
-        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    Returns (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     if kernel == "avx512":
         return avx512.rope_attention(qkv, cos, sin, pack.lengths)
@@ -114,7 +112,7 @@ def attend(
         v = qkv[:, 2]
     v = show_overflow(q, k, v)
     if kernel == "sdpa":
-        return _by_runs(q, k, v, pack)
+        return by_runs(q, k, v, pack, lambda q, k, v, output: output.copy_(F.scaled_dot_product_attention(q, k, v)))
     return packed(kernel, q, k, v, pack)
 
 
@@ -129,34 +127,33 @@ def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Te
 def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
 
-    Args:
-        qk: (num_tokens, 2, num_heads, head_dim).
-        cos, sin: (num_tokens, head_dim), float32 or float64; the result is rounded to the dtype of `qk` once.
+    `qk` is (num_tokens, 2, num_heads, head_dim); `cos` and `sin` are (num_tokens, head_dim), float32 or float64. The
+    result is rounded to the dtype of `qk` once.
     """
     first, second = qk.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
 
 
-def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
+def by_runs(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, attend_run: Callable[..., object]
+) -> torch.Tensor:
+    """Attend by runs of equally long sequences: (num_tokens, num_heads * head_dim).
+
+    `attend_run` gets views of q, k, v and the output, each (sequences, num_heads, length, head_dim), and fills it.
+    """
     num_tokens, num_heads, head_dim = v.shape
     output = torch.empty((num_tokens, num_heads, head_dim), dtype=v.dtype, device=v.device)
     for start, count, length in pack.runs:
         run = slice(start, start + count * length)
-        dense = (t[run].view(count, length, num_heads, head_dim).transpose(1, 2) for t in (q, k, v))
-        attended = F.scaled_dot_product_attention(*dense)
-        output[run].view(count, length, num_heads, head_dim).copy_(attended.transpose(1, 2))
+        attend_run(*(t[run].view(count, length, num_heads, head_dim).transpose(1, 2) for t in (q, k, v, output)))
     return output.view(num_tokens, num_heads * head_dim)
 
 
 def packed(
     kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, **biases: torch.Tensor
 ) -> torch.Tensor:
-    """Call a PACKED kernel on q, k and v (num_tokens, num_heads, head_dim), with its own argument for biases if any.
-
-    Returns:
-        (num_tokens, num_heads * head_dim).
-    """
+    """Call a PACKED kernel on q, k and v (num_tokens, num_heads, head_dim), with its own argument for biases if any."""
     function, scale_name, options = _packed_function(kernel)
     longest = int(pack.lengths.max())
     options = {scale_name: q.shape[-1] ** -0.5, **options, **biases}
@@ -171,10 +168,7 @@ def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
     """Return the function, the name of its scale argument, and options that its version supports.
 
     With num_splits=1 the pack's longest sequence does not determine how keys are divided among thread blocks, so a
-    sequence has the same bits in any pack.
-
-    Raises:
-        ImportError: it isn't installed, or not for this version of torch.
+    sequence has the same bits in any pack. Raises an ImportError if it isn't installed for this version of torch.
     """
     module, name = PACKED[kernel]
     try:

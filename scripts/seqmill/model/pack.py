@@ -12,34 +12,21 @@ from seqmill.spec.packing import plan_packs
 
 @dataclass(frozen=True)
 class Windows:
-    """How a pack's segments are windows of sequences, to be blended (`seqmill.embed.embedder`).
+    """How a pack's segments are windows of sequences, to be blended (`seqmill.embed.embedder`)."""
 
-    Attributes:
-        begins: int64 (num_sequences + 1,), each sequence's first segment, and the end.
-        stride: residues from one window's start to the next.
-    """
-
-    begins: np.ndarray
-    stride: int
+    begins: np.ndarray  # int64 (num_sequences + 1,), each sequence's first segment, and the end
+    stride: int  # residues from one window's start to the next
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Segments end to end: whole sequences or windows of long ones, each independent for the model.
+    """Segments end to end: whole sequences or windows of long ones, each independent for the model."""
 
-    Attributes:
-        tokens: (num_tokens,), any integer dtype, including the special tokens of each segment.
-        cu_seqlens: int32 (num_segments + 1,), where each segment begins, and the end; on the device of the tokens.
-        lengths: int64 (num_segments,), tokens in each segment; on the host.
-        first_segment: the first segment's number in the index, for messages.
-        windows: set if the segments are to be blended into sequences.
-    """
-
-    tokens: torch.Tensor
-    cu_seqlens: torch.Tensor
-    lengths: np.ndarray
-    first_segment: int = 0
-    windows: Windows | None = None
+    tokens: torch.Tensor  # (num_tokens,), any integer dtype, including the special tokens of each segment
+    cu_seqlens: torch.Tensor  # int32 (num_segments + 1,), where each begins, and the end; on the device of the tokens
+    lengths: np.ndarray  # int64 (num_segments,), tokens in each segment; on the host
+    first_segment: int = 0  # the first segment's number in the index, for messages
+    windows: Windows | None = None  # set if the segments are to be blended into sequences
 
     @classmethod
     def from_tokens(cls, tokens: np.ndarray, lengths: np.ndarray, first_segment: int = 0) -> "Pack":
@@ -78,11 +65,9 @@ class Pack:
         A run is a dense (segments, length) batch, so attention over it needs neither padding nor a mask. Packs are
         sorted by length, so there are few runs.
         """
-        edges = np.flatnonzero(np.diff(self.lengths)) + 1
-        firsts = np.concatenate(([0], edges))
-        counts = np.diff(np.concatenate((firsts, [len(self.lengths)])))
-        starts = np.concatenate(([0], np.cumsum(self.lengths)))[firsts]
-        lengths = self.lengths[firsts]
+        firsts = np.flatnonzero(np.diff(self.lengths, prepend=-1))
+        counts = np.diff(firsts, append=len(self.lengths))
+        starts, lengths = boundaries(self.lengths)[firsts], self.lengths[firsts]
         return list(zip(starts.tolist(), counts.tolist(), lengths.tolist(), strict=True))
 
     @cached_property

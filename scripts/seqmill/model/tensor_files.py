@@ -26,8 +26,7 @@ A = TypeVar("A", bound=AnyArchitecture)
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
     """Load a torch.save file as memory maps; only tensors, plain values and `allowed` classes are accepted.
 
-    Raises:
-        SeqmillError: the file is damaged, or its pickle calls for other code; `what` is what was expected.
+    Raises a SeqmillError if it is damaged, or its pickle calls for other code; `what` is what was expected.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
@@ -81,15 +80,9 @@ def read_architecture(
 ) -> A:
     """Return a model's shape from its Hugging Face config.json.
 
-    Args:
-        path: the file.
-        family: the class of the architecture.
-        own_fields: returns the fields that only this family has, from the file's content.
-        settings: the values that the implementation supports; the file may leave them out.
-        model: its name, for messages.
-
-    Raises:
-        SeqmillError: the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
+    `own_fields` returns the fields that only this family has, from the file's content; `settings` are the values that
+    the implementation supports, which the file may leave out; `model` is the name for messages. Raises a SeqmillError
+    if the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
     """
     config = read_json(path)
     for key, value in settings.items():
@@ -112,21 +105,13 @@ def read_architecture(
 
 @dataclass(frozen=True)
 class Naming:
-    """The names that a file format gives to a model's canonical parameters, without .weight and .bias.
+    """The names that a file format gives to a model's canonical parameters, without .weight and .bias."""
 
-    Attributes:
-        prefix: stripped from the beginning of the file's names; a regular expression, as is `ignored`.
-        whole: the file's name for each parameter outside the layers.
-        layer: the beginning of a layer's names, with {} for its number.
-        parts: for each parameter of a layer the file's names; the tensors of several are concatenated by rows.
-        ignored: names in the file that the model does not use.
-    """
-
-    prefix: str
-    whole: Mapping[str, str]
-    layer: str
-    parts: Mapping[str, tuple[str, ...]]
-    ignored: str
+    prefix: str  # a regular expression, stripped from the beginning of the file's names
+    whole: Mapping[str, str]  # the file's name for each parameter outside the layers
+    layer: str  # the beginning of a layer's names, with {} for its number
+    parts: Mapping[str, tuple[str, ...]]  # for each parameter of a layer the names, to be concatenated by rows
+    ignored: str  # a regular expression for names in the file that the model does not use
 
     def names_of(self, parameter: str) -> list[str]:
         """Return the file's names for a canonical parameter, e.g. layers.0.qkv.weight."""
@@ -140,13 +125,8 @@ class Naming:
     ) -> dict[str, list[torch.Tensor]]:
         """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
 
-        Args:
-            state: the file's tensors.
-            shapes: for each canonical name, the concatenated shape.
-            path, model: the file and the model's name, for messages.
-
-        Raises:
-            SeqmillError: tensors are missing or unknown (all are listed), or one has a wrong shape, dtype or layout.
+        `shapes` are the concatenated ones. Raises a SeqmillError if tensors are missing or unknown (all are listed), or
+        one has a wrong shape, dtype or layout.
         """
         stripped: dict[str, torch.Tensor] = {}
         for key, tensor in state.items():

@@ -25,27 +25,19 @@ UNTRAINED_SEED = 20230316
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's tensors.
-
-    Attributes:
-        architecture: the model's shape.
-        tensors: by canonical name, in the dtype of the file.
-        digest: hexadecimal SHA-256 of the values as float32, their names and the architecture.
-        trained: False for seeded random weights, whose embeddings are meaningless.
-    """
+    """A model's tensors."""
 
     architecture: AnyArchitecture
-    tensors: dict[str, torch.Tensor]
-    digest: str
-    trained: bool
+    tensors: dict[str, torch.Tensor]  # by canonical name, in the dtype of the file
+    digest: str  # hexadecimal SHA-256 of the values as float32, their names and the architecture
+    trained: bool  # False for seeded random weights, whose embeddings are meaningless
 
 
 def load_weights(source: ModelSource) -> Weights:
     """Load a model's weights.
 
-    Raises:
-        SeqmillError: as `open_weights`; or a released model's tensors differ from those that were fetched
-            (`seqmill.model.weights_record`).
+    Raises a SeqmillError as `open_weights`, or if a released model's tensors differ from those that were fetched
+    (`seqmill.model.weights_record`).
     """
     if source.kind == "untrained":
         assert source.architecture is not None
@@ -61,12 +53,8 @@ def load_weights(source: ModelSource) -> Weights:
 def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
     """Open a model's file or folder as memory maps and check names and shapes of the tensors, without reading them.
 
-    Returns:
-        The architecture, and for each canonical name the file's tensors, to be concatenated by rows.
-
-    Raises:
-        SeqmillError: the weights are missing, damaged, or not of the model's family or size; tensors are missing or
-            unknown.
+    Returns the architecture, and for each canonical name the file's tensors, to be concatenated by rows. Raises a
+    SeqmillError if the weights or some tensors are missing, or are not of the model's family or size.
     """
     path = source.path
     assert path is not None

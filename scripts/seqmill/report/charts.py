@@ -8,7 +8,7 @@ WIDTH = 760
 LEFT, RIGHT, BOTTOM = 70, 14, 46
 BAR_HEIGHT, BAR_PITCH = 14, 24
 LABEL_WIDTH, VALUE_WIDTH = 170, 170
-TICK_WIDTH = 90  # of one, at least
+X_TICKS = (WIDTH - LEFT - RIGHT) // 90  # about 90 pixels for each
 MAP_SIZE = (WIDTH, 600)
 MINUS = "\u2212"
 
@@ -25,37 +25,26 @@ def histogram(
     percent: bool = False,
     height: int = 260,
 ) -> str:
-    """Draw columns from edges[k] to edges[k + 1], as high as counts[k].
+    """Draw columns from edges[k] to edges[k + 1], as high as counts[k]; titles with units, the height in pixels.
 
-    Args:
-        edges, counts: of the bins.
-        x_title, y_title: with units.
-        is_log: whether the x axis is logarithmic.
-        mark: a value to draw a line at, and what it is.
-        percent: whether the x axis has shares, to be written in percent.
-        height: of the chart, in pixels.
+    The x axis may be logarithmic, or have shares to be written in percent. `mark` is a value to draw a line at, and
+    what it is.
     """
     top, bottom = 22, height - BOTTOM
     place = _scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT, is_log)
     most = max(*counts, 0, 1e-9) if len(counts) > 1 else max(counts[0], 1e-9)
     y_ticks = ticks(0, most, 4)
     rise = _scale(0, max(most, y_ticks[-1]), bottom, top)
-    parts = [
-        f'<path class="grid" d="{"".join(f"M{LEFT} {rise(y):.1f}H{WIDTH - RIGHT}" for y in y_ticks)}"/>',
-        *(_text(LEFT - 8, rise(y) + 4, number(y), "end") for y in y_ticks),
-    ]
+    parts = _grid(y_ticks, rise)
     columns = []
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         x, end = place(left), place(right)
         gap = 1 if end - x > 4 else 0
         columns.append(f"M{x:.1f} {bottom}V{rise(count):.1f}H{max(end - gap, x + 0.5):.1f}V{bottom}Z" if count else "")
     parts.append(f'<path class="fill" d="{"".join(columns)}"/>')
-    for x in (log_ticks if is_log else ticks)(edges[0], edges[-1], (WIDTH - LEFT - RIGHT) // TICK_WIDTH):
-        shown = f"{100 * x:.0f} %" if percent else number(x)
-        parts.append(f'<path class="axis" d="M{place(x):.1f} {bottom}v5"/>{_text(place(x), bottom + 19, shown)}')
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 6, x_title, "middle", "title"))
-    parts.append(_text(LEFT - 56, 12, y_title, "start", "title"))
+    x_ticks = (log_ticks if is_log else ticks)(edges[0], edges[-1], X_TICKS)
+    labels = [(place(x), f"{100 * x:.0f} %" if percent else number(x)) for x in x_ticks]
+    parts += [*_x_axis(labels, bottom, height - 6, x_title), _text(LEFT - 56, 12, y_title, "start", "title")]
     if mark and edges[0] < mark[0] < edges[-1]:
         x = place(mark[0])
         side = "end" if x > WIDTH / 2 else "start"
@@ -82,24 +71,17 @@ def bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
 
 
 def steps(lines: Sequence[tuple[str, float, float, Sequence[float]]], x_title: str, y_title: str, kind: str) -> str:
-    """Draw lines in steps over time, each with a title for pointers and screen readers.
+    """Draw lines in steps over time; the x axis chooses its unit.
 
-    Args:
-        lines: of each its title, where it begins and how long a step is (seconds), and its values, 0 or more.
-        x_title: without unit.
-        y_title: with unit.
-        kind: `area`, filled to the axis, or `line`.
+    A line is its title for pointers and screen readers, where it begins and how long a step is (seconds), and its
+    values, 0 or more. The kind is `area`, filled to the axis, or `line`.
     """
     height, top = 220, 22
     bottom = height - BOTTOM
     last = max(begin + step * len(values) for _, begin, step, values in lines)
     most = max(max(values) for *_, values in lines) or 1
     place, rise = _scale(0, last, LEFT, WIDTH - RIGHT), _scale(0, most, bottom, top)
-    y_ticks = ticks(0, most, 4)
-    parts = [
-        f'<path class="grid" d="{"".join(f"M{LEFT} {rise(y):.1f}H{WIDTH - RIGHT}" for y in y_ticks)}"/>',
-        *(_text(LEFT - 8, rise(y) + 4, number(y), "end") for y in y_ticks),
-    ]
+    parts = _grid(ticks(0, most, 4), rise)
     for title, begin, step, values in lines:
         path = "".join(f"V{rise(y):.1f}H{place(begin + step * k):.1f}" for k, y in enumerate(values, start=1))
         start = f"M{place(begin):.1f} {bottom if kind == 'area' else format(rise(values[0]), '.1f')}"
@@ -134,21 +116,28 @@ def _time_axis(last: float, place: Scale, bottom: float, title: str) -> list[str
     unit, name = next(
         (u, n) for u, n in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s")) if last > 3 * u or u == 1
     )
-    parts = []
-    for x in ticks(0, last / unit, (WIDTH - LEFT - RIGHT) // TICK_WIDTH):
-        at = place(x * unit)
-        parts.append(f'<path class="axis" d="M{at:.1f} {bottom}v5"/>{_text(at, bottom + 19, number(x))}')
+    labels = [(place(x * unit), number(x)) for x in ticks(0, last / unit, X_TICKS)]
+    return _x_axis(labels, bottom, bottom + 38, f"{title} ({name})")
+
+
+def _x_axis(labels: Sequence[tuple[float, str]], bottom: float, title_y: float, title: str) -> list[str]:
+    parts = [f'<path class="axis" d="M{x:.1f} {bottom}v5"/>{_text(x, bottom + 19, shown)}' for x, shown in labels]
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 38, f"{title} ({name})", "middle", "title"))
-    return parts
+    return [*parts, _text((LEFT + WIDTH - RIGHT) / 2, title_y, title, "middle", "title")]
+
+
+def _grid(y_ticks: Sequence[float], rise: Scale) -> list[str]:
+    """Draw a line for each value of the y axis, and write the value."""
+    lines = "".join(f"M{LEFT} {rise(y):.1f}H{WIDTH - RIGHT}" for y in y_ticks)
+    texts = (_text(LEFT - 8, rise(y) + 4, number(y), "end") for y in y_ticks)
+    return [f'<path class="grid" d="{lines}"/>', *texts]
 
 
 def map_axes(x: tuple[str, float, float], y: tuple[str, float, float]) -> tuple[str, dict[str, float]]:
     """Draw the axes of a map: of each its title, lowest and highest value.
 
-    Returns:
-        The SVG, and where in it the points lie: left, top, width, height, in percent of its size; and how far within
-        that the outermost ones are, in percent of its width.
+    Returns the SVG, and where in it the points lie: left, top, width, height, in percent of its size; and how far
+    within that the outermost ones are, in percent of its width.
     """
     width, height = MAP_SIZE
     left, top, right, bottom = LEFT, 8, width - RIGHT, height - BOTTOM

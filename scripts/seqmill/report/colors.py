@@ -23,11 +23,6 @@ QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 log = logging.getLogger(__name__)
 
 
-def length_scale(embeddings: Embeddings, rows: np.ndarray, unit: str) -> dict[str, Any]:
-    """Return the logarithmic scale of the rows' lengths; see `_number_scale`."""
-    return _number_scale(f"Length ({unit})", embeddings.lengths[rows].astype(np.float64), is_log=True)
-
-
 def column_scale(
     path: Path, column: str, embeddings: Embeddings, rows: np.ndarray, left_out: set[str]
 ) -> dict[str, Any]:
@@ -35,18 +30,9 @@ def column_scale(
 
     A column is categories if it has values that are not numbers, or only whole numbers with at most MAX_CATEGORIES
     different values (clusters, for example). A record has no value if its field is in MISSING or it is not in the
-    table.
-
-    Args:
-        path: tab-separated, with a header line and ids in the first column; rows for other records are ignored.
-        column: the column's name.
-        embeddings: the file whose records the table describes.
-        rows: int64, increasing, the rows shown.
-        left_out: ids of records without an embedding.
-
-    Raises:
-        SeqmillError: the table or the column is missing; an id occurs twice, or no id belongs to a record; a number
-            is not finite.
+    table. The table is tab-separated, with a header line and ids in the first column; rows for other records are
+    ignored, but an error if all are. `rows` (int64, increasing) are those shown, `left_out` the ids of records without
+    an embedding.
     """
     ids = ids_of(embeddings, rows)
     values, num_rows = _read_column(path, column, set(ids))
@@ -65,7 +51,7 @@ def column_scale(
             )
     known = numbers[~np.isnan(numbers)]
     is_category = (known % 1 == 0).all() and len(np.unique(known)) <= MAX_CATEGORIES
-    return _category_scale(column, texts) if is_category else _number_scale(column, numbers)
+    return _category_scale(column, texts) if is_category else number_scale(column, numbers)
 
 
 def require_column(path: Path, column: str) -> None:
@@ -142,7 +128,7 @@ def _as_numbers(texts: list[str]) -> np.ndarray | None:
         return None
 
 
-def _number_scale(name: str, numbers: np.ndarray, is_log: bool = False) -> dict[str, Any]:
+def number_scale(name: str, numbers: np.ndarray, is_log: bool = False) -> dict[str, Any]:
     """Return a scale of numbers (float64, nan where missing).
 
     `codes` are uint8 in base64, one per row shown: 0 is missing, 1 the lowest value, 255 the highest.

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqmill.base.files import name_errors
 from seqmill.errors import SeqmillError
-from seqmill.report.colors import column_scale, length_scale
+from seqmill.report.colors import column_scale, number_scale
 from seqmill.report.map import MAX_SHOWN, draw_maps, shown_rows
 from seqmill.report.throughput import read_points, speeds
 from seqmill.store.embeddings import Embeddings, open_embeddings
@@ -23,7 +23,6 @@ from seqmill.store.status import read_status
 
 RECORDS_BLOCK = 65536  # rows
 MAX_BINS = 60
-FATES = tuple(fate.name.lower() for fate in Fate)
 LEFT_OUT = ("rejected", "quarantined")
 # Of a shard's `run` in the manifest or in its status JSON; see `seqmill.store.status.RunFacts`.
 RUN_WORDS = ("device", "precision", "attention", "torch")
@@ -48,31 +47,22 @@ WRONG_JSON = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 @dataclass(frozen=True)
 class Sources:
-    """The files that a report is made from; only the first is required.
-
-    Attributes:
-        embeddings: embeddings.h5.
-        records, manifest, index: the other files of the same result, if they exist.
-        statuses: status JSONs of the shards, used if there is no manifest.
-        metadata, color: the user's table, and its column that colors the map.
-    """
+    """The files that a report is made from; only the first is required."""
 
     embeddings: Path
-    records: Path | None = None
+    records: Path | None = None  # of the same result, like the manifest and the index
     manifest: Path | None = None
     index: Path | None = None
-    statuses: list[Path] = field(default_factory=list)
-    metadata: Path | None = None
-    color: str = ""
+    statuses: list[Path] = field(default_factory=list)  # of the shards, used if there is no manifest
+    metadata: Path | None = None  # the user's table
+    color: str = ""  # its column that colors the map
 
 
 def gather(sources: Sources) -> dict[str, Any]:
     """Return all data of the report as JSON types. The report shows the first output.
 
-    Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings.
-
-    Raises:
-        SeqmillError: a file is missing, damaged, or belongs to another result than the embeddings.
+    Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings. A file that is missing,
+    damaged or of another result raises a SeqmillError.
     """
     embeddings = open_embeddings(sources.embeddings)
     attributes = embeddings.attrs
@@ -84,7 +74,7 @@ def gather(sources: Sources) -> dict[str, Any]:
     unit = "residues" if str(attributes.get("tokenizer", "esm2")).startswith("esm2") else "bases"
     rows = shown_rows(len(embeddings), MAX_SHOWN)
     shards = sorted(shards, key=lambda shard: shard["rank"])
-    scales = [length_scale(embeddings, rows, unit)]
+    scales = [number_scale(f"Length ({unit})", embeddings.lengths[rows].astype(np.float64), is_log=True)]
     if sources.metadata:
         scales.insert(0, column_scale(sources.metadata, sources.color, embeddings, rows, left_out))
     return {
@@ -188,7 +178,7 @@ def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> di
     """Return what the report shows from the table of fates, after checking that it belongs to the embeddings."""
     import pandas
 
-    lengths, fates, left_out = [np.empty(0, np.int32)], dict.fromkeys(FATES, 0), set()
+    lengths, fates, left_out = [np.empty(0, np.int32)], {fate.name.lower(): 0 for fate in Fate}, set()
     embedded = windows = 0
     columns = {"id": str, "length": "int32", "embedded_length": "int64", "windows": "int64", "fate": str}
     try:

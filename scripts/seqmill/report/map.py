@@ -29,12 +29,11 @@ log = logging.getLogger(__name__)
 def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
     """Return the points of the report's maps as the page holds them.
 
-    Returns:
-        shown, total: the number of rows shown (see `shown_rows`), and of all rows.
-        ids, lengths: of the rows shown; empty if there are more than MAX_NAMED.
-        maps: for each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
-            lowest and highest value); x and y, from 0 (lowest) to 65535 (highest), little-endian uint16 in base64.
-            Empty if there are fewer than three rows, or all are alike.
+    shown, total: the number of rows shown (see `shown_rows`), and of all rows.
+    ids, lengths: of the rows shown; empty if there are more than MAX_NAMED.
+    maps: for each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
+    lowest and highest value); x and y, from 0 (lowest) to 65535 (highest), little-endian uint16 in base64. Empty if
+    there are fewer than three rows, or all are alike.
     """
     total, dim = embeddings.array.shape
     rows = shown_rows(total, MAX_SHOWN)
@@ -75,17 +74,11 @@ def principal_components(
     """Project rows onto their principal components (Pearson 1901, doi:10.1080/14786440109462720).
 
     These are the eigenvectors of the covariance, which is summed over blocks of rows: memory holds a block and two
-    matrices (hidden_dim, hidden_dim). The sign makes a component's largest entry positive.
+    matrices (hidden_dim, hidden_dim). The sign makes a component's largest entry positive. `read` returns the vectors
+    (n, `dim`) of given rows (int64, at least two); it is called three times for each row.
 
-    Args:
-        read: returns the vectors (n, hidden_dim) of the given rows; called three times for each row.
-        rows: int64, at least two.
-        dim: hidden_dim.
-        number: how many components.
-
-    Returns:
-        float64 (len(rows), number), the projections, and float64 (number,), each component's share of the variance
-        (zeros if all rows are alike).
+    Returns the projections, float64 (len(rows), number), and each component's share of the variance, float64 (number,),
+    zeros if all rows are alike.
     """
     block_rows = max(BLOCK_BYTES // (8 * dim), 1)
     blocks = [rows[start : start + block_rows] for start in range(0, len(rows), block_rows)]

@@ -39,11 +39,7 @@ def _page(data: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "allow_nan": False,
-        "separators": (",", ":"),
-    }
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.filters.update(thousands="{:,}".format, decimal=decimal, duration=duration, many=many, percent=percent)
     environment.globals.update(
         bars=bars, by_shard=by_shard, histogram=histogram, map_axes=map_axes, spans=spans, steps=steps

@@ -10,6 +10,7 @@ from seqmill.report.charts import bars, histogram
 MAX_BARS = 16  # shards with a bar each; more are drawn as columns
 MAX_LISTED = 100  # shards in the table
 GB = 1e9
+# In the order of the chart.
 FATES = ("embedded", "truncated", "windowed", "duplicate", "reused", "rejected", "quarantined")
 Shards = Sequence[dict[str, Any]]
 
@@ -59,17 +60,14 @@ def _speeds(throughput: dict[str, Any]) -> dict[str, Any]:
     """Return the lines of the chart of each shard's speed, and the slowest and the fastest shard in words."""
     if not throughput:
         return {}
-    lines = throughput["shards"]
-    means = {line["rank"]: sum(line["rates"]) / len(line["rates"]) for line in lines}
-    slowest, fastest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    return {
-        "lines": [
-            (f"shard {line['rank']}: {means[line['rank']]:,.0f} tokens/s", line["begin"], line["step"], line["rates"])
-            for line in lines
-        ],
-        "slowest": f"{means[slowest]:,.0f} tokens/s (shard {slowest})",
-        "fastest": f"{means[fastest]:,.0f} (shard {fastest})",
-    }
+    lines, means = [], {}
+    for line in throughput["shards"]:
+        rank, rates = line["rank"], line["rates"]
+        means[rank] = sum(rates) / len(rates)
+        lines.append((f"shard {rank}: {means[rank]:,.0f} tokens/s", line["begin"], line["step"], rates))
+    slow, fast = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    slowest, fastest = f"{means[slow]:,.0f} tokens/s (shard {slow})", f"{means[fast]:,.0f} (shard {fast})"
+    return {"lines": lines, "slowest": slowest, "fastest": fastest}
 
 
 def _stages(shards: Shards, merge: dict[str, float]) -> list[tuple[str, float, str]]:

@@ -13,8 +13,7 @@ STAGES_BEFORE = ("import", "load", "resume", "warm_up")  # a worker's stages bef
 def read_points(points: list[list[float]] | None) -> np.ndarray:
     """Return a status' `throughput` as float64 (n, 2): seconds, tokens; (0, 2) if there is none.
 
-    Raises:
-        ValueError or TypeError: it is not a series of finite, increasing values.
+    Raises a ValueError or TypeError if it is not a series of finite, increasing values.
     """
     series = np.array(points if points is not None else [], np.float64).reshape(-1, 2)
     if not np.isfinite(series).all() or (np.diff(series, axis=0) < 0).any():
@@ -27,11 +26,8 @@ def speeds(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     A line is {begin, step, rates}: rates[k] is the mean from begin + k x step to begin + (k + 1) x step seconds after
     the first shard began to compute. `number` counts the shards with points; the first MAX_LINES have a line each.
-    `later_attempts` is true if any shard is at a later attempt.
-
-    Args:
-        shards: each with `rank`, `attempt`, `started` (seconds since 1970 or None), `seconds` by stage, and `points`
-            from `read_points`.
+    `later_attempts` is true if any shard is at a later attempt. Shards have `rank`, `attempt`, `started` (seconds since
+    1970 or None), `seconds` by stage, and `points` from `read_points`.
     """
     found = [
         (shard["rank"], shard["started"] + sum(shard["seconds"].get(stage, 0) for stage in STAGES_BEFORE), points)

@@ -64,15 +64,15 @@ class RunFacts(msgspec.Struct, omit_defaults=True):
 
 
 class AuditFacts(msgspec.Struct, omit_defaults=True):
-    """The result of the audit (`seqmill.embed.audit.Audit`) and its verdict; all None if the audit is off."""
+    """How far stored embeddings are from the audit's reference, and the verdict; all None if the audit is off."""
 
-    sequences: Count | None = None
-    worst_cosine: float | None = None  # None if it is not finite, as the error below
-    worst_relative_error: float | None = None
-    worst_sequence: str | None = None
-    reference: str | None = None
-    seconds: Measure | None = None
-    longest_included: bool | None = None
+    sequences: Count | None = None  # recomputed
+    worst_cosine: float | None = None  # between stored and reference; None in the JSON if it is not finite
+    worst_relative_error: float | None = None  # |stored - reference| / |reference| (L2); likewise
+    worst_sequence: str | None = None  # id of that with the worst relative error
+    reference: str | None = None  # its name, or why nothing was recomputed
+    seconds: Measure | None = None  # including the time to load the reference
+    longest_included: bool | None = None  # whether a sequence of the greatest length was recomputed
     verdict: Literal["ok", "warn", "fail", "none"] | None = None
 
     @property

@@ -18,7 +18,7 @@ from pipeline import SCRIPTS
 from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqmill.base.machine import available_memory
 from seqmill.embed import audit as audit_module
-from seqmill.embed.audit import MOST_SEQUENCES, Audit, audit_embeddings, judge
+from seqmill.embed.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
 from seqmill.embed.pooling import mean_over_residues
 from seqmill.index.build import build_index
 from seqmill.index.letters import ESM2_LETTERS
@@ -30,6 +30,7 @@ from seqmill.spec.models import DNABERT_S, MODELS, ModelSource, find_model
 from seqmill.spec.models import ESM2 as ESM2_FAMILY
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
+from seqmill.store.status import AuditFacts
 from sequences import random_sequences
 
 NAME = "esm2_t6_8M_UR50D"
@@ -68,8 +69,10 @@ class Case:
     def rows(self) -> np.ndarray:
         return np.arange(self.index.num_sequences)
 
-    def audit(self, embeddings: np.ndarray, seconds: float = AMPLE) -> Audit:
-        return audit_embeddings(self.index, self.rows, embeddings.__getitem__, self.source, seconds, LAST)
+    def audit(self, embeddings: np.ndarray, seconds: float = AMPLE) -> AuditFacts:
+        return audit_embeddings(
+            StoredVectors(self.index, LAST, embeddings.__getitem__), self.source, self.rows, seconds
+        )
 
 
 def make_case(folder: Path, model: str) -> Case:
@@ -175,9 +178,8 @@ def test_embeddings_of_cls_are_compared_with_cls(checkpoint: Case) -> None:
         ("cls", checkpoint.embeddings, "fail"),
         ("mean", embeddings, "fail"),
     ):
-        found = audit_embeddings(
-            index, checkpoint.rows, stored.__getitem__, checkpoint.source, AMPLE, Outputs((6,), (pooling,))
-        )
+        vectors = StoredVectors(index, Outputs((6,), (pooling,)), stored.__getitem__)
+        found = audit_embeddings(vectors, checkpoint.source, checkpoint.rows, AMPLE)
         assert judge(found, "float32", ESM2_FAMILY)[0] == verdict
 
 
@@ -216,7 +218,7 @@ def rows_looked_at(case: Case, rows: np.ndarray, index: Index | None = None) -> 
         seen.append(row)
         return case.embeddings[row]
 
-    audit_embeddings(index or case.index, rows, embedding_of, case.source, AMPLE, LAST)
+    audit_embeddings(StoredVectors(index or case.index, LAST, embedding_of), case.source, rows, AMPLE)
     return seen
 
 
@@ -242,7 +244,7 @@ def refuse(row: int) -> np.ndarray:
     raise AssertionError(f"row {row} was looked at")
 
 
-def assert_nothing(audit: Audit, reason: str) -> None:
+def assert_nothing(audit: AuditFacts, reason: str) -> None:
     assert audit.sequences == 0
     assert math.isnan(audit.worst_cosine)
     assert math.isnan(audit.worst_relative_error)
@@ -259,17 +261,20 @@ def assert_nothing(audit: Audit, reason: str) -> None:
 )
 def test_without_time_nothing_is_loaded(checkpoint: Case, model: str, seconds: float, reason: str) -> None:
     source = find_model(model) if model else checkpoint.source
-    assert_nothing(audit_embeddings(checkpoint.index, checkpoint.rows, refuse, source, seconds, LAST), reason)
+    stored = StoredVectors(checkpoint.index, LAST, refuse)
+    assert_nothing(audit_embeddings(stored, source, checkpoint.rows, seconds), reason)
 
 
 def test_without_memory_nothing_is_loaded(untrained: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "available_memory", lambda: 10_000_000)
-    audit = audit_embeddings(untrained.index, untrained.rows, refuse, untrained.source, AMPLE, LAST)
+    audit = audit_embeddings(StoredVectors(untrained.index, LAST, refuse), untrained.source, untrained.rows, AMPLE)
     assert_nothing(audit, "GB of memory")
 
 
 def test_without_rows_nothing_is_loaded(checkpoint: Case) -> None:
-    audit = audit_embeddings(checkpoint.index, np.empty(0, np.int64), refuse, checkpoint.source, AMPLE, LAST)
+    audit = audit_embeddings(
+        StoredVectors(checkpoint.index, LAST, refuse), checkpoint.source, np.empty(0, np.int64), AMPLE
+    )
     assert_nothing(audit, "no sequences")
 
 
@@ -283,7 +288,7 @@ def test_a_sequence_too_long_for_time_or_memory_is_left_out(tmp_path: Path, untr
         seen.append(row)
         return np.ones(MODELS[NAME].hidden_dim, np.float32)
 
-    audit = audit_embeddings(index, np.arange(3), embedding_of, untrained.source, AMPLE, LAST)
+    audit = audit_embeddings(StoredVectors(index, LAST, embedding_of), untrained.source, np.arange(3), AMPLE)
     assert sorted(seen) == [1, 2]
     assert audit.sequences == 2
     assert not audit.longest_included
@@ -298,10 +303,10 @@ def test_threads_and_random_numbers_are_left_as_they_were(checkpoint: Case) -> N
 
 WITHOUT_FAIR_ESM = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
+from msgspec.structs import asdict
 import numpy as np
-from seqmill.embed.audit import audit_embeddings
+from seqmill.embed.audit import StoredVectors, audit_embeddings
 from seqmill.store.index import open_index
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import Outputs
@@ -311,12 +316,13 @@ index, embeddings, source = open_index(Path(index)), np.load(embeddings), find_m
 rows = np.arange(len(embeddings))
 swapped = embeddings.copy()
 swapped[[0, 1]] = embeddings[[1, 0]]
-audits = [audit_embeddings(index, rows, e.__getitem__, source, 600.0, Outputs((6,))) for e in (embeddings, swapped)]
+stored = [StoredVectors(index, Outputs((6,)), vectors.__getitem__) for vectors in (embeddings, swapped)]
+audits = [audit_embeddings(vectors, source, rows, 600.0) for vectors in stored]
 print(json.dumps([asdict(audit) for audit in audits]))
 """
 
 
-def audits_without_fair_esm(case: Case, folder: Path, content: str) -> list[Audit]:
+def audits_without_fair_esm(case: Case, folder: Path, content: str) -> list[AuditFacts]:
     """Audit the right and the swapped embeddings in a process whose package esm is a file with this content."""
     (folder / "esm").mkdir()
     (folder / "esm/__init__.py").write_text(content + "\n")
@@ -329,7 +335,7 @@ def audits_without_fair_esm(case: Case, folder: Path, content: str) -> list[Audi
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return [Audit(**audit) for audit in json.loads(done.stdout)]
+    return [AuditFacts(**audit) for audit in json.loads(done.stdout)]
 
 
 def test_without_fair_esm_our_own_forward_is_the_reference(case: Case, tmp_path: Path) -> None:
@@ -347,8 +353,8 @@ def test_a_broken_or_another_package_of_that_name_is_not_used(checkpoint: Case, 
     assert right.worst_relative_error < 1e-5
 
 
-def audit_of(cosine: float, error: float) -> Audit:
-    return Audit(5, cosine, error, "here", "fair-esm", 1.0, True)
+def audit_of(cosine: float, error: float) -> AuditFacts:
+    return AuditFacts(5, cosine, error, "here", "fair-esm", 1.0, True)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, refe
 from families import random_contigs
 from pipeline import SCRIPTS
 from seqmill.embed import audit_references
-from seqmill.embed.audit import MOST_SEQUENCES, Audit, audit_embeddings, judge
+from seqmill.embed.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
 from seqmill.embed.audit_references import make_reference, memory
 from seqmill.embed.pooling import BY_NAME, combine_means
 from seqmill.index.build import build_index
@@ -30,6 +30,7 @@ from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_S, DnabertArchitecture, ModelSource, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
+from seqmill.store.status import AuditFacts
 
 ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two parts
 BASES = [1300, 1000, 700, 300, 300, 250, 60, 17, 2]
@@ -69,16 +70,10 @@ class Case:
     def compute(self, model: DnabertS, pooling: str = "mean") -> np.ndarray:
         return self.embeddings([model(pack) for pack in self.packs()], pooling)
 
-    def audit(self, embeddings: np.ndarray, pooling: str = "mean") -> Audit:
-        rows = np.arange(self.index.num_sequences)
-        audit = audit_embeddings(
-            self.index,
-            rows,
-            embeddings.__getitem__,
-            self.source,
-            AMPLE,
-            Outputs((self.architecture.num_layers,), (pooling,)),
-        )
+    def audit(self, embeddings: np.ndarray, pooling: str = "mean") -> AuditFacts:
+        outputs = Outputs((self.architecture.num_layers,), (pooling,))
+        stored = StoredVectors(self.index, outputs, embeddings.__getitem__)
+        audit = audit_embeddings(stored, self.source, np.arange(self.index.num_sequences), AMPLE)
         print(audit)
         return audit
 

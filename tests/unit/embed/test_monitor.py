@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
 
@@ -51,9 +51,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, nvml: StandInNvml, wanted: int) -> 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
     with monitor(CUDA, seconds=0.001) as found:
         end = time.monotonic() + 10
-        while len(found.samples) < wanted and time.monotonic() < end:
+        while len(found) < wanted and time.monotonic() < end:
             time.sleep(0.001)
-    return found.summary()
+    return gpu_use(found)
 
 
 def test_samples_are_summed_up_in_the_units_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_a_gpu_that_stops_answering_ends_the_samples_and_nothing_else(monkeypatc
         end = time.monotonic() + 10
         while nvml.seen < 4 and time.monotonic() < end:
             time.sleep(0.001)
-    assert found.summary()["gpu_samples"] == 2
+    assert gpu_use(found)["gpu_samples"] == 2
 
 
 def test_a_part_of_a_gpu_is_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_without_the_package_there_are_no_samples(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pynvml", None)  # makes the import fail
     with monitor(CUDA, seconds=0.001) as found:
         pass
-    assert found.summary() == {}
+    assert gpu_use(found) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -93,7 +93,7 @@ def test_without_the_package_there_are_no_samples(monkeypatch: pytest.MonkeyPatc
 def test_without_a_gpu_there_are_no_samples(device: torch.device) -> None:
     with monitor(device, seconds=0.001) as found:
         pass
-    assert found.summary() == {}
+    assert gpu_use(found) == {}
 
 
 def test_an_error_of_the_work_passes_through_and_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.embed import embedder, runner
-from seqmill.embed.audit import audit_embeddings
+from seqmill.embed.audit import StoredVectors, audit_embeddings
 from seqmill.embed.runner import whole_pack
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import find_model
@@ -54,9 +54,8 @@ def test_windows_are_blended_residue_by_residue(
                 assert relative_error(vectors[record], expected) < 5e-5, (layer, record, pooling)
             else:
                 assert not vectors[record].any()
-    stored = open_shard(run.shards[0]).embeddings
-    rows = np.arange(index.num_sequences)
-    audit = audit_embeddings(index, rows, stored.__getitem__, find_model(str(checkpoint)), 600, outputs.of(6))
+    stored = StoredVectors(index, outputs.of(6), open_shard(run.shards[0]).embeddings.__getitem__)
+    audit = audit_embeddings(stored, find_model(str(checkpoint)), np.arange(index.num_sequences), 600)
     assert (audit.sequences, audit.longest_included) == (8, True)
     assert audit.worst_relative_error < 5e-5
     with gzip.open(tmp_path / "records.tsv.gz", "rt") as text:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +32,18 @@ from families import (
 )
 from pipeline import DEMO, MODEL, SCRIPTS, SUPPORT, Run, results_of, run_script, save_parts
 from seqmill import open_embeddings
-from seqmill.base.signals import Signals
+from seqmill.base.signals import Interrupted, Signals
+from seqmill.embed import rank
+from seqmill.embed.resume import DonePacks
 from seqmill.embed.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.packing import rows_of_rank
+from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.index import open_index
 from seqmill.store.part_file import PackResult
+from seqmill.store.parts import PartStore
 from sequences import random_sequences
 
 DIE_AT = Path(__file__).parents[2] / "faults/die_at.py"
@@ -421,6 +426,25 @@ def test_a_killed_worker_is_resumed_in_other_shards(family: Family, tmp_path: Pa
     assert sum(json.loads(status.read_text())["resumed_packs"] for status in resumed.statuses) == 2
     alone = Run(tmp_path / "alone", 1).embed().merge()
     assert (open_embeddings(resumed.embeddings)[:] == open_embeddings(alone.embeddings)[:]).all()
+
+
+def test_a_stopped_worker_does_not_ask_for_a_larger_disk(indexed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the exception of the signal was lost in a callback of HDF5."""
+
+    def lose_the_signal(store: PartStore, packs: range, with_quarantined: bool) -> DonePacks:
+        with suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        return DonePacks(store.index)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the disk was looked at")
+
+    monkeypatch.setattr(rank, "find_parts", lose_the_signal)
+    monkeypatch.setattr(rank, "require_space", refuse)
+    settings = ComputeSettings(device="cpu", precision="float32")
+    task = ShardTask(indexed.index, 0, 2, indexed.folder / "stop.h5", indexed.folder / "stop.json", settings=settings)
+    with pytest.raises(Interrupted):
+        embed_shard(task)
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path: Path) -> None:

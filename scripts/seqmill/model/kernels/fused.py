@@ -44,9 +44,6 @@ def add_norm(
         eps: added to the variance.
         dtype: of the result.
         post: keep the unrounded result in x; for float32 the result is x itself.
-
-    Returns:
-        (num_tokens, hidden_dim).
     """
     num_tokens, dim = x.shape
     assert x.dtype == weight.dtype == bias.dtype == torch.float32
@@ -62,8 +59,7 @@ def add_norm(
 def gate(h: torch.Tensor) -> torch.Tensor:
     """Return the exact (erf) GELU of the first half of each row times the second: (num_tokens, dim).
 
-    Args:
-        h: (num_tokens, 2 * dim), any floating dtype but float64, contiguous.
+    `h` is (num_tokens, 2 * dim), any floating dtype but float64, contiguous.
     """
     num_tokens, dim = h.shape[0], h.shape[1] // 2
     assert h.is_contiguous()
