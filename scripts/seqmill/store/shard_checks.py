@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmill.base.scan import sha256_and_finite
+from seqmill.base.hdf5 import sha256_and_finite
 from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
@@ -18,9 +18,7 @@ from seqmill.store.status import COMPLETE, ShardStatus, read_status
 def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> tuple[Shard, ShardStatus]:
     """Check one of `world_size` shards against its status JSON and the index; the file is read once.
 
-    Raises:
-        SeqmillError: names the shard and the fault.
-        OSError: it can't be read.
+    A SeqmillError names the shard and the fault. An OSError means that the shard can't be read.
     """
     status = read_status(status_path)
     if status.status != COMPLETE:
@@ -56,10 +54,8 @@ def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, list[int | None
     """Open a shard whose digest is the one in its status.
 
     The shard is opened first, so that the same pass over the file also looks for numbers that are not finite. If the
-    digest is wrong, that is the error, whatever opening it found.
-
-    Returns:
-        the shard; the place of a number that is not finite, or None, in the embeddings and in the residues.
+    digest is wrong, that is the error, whatever opening it found. Return also the place of a number that is not finite,
+    or None, in the embeddings and in the residues.
     """
     opened: Shard | SeqmillError
     try:
