@@ -103,10 +103,7 @@ class Index:
         return int(self.attributes["stride"])
 
     def record_id(self, record: int) -> str:
-        return _text(self.record_ids, self.record_id_offsets, record)
-
-    def record_description(self, record: int) -> str:
-        return _text(self.record_descriptions, self.record_description_offsets, record)
+        return self.record_ids[slice(*self.record_id_offsets[record : record + 2])].tobytes().decode()
 
     def record_name(self, record: int) -> str:
         """Return a record's id and number, for messages."""
@@ -210,19 +207,14 @@ def residue_offsets(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def open_index(path: Path) -> Index:
-    """Open `index.h5`.
-
-    Raises:
-        SeqmillError: it is missing, truncated, damaged, not an index, or of another format version.
-    """
+    """Open `index.h5`; raises a SeqmillError if it is missing, damaged, not an index, or of another format version."""
     with open_hdf5(path, "index") as file:
         attributes = read_attributes(file)
         version = attributes.get("index_format")
         if version != INDEX_FORMAT:
             found = "is not a seqmill index" if version is None else f"has index format {version}"
             raise SeqmillError(f"{path}: {found}; this version reads index format {INDEX_FORMAT}")
-        missing = [name for name in DATASETS if name not in file]
-        if missing:
+        if missing := [name for name in DATASETS if name not in file]:
             raise SeqmillError(f"{path}: the index lacks {', '.join(missing)}; build it again")
         index = Index(path, attributes, **{name: map_dataset(path, file[name]) for name in DATASETS})
         for name, (dtype, row) in DATASETS.items():
@@ -233,7 +225,3 @@ def open_index(path: Path) -> Index:
         if index.digest != content_digest(vars(index), attributes):
             raise SeqmillError(f"{path}: the index is damaged: it does not match its own digest; build it again")
     return index
-
-
-def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:
-    return blob[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8")

@@ -32,32 +32,22 @@ RESIDUE_DATASETS = ("residues", "residue_offsets")
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. Arrays are memory maps.
-
-    Attributes:
-        num_layers: of the model, which has layers 0 to num_layers.
-        computed_by: the kinds of device and kernels, in words.
-        audit: the file's attributes that begin with `audit_`, from `seqmill.embed.audit`.
-        embeddings: float32 (num_sequences, hidden_dim), as stored.
-        index_rows: int64 (num_sequences,), the index row of each embedding.
-        quarantined_rows: int64, the rank's index rows without a finite embedding, which the shard leaves out.
-        residues: the residue vectors end to end, (num_residues, number of layers * hidden_dim), in the dtype of
-            `fingerprint.per_residue`; (0, 0) if they are not kept.
-        residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
-    """
+    """An open shard. Arrays are memory maps."""
 
     path: Path
     rank: int
     world_size: int
     fingerprint: Fingerprint
-    num_layers: int
-    computed_by: list[str]
-    audit: dict[str, Any]
-    embeddings: np.ndarray
-    index_rows: np.ndarray
-    quarantined_rows: np.ndarray
+    num_layers: int  # of the model, which has layers 0 to num_layers
+    computed_by: list[str]  # the kinds of device and kernels, in words
+    audit: dict[str, Any]  # the file's attributes that begin with `audit_`, from `seqmill.embed.audit`
+    embeddings: np.ndarray  # float32 (num_sequences, hidden_dim), as stored
+    index_rows: np.ndarray  # int64 (num_sequences,), the index row of each embedding
+    quarantined_rows: np.ndarray  # int64, the rank's index rows without a finite embedding, which are left out
+    # The residue vectors end to end, (num_residues, number of layers * hidden_dim), in the dtype of
+    # `fingerprint.per_residue`; (0, 0) if they are not kept.
     residues: np.ndarray
-    residue_offsets: np.ndarray
+    residue_offsets: np.ndarray  # int64 (num_sequences + 1,), where each sequence's begin; empty if not kept
 
 
 @dataclass(frozen=True)
@@ -108,11 +98,7 @@ def new_shard(
 
 
 def open_shard(path: Path) -> Shard:
-    """Open a shard.
-
-    Raises:
-        SeqmillError: it is missing, truncated, or not a shard.
-    """
+    """Open a shard; raises a SeqmillError if it is missing, truncated, or not a shard."""
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
         missing = [name for name in DATASETS if name not in file]
