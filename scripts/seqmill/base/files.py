@@ -122,17 +122,12 @@ def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(f"{path}: {error}") from error  # for example Arrow's at close
 
 
-def refuse_to_replace(source: Path, output: Path) -> None:
-    """Raise a SeqmillError if writing `output` would replace the input `source`."""
-    if output.exists() and source.exists() and output.samefile(source):
-        raise SeqmillError(f"{output}: is the input as well as the output; nothing was written")
-
-
 def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
     """Raise a SeqmillError if two of `outputs` are the same file, or if writing one would replace one of `inputs`."""
     for source in inputs:
         for output in outputs:
-            refuse_to_replace(source, output)
+            if output.exists() and source.exists() and output.samefile(source):
+                raise SeqmillError(f"{output}: is the input as well as the output; nothing was written")
     for first, second in combinations(outputs, 2):
         linked = first.exists() and second.exists() and first.samefile(second)
         if linked or os.path.realpath(first) == os.path.realpath(second):

@@ -68,29 +68,6 @@ def new_hdf5(path: Path) -> Iterator["NewFile"]:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
 
 
-def write_strings(
-    file: "NewFile", name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
-) -> None:
-    """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or UTF-8, which is faster."""
-    strings = file.create_dataset(name, (len(rows),), STRINGS)
-    for start in range(0, len(rows), STRING_BLOCK):
-        block = rows[start : start + STRING_BLOCK]
-        texts = np.empty(len(block), object)  # without it NumPy first pads the texts to equal length
-        texts[:] = texts_of(block)
-        strings[start : start + len(block)] = texts
-        file.check()
-
-
-def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
-    """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)  # equal content gives equal files
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
-
-
 class RowWriter:
     """Writes the rows of a reserved dataset in order, bypassing HDF5, so that a failing write raises at once.
 
@@ -159,6 +136,28 @@ class NewFile(h5py.File):
             self._held.close()
         finally:  # the file still has to be closed
             self._held.enter_context(held_back_signals())
+
+    def write_strings(
+        self, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+    ) -> None:
+        """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or faster, UTF-8."""
+        strings = self.create_dataset(name, (len(rows),), STRINGS)
+        for start in range(0, len(rows), STRING_BLOCK):
+            block = rows[start : start + STRING_BLOCK]
+            texts = np.empty(len(block), object)  # without it NumPy first pads the texts to equal length
+            texts[:] = texts_of(block)
+            strings[start : start + len(block)] = texts
+            self.check()
+
+    def reserve(self, name: str, shape: tuple[int, int], dtype: str | type) -> None:
+        """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_layout(h5py.h5d.CONTIGUOUS)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        plist.set_obj_track_times(False)  # equal content gives equal files
+        space, type_ = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+        h5py.h5d.create(self.id, name.encode(), type_, space, plist)
 
 
 class _PatientFile(io.FileIO):

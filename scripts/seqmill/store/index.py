@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
-from seqmill.base.text_columns import offsets_of, split_texts, texts_end_to_end
+from seqmill.base.text_columns import offsets_of, split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
 from seqmill.store.index_format import DATASETS, INDEX_FORMAT, TOKENS, content_digest
@@ -117,10 +117,9 @@ class Index:
         """Return the name of the first record with the row's sequence, for messages."""
         return self.record_name(int(self.sequence_records[row]))
 
-    def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return `sequence_id` of many rows (int64), much faster than one by one."""
-        records = self.sequence_records[rows]
-        return split_texts(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
+    def encoded_ids(self, records: np.ndarray) -> list[bytes]:
+        """Return the ids of many records (int64) as UTF-8, much faster than one by one."""
+        return split_bytes(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
 
     def pack_tokens(self, pack: int) -> np.ndarray:
         """Return the pack's tokens (uint8 or uint16, a memory map), checked against their checksum."""

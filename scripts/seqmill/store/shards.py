@@ -6,21 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from seqmill.base.files import whole_or_absent
-from seqmill.base.hdf5 import (
-    STRING_BLOCK,
-    RowWriter,
-    map_dataset,
-    new_hdf5,
-    open_hdf5,
-    read_attributes,
-    reserve_dataset,
-    write_attributes,
-    write_strings,
-)
+from seqmill.base.hdf5 import RowWriter, map_dataset, new_hdf5, open_hdf5, read_attributes, write_attributes
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, residue_offsets
@@ -87,12 +76,12 @@ def new_shard(
             write_attributes(file, attributes)
             file["index_rows"] = rows
             file["quarantined_rows"] = quarantined
-            write_strings(file, "sequence_ids", rows, index.sequence_ids_of)
-            reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
+            file.write_strings("sequence_ids", index.sequence_records[rows], index.encoded_ids)
+            file.reserve("embeddings", (len(rows), hidden_dim), np.float32)
             if residue_dtype:
                 offsets = residue_offsets(index, rows)
                 file["residue_offsets"] = offsets
-                reserve_dataset(file, "residues", (int(offsets[-1]), residue_dim), residue_dtype)
+                file.reserve("residues", (int(offsets[-1]), residue_dim), residue_dtype)
         with ExitStack() as stack:
             yield ShardWriter([stack.enter_context(RowWriter(temporary, name)) for name in names])
 
@@ -123,13 +112,3 @@ def open_shard(path: Path) -> Shard:
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
             **{**arrays, **{name: map_dataset(path, file[name]) for name in names}},
         )
-
-
-def shard_ids(path: Path) -> Iterator[list[bytes]]:
-    """Yield the shard's sequence ids in order, in blocks; as UTF-8, because decoding takes half as long as reading."""
-    with open_hdf5(path, "shard") as file:
-        ids = file["sequence_ids"]
-        if h5py.check_string_dtype(ids.dtype) is None:
-            raise TypeError("sequence_ids are not strings")
-        for start in range(0, len(ids), STRING_BLOCK):
-            yield ids[start : start + STRING_BLOCK].tolist()
