@@ -33,6 +33,7 @@ from seqmill.merge.records import write_records
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.store.index import Index, open_index
 from seqmill.store.index_format import Fate
+from sequences import record_descriptions
 
 HANG_SECONDS = 20
 LONGEST_MESSAGE = 1000  # characters, the path of the file included
@@ -106,7 +107,7 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
     assert index.num_records == len(said)
     numbers = range(len(said))
     assert [index.record_id(number) for number in numbers] == [one.id for one in said]
-    assert [index.record_description(number) for number in numbers] == [one.description for one in said]
+    assert record_descriptions(index) == [one.description for one in said]
     assert index.record_lengths.tolist() == [len(one.letters) for one in said]
     fates = json.loads(index.attributes["fate_counts"])
     assert sum(fates.values()) == len(said)

@@ -134,7 +134,6 @@ def read_index(path: Path) -> dict[str, Any]:
     }
     found["attributes"] = index.attributes
     found["ids"] = [index.record_id(number) for number in range(index.num_records)]
-    found["descriptions"] = [index.record_description(number) for number in range(index.num_records)]
     found["packs"] = [as_bytes(index.pack_tokens(pack)) for pack in range(index.num_packs)]
     found["lengths"] = [as_bytes(index.pack_lengths(pack)) for pack in range(index.num_packs)]
     rows = range(index.num_sequences)

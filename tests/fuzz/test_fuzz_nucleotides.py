@@ -20,6 +20,7 @@ from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import UNTRAINED_TOKENIZER
 from seqmill.store.index import Index, open_index
 from seqmill.store.index_format import Fate
+from sequences import record_descriptions
 
 TOKENIZER = BpeTokenizer.from_file(UNTRAINED_TOKENIZER)
 SEQUENCES = (
@@ -67,7 +68,7 @@ def check(parent: Path, stored: bytes, policy: LengthPolicy) -> None:
 def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None:
     numbers = range(len(said))
     assert [index.record_id(number) for number in numbers] == [one.id for one in said]
-    assert [index.record_description(number) for number in numbers] == [one.description for one in said]
+    assert record_descriptions(index) == [one.description for one in said]
     assert index.record_lengths.tolist() == [len(one.letters) for one in said]
     rows: dict[bytes, int] = {}
     for one, fate, row in zip(said, index.record_fates.tolist(), index.record_rows.tolist(), strict=True):

@@ -3,11 +3,11 @@
 import os
 import signal
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
 
@@ -15,10 +15,10 @@ from pipeline import DEMO, MODEL, Run
 from seqmill.base import hdf5
 from seqmill.index import build
 from seqmill.index.build import build_index
-from seqmill.merge import merge, records
+from seqmill.merge import records
 from seqmill.merge.records import write_records
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.store import index_format
+from seqmill.store import index, index_format
 from seqmill.store.index import open_index
 from sequences import random_sequences
 
@@ -74,20 +74,12 @@ def test_an_index_is_left_amid_its_tokens(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_index_is_left_amid_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks_of, begun = index_format._blocks, []
-
-    def interrupted(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
-        for block in blocks_of(dataset):
-            begun.append(len(block))
-            if len(begun) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield block
-
+    blocks = Calls(np.ascontiguousarray, 3)
     monkeypatch.setattr(index_format, "DIGEST_ROWS", 10)
-    monkeypatch.setattr(index_format, "_blocks", interrupted)
+    monkeypatch.setattr(index_format, "np", SimpleNamespace(ascontiguousarray=blocks))
     with pytest.raises(KeyboardInterrupt):
         build_index(DEMO, tmp_path / "index.h5", MODEL, LengthPolicy())
-    assert len(begun) == 3
+    assert blocks.number == 3
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,8 +90,8 @@ def test_a_merge_is_left_amid_its_ids(tmp_path: Path, monkeypatch: pytest.Monkey
     run = Run(tmp_path, 1).build(fasta).embed()
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(hdf5, "STRING_BLOCK", 10)
-    blocks = Calls(merge._encoded_ids, 2)
-    monkeypatch.setattr(merge, "_encoded_ids", blocks)
+    blocks = Calls(index.split_bytes, 2)
+    monkeypatch.setattr(index, "split_bytes", blocks)
     with pytest.raises(KeyboardInterrupt):
         run.merge()
     assert blocks.number == 2

@@ -31,6 +31,7 @@ from seqmill.spec.packing import (
 )
 from seqmill.store.index import Index, open_index
 from seqmill.store.index_format import Fate
+from sequences import record_descriptions
 
 MODEL = "untrained:esm2_t6_8M_UR50D"
 
@@ -185,8 +186,7 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
 
     # Ids and descriptions come back; lengths are those before truncation.
     assert [index.record_id(number) for number in range(len(entries))] == [record.id for record in expected]
-    found = [index.record_description(number) for number in range(len(entries))]
-    assert found == [record.description for record in expected]
+    assert record_descriptions(index) == [record.description for record in expected]
     assert index.record_lengths.tolist() == [len(record.cleaned) for record in expected]
 
     # Each record's row leads to the tokens of its sequence.

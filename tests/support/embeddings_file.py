@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmill.base.hdf5 import RowWriter, new_hdf5, reserve_dataset, write_attributes, write_strings
+from seqmill.base.hdf5 import RowWriter, new_hdf5, write_attributes
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 
@@ -33,8 +33,8 @@ def write_blocks(
         write_attributes(file, {**attributes, **fingerprint.attributes()})
         file["lengths"] = (rows % 1000 + 1).astype(np.int32)
         texts_of = (lambda block: [ids[row] for row in block]) if ids else (lambda block: [f"r{row}" for row in block])
-        write_strings(file, "sequence_ids", rows, texts_of)
-        reserve_dataset(file, "embeddings", shape, np.float32)
+        file.write_strings("sequence_ids", rows, texts_of)
+        file.reserve("embeddings", shape, np.float32)
     with RowWriter(path, "embeddings") as writer:
         for block in blocks:
             writer.append(block)

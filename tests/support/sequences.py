@@ -1,6 +1,9 @@
-"""Seeded proteins, and the error between two arrays; needs NumPy only."""
+"""Seeded proteins, the error between two arrays, the descriptions in an index; needs NumPy and the package only."""
 
 import numpy as np
+
+from seqmill.base.text_columns import split_texts, texts_end_to_end
+from seqmill.store.index import Index
 
 
 def random_sequences(lengths: list[int], seed: int = 11) -> list[str]:
@@ -13,3 +16,9 @@ def random_sequences(lengths: list[int], seed: int = 11) -> list[str]:
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the relative L2 error."""
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def record_descriptions(index: Index) -> list[str]:
+    """Return the description of every record."""
+    columns = index.record_descriptions, index.record_description_offsets
+    return split_texts(*texts_end_to_end(*columns, np.arange(index.num_records)))

@@ -29,44 +29,47 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     its new content or its old content. After an exception the temporary file is removed and `path` is untouched.
     Temporary files that killed processes of this machine have left are removed first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left(path.parent, glob.escape(path.name))
-    temporary = _temporary(path)
-    try:
-        with name_errors(path, temporary):
-            yield temporary
-            fsync(temporary)
-            temporary.replace(path)
-            fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        yield temporary
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
 
 
 @contextmanager
 def whole_folder_or_absent(path: Path) -> Iterator[Path]:
     """Yield a temporary folder in the folder of `path`; rename it to `path` if the block succeeds, else remove it.
 
-    Raises:
-        SeqmillError: `path` exists; it may hold other files, so it is not replaced.
+    Raise a SeqmillError if `path` exists: it may hold other files, so it is not replaced.
     """
     _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_left(path.parent, glob.escape(path.name))
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
-        with name_errors(path, temporary):
-            yield temporary
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
         os.sync()  # once for all files: there may be millions
         _refuse_existing(path)
         temporary.replace(path)
         fsync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for `path`, which errors name instead; remove what is there when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left(path.parent, glob.escape(path.name))
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with name_errors(path, temporary):
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -77,12 +80,8 @@ def _refuse_existing(path: Path) -> None:
 def remove_left(folder: Path, name: str = "*") -> None:
     """Remove temporary files and folders for `name` (a glob pattern) that killed processes of this machine left."""
     for left in folder.glob(f".{name}.{glob.escape(socket.gethostname())}.*.tmp"):
-        if Path("/proc", left.name.split(".")[-2]).exists():
-            continue
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            _remove(left)
 
 
 def remove_abandoned(outputs: Sequence[Path]) -> None:
@@ -123,17 +122,12 @@ def name_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(f"{path}: {error}") from error  # for example Arrow's at close
 
 
-def refuse_to_replace(source: Path, output: Path) -> None:
-    """Raise a SeqmillError if writing `output` would replace the input `source`."""
-    if output.exists() and source.exists() and output.samefile(source):
-        raise SeqmillError(f"{output}: is the input as well as the output; nothing was written")
-
-
 def refuse_shared(outputs: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
     """Raise a SeqmillError if two of `outputs` are the same file, or if writing one would replace one of `inputs`."""
     for source in inputs:
         for output in outputs:
-            refuse_to_replace(source, output)
+            if output.exists() and source.exists() and output.samefile(source):
+                raise SeqmillError(f"{output}: is the input as well as the output; nothing was written")
     for first, second in combinations(outputs, 2):
         linked = first.exists() and second.exists() and first.samefile(second)
         if linked or os.path.realpath(first) == os.path.realpath(second):

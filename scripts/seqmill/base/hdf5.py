@@ -1,4 +1,4 @@
-"""HDF5: errors that name the file, writing that survives full disks and signals, datasets as memory maps."""
+"""HDF5: errors that name the file, writing that survives full disks and signals, memory maps, digests."""
 
 import hashlib
 import io
@@ -12,7 +12,6 @@ import h5py
 import numpy as np
 
 from seqmill.base.files import name_errors, refuse_special
-from seqmill.base.scan import blocks
 from seqmill.base.signals import held_back_signals
 from seqmill.errors import SeqmillError
 
@@ -20,6 +19,8 @@ STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
 SEND_BYTES = 32 << 20
 KEEP_BYTES = 64 << 20  # recent pages, which the disk may still be writing
+# Large, because each block waits for the interpreter's lock a few times; small compared with a machine's memory.
+READ_BYTES = 8 << 20
 # HDF5 1.10 (2016) and later put checksums on metadata. Without them a flipped bit may hang or crash the library, or
 # silently change a number.
 FORMAT = ("v110", "v110")
@@ -35,8 +36,7 @@ SHOWN_ERROR = 300  # characters
 def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; `what` is its kind for messages ("index", "shard", ...).
 
-    Raises:
-        SeqmillError: absent, not HDF5, truncated or damaged, also if that shows only inside the block.
+    Raise a SeqmillError if it is absent, not HDF5, truncated or damaged, also if that shows only inside the block.
     """
     if path.is_dir():
         raise SeqmillError(f"{path}: is a folder; name the {what} in it")
@@ -68,38 +68,12 @@ def new_hdf5(path: Path) -> Iterator["NewFile"]:
                 raise OSError(raw.error.errno, raw.error.strerror, str(path)) from raw.error
 
 
-def write_strings(
-    file: "NewFile", name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
-) -> None:
-    """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or UTF-8, which is faster."""
-    strings = file.create_dataset(name, (len(rows),), STRINGS)
-    for start in range(0, len(rows), STRING_BLOCK):
-        block = rows[start : start + STRING_BLOCK]
-        texts = np.empty(len(block), object)  # without it NumPy first pads the texts to equal length
-        texts[:] = texts_of(block)
-        strings[start : start + len(block)] = texts
-        file.check()
-
-
-def reserve_dataset(file: h5py.File, name: str, shape: tuple[int, int], dtype: str | type) -> None:
-    """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)  # equal content gives equal files
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), plist)
-
-
 class RowWriter:
     """Writes the rows of a reserved dataset in order, bypassing HDF5, so that a failing write raises at once.
 
     Disk space for all rows is allocated first, so that a full disk shows before the work. Rows are flushed to the disk
-    as they come, so that little is left to wait for at the end.
-
-    Args:
-        path, name: the file and the dataset.
-        forget: drop written rows from the page cache, to leave it to files that are still to be read.
+    as they come, so that little is left to wait for at the end. `forget` drops written rows from the page cache, to
+    leave it to files that are still to be read.
     """
 
     def __init__(self, path: Path, name: str, forget: bool = False) -> None:
@@ -107,8 +81,7 @@ class RowWriter:
             dataset = file[name]
             self._shape, self._dtype = dataset.shape, dataset.dtype
             self._offset = dataset.id.get_offset() or 0
-        self._written = 0
-        self._sent = 0
+        self._written = self._sent = 0
         self._forget = forget
         self._path = path
         self._file = path.open("r+b", buffering=0)
@@ -164,6 +137,28 @@ class NewFile(h5py.File):
         finally:  # the file still has to be closed
             self._held.enter_context(held_back_signals())
 
+    def write_strings(
+        self, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
+    ) -> None:
+        """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or faster, UTF-8."""
+        strings = self.create_dataset(name, (len(rows),), STRINGS)
+        for start in range(0, len(rows), STRING_BLOCK):
+            block = rows[start : start + STRING_BLOCK]
+            texts = np.empty(len(block), object)  # without it NumPy first pads the texts to equal length
+            texts[:] = texts_of(block)
+            strings[start : start + len(block)] = texts
+            self.check()
+
+    def reserve(self, name: str, shape: tuple[int, int], dtype: str | type) -> None:
+        """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_layout(h5py.h5d.CONTIGUOUS)
+        plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        plist.set_obj_track_times(False)  # equal content gives equal files
+        space, type_ = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
+        h5py.h5d.create(self.id, name.encode(), type_, space, plist)
+
 
 class _PatientFile(io.FileIO):
     """A file that keeps its first write error instead of raising it.
@@ -204,13 +199,9 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:
-    """Digest a file except the values of one contiguous dataset, for a check without HDF5.
+    """Return where the values of one contiguous dataset are in a file, and the digest of all other bytes.
 
-    A flipped bit among variable-length strings can make HDF5 2.0 read forever.
-
-    Returns:
-        data_offset, data_bytes: the position of the dataset's values in the file.
-        rest_sha256: hexadecimal SHA-256 of all other bytes.
+    They serve a check without HDF5: a flipped bit among variable-length strings can make HDF5 2.0 read forever.
     """
     with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
         dataset = file[name]
@@ -224,9 +215,48 @@ def sha256_but_for(path: Path, offset: int, size: int) -> str:
     with name_errors(path), path.open("rb", buffering=0) as file:
         for start, end in ((0, offset), (offset + size, path.stat().st_size)):
             file.seek(start)
-            for block in blocks(file, end - start):
+            for block in _blocks(file, end - start):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_and_finite(path: Path, arrays: list[np.ndarray]) -> tuple[str, list[int | None]]:
+    """Read a file once; return its hexadecimal SHA-256, and the flat index of each array's first non-finite number.
+
+    `arrays` are floating-point memory maps of parts of the file; empty arrays need not be memory maps.
+    """
+    digest = hashlib.sha256()
+    places: list[int | None] = [None] * len(arrays)
+    maps = [(values.offset, number, values) for number, values in enumerate(arrays) if isinstance(values, np.memmap)]
+    with name_errors(path), path.open("rb", buffering=0) as file:
+        # Reading is faster than using the memory maps: their numbers may be unaligned, and page faults cost more.
+        for offset, number, values in sorted(maps, key=lambda found: found[0]):
+            for block in _blocks(file, offset - file.tell()):
+                digest.update(block)
+            seen = 0
+            for block in _blocks(file, values.nbytes):
+                digest.update(block)
+                finite = np.isfinite(block.view(values.dtype))
+                if places[number] is None and not finite.all():
+                    places[number] = seen + int(np.flatnonzero(~finite)[0])
+                seen += len(finite)
+        for block in _blocks(file, path.stat().st_size - file.tell()):
+            digest.update(block)
+    return digest.hexdigest(), places
+
+
+def _blocks(file: io.FileIO, num_bytes: int) -> Iterator[np.ndarray]:
+    """Yield the next bytes of a file (uint8) in blocks that overwrite each other; fewer bytes if the file ends."""
+    buffer = np.empty(min(max(num_bytes, 0), READ_BYTES), np.uint8)
+    while num_bytes > 0:
+        block = buffer[:num_bytes]
+        filled = 0
+        while filled < len(block) and (count := file.readinto(memoryview(block)[filled:])):
+            filled += count
+        if filled == 0:
+            return
+        yield block[:filled]
+        num_bytes -= filled
 
 
 def write_attributes(file: h5py.File, attributes: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from seqmill.base.files import read_json, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
@@ -15,33 +17,19 @@ SHOWN_DIGITS = 12  # of a SHA-256 in a message
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file as it was when it was read.
+    """A file as it was when it was read. `msgspec.convert` reads a note back; a damaged one raises a ValueError."""
 
-    Attributes:
-        path: as given; bytes that are not UTF-8 are escaped.
-        bytes: size as stored.
-        sha256: hexadecimal, of the stored bytes.
-        stamp: see `stamp_of`; empty if an earlier version noted none.
-    """
-
-    path: str
-    bytes: int
-    sha256: str
-    stamp: str = ""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "InputFile":
-        """Read a note back; raises a KeyError, TypeError or ValueError if it is damaged."""
-        stamp = str(content.get("stamp", ""))
-        if stamp:
-            _, _, _, _ = map(int, stamp.split())
-        return cls(str(content["path"]), int(content["bytes"]), str(content["sha256"]), stamp)
+    path: str  # as given; bytes that are not UTF-8 are escaped
+    bytes: int  # size as stored
+    sha256: str  # hexadecimal, of the stored bytes
+    # See `stamp_of`; empty if an earlier version noted none.
+    stamp: Annotated[str, msgspec.Meta(pattern=r"^$|^-?\d+( -?\d+){3}$")] = ""
 
     @classmethod
     def fasta_of(cls, attributes: Mapping[str, Any]) -> "InputFile":
-        """Return the FASTA file noted in the attributes of an index or a merged result; raises like `from_json`."""
+        """Return the FASTA file noted in the attributes of an index or a merged result; ValueError if damaged."""
         names = {"path": "source_path", "bytes": "source_size", "sha256": "source_sha256", "stamp": "source_stamp"}
-        return cls.from_json({name: attributes.get(attribute, "") for name, attribute in names.items()})
+        return msgspec.convert({name: attributes.get(attribute, "") for name, attribute in names.items()}, cls)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.bytes:,} bytes, SHA-256 {self.sha256[:SHOWN_DIGITS]}...)"
@@ -49,16 +37,12 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Change:
-    """How an input differs from the one that results were made from.
+    """How an input differs from the one that results were made from."""
 
-    Attributes:
-        before, now: descriptions of both.
-        is_edit: whether the path is the same and was modified later, as by an edit. Otherwise it is another file, or
-            one with an earlier modification time was put in its place.
-    """
-
-    before: str
+    before: str  # a description, like `now`
     now: str
+    # Whether the path is the same and was modified later, as by an edit. Otherwise it is another file, or one with an
+    # earlier modification time was put in its place.
     is_edit: bool
 
 
@@ -89,8 +73,7 @@ def require_unchanged(path: Path, stamp: str) -> None:
 class KnownDigests:
     """Digests of files by their stamps, kept in a JSON file so that a touched file is read only once.
 
-    Args:
-        path: the JSON file; an unreadable one counts as empty.
+    An unreadable JSON file counts as empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,15 +102,14 @@ class KnownDigests:
 
 
 def find_change(noted: Sequence[InputFile], paths: Sequence[Path], sha256: Callable[[Path], str]) -> Change | None:
-    """Compare input files with their notes; a file is read only if its stamp differs.
+    """Return the first difference between input files now and their notes; None if there is none.
+
+    None also if a path does not exist (yet) or is not a regular file. `sha256` (`sha256_of_file` or
+    `KnownDigests.sha256`) reads a file only if its stamp differs.
 
     Args:
         noted: the files when the results were made.
         paths: the files now: one file under any name, or several under the same names in any folder.
-        sha256: returns a file's digest: `sha256_of_file` or `KnownDigests.sha256`.
-
-    Returns:
-        The first difference; None if there is none, or if a path does not exist (yet) or is not a regular file.
     """
     if not all(path.is_file() for path in paths):
         return None

@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 def try_lock(file: IO[str] | int, shared: bool = False) -> bool | None:
     """Lock an open file (flock) without waiting; closing the file frees the lock.
 
-    Returns:
-        Whether this process now holds the lock; None if the file system has no locks.
+    Return whether this process now holds the lock; None if the file system has no locks.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -53,11 +52,8 @@ def is_locked(path: Path) -> bool:
 def locked_shard(shard: Path, wait_seconds: float = WAIT_SECONDS) -> Iterator[bool]:
     """Hold a shard's lock, the file `.NAME.lock` in its folder; wait at most `wait_seconds` for another holder.
 
-    Yields:
-        Whether the lock is held; False if the file system has no locks.
-
-    Raises:
-        SeqmillError: another worker holds the lock; the message names it.
+    Yield whether the lock is held: False if the file system has no locks. If another worker still holds it, raise a
+    SeqmillError that names the worker.
     """
     path = lock_path_of(shard)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,9 @@ LONG = 256  # bytes
 
 
 def texts_end_to_end(blob: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Return the texts of some rows end to end, and their boundaries, int64 (len(rows) + 1,).
+    """Return the texts of some rows (int64, in any order) end to end, and their boundaries, int64 (len(rows) + 1,).
 
-    Args:
-        blob: uint8, the column's texts in UTF-8, end to end.
-        offsets: int64 (n + 1,), where each text begins in `blob`.
-        rows: int64, in any order.
+    `blob` (uint8) has the column's texts in UTF-8 end to end; `offsets` (int64 (n + 1,)) tell where each begins.
     """
     blob, rows = np.asarray(blob), np.asarray(rows)
     starts, ends = offsets[rows], offsets[rows + 1]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.errors import SeqmillError
-from seqmill.spec.lengths import AUTO, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
+from seqmill.spec.lengths import FAMILY_DEFAULT, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
-from seqmill.spec.task import ATTENTIONS, DEVICES, PRECISIONS, ComputeSettings
+from seqmill.spec.task import ATTENTIONS, AUTO, DEVICES, PRECISIONS, ComputeSettings
 
 # Besides Ctrl-C, which Python handles. A worker catches them itself, to write its status first.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -75,8 +75,8 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
     """Add the options for long sequences and strands; see `length_policy_of`."""
     parser.add_argument(
         "--long-sequences",
-        choices=(AUTO, *LONG_SEQUENCES),
-        default=AUTO,
+        choices=(FAMILY_DEFAULT, *LONG_SEQUENCES),
+        default=FAMILY_DEFAULT,
         help="sequences longer than max-length: truncate (embed the beginning), window (embed in windows), "
         "full (embed as a whole), reject (leave the record out); auto: truncate proteins, window nucleotides",
     )
@@ -85,7 +85,7 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         ("--window", "residues or bases in a window; auto: max-length"),
         ("--stride", "from one window to the next; auto: half a window of proteins, a window of nucleotides"),
     ):
-        parser.add_argument(name, type=_auto_or_length, default=AUTO, help=explanation)
+        parser.add_argument(name, type=_auto_or_length, default=FAMILY_DEFAULT, help=explanation)
     parser.add_argument(
         "--strand",
         choices=STRANDS,
@@ -184,7 +184,7 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _auto_or_length(text: str) -> int | str:
-    return text if text == AUTO else at_least(1)(text)
+    return text if text == FAMILY_DEFAULT else at_least(1)(text)
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

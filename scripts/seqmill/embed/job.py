@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqmill.base.files import refuse_to_replace, sha256_of_file
+from seqmill.base.files import refuse_shared, sha256_of_file
 from seqmill.base.input_files import note_file, require_unchanged
 from seqmill.embed import device as devices
 from seqmill.embed.embedder import PackEmbedder, is_out_of_memory
@@ -91,7 +91,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
     """
     if not 0 <= task.rank < task.world_size:
         raise SeqmillError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
-    refuse_to_replace(task.index, task.shard)
+    refuse_shared([task.shard], [task.index])
     index, settings = open_index(task.index), task.settings
     device = devices.choose_device(settings.device)
     precision = devices.choose_precision(settings.precision, device)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from seqmill.base.files import whole_or_absent
-from seqmill.base.hdf5 import STRINGS, NewFile, RowWriter, new_hdf5, reserve_dataset, write_strings
+from seqmill.base.hdf5 import STRINGS, NewFile, RowWriter, new_hdf5
 from seqmill.errors import SeqmillError
 from seqmill.export.names import IDS, unique_names, whole_export
 from seqmill.store.embeddings import Embeddings, read_blocks, read_ids
@@ -90,7 +90,7 @@ def write_h5ad(embeddings: Embeddings, output: Path, records: Path | None = None
             _encode(obs.create_dataset("length", data=embeddings.lengths), "array")
             ids = partial(read_ids, embeddings)
             for name, texts in (("id", ids()), ("_index", unique_names(ids))):
-                write_strings(file, f"obs/{name}", np.arange(rows), lambda some, all=texts: [*islice(all, len(some))])
+                file.write_strings(f"obs/{name}", np.arange(rows), lambda some, all=texts: [*islice(all, len(some))])
                 _encode(obs[name], "string-array")
             var = _new_frame(file, "var", [])
             _encode(var.create_dataset("_index", data=[str(n) for n in range(width)], dtype=STRINGS), "string-array")
@@ -99,7 +99,7 @@ def write_h5ad(embeddings: Embeddings, output: Path, records: Path | None = None
             for name, value in embeddings.attrs.items():
                 kind = "string" if isinstance(value, str) else "numeric-scalar"
                 _encode(file["uns"].create_dataset(name, data=value), kind)
-            reserve_dataset(file, "X", (rows, width), embeddings.array.dtype)
+            file.reserve("X", (rows, width), embeddings.array.dtype)
             _encode(file["X"], "array")
         with RowWriter(temporary, "X") as writer:
             for block in read_blocks(embeddings):

@@ -23,19 +23,13 @@ class BpeTokenizer:
 
     The library uses all cores available to the process, or RAYON_NUM_THREADS. It merges with a heap, so the time per
     base grows with the logarithm of the sequence's length: 2.5 times from 10 kb to 1 Mb.
-
-    Attributes:
-        path: the tokenizer.json.
-        name: "bpe".
-        digest: hexadecimal SHA-256 of the file.
-        vocabulary: 1 + the highest id.
     """
 
     name = "bpe"
 
     def __init__(self, path: Path, digest: str, tokenizer: Tokenizer) -> None:
-        self.path = path
-        self.digest = digest
+        self.path = path  # of the tokenizer.json
+        self.digest = digest  # hexadecimal SHA-256 of the file
         self._tokenizer = tokenizer
         self.vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self._cls, self._sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
@@ -44,13 +38,8 @@ class BpeTokenizer:
     def from_file(cls, path: Path, vocabulary: int | None = None) -> "BpeTokenizer":
         """Load a `tokenizer.json`, with truncation, padding and dropout switched off.
 
-        Args:
-            path: the file.
-            vocabulary: the number of ids the model knows; None skips this check.
-
-        Raises:
-            SeqmillError: the file is unreadable or not a BPE tokenizer; it does not frame with CLS and SEP, has no
-                token for unknown letters, has an id twice, or more ids than uint16 or the model can take.
+        Raise a SeqmillError if the file is unreadable or not a BPE tokenizer, does not frame with CLS and SEP, has no
+        token for unknown letters, has an id twice, or more ids than uint16 or the model (`vocabulary`) can take.
         """
         try:
             stored = path.read_bytes()
@@ -79,14 +68,9 @@ class BpeTokenizer:
         return cls(path, hashlib.sha256(stored).hexdigest(), tokenizer)
 
     def encode(self, sequences: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenize sequences, each framed by CLS and SEP.
+        """Tokenize sequences of upper-case letters (`NucleotideLetters.clean`), each framed by CLS and SEP.
 
-        Args:
-            sequences: upper-case letters (`NucleotideLetters.clean`), of any length.
-
-        Returns:
-            tokens: uint16, all sequences end to end.
-            num_tokens: int32 (number of sequences,).
+        Return the tokens of all sequences end to end (uint16), and their number in each, int32 (number of sequences,).
         """
         with ThreadPoolExecutor(BATCHES_AT_ONCE) as threads:
             batches = list(threads.map(self._encode, _batches(sequences)))

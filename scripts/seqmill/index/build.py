@@ -28,7 +28,7 @@ from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource, find_model
 from seqmill.spec.packing import choose_pack_tokens, plan_packs
 from seqmill.store.index_format import INDEX_FORMAT, Fate, content_digest
-from seqmill.store.reuse import Source, note_sources, require_policies, require_values
+from seqmill.store.reuse import Source, require_policies, require_values
 from seqmill.version import __version__
 
 COPY_BYTES = 16 << 20
@@ -49,23 +49,14 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Arranged:
-    """The records in the index's order, before anything is written.
+    """The records in the index's order, before anything is written."""
 
-    Attributes:
-        columns: datasets by their names (`seqmill.store.index_format`), in the order in which they are written.
-        record_offsets: int64 (num_records + 1,), where each record's spilled tokens begin.
-        blocks: int64, sequence numbers: where packs begin, then blocks of reused sequences, and the end.
-        pack_tokens: as in the index.
-        totals: attributes of the index.
-        num_reused: for each earlier result, the number of vectors taken from it.
-    """
-
-    columns: dict[str, np.ndarray]
-    record_offsets: np.ndarray
-    blocks: np.ndarray
-    pack_tokens: int
-    totals: dict[str, int]
-    num_reused: list[int]
+    columns: dict[str, np.ndarray]  # datasets by name (`seqmill.store.index_format`), in the order of writing
+    record_offsets: np.ndarray  # int64 (num_records + 1,), where each record's spilled tokens begin
+    blocks: np.ndarray  # int64, sequence numbers: where packs begin, then blocks of reused sequences, and the end
+    pack_tokens: int  # as in the index
+    totals: dict[str, int]  # attributes of the index
+    num_reused: list[int]  # for each earlier result, the number of vectors taken from it
 
 
 def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reuse: Sequence[Path] = ()) -> None:
@@ -187,7 +178,7 @@ def _write(file: NewFile, records: Records, arranged: _Arranged, origin: _Origin
         "letter_policy": origin.tokenizer.letter_policy,
         **asdict(origin.policy),
         "pack_tokens": arranged.pack_tokens,
-        "reuse": note_sources(origin.reuse),
+        "reuse": json.dumps([source.note for source in origin.reuse]),
     }
     attributes = {
         "index_format": INDEX_FORMAT,

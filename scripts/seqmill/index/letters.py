@@ -53,8 +53,7 @@ class ProteinLetters:
     def tokens(self, body: bytes) -> bytes:
         """Return one token id (uint8) per residue, without cls and eos, from a record's lines with their line ends.
 
-        Raises:
-            SeqmillError: no residue, or a refused letter; the message lacks file and record.
+        A SeqmillError for no residue or a refused letter lacks file and record.
         """
         tokens = body.translate(ESM2_TOKENS, LAYOUT)
         if tokens and INVALID not in tokens:
@@ -115,8 +114,7 @@ class NucleotideLetters:
     def clean(self, body: bytes) -> bytes:
         """Return the bases, ACGT and IUPAC codes, one byte each, from a record's lines with their line ends.
 
-        Raises:
-            SeqmillError: no base, or a refused letter; the message lacks file and record.
+        A SeqmillError for no base or a refused letter lacks file and record.
         """
         bases = body.translate(_BASES_ONLY, LAYOUT)
         if bases and INVALID not in bases:
@@ -160,10 +158,7 @@ def looks_like_nucleotides(letters: bytes) -> bool:
 
     In proteins these letters are 26 % of the residues (UniProtKB/Swiss-Prot: A 8.3, C 1.4, G 7.1, T 5.4, N 4.1), and
     even low-complexity proteins have others; in genomes other IUPAC codes are far below 2 %. A shorter sample may be a
-    peptide.
-
-    Args:
-        letters: sequences of any number of records, end to end; case and white space do not matter.
+    peptide. `letters` are sequences of any number of records, end to end; case and white space do not matter.
     """
     sample = letters.translate(None, LAYOUT).upper()
     others = len(sample.translate(None, b"ACGTUN"))
@@ -176,10 +171,7 @@ def looks_like_protein(letters: bytes) -> bool:
     This detects proteins that have only IUPAC letters. Among the residues with such letters except N, A, C, G and T are
     36 % (the same release); nucleotides with more ambiguity codes than bases would be useless to a model. N does not
     count: it is asparagine in one alphabet and a gap of any length in the other. A shorter sample may be a degenerate
-    primer.
-
-    Args:
-        letters: sequences of any number of records, end to end; case and white space do not matter.
+    primer. `letters` are sequences of any number of records, end to end; case and white space do not matter.
     """
     # Illegal characters do not count either and have their own messages: gaps, X for masked bases, numbers.
     sample = letters.translate(None, LAYOUT).upper().translate(None, b"NX-.*0123456789")

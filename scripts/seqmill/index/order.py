@@ -40,15 +40,9 @@ def unique_sequences(
 def reused_last(
     first_records: np.ndarray, rows: np.ndarray, is_reused: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Move the reused sequences behind the others; both keep their order.
+    """Move the reused sequences (bool (num_sequences,)) behind the others; both keep their order.
 
-    Args:
-        first_records, rows: from `unique_sequences`.
-        is_reused: bool (num_sequences,).
-
-    Returns:
-        first_records, rows: in the new order.
-        order: int64 (num_sequences,), each sequence's old row.
+    Return the results of `unique_sequences` in the new order, and each sequence's old row, int64 (num_sequences,).
     """
     order = np.argsort(is_reused, kind="stable")
     places = np.empty(len(order) + 1, np.int64)
@@ -58,15 +52,10 @@ def reused_last(
 
 
 def find_reused(digests: np.ndarray, sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
-    """Find sequences in earlier results; the first file that has a sequence, and its first row there, count.
+    """Find sequences by their digests, uint8 (num_sequences, 16) without duplicates, in earlier results.
 
-    Args:
-        digests: uint8 (num_sequences, 16), without duplicates.
-        sources: the earlier results.
-
-    Returns:
-        files: int32 (num_sequences,), the number of the file that has the sequence; -1 if none.
-        rows: int64 (num_sequences,), the row in that file; -1 if none.
+    Return the number of the first file that has each sequence, int32 (num_sequences,), and its first row in that file,
+    int64 (num_sequences,); -1 if none.
     """
     files, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int64)
     if not sources:

@@ -30,25 +30,15 @@ GAPPED = 0.1  # records with a larger share of unknown bases are counted
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A block of records as tokens.
+    """A block of records as tokens."""
 
-    Attributes:
-        lengths: int32 (num_records,), residues or bases in the cleaned sequences.
-        digests: DIGEST_BYTES per record, of the cleaned sequences.
-        tokens: all records end to end, special tokens included; rejected records may be cut.
-        num_tokens: int64 (num_records,).
-        num_segments: int32 (num_records,).
-        segment_tokens: int32 (segments in the block,), tokens in each.
-        segment_lengths: int32 (segments in the block,), weight of each: its residues or known bases.
-    """
-
-    lengths: np.ndarray
-    digests: bytes
-    tokens: bytes
-    num_tokens: np.ndarray
-    num_segments: np.ndarray
-    segment_tokens: np.ndarray
-    segment_lengths: np.ndarray
+    lengths: np.ndarray  # int32 (num_records,), residues or bases in the cleaned sequences
+    digests: bytes  # DIGEST_BYTES per record, of the cleaned sequences
+    tokens: bytes  # all records end to end, special tokens included; rejected records may be cut
+    num_tokens: np.ndarray  # int64 (num_records,)
+    num_segments: np.ndarray  # int32 (num_records,)
+    segment_tokens: np.ndarray  # int32 (segments in the block,), tokens in each
+    segment_lengths: np.ndarray  # int32 (segments in the block,), weight of each: its residues or known bases
 
 
 class ProteinTokenizer:

@@ -9,8 +9,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
-
 from seqmill.base.files import (
     fsync,
     json_text,
@@ -22,11 +20,10 @@ from seqmill.base.files import (
     sha256_of_file,
     whole_or_absent,
 )
-from seqmill.base.hdf5 import new_hdf5, reserve_dataset, sha256_around, write_attributes, write_strings
+from seqmill.base.hdf5 import new_hdf5, sha256_around, write_attributes
 from seqmill.base.input_files import InputFile, find_change
 from seqmill.base.locks import remove_free_locks
 from seqmill.base.signals import held_back_signals
-from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.base.words import size_in_words
 from seqmill.errors import SeqmillError
 from seqmill.merge.manifest import manifest_of
@@ -135,9 +132,9 @@ def _write_embeddings(path: Path, verified: VerifiedSet, dtype: str) -> str:
         write_attributes(file, _attributes(verified))
         file["lengths"] = index.record_lengths[kept]
         file["sequence_digests"] = index.sequence_digests[index.record_rows[kept]]
-        write_strings(file, "sequence_ids", kept, lambda block: _encoded_ids(index, block))
+        file.write_strings("sequence_ids", kept, index.encoded_ids)
         for name in datasets:
-            reserve_dataset(file, name, (len(kept), verified.hidden_dim), dtype)
+            file.reserve(name, (len(kept), verified.hidden_dim), dtype)
         if verified.fingerprint.per_residue:
             reserve_residues(file, verified)
     blocks = gather_vectors(verified)
@@ -145,10 +142,6 @@ def _write_embeddings(path: Path, verified: VerifiedSet, dtype: str) -> str:
     if verified.fingerprint.per_residue:
         write_residues(path, verified)
     return digests["embeddings"]
-
-
-def _encoded_ids(index: Index, records: np.ndarray) -> list[bytes]:
-    return split_bytes(*texts_end_to_end(index.record_ids, index.record_id_offsets, records))
 
 
 def _attributes(verified: VerifiedSet) -> dict[str, Any]:

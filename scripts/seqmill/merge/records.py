@@ -28,11 +28,8 @@ def write_records(path: Path, index: Index, fates: np.ndarray | None = None, unw
     (those that entered the model), `windows` (their number, 1 for a whole sequence), `fate`, `row` (in
     embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (for a duplicate, the record that has the
     same sequence), `reason` (for a rejection, a truncation, windows or a quarantine; for a reused vector, its file),
-    `description` (the rest of the header).
-
-    Args:
-        fates: the final fate of every record (uint8), by default that in the index.
-        unwanted: once it is set, writing stops.
+    `description` (the rest of the header). `fates` are the final ones (uint8), by default those in the index. Once
+    `unwanted` is set, writing stops.
     """
     fates = np.array(index.record_fates) if fates is None else fates
     with (

@@ -11,17 +11,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from seqmill.base.hdf5 import RowWriter, reserve_dataset
+from seqmill.base.hdf5 import NewFile, RowWriter
 from seqmill.merge.verify import VerifiedSet
 from seqmill.store.index import residue_counts
 
 BLOCK_BYTES = 16 << 20  # the allocator returns blocks over 32 MB to the system, which clears them again each time
 
 
-def reserve_residues(file: h5py.File, verified: VerifiedSet) -> None:
+def reserve_residues(file: NewFile, verified: VerifiedSet) -> None:
     """Write where each record's vectors are, and create their datasets for `write_residues`."""
     index, record_rows = verified.index, verified.index.record_rows[verified.kept]
     rows, counts = _stored_rows(verified)
@@ -30,7 +29,7 @@ def reserve_residues(file: h5py.File, verified: VerifiedSet) -> None:
     file["residue_begins"] = begins[record_rows]
     file["residue_counts"] = residue_counts(index, record_rows).astype(np.int32)
     for name in verified.residue_datasets:
-        reserve_dataset(file, name, (int(counts.sum()), verified.hidden_dim), verified.fingerprint.per_residue)
+        file.reserve(name, (int(counts.sum()), verified.hidden_dim), verified.fingerprint.per_residue)
 
 
 def write_residues(path: Path, verified: VerifiedSet) -> None:

@@ -13,9 +13,8 @@ from seqmill.store.reuse import Source, bring_back, open_noted, require_computat
 class ReusedVectors:
     """The vectors of the index's reused sequences, which are combined with the computation `fingerprint`.
 
-    Raises:
-        SeqmillError: a file is missing, has changed since the index was built, is damaged, is of another computation,
-            or has a lower precision than the result's `dtype`.
+    Raises a SeqmillError if a file is missing, has changed since the index was built, is damaged, is of another
+    computation, or has a lower precision than the result's `dtype`.
     """
 
     def __init__(self, index: Index, fingerprint: Fingerprint, dtype: str) -> None:

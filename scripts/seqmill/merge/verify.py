@@ -23,14 +23,10 @@ from seqmill.store.status import ShardStatus
 
 @dataclass(frozen=True)
 class VerifiedSet:
-    """All shards of one computation and the vectors it takes from earlier results; every check has passed.
-
-    Attributes:
-        shards, statuses: one of each per rank, in the order of the ranks.
-    """
+    """All shards of one computation and the vectors it takes from earlier results; every check has passed."""
 
     index: Index
-    shards: list[Shard]
+    shards: list[Shard]  # one per rank, in the order of the ranks, as are the statuses
     statuses: list[ShardStatus]
     reused: ReusedVectors
 
@@ -115,13 +111,9 @@ def verify_shards(
 ) -> VerifiedSet:
     """Check a set of shards against the index, and the earlier results that the index reuses.
 
-    Args:
-        shard_paths, status_paths: one of each per rank, in the same order.
-        dtype: of the merged embeddings.
-
-    Raises:
-        SeqmillError: names every shard that fails a check and why, names a reused file that has changed, or says that
-            no record has an embedding.
+    There is one shard and one status JSON per rank, in the same order; `dtype` is that of the merged embeddings. A
+    SeqmillError names every shard that fails a check and why, names a reused file that has changed, or says that no
+    record has an embedding.
     """
     if len(status_paths) != len(shard_paths):
         raise SeqmillError(f"{len(shard_paths)} shards but {len(status_paths)} status JSONs were given")

@@ -3,11 +3,11 @@
 import logging
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import WeakFileLock
+from msgspec.structs import replace
 
 from seqmill.base.files import fsync, sha256_of_file, write_json
 from seqmill.errors import SeqmillError

@@ -98,7 +98,7 @@ def find_changed_inputs(results: Path, root: Path, digests: KnownDigests) -> lis
             fasta = InputFile.fasta_of(facts or {})
             changes.append(find_change([fasta], [root / fasta.path], digests.sha256))
     with suppress(*DAMAGED):
-        weights = [InputFile.from_json(noted) for noted in (merged or {}).get("weights") or []]
+        weights = [msgspec.convert(noted, InputFile) for noted in (merged or {}).get("weights") or []]
         changes.append(find_change(weights, [root / file.path for file in weights], digests.sha256))
     return list(dict.fromkeys(change for change in changes if change))
 
@@ -202,7 +202,7 @@ class _Judge:
         model = self.request.model
         if noted is None:  # from an earlier version
             return "" if name == model.name else f"the model was {name} and is {model.name} now"
-        files = list(map(InputFile.from_json, noted))
+        files = msgspec.convert(noted, list[InputFile])
         return _compare(self.results, files, model.files, (name, model.name), self.digests)
 
     def _policies(self, facts: Mapping[str, Any]) -> Iterator[str]:

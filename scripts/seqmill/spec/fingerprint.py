@@ -12,27 +12,16 @@ SHARD_FORMAT = 4
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The identity of a computation.
+    """The identity of a computation."""
 
-    Attributes:
-        index_digest: covers the sequences, their order, the letter and length policies and the pack plan.
-        model: the model's name, as given.
-        model_digest: covers the weights' values.
-        layers: numbers from 0 on, separated by commas, in the order of the outputs.
-        pooling: the poolings of each layer, separated by commas.
-        precision: of the matrix products.
-        per_residue: dtype of the stored residue vectors; empty if they are not stored.
-        shard_format: version of the files.
-    """
-
-    index_digest: str
-    model: str
-    model_digest: str
-    layers: str
-    pooling: str
-    precision: str
-    per_residue: str = ""
-    shard_format: int = SHARD_FORMAT
+    index_digest: str  # covers the sequences, their order, the letter and length policies and the pack plan
+    model: str  # the model's name, as given
+    model_digest: str  # covers the weights' values
+    layers: str  # numbers from 0 on, separated by commas, in the order of the outputs
+    pooling: str  # the poolings of each layer, separated by commas
+    precision: str  # of the matrix products
+    per_residue: str = ""  # dtype of the stored residue vectors; empty if they are not stored
+    shard_format: int = SHARD_FORMAT  # version of the files
 
     @property
     def digest(self) -> str:

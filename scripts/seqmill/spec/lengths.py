@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import DNABERT_S, ESM2
 
-AUTO = "auto"
+FAMILY_DEFAULT = "auto"  # as a setting: the default of the model family
 LONG_SEQUENCES = ("truncate", "window", "full", "reject")
 STRANDS = ("forward", "both")
 MAX_MAX_LENGTH = 1_000_000
@@ -17,21 +17,13 @@ DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
 
 @dataclass(frozen=True)
 class LengthPolicy:
-    """How sequences are treated.
+    """How sequences are treated. Lengths are in residues or bases."""
 
-    Attributes:
-        long_sequences: for sequences longer than `max_length`: truncate, window, full (no limit), or reject.
-        max_length: in residues or bases; 0 for full.
-        window, stride: length of a window, and distance between the starts of two, in residues or bases; 0 without
-            windows.
-        strand: forward, or both for the mean of a nucleotide sequence and its reverse complement.
-    """
-
-    long_sequences: str = "truncate"
-    max_length: int = 1022
-    window: int = 0
-    stride: int = 0
-    strand: str = "forward"
+    long_sequences: str = "truncate"  # those longer than `max_length`: truncate, window, full (no limit), or reject
+    max_length: int = 1022  # 0 for full
+    window: int = 0  # length of a window; 0 without windows
+    stride: int = 0  # distance between the starts of two windows; 0 without windows
+    strand: str = "forward"  # or both, for the mean of a nucleotide sequence and its reverse complement
 
     @property
     def copies(self) -> float:
@@ -63,33 +55,31 @@ class LengthPolicy:
 
 def choose_length_policy(
     family: str,
-    long_sequences: str = AUTO,
-    max_length: int | str = AUTO,
-    window: int | str = AUTO,
-    stride: int | str = AUTO,
+    long_sequences: str = FAMILY_DEFAULT,
+    max_length: int | str = FAMILY_DEFAULT,
+    window: int | str = FAMILY_DEFAULT,
+    stride: int | str = FAMILY_DEFAULT,
     strand: str = "forward",
 ) -> LengthPolicy:
     """Return the policy for these settings; auto means the default of the model family.
 
-    With long_sequences auto, a window or a stride selects windows. `strand` is ignored for proteins.
-
-    Raises:
-        SeqmillError: a setting is out of range, or unused with these other settings.
+    With long_sequences auto, a window or a stride selects windows. `strand` is ignored for proteins. Raise a
+    SeqmillError if a setting is out of range, or unused with these other settings.
     """
     usual, usual_length = DEFAULTS[family]
-    if long_sequences == AUTO:
-        long_sequences = usual if window == stride == AUTO else "window"
+    if long_sequences == FAMILY_DEFAULT:
+        long_sequences = usual if window == stride == FAMILY_DEFAULT else "window"
     if long_sequences == "full":
         _require_auto(long_sequences, max_length=max_length)
         max_length = 0
     if long_sequences != "window":
         _require_auto(long_sequences, window=window, stride=stride)
         window = stride = 0
-    if max_length == AUTO:
-        max_length = window or usual_length if window != AUTO else usual_length
-    if window == AUTO:
+    if max_length == FAMILY_DEFAULT:
+        max_length = window or usual_length if window != FAMILY_DEFAULT else usual_length
+    if window == FAMILY_DEFAULT:
         window = max_length
-    if stride == AUTO:  # windows of a protein overlap, so that every residue is well inside one
+    if stride == FAMILY_DEFAULT:  # windows of a protein overlap, so that every residue is well inside one
         stride = window if family == DNABERT_S else -(-window // 2)
     strand = strand if family == DNABERT_S else "forward"
     return LengthPolicy(long_sequences, int(max_length), int(window), int(stride), strand)
@@ -97,7 +87,7 @@ def choose_length_policy(
 
 def _require_auto(long_sequences: str, **settings: int | str) -> None:
     for name, value in settings.items():
-        if value not in (AUTO, 0):
+        if value not in (FAMILY_DEFAULT, 0):
             remedy = "omit it" if name == "max_length" else "set long_sequences to window, or omit it"
             raise SeqmillError(f"{name} is {value}, but long_sequences: {long_sequences} does not use it; {remedy}")
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
@@ -31,6 +31,7 @@ class Transformer:
     num_layers: int
     hidden_dim: int
     num_heads: int
+    layer_matrices: ClassVar[int]  # parameters in a layer's matrices, divided by hidden_dim squared
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -48,6 +49,11 @@ class Transformer:
     def ffn_dim(self) -> int:
         return 4 * self.hidden_dim
 
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters in all layers' matrices, each 2 FLOP per token."""
+        return self.num_layers * self.layer_matrices * self.hidden_dim**2
+
 
 @dataclass(frozen=True)
 class Architecture(Transformer):
@@ -55,16 +61,12 @@ class Architecture(Transformer):
 
     vocabulary: int = 33
     token_dropout: bool = True
+    layer_matrices: ClassVar[int] = 12  # 4 in attention, 8 in the FFN
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.head_dim % 2:
             raise ValueError(f"num_heads is {self.num_heads}, so heads are {self.head_dim} wide, not an even number")
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters in all layers' matrices, each 2 FLOP per token: 4 d^2 in attention, 8 d^2 in the FFN."""
-        return self.num_layers * 12 * self.hidden_dim**2
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,7 @@ class DnabertArchitecture(Transformer):
     num_heads: int = 12
     vocabulary: int = 4096
     token_types: int = 2
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Parameters in all layers' matrices: 4 d^2 in attention, 8 d^2 in the gated layer, 4 d^2 in the last."""
-        return self.num_layers * 16 * self.hidden_dim**2
+    layer_matrices: ClassVar[int] = 16  # 4 in attention, 8 in the gated layer, 4 in the last
 
 
 AnyArchitecture = Architecture | DnabertArchitecture
@@ -102,20 +100,15 @@ NAMES = [*MODELS, *DNABERT_MODELS]
 class ModelSource:
     """The origin of a model's weights.
 
-    Attributes:
-        name: as the user gave it.
-        kind: "untrained" (seeded random weights), "released" (a name in `NAMES`, fetched to resources/models),
-            "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
-        architecture: known for `NAMES`; None if the file defines it.
-        path: the file or folder; None for untrained weights.
-        family: "esm2" or "dnabert_s".
+    Its kind is "untrained" (seeded random weights), "released" (a name in `NAMES`, fetched to resources/models),
+    "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
     """
 
-    name: str
+    name: str  # as the user gave it
     kind: str
-    architecture: AnyArchitecture | None
-    path: Path | None
-    family: str = ESM2
+    architecture: AnyArchitecture | None  # known for `NAMES`; None if the file defines it
+    path: Path | None  # the file or folder; None for untrained weights
+    family: str = ESM2  # or DNABERT_S
 
     @property
     def tokenizer(self) -> Path | None:
@@ -128,8 +121,7 @@ class ModelSource:
     def files(self) -> list[Path]:
         """All files of the model; none for untrained weights. A released model's files may be missing.
 
-        Raises:
-            SeqmillError: a folder's weight index can't be read, or names a missing file.
+        Raises a SeqmillError if a folder's weight index can't be read, or names a missing file.
         """
         if self.path is None:
             return []
@@ -150,8 +142,7 @@ class ModelSource:
 def find_model(name: str) -> ModelSource:
     """Resolve one of `NAMES`, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
 
-    Raises:
-        SeqmillError: neither a known name nor a usable path; the message lists the possibilities.
+    Raise a SeqmillError that lists the possibilities if `name` is neither a known name nor a usable path.
     """
     known = name.removeprefix(UNTRAINED_PREFIX)
     if known in NAMES:
@@ -179,10 +170,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files from which a folder's weights are read, an index before its files; empty if there are none.
 
     The choice is that of transformers: model.safetensors, else the safetensors index and its files, else
-    pytorch_model.bin.
-
-    Raises:
-        SeqmillError: the index can't be read, or names a missing file.
+    pytorch_model.bin. Raise a SeqmillError if the index can't be read, or names a missing file.
     """
     if (folder / SAFETENSORS).is_file():
         return [folder / SAFETENSORS]
@@ -249,11 +237,8 @@ def model_flop(architecture: AnyArchitecture, lengths: "np.ndarray") -> float:
     """Return the floating-point operations of a forward over segments, only of matrix products and attention.
 
     With L layers of hidden dimension d, a token in a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2 (DNABERT-S:
-    6 for qkv, 2 for out, 16 for the gated layer, 8 for the last), plus 4 n d L for attention.
-
-    Args:
-        architecture: the model's shape.
-        lengths: (num_segments,), tokens in each, special tokens included.
+    6 for qkv, 2 for out, 16 for the gated layer, 8 for the last), plus 4 n d L for attention. `lengths` (num_segments,)
+    are the tokens in each, special tokens included.
     """
     lengths = lengths.astype(float)
     layers, dim = architecture.num_layers, architecture.hidden_dim

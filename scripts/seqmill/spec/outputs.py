@@ -13,16 +13,13 @@ RESIDUE_DTYPES = ("float16", "float32")
 class Outputs:
     """Layers to read and poolings to apply to each.
 
-    Attributes:
-        layers: numbered as in fair-esm: 0 is the embedding of the tokens, k the output of block k; negative numbers
-            count from the end, -1 is the last (in ESM-2 after its layer norm).
-        poolings: names from `POOLINGS`.
-        per_residue: dtype in which residue vectors are stored as well; empty if they are not stored.
+    Layers are numbered as in fair-esm: 0 is the embedding of the tokens, k the output of block k; negative numbers
+    count from the end, -1 is the last (in ESM-2 after its layer norm).
     """
 
     layers: tuple[int, ...] = (-1,)
-    poolings: tuple[str, ...] = ("mean",)
-    per_residue: str = ""
+    poolings: tuple[str, ...] = ("mean",)  # names from `POOLINGS`
+    per_residue: str = ""  # dtype in which residue vectors are stored as well; empty if they are not stored
 
     def __post_init__(self) -> None:
         if unknown := set(self.poolings) - set(POOLINGS):
@@ -40,11 +37,7 @@ class Outputs:
         return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
 
     def of(self, num_layers: int) -> "Outputs":
-        """Return the same outputs with layers from 0 on.
-
-        Raises:
-            SeqmillError: the model has no such layer, or two numbers are the same layer.
-        """
+        """Return the outputs with layers from 0 on; raises a SeqmillError if a layer is not in the model, or twice."""
         for layer in self.layers:
             if not -num_layers - 1 <= layer <= num_layers:
                 raise SeqmillError(f"layer {layer}: the model has layers 0 to {num_layers}, or -{num_layers + 1} to -1")

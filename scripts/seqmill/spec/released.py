@@ -4,9 +4,9 @@ They are in released.json, each with the public page that states it. Imports no 
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
@@ -15,75 +15,62 @@ from seqmill.spec.models import NAMES
 RELEASED = Path(__file__).with_name("released.json")
 
 
-@dataclass(frozen=True)
-class FileFact:
-    """A file as it was published.
+class FileFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file as it was published, with one hexadecimal digest."""
 
-    Attributes:
-        size: in bytes; None if no public page states it.
-        algorithm: "sha256", "md5" or "git_sha1" (of a git blob, for small files on Hugging Face).
-        digest: hexadecimal.
-    """
+    size: int | None = None  # in bytes; None if no public page states it
+    sha256: str = ""
+    md5: str = ""
+    git_sha1: str = ""  # of a git blob, for small files on Hugging Face
 
-    size: int | None
-    algorithm: str
-    digest: str
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.sha256, self.md5, self.git_sha1))) != 1:
+            raise ValueError("a file needs one digest")
 
 
-@dataclass(frozen=True)
-class WeightsSource:
+class WeightsSource(msgspec.Struct, frozen=True):
     """Where a model's files can be fetched: a folder on a server, or a commit of a repository on Hugging Face."""
 
-    url: str | None
-    repository: str | None
-    commit: str | None
     files: dict[str, FileFact]
+    url: str | None = None
+    repository: str | None = None
+    commit: str | None = None
 
     @property
     def name(self) -> str:
         return self.url or f"{self.repository} at commit {self.commit} on Hugging Face"
 
 
-@dataclass(frozen=True)
-class Case:
-    """A sequence, and published numbers that the trained model computes for it; None if not published.
-
-    Attributes:
-        sequence: residues or bases.
-        tokens: its token ids, special ones included.
-        hidden: the first dimensions of the last hidden states of the first tokens.
-        mean: the first dimensions of the mean (ESM-2: over residues, DNABERT-S: over all tokens).
-    """
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sequence of residues or bases, and published numbers that the trained model computes for it."""
 
     sequence: str
-    tokens: list[int] | None = None
-    hidden: list[list[float]] | None = None
-    mean: list[float] | None = None
+    tokens: list[int] | None = None  # its token ids, special ones included
+    hidden: list[list[float]] | None = None  # the first dimensions of the last hidden states of the first tokens
+    mean: list[float] | None = None  # its first dimensions (ESM-2: over residues, DNABERT-S: over all tokens)
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(msgspec.Struct, frozen=True):
     """Published numbers, their origin, and the accepted absolute difference."""
 
-    origin: str
+    origin: str = msgspec.field(name="from")
     tolerance: float
     cases: list[Case]
 
 
-@dataclass(frozen=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """A released model: its sources, the preferred one first, and published numbers if there are any."""
 
     sources: list[WeightsSource]
-    published: Published | None
+    published: Published | None = msgspec.field(name="self_test", default=None)
 
 
 def read_releases(path: Path = RELEASED) -> dict[str, Release]:
     """Return the facts by the model's name; raises a SeqmillError if the file is unreadable or incomplete."""
     try:
-        return {name: _release(facts) for name, facts in read_json(path).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SeqmillError(f"{path}: not facts of released models: {type(error).__name__}: {error}") from error
+        return msgspec.convert(read_json(path), dict[str, Release])
+    except msgspec.ValidationError as error:
+        raise SeqmillError(f"{path}: not facts of released models: {error}") from error
 
 
 def release_of(name: str, path: Path = RELEASED) -> Release:
@@ -99,27 +86,12 @@ def why_not_as_published(path: Path, fact: FileFact) -> str:
     size = path.stat().st_size
     if fact.size is not None and size != fact.size:
         return f"it has {size:,} bytes, not {fact.size:,}"
-    digest = hashlib.new(fact.algorithm.removeprefix("git_"), usedforsecurity=False)
-    if fact.algorithm == "git_sha1":
+    algorithm = "sha256" if fact.sha256 else "md5" if fact.md5 else "git_sha1"
+    digest, published = hashlib.new(algorithm.removeprefix("git_"), usedforsecurity=False), getattr(fact, algorithm)
+    if algorithm == "git_sha1":
         digest.update(f"blob {size}\0".encode())
     with path.open("rb") as file:
         hashlib.file_digest(file, lambda: digest)
-    if digest.hexdigest() != fact.digest:
-        return f"its {fact.algorithm.upper().replace('_', ' ')} is {digest.hexdigest()}, not {fact.digest}"
+    if digest.hexdigest() != published:
+        return f"its {algorithm.upper().replace('_', ' ')} is {digest.hexdigest()}, not {published}"
     return ""
-
-
-def _release(facts: dict[str, Any]) -> Release:
-    tested = facts.get("self_test")
-    published = tested and Published(
-        tested["from"], float(tested["tolerance"]), [Case(**case) for case in tested["cases"]]
-    )
-    return Release([_source(source) for source in facts["sources"]], published)
-
-
-def _source(facts: dict[str, Any]) -> WeightsSource:
-    files = {}
-    for name, fact in facts["files"].items():
-        ((algorithm, digest),) = ((key, value) for key, value in fact.items() if key != "size")
-        files[name] = FileFact(fact.get("size"), algorithm, digest)
-    return WeightsSource(facts.get("url"), facts.get("repository"), facts.get("commit"), files)

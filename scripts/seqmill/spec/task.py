@@ -14,49 +14,29 @@ ON_ERROR = ("fail", "skip")
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """How embeddings are computed.
+    """How embeddings are computed."""
 
-    Attributes:
-        device: one of `DEVICES`.
-        precision: of the matrix products, one of `PRECISIONS`.
-        attention: auto, or the name of a kernel (`seqmill.model.attention`).
-        threads: CPU threads; 0 leaves the number to torch.
-        outputs: the layers to read and how to pool them.
-    """
-
-    device: str = AUTO
-    precision: str = AUTO
-    attention: str = AUTO
-    threads: int = 0
+    device: str = AUTO  # one of `DEVICES`
+    precision: str = AUTO  # of the matrix products, one of `PRECISIONS`
+    attention: str = AUTO  # auto, or the name of a kernel (`seqmill.model.attention`)
+    threads: int = 0  # CPU threads; 0 leaves the number to torch
     outputs: Outputs = field(default_factory=Outputs)
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker is asked to do.
+    """What a worker is asked to do."""
 
-    Attributes:
-        index: path of `index.h5`.
-        rank, world_size: this shard among how many; 0 <= rank < world_size.
-        shard, status: paths to write.
-        settings: how to compute.
-        model: a name or path (`seqmill.spec.models`); empty for the one the index was built for.
-        on_error: for a sequence whose embedding is not finite, not even in float32: fail the shard, or skip the
-            sequence.
-        save_seconds: time between two part files.
-        audit_seconds: time limit of the audit, or 1 % of the computation if that is longer; a small shard's audit takes
-            hardly longer than its computation. 0 for no audit.
-        attempt: 1 for the first; only recorded.
-    """
-
-    index: Path
-    rank: int
+    index: Path  # of `index.h5`
+    rank: int  # 0 <= rank < world_size
     world_size: int
-    shard: Path
+    shard: Path  # to write, as is the status
     status: Path
     settings: ComputeSettings = field(default_factory=ComputeSettings)
-    model: str = ""
-    on_error: str = "fail"
-    save_seconds: float = 60.0
+    model: str = ""  # a name or path (`seqmill.spec.models`); empty for the one the index was built for
+    on_error: str = "fail"  # or skip: what to do with a sequence whose embedding is not finite, not even in float32
+    save_seconds: float = 60.0  # between two part files
+    # Time limit of the audit, or 1 % of the computation if that is longer; a small shard's audit takes hardly longer
+    # than its computation. 0 for no audit.
     audit_seconds: float = 10.0
-    attempt: int = 1
+    attempt: int = 1  # only recorded

@@ -60,9 +60,8 @@ class Embeddings:
             if version != EMBEDDINGS_FORMAT:
                 found = "is not a seqmill embeddings file" if version is None else f"has format {version}"
                 raise SeqmillError(f"{path}: {found}; this version reads format {EMBEDDINGS_FORMAT}")
-            datasets = {
-                (output["layer"], output["pooling"]): output["dataset"] for output in json.loads(self.attrs["outputs"])
-            }
+            outputs = json.loads(self.attrs["outputs"])
+            datasets = {(output["layer"], output["pooling"]): output["dataset"] for output in outputs}
             self.outputs = list(datasets)
             if layer is not None and layer < 0:
                 layer += self.attrs["num_layers"] + 1
@@ -177,11 +176,7 @@ class Block:
 
 
 def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
-    """Yield all records in order, `BLOCK_BYTES` of vectors at a time.
-
-    Raises:
-        SeqmillError: the file is truncated or damaged.
-    """
+    """Yield all records in order, `BLOCK_BYTES` of vectors at a time; raises a SeqmillError if the file is damaged."""
     array = embeddings.array
     rows = max(BLOCK_BYTES // max(array.shape[1] * array.itemsize, 1), 1)
     with open_hdf5(embeddings.path, "embeddings file") as file:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
-from seqmill.base.text_columns import offsets_of, split_texts, texts_end_to_end
+from seqmill.base.text_columns import offsets_of, split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
 from seqmill.store.index_format import DATASETS, INDEX_FORMAT, TOKENS, content_digest
@@ -103,10 +103,7 @@ class Index:
         return int(self.attributes["stride"])
 
     def record_id(self, record: int) -> str:
-        return _text(self.record_ids, self.record_id_offsets, record)
-
-    def record_description(self, record: int) -> str:
-        return _text(self.record_descriptions, self.record_description_offsets, record)
+        return self.record_ids[slice(*self.record_id_offsets[record : record + 2])].tobytes().decode()
 
     def record_name(self, record: int) -> str:
         """Return a record's id and number, for messages."""
@@ -120,10 +117,9 @@ class Index:
         """Return the name of the first record with the row's sequence, for messages."""
         return self.record_name(int(self.sequence_records[row]))
 
-    def sequence_ids_of(self, rows: np.ndarray) -> list[str]:
-        """Return `sequence_id` of many rows (int64), much faster than one by one."""
-        records = self.sequence_records[rows]
-        return split_texts(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
+    def encoded_ids(self, records: np.ndarray) -> list[bytes]:
+        """Return the ids of many records (int64) as UTF-8, much faster than one by one."""
+        return split_bytes(*texts_end_to_end(self.record_ids, self.record_id_offsets, records))
 
     def pack_tokens(self, pack: int) -> np.ndarray:
         """Return the pack's tokens (uint8 or uint16, a memory map), checked against their checksum."""
@@ -210,19 +206,14 @@ def residue_offsets(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def open_index(path: Path) -> Index:
-    """Open `index.h5`.
-
-    Raises:
-        SeqmillError: it is missing, truncated, damaged, not an index, or of another format version.
-    """
+    """Open `index.h5`; raises a SeqmillError if it is missing, damaged, not an index, or of another format version."""
     with open_hdf5(path, "index") as file:
         attributes = read_attributes(file)
         version = attributes.get("index_format")
         if version != INDEX_FORMAT:
             found = "is not a seqmill index" if version is None else f"has index format {version}"
             raise SeqmillError(f"{path}: {found}; this version reads index format {INDEX_FORMAT}")
-        missing = [name for name in DATASETS if name not in file]
-        if missing:
+        if missing := [name for name in DATASETS if name not in file]:
             raise SeqmillError(f"{path}: the index lacks {', '.join(missing)}; build it again")
         index = Index(path, attributes, **{name: map_dataset(path, file[name]) for name in DATASETS})
         for name, (dtype, row) in DATASETS.items():
@@ -233,7 +224,3 @@ def open_index(path: Path) -> Index:
         if index.digest != content_digest(vars(index), attributes):
             raise SeqmillError(f"{path}: the index is damaged: it does not match its own digest; build it again")
     return index
-
-
-def _text(blob: np.ndarray, offsets: np.ndarray, row: int) -> str:
-    return blob[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8")

@@ -26,7 +26,7 @@ empty.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -83,26 +83,15 @@ def content_digest(
 ) -> str:
     """Digest what embeddings and their order depend on, not the path or compression of the FASTA.
 
-    Args:
-        datasets, attributes: those of the index.
-        check: called between blocks, as `seqmill.base.hdf5.NewFile.check`.
-
-    Returns:
-        SHA-256 (hexadecimal) of the policies, the fingerprints of reused files and all datasets but `tokens`, which
-        `sequence_digests` and `pack_checksums` represent.
+    Return the SHA-256 (hexadecimal) of the policies, the fingerprints of reused files and all datasets but `tokens`,
+    which `sequence_digests` and `pack_checksums` represent. `check` (`NewFile.check`) is called between blocks.
     """
     decisive: dict[str, Any] = {name: attributes[name] for name in POLICIES}
     decisive["reuse"] = [source["fingerprint"] for source in json.loads(attributes["reuse"])]
     digest = hashlib.sha256(json.dumps({"index_format": INDEX_FORMAT, **decisive}, sort_keys=True).encode())
-    for name in sorted(DATASETS):
-        if name != "tokens":
-            digest.update(name.encode())
-            for values in _blocks(datasets[name]):
-                digest.update(values)
-                check()
+    for name in sorted(DATASETS.keys() - {"tokens"}):
+        digest.update(name.encode())
+        for start in range(0, len(datasets[name]), DIGEST_ROWS):
+            digest.update(np.ascontiguousarray(datasets[name][start : start + DIGEST_ROWS]))
+            check()
     return digest.hexdigest()
-
-
-def _blocks(dataset: np.ndarray | h5py.Dataset) -> Iterator[np.ndarray]:
-    for start in range(0, len(dataset), DIGEST_ROWS):
-        yield np.ascontiguousarray(dataset[start : start + DIGEST_ROWS])

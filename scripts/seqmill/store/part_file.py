@@ -34,20 +34,13 @@ NO_RESIDUES = np.empty((0, 0), np.float16)
 
 @dataclass(frozen=True)
 class PackResult:
-    """The result of a pack.
+    """The result of a pack."""
 
-    Attributes:
-        pack: its number in the index.
-        index_rows: int64 (n,), its sequences that have an embedding, ascending.
-        embeddings: float32 (n, hidden_dim), finite.
-        quarantined_rows: int64, its sequences without a finite embedding.
-        residues: vectors of the residues of `index_rows`, end to end; (0, 0) if they are not kept.
-    """
-
-    pack: int
-    index_rows: np.ndarray
-    embeddings: np.ndarray
-    quarantined_rows: np.ndarray
+    pack: int  # its number in the index
+    index_rows: np.ndarray  # int64 (n,), its sequences that have an embedding, ascending
+    embeddings: np.ndarray  # float32 (n, hidden_dim), finite
+    quarantined_rows: np.ndarray  # int64, its sequences without a finite embedding
+    # Vectors of the residues of `index_rows`, end to end; (0, 0) if they are not kept.
     residues: np.ndarray = field(default_factory=lambda: NO_RESIDUES)
 
     @property
@@ -84,9 +77,8 @@ class Part:
     def result(self, place: int, index: Index) -> PackResult:
         """Read the result of the pack at `place`.
 
-        Raises:
-            SeqmillError: the file is damaged, or its rows are not those of the pack.
-            OSError, MemoryError: it can't be read; this does not mean that it is damaged.
+        Raise a SeqmillError if the file is damaged, or its rows are not those of the pack. An OSError or MemoryError
+        means that it can't be read, not that it is damaged.
         """
         rows = _span(self.pack_ends, place)
         try:
@@ -136,11 +128,7 @@ def write_part(path: Path, results: list[PackResult], fingerprint: Fingerprint, 
 
 
 def open_part(path: Path) -> Part:
-    """Open a part file, without reading its embeddings.
-
-    Raises:
-        SeqmillError: truncated, damaged, or not a part.
-    """
+    """Open a part, without reading its embeddings; raises a SeqmillError if it is truncated, damaged, or not a part."""
     with open_hdf5(path, "part file") as file:
         attributes = read_attributes(file)
         if missing := [name for name in (*SMALL_DATASETS, "embeddings", "residues") if name not in file]:

@@ -39,25 +39,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartStore:
-    """The parts of one computation; the folder may hold those of others as well.
+    """The parts of one computation; the folder may hold those of others as well. A part serves every world size."""
 
-    Attributes:
-        folder: `parts`, in the folder of the shards.
-        index: of the sequences.
-        fingerprint: of the computation. A part serves every world size.
-    """
-
-    folder: Path
+    folder: Path  # `parts`, in the folder of the shards
     index: Index
     fingerprint: Fingerprint
 
     def find(self, packs: range) -> Iterator[Part]:
         """Yield the sound parts that hold any of `packs`.
 
-        A damaged part is set aside. A part of another computation stays, and the log tells why it is not used.
-
-        Raises:
-            OSError: a part can't be read; this does not mean that it is damaged.
+        A damaged part is set aside. A part of another computation stays, and the log tells why it is not used. An
+        OSError means that a part can't be read, not that it is damaged.
         """
         refused: Counter[str] = Counter()
         for path in sorted(path for path in self.folder.glob("*.part.h5") if may_hold(path, packs)):
@@ -113,10 +105,8 @@ class PartStore:
         """Remove the parts of a complete shard; first link the shard and its status JSON into the folder.
 
         Snakemake deletes outputs that it takes for failed. The links keep the packs until the merge, for a later
-        attempt of any world size. Only shards with a workflow's file names are linked.
-
-        Raises:
-            OSError: the file system has no hard links; the parts stay.
+        attempt of any world size. Only shards with a workflow's file names are linked. If the file system has no hard
+        links, that raises an OSError, and the parts stay.
         """
         if SHARD.fullmatch(shard.name):
             self.folder.mkdir(exist_ok=True)
@@ -195,10 +185,6 @@ def remove_unfinished(shard: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged part and return its new path.
-
-    Raises:
-        OSError: the file can't be read, for example because too many are open: it need not be damaged.
-    """
-    path.read_bytes()
+    """Rename a damaged part and return its new path."""
+    path.read_bytes()  # an OSError does not mean that it is damaged: too many files may be open
     return path.replace(path.with_name(path.name + ".damaged"))

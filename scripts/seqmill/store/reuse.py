@@ -35,20 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """An embeddings file to take vectors from.
+    """An embeddings file to take vectors from. Arrays are memory maps."""
 
-    Attributes:
-        path: absolute.
-        attributes: those of the file.
-        digests: uint8 (rows, 16), of each row's cleaned sequence; a memory map.
-        outputs: (rows, hidden_dim) for each output, float32 or float16; memory maps.
-    """
-
-    path: Path
-    attributes: dict[str, Any]
+    path: Path  # absolute
+    attributes: dict[str, Any]  # those of the file
     fingerprint: Fingerprint
-    digests: np.ndarray
-    outputs: list[np.ndarray]
+    digests: np.ndarray  # uint8 (rows, 16), of each row's cleaned sequence
+    outputs: list[np.ndarray]  # of each output, (rows, hidden_dim), float32 or float16
 
     @property
     def family(self) -> str:
@@ -111,11 +104,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Open an embeddings file to take vectors from.
-
-    Raises:
-        SeqmillError: it is missing, truncated, damaged, or not an embeddings file of this version's format.
-    """
+    """Open an embeddings file to take vectors from; raises a SeqmillError if it is missing or damaged."""
     path = path.absolute()
     first = open_embeddings(path)
     try:
@@ -131,11 +120,7 @@ def open_source(path: Path) -> Source:
 
 
 def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, policy: LengthPolicy) -> list[Source]:
-    """Open embeddings files whose sequences were cleaned, cut and tokenized by these policies.
-
-    Raises:
-        SeqmillError: names the file, and the setting with both values.
-    """
+    """Open embeddings files; raises a SeqmillError if one has sequences cleaned, cut or tokenized by other policies."""
     sources = [open_source(path) for path in paths]
     for source in sources:
         wanted = {"tokenizer": tokenizer, "letter_policy": letter_policy, **asdict(policy)}
@@ -187,17 +172,8 @@ def require_same(path: Path | str, found: Mapping[str, Any], wanted: Mapping[str
             )
 
 
-def note_sources(sources: list[Source]) -> str:
-    """Return the index's attribute `reuse`, a JSON text."""
-    return json.dumps([source.note for source in sources])
-
-
 def open_noted(note: Mapping[str, Any]) -> Source:
-    """Open a file that an index names.
-
-    Raises:
-        SeqmillError: it is missing, damaged, or not the same as when the index was built.
-    """
+    """Open a file that an index names; raises a SeqmillError if it is not as it was when the index was built."""
     source = open_source(Path(note["path"]))
     found = source.note
     for name in ("fingerprint", "rows", "bytes"):
@@ -209,13 +185,9 @@ def open_noted(note: Mapping[str, Any]) -> Source:
 
 
 def require_values(sources: list[Source], reused_files: np.ndarray) -> None:
-    """Read the files that vectors will be taken from, before the rest is computed.
+    """Read the files that vectors will be taken from; raises a SeqmillError if one is damaged or a vector not finite.
 
-    Args:
-        reused_files: int32, the number of each sequence's file, -1 if none (`seqmill.index.order.find_reused`).
-
-    Raises:
-        SeqmillError: a vector is not finite, or a file is damaged.
+    `reused_files` (int32) has the number of each sequence's file, -1 if none (`seqmill.index.order.find_reused`).
     """
     for number in np.unique(reused_files[reused_files >= 0]):
         try:

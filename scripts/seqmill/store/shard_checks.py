@@ -3,24 +3,23 @@
 from itertools import zip_longest
 from pathlib import Path
 
+import h5py
 import numpy as np
 
-from seqmill.base.scan import sha256_and_finite
+from seqmill.base.hdf5 import STRING_BLOCK, open_hdf5, sha256_and_finite
 from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.packing import rows_of_rank
 from seqmill.store.index import Index, residue_offsets
-from seqmill.store.shards import Shard, open_shard, shard_ids
+from seqmill.store.shards import Shard, open_shard
 from seqmill.store.status import COMPLETE, ShardStatus, read_status
 
 
 def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> tuple[Shard, ShardStatus]:
     """Check one of `world_size` shards against its status JSON and the index; the file is read once.
 
-    Raises:
-        SeqmillError: names the shard and the fault.
-        OSError: it can't be read.
+    A SeqmillError names the shard and the fault. An OSError means that the shard can't be read.
     """
     status = read_status(status_path)
     if status.status != COMPLETE:
@@ -56,10 +55,8 @@ def _open_whole(path: Path, status: ShardStatus) -> tuple[Shard, list[int | None
     """Open a shard whose digest is the one in its status.
 
     The shard is opened first, so that the same pass over the file also looks for numbers that are not finite. If the
-    digest is wrong, that is the error, whatever opening it found.
-
-    Returns:
-        the shard; the place of a number that is not finite, or None, in the embeddings and in the residues.
+    digest is wrong, that is the error, whatever opening it found. Return also the place of a number that is not finite,
+    or None, in the embeddings and in the residues.
     """
     opened: Shard | SeqmillError
     try:
@@ -125,19 +122,23 @@ def _verify_finite(index: Index, shard: Shard, places: list[int | None]) -> None
 
 
 def _verify_ids(index: Index, path: Path, rows: np.ndarray) -> None:
-    start = 0
-    for found in shard_ids(path):
-        records = index.sequence_records[rows[start : start + len(found)]]
-        wanted, bounds = texts_end_to_end(index.record_ids, index.record_id_offsets, records)
-        # Equal bytes and equal lengths are equal ids; this makes no object per expected id.
-        lengths = np.fromiter(map(len, found), np.int64, len(found))
-        if b"".join(found) != wanted or not np.array_equal(lengths, np.diff(bounds)):
-            pairs = zip_longest(found, split_bytes(wanted, bounds))
-            shown = [_shown(id_) for id_ in next(pair for pair in pairs if pair[0] != pair[1])]
-            raise SeqmillError(f"{path}: has the id {shown[0]} where the index has {shown[1]}")
-        start += len(found)
-    if start < len(rows):
-        raise SeqmillError(f"{path}: has the id None where the index has {index.sequence_id(int(rows[start]))!r}")
+    with open_hdf5(path, "shard") as file:
+        ids = file["sequence_ids"]
+        if h5py.check_string_dtype(ids.dtype) is None:
+            raise TypeError("sequence_ids are not strings")
+        for start in range(0, len(ids), STRING_BLOCK):
+            found = ids[start : start + STRING_BLOCK].tolist()  # as UTF-8: decoding takes half as long as reading
+            records = index.sequence_records[rows[start : start + len(found)]]
+            wanted, bounds = texts_end_to_end(index.record_ids, index.record_id_offsets, records)
+            # Equal bytes and equal lengths are equal ids; this makes no object per expected id.
+            lengths = np.fromiter(map(len, found), np.int64, len(found))
+            if b"".join(found) != wanted or not np.array_equal(lengths, np.diff(bounds)):
+                pairs = zip_longest(found, split_bytes(wanted, bounds))
+                shown = [_shown(id_) for id_ in next(pair for pair in pairs if pair[0] != pair[1])]
+                raise SeqmillError(f"{path}: has the id {shown[0]} where the index has {shown[1]}")
+        if len(ids) < len(rows):
+            row = int(rows[len(ids)])
+            raise SeqmillError(f"{path}: has the id None where the index has {index.sequence_id(row)!r}")
 
 
 def _shown(id_: bytes | None) -> str:

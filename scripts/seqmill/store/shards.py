@@ -6,21 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from seqmill.base.files import whole_or_absent
-from seqmill.base.hdf5 import (
-    STRING_BLOCK,
-    RowWriter,
-    map_dataset,
-    new_hdf5,
-    open_hdf5,
-    read_attributes,
-    reserve_dataset,
-    write_attributes,
-    write_strings,
-)
+from seqmill.base.hdf5 import RowWriter, map_dataset, new_hdf5, open_hdf5, read_attributes, write_attributes
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, residue_offsets
@@ -32,32 +21,22 @@ RESIDUE_DATASETS = ("residues", "residue_offsets")
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. Arrays are memory maps.
-
-    Attributes:
-        num_layers: of the model, which has layers 0 to num_layers.
-        computed_by: the kinds of device and kernels, in words.
-        audit: the file's attributes that begin with `audit_`, from `seqmill.embed.audit`.
-        embeddings: float32 (num_sequences, hidden_dim), as stored.
-        index_rows: int64 (num_sequences,), the index row of each embedding.
-        quarantined_rows: int64, the rank's index rows without a finite embedding, which the shard leaves out.
-        residues: the residue vectors end to end, (num_residues, number of layers * hidden_dim), in the dtype of
-            `fingerprint.per_residue`; (0, 0) if they are not kept.
-        residue_offsets: int64 (num_sequences + 1,), where those of each sequence begin; empty if they are not kept.
-    """
+    """An open shard. Arrays are memory maps."""
 
     path: Path
     rank: int
     world_size: int
     fingerprint: Fingerprint
-    num_layers: int
-    computed_by: list[str]
-    audit: dict[str, Any]
-    embeddings: np.ndarray
-    index_rows: np.ndarray
-    quarantined_rows: np.ndarray
+    num_layers: int  # of the model, which has layers 0 to num_layers
+    computed_by: list[str]  # the kinds of device and kernels, in words
+    audit: dict[str, Any]  # the file's attributes that begin with `audit_`, from `seqmill.embed.audit`
+    embeddings: np.ndarray  # float32 (num_sequences, hidden_dim), as stored
+    index_rows: np.ndarray  # int64 (num_sequences,), the index row of each embedding
+    quarantined_rows: np.ndarray  # int64, the rank's index rows without a finite embedding, which are left out
+    # The residue vectors end to end, (num_residues, number of layers * hidden_dim), in the dtype of
+    # `fingerprint.per_residue`; (0, 0) if they are not kept.
     residues: np.ndarray
-    residue_offsets: np.ndarray
+    residue_offsets: np.ndarray  # int64 (num_sequences + 1,), where each sequence's begin; empty if not kept
 
 
 @dataclass(frozen=True)
@@ -97,22 +76,18 @@ def new_shard(
             write_attributes(file, attributes)
             file["index_rows"] = rows
             file["quarantined_rows"] = quarantined
-            write_strings(file, "sequence_ids", rows, index.sequence_ids_of)
-            reserve_dataset(file, "embeddings", (len(rows), hidden_dim), np.float32)
+            file.write_strings("sequence_ids", index.sequence_records[rows], index.encoded_ids)
+            file.reserve("embeddings", (len(rows), hidden_dim), np.float32)
             if residue_dtype:
                 offsets = residue_offsets(index, rows)
                 file["residue_offsets"] = offsets
-                reserve_dataset(file, "residues", (int(offsets[-1]), residue_dim), residue_dtype)
+                file.reserve("residues", (int(offsets[-1]), residue_dim), residue_dtype)
         with ExitStack() as stack:
             yield ShardWriter([stack.enter_context(RowWriter(temporary, name)) for name in names])
 
 
 def open_shard(path: Path) -> Shard:
-    """Open a shard.
-
-    Raises:
-        SeqmillError: it is missing, truncated, or not a shard.
-    """
+    """Open a shard; raises a SeqmillError if it is missing, truncated, or not a shard."""
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
         missing = [name for name in DATASETS if name not in file]
@@ -137,13 +112,3 @@ def open_shard(path: Path) -> Shard:
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
             **{**arrays, **{name: map_dataset(path, file[name]) for name in names}},
         )
-
-
-def shard_ids(path: Path) -> Iterator[list[bytes]]:
-    """Yield the shard's sequence ids in order, in blocks; as UTF-8, because decoding takes half as long as reading."""
-    with open_hdf5(path, "shard") as file:
-        ids = file["sequence_ids"]
-        if h5py.check_string_dtype(ids.dtype) is None:
-            raise TypeError("sequence_ids are not strings")
-        for start in range(0, len(ids), STRING_BLOCK):
-            yield ids[start : start + STRING_BLOCK].tolist()

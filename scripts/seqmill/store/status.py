@@ -140,11 +140,7 @@ def write_status(path: Path, status: ShardStatus) -> None:
 
 
 def read_status(path: Path) -> ShardStatus:
-    """Read a status JSON.
-
-    Raises:
-        SeqmillError: it is missing, is not JSON, or has a missing, unknown or wrong field.
-    """
+    """Read a status JSON; raises a SeqmillError if it, or a field, is missing, wrong or unknown."""
     try:
         data = path.read_bytes()
         if b"\\u0000" in data:  # HDF5 takes no NUL
@@ -159,14 +155,11 @@ def read_status(path: Path) -> ShardStatus:
 
 
 class Throughput:
-    """Records how many tokens are computed over time, as a bounded number of roughly evenly spaced points.
-
-    Attributes:
-        points: (seconds since the start, tokens computed by then), both increasing, the first (0, 0). The list is
-            changed in place, so a status that holds it is up to date.
-    """
+    """Records how many tokens are computed over time, as a bounded number of roughly evenly spaced points."""
 
     def __init__(self) -> None:
+        # Seconds since the start, tokens computed by then; both increase. The list is changed in place, so a status
+        # that holds it is up to date.
         self.points: list[tuple[float, int]] = [(0.0, 0)]
         self._interval = 0.0
 

@@ -55,7 +55,7 @@ WRITES_IDS = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import numpy as np
-from seqmill.base.hdf5 import new_hdf5, write_strings
+from seqmill.base.hdf5 import new_hdf5
 from seqmill.base.signals import Signals
 signals = Signals()
 signals.catch()
@@ -65,7 +65,7 @@ def interrupt():
 threading.Thread(target=interrupt).start()
 while True:
     with new_hdf5(Path(sys.argv[1])) as file:
-        write_strings(file, "ids", np.arange(100_000), lambda rows: [str(row) for row in rows])
+        file.write_strings("ids", np.arange(100_000), lambda rows: [str(row) for row in rows])
 """
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from seqmill.base.hdf5 import KEEP_BYTES, SEND_BYTES, new_hdf5, reserve_dataset
+from seqmill.base.hdf5 import KEEP_BYTES, SEND_BYTES, new_hdf5
 from seqmill.errors import SeqmillError
 from seqmill.merge.vectors import write_outputs
 
@@ -23,7 +23,7 @@ WIDTH = 256
 def reserved(path: Path, names: list[str], num_rows: int, dtype: str = "float32") -> Path:
     with new_hdf5(path) as file:
         for name in names:
-            reserve_dataset(file, name, (num_rows, WIDTH), dtype)
+            file.reserve(name, (num_rows, WIDTH), dtype)
     return path
 
 

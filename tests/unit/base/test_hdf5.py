@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmill.base.scan import BLOCK_BYTES, sha256_and_finite
+from seqmill.base.hdf5 import READ_BYTES, sha256_and_finite
 
-NUM_ROWS, WIDTH = 3 * BLOCK_BYTES // 40 + 7, 10  # of float32: more than three blocks, none of whole rows
+NUM_ROWS, WIDTH = 3 * READ_BYTES // 40 + 7, 10  # of float32: more than three blocks, none of whole rows
 
 
 def write_file(path: Path, before: int, values: np.ndarray, between: int, halves: np.ndarray, after: int) -> None:
@@ -31,7 +31,7 @@ def scanned(path: Path, before: int, values: np.ndarray, between: int, halves: n
     return places
 
 
-@pytest.mark.parametrize("before", [0, 3, 4096, BLOCK_BYTES + 1])
+@pytest.mark.parametrize("before", [0, 3, 4096, READ_BYTES + 1])
 def test_numbers_anywhere_in_the_file(before: int, tmp_path: Path):
     generator = np.random.default_rng(before)
     values = generator.normal(size=(NUM_ROWS, WIDTH)).astype(np.float32)
@@ -48,7 +48,7 @@ def test_numbers_anywhere_in_the_file(before: int, tmp_path: Path):
     assert scanned(path, before, values, 0, halves) == [None, 22]
 
 
-@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1])
 def test_a_file_without_numbers(size: int, tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"\xff" * size)
