@@ -156,7 +156,7 @@ def test_a_failed_shard_is_reported_with_its_error(results: Results, kind: str, 
     "content",
     [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100000, b'{"rank": 1}', b'{"status": "complete", "rank": 0}'],
 )
-def test_a_status_of_garbage(results: Results, content: bytes) -> None:
+def test_a_garbage_status(results: Results, content: bytes) -> None:
     results.statuses[0].write_bytes(content)
     said = doctor(results)
     assert "shard_0-of-2: shard_0-of-2.status.json: not a seqmill status JSON" in said or "recursion" in said
@@ -190,14 +190,14 @@ def test_a_truncated_shard(results: Results) -> None:
     said = doctor(results)
     assert f"the file has {size - 100} bytes, its status JSON says {size}" in said
     assert advice(said).startswith(f"rm results/{NAME}/shards/shard_0-of-2.h5 && snakemake --cores all")
-    # This differs from a truncated file with a matching status JSON.
+    # A truncated file whose status JSON agrees with its size gets another message.
     edit_status(results.statuses[0], shard_bytes=size - 100)
     assert "not a readable HDF5 shard, or truncated" in doctor(results)
 
 
 def test_a_flipped_bit_is_found_by_a_full_check(results: Results) -> None:
     flip(results.shards[1], open_shard(results.shards[1]).embeddings.offset + 5)
-    os.utime(results.embeddings)  # or the shard is newer
+    os.utime(results.embeddings)  # otherwise the shard is newer
     assert advice(doctor(results, code=0)) == "nothing to do"
     said = doctor(results, "--check")
     assert "shard_1-of-2: its SHA-256 is not the one in its status JSON" in said
@@ -248,7 +248,7 @@ def test_running_with_and_without_a_worker(results: Results) -> None:
     assert "shard_0-of-2: running: 1 of 2 packs, status updated " in said
     assert f" days ago; process {worker.pid} on " in said
     assert advice(said) == "wait: a worker is computing; look again later"
-    # A killed worker leaves its lock file, which no process locks.
+    # A killed worker leaves its lock file, but no process holds the lock.
     said = doctor(results)
     assert "its worker is gone (killed?), no one holds its lock: 1 of 2 packs" in said
     assert lock_path_of(results.shards[0]).name in said
@@ -356,7 +356,7 @@ def test_a_truncated_merged_file(results: Results, keep: int) -> None:
 
 @pytest.mark.parametrize("name", ["index.h5", "manifest.json"])
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"{}", b'{"outputs": []}'])
-def test_other_files_of_garbage(results: Results, name: str, content: bytes) -> None:
+def test_other_garbage_files(results: Results, name: str, content: bytes) -> None:
     (results.folder / name).write_bytes(content)
     said = doctor(results)
     assert f"{NAME}: damaged\n  {name}: " in said
