@@ -85,7 +85,7 @@ def measure(model: str, contenders: tuple[str, ...], rounds: int) -> dict:
 
 
 def save_weights(model: str, folder: Path) -> None:
-    """Save one set of seeded weights as a fair-esm checkpoint and as a Hugging Face folder."""
+    """Save the same seeded weights as a fair-esm checkpoint and as a Hugging Face folder."""
     from transformers import EsmConfig, EsmForMaskedLM
 
     from seqmill.model.esm2 import parameter_shapes

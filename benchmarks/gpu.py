@@ -130,7 +130,7 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
     """Measure every variant of a model; the first decides how many packs a round has."""
     architecture = MODELS[name]
     measured = results["models"][name] = {"ways": []}
-    # On the device, so that models of any dtype are made from them quickly; they do not count as used memory.
+    # On the device, so that models of any dtype are made from them quickly; not counted as used memory.
     tensors = {key: tensor.to(device) for key, tensor in untrained_tensors(architecture).items()}
     held = sum(tensor.nbytes for tensor in tensors.values())
     checked = [index.num_packs // 2, index.num_packs - 1]
@@ -194,7 +194,7 @@ def evenly(num_packs: int, count: int) -> list[int]:
 
 
 def pack_seconds(model: ESM2, index: Index, packs: list[int], device: torch.device) -> tuple[float, float]:
-    """Return medians over packs: seconds of the host to queue a pack, and of the device to compute it."""
+    """Return medians over packs: the host's seconds to queue a pack, and the device's seconds to compute it."""
     host, on_device = [], []
     for number in evenly(len(packs), 8):
         pack = Pack.from_tokens(index.pack_tokens(packs[number]), index.pack_lengths(packs[number]))

@@ -25,7 +25,7 @@ def random_proteins(count: int, seed: int = 1) -> list[str]:
 
 
 def write_fasta(path: Path, sequences: list[str]) -> None:
-    """Write the sequences under the names p0, p1, ..."""
+    """Write the sequences with the ids p0, p1, ..."""
     path.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
 
 

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_result(folder: Path, number: int) -> None:
-    """Write a FASTA, its index, two shards, and the merged result, as after a finished run."""
+    """Write a FASTA, its index, two shards, and the merged result, like a finished run."""
     folder.mkdir()
     fasta, index = folder / "a.fa", folder / "index.h5"
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
@@ -78,7 +78,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def compare(folders: list[Path], what: str) -> None:
-    """Compare each folder with the request, as a run does at its start; print the seconds."""
+    """Compare each folder with the request, like the start of a run; print the seconds."""
     began = time.perf_counter()
     digests = KnownDigests(folders[0].parent / "digests.json")
     for folder in folders:

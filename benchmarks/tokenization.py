@@ -83,7 +83,7 @@ def random_contigs(num_bases: int) -> list[bytes]:
 
 
 def with_seqmill(tokenizer: BpeTokenizer, bodies: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the index step makes of the lines of records: all tokens, and the number of each."""
+    """Return the index step's result from the lines of records: all tokens, and the number in each."""
     letters = NucleotideLetters()
     return tokenizer.encode([segment for body in bodies for segment in cut(letters.clean(body))])
 

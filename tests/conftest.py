@@ -1,18 +1,18 @@
-"""Settings of the tests. Where modules are found: `pythonpath` in pyproject.toml."""
+"""Test settings. `pythonpath` in pyproject.toml says where modules are found."""
 
 from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: a rare one that fails is to fail where the change was made.
+# Use the same examples in every run, so that a rare failure shows in the change that causes it.
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.load_profile("same")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Escape what is not UTF-8 in captured output, as in paths: pytest-xdist can't send it."""
+    """Escape non-UTF-8 bytes in captured output, such as paths, because pytest-xdist can't send them."""
     report = yield
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report

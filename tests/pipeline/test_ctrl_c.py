@@ -1,4 +1,4 @@
-"""Ctrl-C while an index or a merge is at work ends it at the next step, though HDF5 holds signals back."""
+"""Ctrl-C during an index build or a merge stops it at the next step, although HDF5 delays signals."""
 
 import os
 import signal
@@ -25,11 +25,11 @@ from sequences import random_sequences
 
 @pytest.fixture(autouse=True)
 def _heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background processes ignore it
 
 
 class Calls:
-    """Stands before a function, counts its calls, and sends SIGINT at one of them."""
+    """Wraps a function, counts its calls, and sends SIGINT at one of them."""
 
     def __init__(self, function: Callable[..., object], interrupt_at: int = 0) -> None:
         self.function, self.interrupt_at, self.number = function, interrupt_at, 0
@@ -51,7 +51,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("module", "begun", "next_module", "never_begun"), STEPS, ids=[step[1] for step in STEPS])
-def test_an_index_is_left_after_the_step(
+def test_an_index_build_stops_after_the_step(
     module: object, begun: str, next_module: object, never_begun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, after = Calls(getattr(module, begun), 1), Calls(getattr(next_module, never_begun))
@@ -63,8 +63,8 @@ def test_an_index_is_left_after_the_step(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_index_is_left_amid_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "COPY_BYTES", 1)  # each pack is written by itself
+def test_an_index_build_stops_between_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "COPY_BYTES", 1)  # write each pack separately
     packs = Calls(zlib.crc32, 3)
     monkeypatch.setattr(build.zlib, "crc32", packs)
     with pytest.raises(KeyboardInterrupt):
@@ -73,7 +73,7 @@ def test_an_index_is_left_amid_its_tokens(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_index_is_left_amid_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_build_stops_within_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = Calls(np.ascontiguousarray, 3)
     monkeypatch.setattr(index_format, "DIGEST_ROWS", 10)
     monkeypatch.setattr(index_format, "np", SimpleNamespace(ascontiguousarray=blocks))
@@ -83,8 +83,8 @@ def test_an_index_is_left_amid_its_digest(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_merge_is_left_amid_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the table beside is left where it is."""
+def test_a_merge_stops_within_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of records, written at the same time, stops too."""
     fasta = tmp_path / "some.faa"
     fasta.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences([9] * 50))))
     run = Run(tmp_path, 1).build(fasta).embed()
@@ -98,7 +98,7 @@ def test_a_merge_is_left_amid_its_ids(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_table_that_is_unwanted_is_left_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwanted_table_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_index(Run(tmp_path, 1).build(DEMO).index)
     monkeypatch.setattr(records, "BLOCK", 10)
     unwanted, lines = Event(), records._lines

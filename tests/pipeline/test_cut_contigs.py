@@ -1,4 +1,4 @@
-"""The demo contigs: each matches the plasmid at the position in its description."""
+"""Each demo contig matches the plasmid at the position in its description."""
 
 import re
 from pathlib import Path
@@ -27,13 +27,13 @@ def contigs() -> list[FastaRecord]:
     return records(CONTIGS)
 
 
-def test_the_committed_file_is_what_its_script_makes(tmp_path: Path) -> None:
+def test_the_script_makes_the_committed_file(tmp_path: Path) -> None:
     output = tmp_path / "contigs.fna"
     write_contigs(PLASMID, output)
     assert output.read_bytes() == CONTIGS.read_bytes()
 
 
-def test_sizes_are_those_of_a_demo(contigs: list[FastaRecord]) -> None:
+def test_the_demo_is_small(contigs: list[FastaRecord]) -> None:
     lengths = [len(bases(contig)) for contig in contigs]
     assert 40 <= len(lengths) <= 60
     assert 40_000 <= sum(lengths) <= 60_000
@@ -44,7 +44,7 @@ def test_sizes_are_those_of_a_demo(contigs: list[FastaRecord]) -> None:
     ]
 
 
-def test_every_contig_is_the_piece_that_its_description_names(contigs: list[FastaRecord]) -> None:
+def test_every_contig_matches_the_plasmid_at_its_position(contigs: list[FastaRecord]) -> None:
     plasmid = bases(records(PLASMID)[0])
     strands = set()
     for contig in contigs:
@@ -74,4 +74,4 @@ def test_another_seed_and_coverage_give_other_contigs(tmp_path: Path) -> None:
     output = tmp_path / "contigs.fna"
     write_contigs(PLASMID, output, coverage=2, seed=7)
     total = sum(len(bases(contig)) for contig in records(output))
-    assert 2 * 9609 <= total < 2 * 9609 + 2 * 5000  # up to one contig more, and the duplicate
+    assert 2 * 9609 <= total < 2 * 9609 + 2 * 5000  # up to one more contig, and the duplicate

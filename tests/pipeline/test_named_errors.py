@@ -1,4 +1,4 @@
-"""A disk that is full or broken: one line, which names the file by the name that the user knows."""
+"""A full or broken disk: one line that names the file by the name that the user knows."""
 
 import errno
 import subprocess
@@ -35,7 +35,7 @@ def merge_command(run: Run, folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["embeddings.h5", "records.tsv.gz", "manifest.json"])
 @pytest.mark.parametrize("call", ["fsync", "write", "close"])
 def test_a_merge_names_the_file(embedded: Run, tmp_path: Path, call: str, name: str) -> None:
-    """At each call until there are no more of them, a full disk and a broken one in turn."""
+    """Faults at each call until no call is left, alternating between a full disk and a broken one."""
     failed = 0
     for number in range(1, 200):
         kind = list(ERRNOS)[number % 2]
@@ -52,6 +52,6 @@ def test_a_merge_names_the_file(embedded: Run, tmp_path: Path, call: str, name: 
         assert f"'{folder / name}'" in last, last
         assert f"[Errno {ERRNOS[kind]}]" in last
         left = {path.name for path in folder.iterdir()}
-        assert left <= {"records.tsv.gz", "manifest.json"}  # these get their names first
+        assert left <= {"records.tsv.gz", "manifest.json"}  # these are renamed first
     assert failed
     assert {path.name for path in folder.iterdir()} == {"embeddings.h5", "records.tsv.gz", "manifest.json"}

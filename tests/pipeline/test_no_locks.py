@@ -1,4 +1,4 @@
-"""File systems without locks: the work goes on, and says once what is missing."""
+"""File systems without locks: the pipeline works, and logs once that locks are missing."""
 
 import errno
 import subprocess
@@ -35,13 +35,13 @@ sys.exit(program.run(work))
 
 
 @pytest.mark.parametrize("name", ERRNOS)
-def test_the_pipeline_goes_on_without_locks(tmp_path: Path, name: str) -> None:
+def test_the_pipeline_works_without_locks(tmp_path: Path, name: str) -> None:
     (tmp_path / "few.faa").write_text("".join(DEMO.read_text().partition("\n>")[:1]) + "\n>b\nMKVL\n")
     environment = preloaded(NO_LOCKS, tmp_path, LOCK_ERRNO=ERRNOS[name]) | {"PYTHONPATH": f"{SCRIPTS}:{SUPPORT}"}
     environment.pop("HDF5_USE_FILE_LOCKING", None)
     command = [sys.executable, "-c", CODE, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "no locks\n"  # else the test shows nothing
+    assert done.stdout == "no locks\n"  # otherwise the test shows nothing
     assert done.stderr.count("the file system has no locks") == 1
     assert len(open_embeddings(Run(tmp_path, 1).embeddings)) == 2

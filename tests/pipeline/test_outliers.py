@@ -1,4 +1,4 @@
-"""Outlier channels, as trained models have them, and what happens where float16 overflows."""
+"""Outlier channels, as in trained models, and what happens where float16 overflows."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory):
     return reference, checkpoint, random_sequences([700, 350, 128, 128, 64, 64, 64, 17, 3, 1])
 
 
-def test_the_planted_channels_are_large_and_the_others_still_decide(planted) -> None:
+def test_the_planted_channels_are_large_but_the_others_still_decide(planted) -> None:
     reference, _, sequences = planted
     hidden = []
     norm_hook = reference.emb_layer_norm_after.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
@@ -51,7 +51,7 @@ def test_the_planted_channels_are_large_and_the_others_still_decide(planted) -> 
     for channel, reached in OUTLIERS.items():
         assert stream[:, channel].median().item() == pytest.approx(abs(reached), rel=0.1)
     assert stream[:, others].max() < 20
-    # Layer norms make up for them: an embedding is no more the outliers' than its other channels'.
+    # Layer norms compensate for them: the outliers do not dominate an embedding.
     share = (means[:, list(OUTLIERS)] ** 2).sum(axis=1) / (means**2).sum(axis=1)
     assert share.max() < 0.1
 
@@ -64,7 +64,7 @@ def test_float32_agrees_with_fair_esm_despite_outliers(planted) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kernel", "least"), SIXTEEN_BITS)
-def test_16_bits_stand_outliers(planted, dtype: torch.dtype, kernel: str, least: float) -> None:
+def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, least: float) -> None:
     if kernel == "avx512" and choose_kernel(CPU, dtype, MODELS[MODEL].head_dim) != "avx512":
         pytest.skip("no AVX512-BF16 processor or no C compiler")
     _, mean, cosine = worst_errors(*planted, dtype, kernel)
@@ -72,7 +72,7 @@ def test_16_bits_stand_outliers(planted, dtype: torch.dtype, kernel: str, least:
     assert cosine > least
 
 
-# Overflow. A channel of the residual stream tells where the letter W is; weights that read it overflow float16.
+# Overflow. A channel of the residual stream marks the letter W; weights that read it overflow float16.
 LETTER, CHANNEL = "W", 7
 SMALL = replace(MODELS[MODEL], num_layers=2)
 HOLDERS = [True, False, True, False, True, False, True, False, True]
@@ -80,7 +80,7 @@ LENGTHS = [60, 40, 40, 40, 17, 17, 5, 2, 1]
 
 
 def overflow_sequences() -> tuple[list[str], list[str]]:
-    """Return sequences of which some hold the letter, and the same with another letter in its place."""
+    """Return sequences, some with the letter, and the same sequences with another letter in its place."""
     without = [sequence.replace(LETTER, "A") for sequence in random_sequences(LENGTHS)]
     holding = []
     for sequence, holds in zip(without, HOLDERS, strict=True):
@@ -90,9 +90,9 @@ def overflow_sequences() -> tuple[list[str], list[str]]:
 
 
 def overflowing(site: str, layer: int, sign: int = 1) -> dict[str, torch.Tensor]:
-    """Seeded weights whose float16 values overflow at one site of one layer, where the letter is or attended to.
+    """Return weights that overflow float16 at one site of one layer, where the letter is or where it is attended to.
 
-    The letter has 15 or so in the channel after a layer norm, all others about 0.
+    After a layer norm, the channel is about 15 for the letter and about 0 for all others.
     """
     tensors = {name: tensor.clone() for name, tensor in untrained_tensors(SMALL).items()}
     d, prefix = SMALL.hidden_dim, f"layers.{layer}."
@@ -115,11 +115,11 @@ def overflowing(site: str, layer: int, sign: int = 1) -> dict[str, torch.Tensor]
     if site in ("attention_norm", "ffn_norm"):
         tensors[f"{prefix}{site}.weight"][CHANNEL] = sign * 8000
     elif site in ("query", "key", "value"):
-        # Dimension 7 of the first head turns slowly with the position, so that the sign stays.
+        # Dimension 7 of the first head turns slowly with the position, so the sign stays the same.
         read_channel("qkv", ("query", "key", "value").index(site) * d + 7, sign * 8000)
     elif site == "out":
         read_channel("qkv", 2 * d, 3000)
-        tensors[f"{prefix}qkv.weight"][: SMALL.head_dim] = 0  # the first head attends to all alike
+        tensors[f"{prefix}qkv.weight"][: SMALL.head_dim] = 0  # the first head attends to all tokens equally
         tensors[f"{prefix}qkv.bias"][: SMALL.head_dim] = 0
         tensors[f"{prefix}out.weight"][5, 0] = sign * 150
     elif site == "fc1":
@@ -140,7 +140,7 @@ def assert_overflow_shows_where_the_letter_is(tensors: dict[str, torch.Tensor]) 
     holding, without = overflow_sequences()
     holds = torch.tensor(HOLDERS)
     found, other = embed(tensors, holding, torch.float16), embed(tensors, without, torch.float16)
-    assert embed(tensors, holding, torch.float32).isfinite().all()  # what the runner falls back on
+    assert embed(tensors, holding, torch.float32).isfinite().all()  # the runner's fallback
     assert other.isfinite().all()
     assert not found[holds].isfinite().any()  # in every channel of the embedding
     assert torch.equal(found[~holds], other[~holds])
@@ -155,14 +155,14 @@ def test_a_float16_overflow_shows_in_its_sequences_and_in_no_other(site: str, si
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("site", ["query", "key"])
-def test_a_float16_overflow_of_queries_or_keys_shows_or_changes_nothing(site: str, sign: int) -> None:
-    """Scores of the letter's token, as query or as key, that are all inf or all -inf.
+def test_a_float16_overflow_of_queries_or_keys_shows_or_does_no_harm(site: str, sign: int) -> None:
+    """The scores of the letter's token, as query or as key, are all inf or all -inf.
 
-    A key of scores -inf has no weight, in float32 neither.
+    A key with scores of -inf has no weight, in float32 as well.
     """
     tensors = overflowing(site, 0, sign)
     partner = SMALL.hidden_dim if site == "query" else 0
-    for row in (7, 15):  # the two dimensions that turn together
+    for row in (7, 15):  # the two dimensions that rotate together
         tensors["layers.0.qkv.weight"][partner + row] = 0
         tensors["layers.0.qkv.bias"][partner + row] = 10
     sequences, _ = overflow_sequences()
@@ -177,6 +177,6 @@ def test_a_float16_overflow_of_queries_or_keys_shows_or_changes_nothing(site: st
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [3, 64, 1280])
 def test_gelu_of_a_negative_overflow_is_nan_where_its_exact_value_is_zero(dtype: torch.dtype, width: int) -> None:
-    """A needless alarm, never a silent loss: of any value below float16's range GELU is 0 in float64."""
+    """A false alarm, but never a silent loss: float64 GELU is 0 for any value below float16's range."""
     assert torch.nn.functional.gelu(torch.full((2, width), -torch.inf, dtype=dtype)).isnan().all()
     assert torch.nn.functional.gelu(torch.tensor([-65504.0, -1e9], dtype=torch.float64)).eq(0).all()

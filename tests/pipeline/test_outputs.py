@@ -1,4 +1,4 @@
-"""Several layers and poolings in one pass: against fair-esm and a written-out DNABERT-S, pooled by hand."""
+"""Several layers and poolings in one pass, against fair-esm and a written-out DNABERT-S, pooled by hand."""
 
 import json
 import subprocess
@@ -82,7 +82,7 @@ def test_the_first_output_has_the_same_bits_alone(proteins: tuple, tmp_path: Pat
 
 
 def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
-    """Each window by itself: means are weighted by bases, maxima are maxima, deviations those of all windows."""
+    """Pools each window separately: means are weighted by bases, max is the maximum, std is that of all windows."""
     state = seeded_state(SMALL)
     folder = save_folder(state, SMALL, tmp_path / "model")
     generator = np.random.default_rng(5)
@@ -104,7 +104,7 @@ def test_poolings_of_windows_and_strands(tmp_path: Path) -> None:
                 if pooling == "max":
                     expected = np.concatenate([states[1:-1] for states in hidden]).max(axis=0)
                 elif pooling == "std":
-                    # Every token of a window weighs as much as the window's bases over its tokens.
+                    # A token's weight is the number of its window's bases divided by the number of the window's tokens.
                     tokens = np.concatenate([states[1:-1] for states in hidden])
                     shares = np.concatenate(
                         [
@@ -131,7 +131,7 @@ def test_float16_in_the_results(proteins: tuple, tmp_path: Path) -> None:
     assert (open_embeddings(run.embeddings)[:].astype(np.float16) == half).all()
 
 
-def test_what_the_model_has_not_is_refused(proteins: tuple, tmp_path: Path) -> None:
+def test_outputs_that_the_model_lacks_are_refused(proteins: tuple, tmp_path: Path) -> None:
     fasta, checkpoint = proteins[:2]
     run = Run(tmp_path, 1).build(fasta, str(checkpoint))
     arguments = ["--index", run.index, "--rank", 0, "--world-size", 1, "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""What can be read only once, or never ends, is refused; no program waits for ever for another."""
+"""Input that can be read only once, or never ends, is refused; no program waits forever for another."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ import pytest
 from pipeline import MODEL, SCRIPTS, run_script
 from seqmill.run.slurm_jobs import IN_USE
 
-HANGS = 60  # seconds; what hangs is ended by a TimeoutExpired
+HANGS = 60  # seconds; a program that hangs ends with a TimeoutExpired
 LOOKS = {
     "dataset": "from seqmill.run.datasets import dataset_of_file; dataset_of_file(path, 'esm2_t6_8M_UR50D', [Path()])",
     "metadata": "from seqmill.report.colors import require_column; require_column(Path(path), 'kind')",
@@ -53,7 +53,7 @@ def test_a_pipe_is_refused(pipe: Path, what: str) -> None:
     assert_refused(run(LOOKS[what], pipe), pipe)
 
 
-def test_no_index_of_a_pipe(pipe: Path, tmp_path: Path) -> None:
+def test_no_index_is_built_from_a_pipe(pipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "results/index.h5"
     for path, text in ((pipe, None), ("/dev/stdin", ">a\nMKV\n"), ("/dev/zero", None)):
         arguments = ("--fasta", path, "--model", MODEL, "--output", output)
@@ -61,7 +61,7 @@ def test_no_index_of_a_pipe(pipe: Path, tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_a_workflow_that_another_keeps_from_its_folder_says_who(tmp_path: Path) -> None:
+def test_a_workflow_whose_folder_is_in_use_names_the_lock_holder(tmp_path: Path) -> None:
     path = tmp_path / IN_USE
     path.parent.mkdir()
     holder = f"import fcntl, time; f = open({str(path)!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True)"
@@ -80,7 +80,7 @@ def test_a_workflow_that_another_keeps_from_its_folder_says_who(tmp_path: Path) 
     assert f"process {other.pid} (" in line
 
 
-def test_a_workflow_waits_a_moment_for_its_folder(tmp_path: Path) -> None:
+def test_a_workflow_waits_briefly_for_its_folder(tmp_path: Path) -> None:
     path = tmp_path / IN_USE
     path.parent.mkdir()
     with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""The vectors of residues: fair-esm's, the same bits in any shards, whole through a crash, refused when damaged."""
+"""Per-residue vectors: equal to fair-esm's, same bits in any shards, whole after a crash, refused when damaged."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ TWO_LAYERS = (-1, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """Sequences, their FASTA, seeded weights, and what fair-esm computes with them in float64."""
+    """Sequences, their FASTA, seeded weights, and fair-esm's hidden states in float64."""
 
     sequences: list[str]
     fasta: Path
@@ -60,7 +60,7 @@ def embed(case: Case, folder: Path, outputs: Outputs, world_size: int = 1, **set
 
 
 @pytest.mark.parametrize("dtype", BOTH)
-def test_they_are_those_of_fair_esm_by_every_layer(
+def test_every_layer_agrees_with_fair_esm(
     case: Case, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 700)
@@ -104,7 +104,7 @@ def test_windows_are_blended(tmp_path: Path) -> None:
         assert relative_error(embeddings.residues(record), expected) < 5e-5, record
 
 
-def test_they_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:
+def test_residues_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:
     embeddings = open_embeddings(embed(case, tmp_path, Outputs(per_residue="float16")).merge().embeddings)
     by_row = embeddings.residues(0)
     assert by_row.shape == (5, SMALL_ESM2.hidden_dim)
@@ -118,19 +118,19 @@ def test_they_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:
         embeddings.residues(len(embeddings))
 
 
-def test_a_file_without_them_says_so(case: Case, tmp_path: Path) -> None:
+def test_a_file_without_residues_says_so(case: Case, tmp_path: Path) -> None:
     embeddings = open_embeddings(embed(case, tmp_path, Outputs()).merge().embeddings)
     with pytest.raises(SeqmillError, match="has no vectors of residues; make it with per_residue"):
         embeddings.residues(0)
 
 
-def test_finished_packs_are_gone_on_from(case: Case, tmp_path: Path) -> None:
+def test_finished_packs_are_resumed(case: Case, tmp_path: Path) -> None:
     outputs = Outputs(per_residue="float16")
     run = embed(case, tmp_path, outputs)
     before, index = open_shard(run.shards[0]), open_index(run.index)
     residues, offsets = before.residues.tobytes(), before.residue_offsets.tolist()
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
-    shutil.rmtree(tmp_path / "parts")  # which stay until the merge
+    shutil.rmtree(tmp_path / "parts")  # parts stay until the merge
     save_parts(tmp_path / "parts", index, fingerprint, results_of(run)[1:3], "shard_1-of-2.h5")
     run.shards[0].unlink()
     run.embed(outputs=outputs)
@@ -139,7 +139,7 @@ def test_finished_packs_are_gone_on_from(case: Case, tmp_path: Path) -> None:
     assert (after.residues.tobytes(), after.residue_offsets.tolist()) == (residues, offsets)
 
 
-def test_parts_without_them_are_not_used(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parts_without_residues_are_not_used(case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = embed(case, tmp_path, Outputs())
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
     save_parts(tmp_path / "parts", open_index(run.index), fingerprint, results_of(run), "shard_0-of-1.h5")
@@ -149,8 +149,8 @@ def test_parts_without_them_are_not_used(case: Case, tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.parametrize("poolings", [("mean",), ("cls",)])
-def test_a_sequence_that_is_not_finite_is_left_out_with_its_residues(poolings: tuple[str, ...], tmp_path: Path) -> None:
-    """Also where the first token does not see it: here the residue's own layer is read."""
+def test_a_quarantined_sequence_has_no_residues(poolings: tuple[str, ...], tmp_path: Path) -> None:
+    """Even if its first token does not see the residue: layer 0 is only the residue's own embedding."""
     sequences = [s.replace("C", "A") for s in random_sequences([30, 50, 20, 600, 41])]
     sequences[1] = sequences[1][:7] + "C" + sequences[1][8:]
     fasta = tmp_path / "p.faa"
@@ -163,7 +163,7 @@ def test_a_sequence_that_is_not_finite_is_left_out_with_its_residues(poolings: t
     assert all(np.isfinite(embeddings.residues(id_)).all() for id_ in embeddings.ids)
 
 
-def test_values_beyond_float16_are_an_error_by_name(tmp_path: Path) -> None:
+def test_values_beyond_float16_are_an_error_that_names_the_sequence(tmp_path: Path) -> None:
     fasta = tmp_path / "p.faa"
     fasta.write_text(f">p0\n{'A' * 40}\n>p1\n{'A' * 20}C\n")
     run = Run(tmp_path, 1).build(fasta, broken_model(PROTEINS, tmp_path, 1e6))
@@ -206,7 +206,7 @@ def _drop(file: h5py.File) -> None:
         (_drop, "lacks residue_offsets"),
     ],
 )
-def test_the_merge_refuses_damaged_ones(case: Case, damage: Callable, message: str, tmp_path: Path) -> None:
+def test_the_merge_refuses_damaged_residues(case: Case, damage: Callable, message: str, tmp_path: Path) -> None:
     run = embed(case, tmp_path, Outputs(per_residue="float16"))
     with h5py.File(run.shards[0], "r+") as file:
         damage(file)
@@ -218,12 +218,12 @@ def test_the_merge_refuses_damaged_ones(case: Case, damage: Callable, message: s
     assert not run.embeddings.exists()
 
 
-def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
+def test_the_audit_compares_residues(case: Case, tmp_path: Path) -> None:
     outputs = Outputs(TWO_LAYERS, ("mean",), "float16")
     run = embed(case, tmp_path, outputs, audit_seconds=3600)
     status = json.loads(run.statuses[0].read_text())
     assert status["audit"]["verdict"] == "ok"
-    assert status["audit"]["sequences"] >= 1  # more as time allows, which is little for so few tokens
+    assert status["audit"]["sequences"] >= 1  # more if time allows, which is little for so few tokens
     assert status["audit"]["worst_relative_error"] < 1e-4
     shard, index = open_shard(run.shards[0]), open_index(run.index)
     offsets = residue_offsets(index, shard.index_rows)
@@ -240,7 +240,7 @@ def test_the_audit_compares_them(case: Case, tmp_path: Path) -> None:
     assert judge(found, "bfloat16", "esm2")[0] == "fail"
 
 
-def test_the_program_keeps_them(tmp_path: Path) -> None:
+def test_the_program_saves_residues(tmp_path: Path) -> None:
     run = Run(tmp_path, 1)
     fasta = tmp_path / "p.faa"
     fasta.write_text(">one\nMKTAYIAKQR\n")
@@ -253,7 +253,7 @@ def test_the_program_keeps_them(tmp_path: Path) -> None:
 
 
 def test_exports(case: Case, tmp_path: Path) -> None:
-    """As ProtTrans publishes them, and as fair-esm's extract.py saves them with `--include per_tok`."""
+    """In ProtTrans's format, and as fair-esm's extract.py saves them with `--include per_tok`."""
     run = embed(case, tmp_path, Outputs(per_residue="float16")).merge()
     embeddings = open_embeddings(run.embeddings)
     export_embeddings(run.embeddings, tmp_path / "residues.h5", "h5_residues")
@@ -269,7 +269,7 @@ def test_exports(case: Case, tmp_path: Path) -> None:
     assert np.array_equal(content["representations"][6].numpy(), embeddings.residues(0).astype(np.float32))
 
 
-def test_an_export_of_none_is_refused(tmp_path: Path) -> None:
+def test_an_export_without_residues_is_refused(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", np.ones((2, 3)))
     with pytest.raises(SeqmillError, match="has no vectors of residues"):
         export_embeddings(path, tmp_path / "residues.h5", "h5_residues")

@@ -1,4 +1,4 @@
-"""The embeddings have the same bits, order and ids for any number of shards, and are those of the references."""
+"""Embeddings have the same bits, order and ids for any number of shards, and agree with the references."""
 
 import hashlib
 from pathlib import Path
@@ -77,8 +77,8 @@ def test_the_demos_have_the_same_bits_with_any_number_of_shards_and_threads(
     ],
     ids=str,
 )
-def test_values_are_those_of_the_reference_record_by_record(tmp_path: Path, family: Family, pooling: str) -> None:
-    """From the FASTA to the merged file, so that a mix-up of rows, windows or strands anywhere would show."""
+def test_values_are_those_of_the_reference_for_every_record(tmp_path: Path, family: Family, pooling: str) -> None:
+    """Covers the FASTA to the merged file, so a mix-up of rows, windows or strands anywhere would show."""
     run = Run(tmp_path, 3).build(family.write_odd(tmp_path), family.seeded_model, family.policy)
     found = open_embeddings(run.embed(outputs=Outputs((-1,), (pooling,))).merge().embeddings)
     assert found.attrs["pooling"] == pooling
@@ -87,7 +87,7 @@ def test_values_are_those_of_the_reference_record_by_record(tmp_path: Path, fami
 
 
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
-def test_other_neighbors_change_a_result_by_no_more_than_rounding(tmp_path: Path, family: Family) -> None:
+def test_neighbors_change_a_result_only_by_rounding(tmp_path: Path, family: Family) -> None:
     sequences = family.random([50, 1021, 52, 300])
     alone, together = tmp_path / "alone.fa", tmp_path / "together.fa"
     alone.write_text(f">a\n{sequences[1]}\n")

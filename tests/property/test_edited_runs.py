@@ -1,4 +1,4 @@
-"""Whatever is edited between runs: a run that succeeds gives what a fresh one would, to the bit."""
+"""Whatever is edited between runs, a run that succeeds gives the same bits as a fresh run."""
 
 import random
 import shutil
@@ -36,7 +36,7 @@ def test_a_run_gives_what_is_asked_for(group: int, tmp_path: Path, monkeypatch: 
 
 
 def judge(run: EditedRun) -> str:
-    """Run, and compare the result with a fresh run's; after a refusal move the results away and run again."""
+    """Run and compare with a fresh run; after a refusal, move the results away and run again."""
     context = f"seed {run.folder.name}: {run.edits}"
     before = (run.results / "embeddings.h5").read_bytes() if (run.results / "embeddings.h5").exists() else None
     try:
@@ -48,5 +48,5 @@ def judge(run: EditedRun) -> str:
         assert run.found() == run.expected(), context
         return "refused"
     assert run.found() == run.expected(), context
-    assert run.run() == [], context  # nothing is computed again that need not be
+    assert run.run() == [], context  # nothing is computed again without need
     return "kept" if before == (run.results / "embeddings.h5").read_bytes() else "computed"

@@ -89,7 +89,7 @@ def expectations(entries: list[Entry], policy: LengthPolicy) -> tuple[list[Expec
 
 
 def fasta_text(entries: list[Entry], seed: int = 0) -> bytes:
-    """Write the entries in lines of random length with either line end and stray blanks."""
+    """Write the entries in lines of random length with either line ending and stray blanks."""
     layout = random.Random(seed)
     text = b""
     for header, sequence in entries:
@@ -184,12 +184,12 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
         change: counts[change] for change in ("lower_case", "trailing_stop", "inner_stop_to_x", "j_to_x")
     }
 
-    # Ids and descriptions come back; lengths are those before truncation.
+    # Ids and descriptions are kept; lengths are those before truncation.
     assert [index.record_id(number) for number in range(len(entries))] == [record.id for record in expected]
     assert record_descriptions(index) == [record.description for record in expected]
     assert index.record_lengths.tolist() == [len(record.cleaned) for record in expected]
 
-    # Each record's row leads to the tokens of its sequence.
+    # Each record's row has the tokens of its sequence.
     for record, row in zip(expected, index.record_rows.tolist(), strict=True):
         if record.fate == "rejected":
             assert row == -1
@@ -198,7 +198,7 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
             assert index.sequence_records[row] == record.first
             assert index.sequence_id(row) == expected[record.first].id
 
-    # Unique sequences are in descending order of tokens, ties by first appearance.
+    # Unique sequences are in descending order of tokens; ties are in order of first appearance.
     uniques = [(-len(record.kept), number) for number, record in enumerate(expected) if record.first == number]
     assert index.sequence_records.tolist() == [number for _, number in sorted(uniques)]
     assert index.num_sequences == len(uniques) == index.attributes["num_sequences"]
@@ -234,7 +234,7 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
 
 
 def check_plan(token_offsets: np.ndarray, pack_offsets: np.ndarray, pack_tokens: int) -> None:
-    """Packs cover all sequences in order; each holds what fits, and as much as fits; ranks divide them."""
+    """Packs cover all sequences in order; each is as full as possible; ranks divide the packs."""
     num_sequences = len(token_offsets) - 1
     assert pack_offsets[0] == 0
     assert pack_offsets[-1] == num_sequences
@@ -261,8 +261,8 @@ DIGESTS = st.builds(bytes.__add__, HALVES, HALVES)
 
 @given(st.lists(st.tuples(DIGESTS, st.booleans()), min_size=1, max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_unique_sequences_of_any_digests(records: list[tuple[bytes, bool]]):
-    """Digests that agree in only one half are different sequences."""
+def test_unique_sequences_with_any_digests(records: list[tuple[bytes, bool]]):
+    """Sequences whose digests agree in only one half are different."""
     assume(not all(rejected for _, rejected in records))
     lengths = {digest: digest[0] % 3 + digest[-1] % 2 for digest, _ in records}
     firsts: dict[bytes, int] = {}
@@ -298,7 +298,7 @@ def test_pack_tokens_grow_with_the_input(one: int, other: int):
 
 @given(entry_lists(), st.integers(1, 1000))
 @settings(max_examples=25, deadline=None)
-def test_digest_depends_on_neither_container_path_nor_layout(entries: list[Entry], seed: int):
+def test_digest_does_not_depend_on_container_path_or_layout(entries: list[Entry], seed: int):
     policy = LengthPolicy("truncate", 30)
     index = build(entries, policy)
     text = fasta_text(entries)
@@ -313,7 +313,7 @@ def test_digest_depends_on_neither_container_path_nor_layout(entries: list[Entry
 
 @given(entry_lists(), st.data())
 @settings(max_examples=30, deadline=None)
-def test_digest_changes_with_what_it_stands_for(entries: list[Entry], data: st.DataObject):
+def test_digest_changes_with_the_content(entries: list[Entry], data: st.DataObject):
     policy = LengthPolicy("truncate", 30)
     digest = build(entries, policy).digest
     number = data.draw(st.integers(0, len(entries) - 1))
@@ -357,7 +357,7 @@ def test_digest_changes_with_the_policy_for_long_sequences():
     assert len(digests) == 8
 
 
-def test_records_may_agree_in_what_is_kept_and_still_be_two_sequences():
+def test_records_with_equal_stored_tokens_may_be_two_sequences():
     index = build([("a", "MKVLA"), ("b", "MKVLW"), ("c", "MKV"), ("d", "mkvla*")], LengthPolicy("truncate", 3))
     assert index.record_rows.tolist() == [0, 1, 2, 0]
     assert [Fate(fate) for fate in index.record_fates] == [

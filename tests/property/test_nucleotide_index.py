@@ -189,7 +189,7 @@ def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     rows = {(record.cleaned, row) for record, row in zip(expected, index.record_rows.tolist(), strict=True) if row >= 0}
     assert len(rows) == len(dict(rows)) == index.num_sequences == index.attributes["num_sequences"]
 
-    # Rows are in descending order of tokens, ties by first appearance; the totals are those of the rows.
+    # Rows are in descending order of tokens, ties in order of first appearance; the totals are those of the rows.
     uniques = {number: record for number, record in enumerate(expected) if record.first == number}
     sizes = {number: sum(len(tokens_of(s)) for s in record.segments) for number, record in uniques.items()}
     order = sorted(uniques, key=lambda number: (-sizes[number], number))
@@ -233,8 +233,8 @@ def check_packs(index: Index) -> None:
 
 @given(st.text("ACGTRYKMBVDHSWN", min_size=1, max_size=100), policies())
 @settings(max_examples=150, deadline=None)
-def test_segments_are_those_written_out(sequence: str, policy: LengthPolicy):
-    """The package's cut equals the test's windows; every base is in one."""
+def test_segments_match_the_written_out_cut(sequence: str, policy: LengthPolicy):
+    """The package cuts the same windows as the test; every base is in one."""
     if len(sequence) <= policy.max_length or policy.long_sequences not in ("window", "full"):
         policy = LengthPolicy("full", 0, strand=policy.strand)
     found = cut(sequence.encode(), policy.window, policy.stride, policy.strand)
@@ -246,7 +246,7 @@ def test_segments_are_those_written_out(sequence: str, policy: LengthPolicy):
 
 @given(entry_lists(), st.data())
 @settings(max_examples=12, deadline=None)
-def test_digest_changes_with_what_it_stands_for(entries: list[Entry], data: st.DataObject):
+def test_digest_changes_with_the_content(entries: list[Entry], data: st.DataObject):
     policy = LengthPolicy("window", 20, 10, 5)
     digest = build(entries, policy).digest
     assert build(entries, policy, compress=True).digest == digest
@@ -264,7 +264,7 @@ def test_digest_changes_with_what_it_stands_for(entries: list[Entry], data: st.D
 
 
 def test_digest_changes_with_each_setting_and_with_the_tokenizer(tmp_path: Path):
-    """Also if the setting does not affect these short sequences, but would affect others."""
+    """Even if the setting affects only other, longer sequences."""
     other = tmp_path / "other"
     shutil.copytree(dnabert_folder(SMALL), other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -285,12 +285,12 @@ def test_digest_changes_with_each_setting_and_with_the_tokenizer(tmp_path: Path)
     digests = {build(entries, policy).digest for policy in policies}
     digests.add(build(entries, policies[0], str(other)).digest)
     assert len(digests) == len(policies) + 1
-    # The model's name and weights are not part of it: an index serves all models with the same tokenizer.
+    # The model's name and weights are not in the digest: an index serves all models with the same tokenizer.
     assert build(entries, policies[0], str(dnabert_folder(SMALL))).digest in digests
 
 
-def test_a_sequence_and_its_other_strand_are_two(tmp_path: Path):
-    """Although with both strands their segments differ only in order."""
+def test_a_sequence_and_its_reverse_complement_are_two(tmp_path: Path):
+    """Although their segments on both strands differ only in order."""
     index = build([("a", "AACCGGGT"), ("b", "ACCCGGTT")], LengthPolicy("full", 0, strand="both"))
     assert index.record_rows.tolist() == [0, 1]
     one, other = (sorted(tokens.tolist() for tokens in index.row_segments(row)) for row in (0, 1))

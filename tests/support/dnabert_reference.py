@@ -1,14 +1,15 @@
-"""A reference of DNABERT-S: padded, with every bias and score written out, on seeded weights.
+"""A reference implementation of DNABERT-S on seeded weights: padded, with every bias and score written out.
 
-`GOLDEN` are numbers of the published code itself, which this repository does not hold. To make them again:
+`GOLDEN` holds numbers computed by the published code, which is not in this repository. To compute them again:
 
-1. From https://github.com/MAGICS-LAB/DNABERT_S at commit ac01b55e5034182e4b915d34ce5a3a323b82adb8 take
-   `evaluate/model_codes/{bert_layers.py,config.json}` and `train/pretrain/DNABERT2_MIX/bert_padding.py`, into one
-   package without flash_attn_triton, so that it computes in PyTorch; it needs einops and transformers.
-2. `BertModel(BertConfig(**config))` with num_hidden_layers 3, `load_state_dict(seeded_state(SMALL))`, which is
-   strict, then `.double().eval()`.
-3. `random_tokens(GOLDEN_LENGTHS)` as one batch padded with 0, and its attention mask.
-4. A sequence's row: the first three values and the norm of its mean over all tokens; its last token's last three.
+1. From https://github.com/MAGICS-LAB/DNABERT_S at commit ac01b55e5034182e4b915d34ce5a3a323b82adb8 copy
+   `evaluate/model_codes/{bert_layers.py,config.json}` and `train/pretrain/DNABERT2_MIX/bert_padding.py` into one
+   package without flash_attn_triton, so that it computes in PyTorch. It needs einops and transformers.
+2. Create `BertModel(BertConfig(**config))` with num_hidden_layers 3, call `load_state_dict(seeded_state(SMALL))`, which
+   is strict, and then `.double().eval()`.
+3. Run `random_tokens(GOLDEN_LENGTHS)` as one batch padded with 0, with its attention mask.
+4. A sequence's row has the first three values and the norm of its mean over all tokens, and the last three values of
+   its last token.
 
 Made with torch 2.13.0 (CPU), transformers 5.23.0 and einops 0.8.2.
 """
@@ -59,9 +60,9 @@ State = dict[str, torch.Tensor]
 
 
 def seeded_state(architecture: DnabertArchitecture, seed: int = 7) -> State:
-    """Return weights under the names of the published code, none at a trivial value (no zero bias, no unit norm).
+    """Return nontrivial weights (no zero bias, no unit norm) under the names of the published code.
 
-    They come from NumPy's PCG64, so that they are the same with any version of torch.
+    They come from NumPy's PCG64, so every version of torch gives the same weights.
     """
     d, ffn = architecture.hidden_dim, 4 * architecture.hidden_dim
     shapes: dict[str, tuple[int, ...]] = {
@@ -101,7 +102,7 @@ def seeded_state(architecture: DnabertArchitecture, seed: int = 7) -> State:
 
 
 def random_tokens(lengths: list[int], seed: int = 5) -> list[np.ndarray]:
-    """Return seeded token ids of all the vocabulary, 0 and 3 included: no id is padding."""
+    """Return seeded token ids from the whole vocabulary, including 0 and 3: no id is padding."""
     generator = np.random.Generator(np.random.PCG64(seed))
     return [generator.integers(0, 4096, length).astype(np.uint16) for length in lengths]
 
@@ -137,7 +138,7 @@ def save_folder(state: State, architecture: DnabertArchitecture, folder: Path) -
 
 
 def slopes_written_out(num_heads: int) -> list[float]:
-    """Return the heads' slopes: a geometric series for powers of two, else two of them, interleaved."""
+    """Return the heads' slopes: a geometric series for a power of two, else two interleaved series."""
     if num_heads & (num_heads - 1) == 0:
         first = 2.0 ** (-8.0 / num_heads)
         return [first**head for head in range(1, num_heads + 1)]
@@ -167,7 +168,7 @@ def reference_hidden(
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
-    # float32 in any case, as in the published code.
+    # Always float32, as in the published code.
     places = torch.arange(longest, dtype=torch.float32)
     distance = (places[:, None] - places[None, :]).abs()
     bias = -torch.tensor(slopes_written_out(heads), dtype=torch.float32)[:, None, None] * distance

@@ -1,4 +1,4 @@
-"""A small run whose input, settings and results are edited at random between its repetitions."""
+"""A small run whose input, settings and results are edited at random between repetitions."""
 
 import os
 import random
@@ -29,7 +29,7 @@ DAY = 86400
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may set; the defaults are those of the workflow, but for the precision and the audit."""
+    """User settings; the defaults are those of the workflow, except precision and audit."""
 
     precision: str = "float32"
     pooling: str = "mean"
@@ -45,7 +45,7 @@ class Settings:
 
 @cache
 def checkpoint(seed: int, folder: Path) -> bytes:
-    """Return a small ESM-2 checkpoint; seeds differ in the values only, so that the sizes of the files are equal."""
+    """Return a small ESM-2 checkpoint; seeds change only the values, so all files have the same size."""
     path = folder / f"seed{seed}"
     save_checkpoint(fair_esm_model(Architecture(2, 32, 4), seed), path)
     return path.read_bytes()
@@ -58,7 +58,7 @@ class EditedRun:
     Attributes:
         folder: the working directory.
         random: chooses the edits.
-        settings: what is asked for.
+        settings: the requested settings.
         edits: names of the edits so far, for messages.
     """
 
@@ -81,7 +81,7 @@ class EditedRun:
         return [self.results / name for name in ("embeddings.h5", "records.tsv.gz", "manifest.json")]
 
     def write(self, name: str, content: bytes, days_ago: float) -> None:
-        """Put a file in the place of another by a rename, as mv, rsync and tar do, with a time in the past."""
+        """Replace a file by a rename, as mv, rsync and tar do, with a modification time in the past."""
         path = self.folder / name
         new = path.with_name("new")
         new.write_bytes(content)
@@ -90,13 +90,12 @@ class EditedRun:
         new.replace(path)
 
     def edit(self) -> None:
-        """Make one edit."""
         name, edit = self.random.choice(list(EDITS.items()))
         self.edits.append(name)
         edit(self)
 
     def expected(self) -> "Expected":
-        """Return what a fresh run gives."""
+        """Return the result of a fresh run."""
         folder = self.folder / "fresh"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -107,10 +106,10 @@ class EditedRun:
         return Expected.of(folder / "embeddings.h5")
 
     def run(self, until: str = "") -> list[str]:
-        """Make what is missing or stale, as the workflow does; return which of the programs ran.
+        """Make missing or stale files, as the workflow does; return the programs that ran.
 
         Args:
-            until: end after this program, as a run that is killed.
+            until: stop after this program, like a killed run.
         """
         fasta, model, digests = Path(self.fasta), find_model("model.pt"), KnownDigests(Path("digests.json"))
         policy, outputs = LengthPolicy(max_length=self.settings.max_length), self.settings.outputs
@@ -137,7 +136,7 @@ class EditedRun:
 
         merge = not all(path.exists() for path in self.outputs) or self.outputs[0] in stale
         shards_needed = any(not shard.exists() or shard in stale for shard in shards)
-        # Without an index nothing tells whether shards are of it: Snakemake makes them again after it.
+        # Without an index nobody knows whether the shards match it, so Snakemake makes them again after the index.
         new_index = False
         if index.exists() or merge or shards_needed:
             new_index = make([index], False, "index", lambda: build_index(fasta, index, "model.pt", policy))
@@ -163,7 +162,7 @@ class EditedRun:
 
 @dataclass(frozen=True)
 class Expected:
-    """Ids, and the bits of the vectors with their shape and dtype."""
+    """Ids, and the bits, shape and dtype of the vectors."""
 
     ids: tuple[str, ...]
     shape: tuple[int, ...]
@@ -197,7 +196,7 @@ def _replace_weights(days_ago: float) -> Callable[[EditedRun], None]:
 
 
 def _overwrite_fasta(run: EditedRun) -> None:
-    """Overwrite the file in place and set its old time again, as cp -p from another file of that time would."""
+    """Overwrite the file in place and restore its time, as cp -p from another file of that time would."""
     path = run.folder / run.fasta
     before = path.stat()
     path.write_text(run.random.choice(FASTAS))
@@ -210,7 +209,7 @@ def _append(run: EditedRun) -> None:
 
 
 def _rename(run: EditedRun) -> None:
-    """Move the FASTA to another folder; its name, and so the dataset's, stays."""
+    """Move the FASTA to another folder; its name and so the dataset's name stay the same."""
     new = "sub/a.fa" if run.fasta == "a.fa" else "a.fa"
     (run.folder / "sub").mkdir(exist_ok=True)
     (run.folder / run.fasta).rename(run.folder / new)
@@ -218,7 +217,7 @@ def _rename(run: EditedRun) -> None:
 
 
 def _link(run: EditedRun) -> None:
-    """Make the FASTA a link to a file of another content."""
+    """Make the FASTA a link to a file with other content."""
     run.write("target.fa", run.random.choice(FASTAS).encode(), 5 * run.random.random())
     (run.folder / run.fasta).unlink()
     (run.folder / run.fasta).symlink_to((run.folder / "target.fa").absolute())
@@ -241,7 +240,7 @@ def _forget(run: EditedRun) -> None:
 
 
 def _copy_results(run: EditedRun) -> None:
-    """Copy the results and put the copy in their place: all times are new, in any order."""
+    """Replace the results by a copy of them: all times are new, in any order."""
     if (run.folder / "results").exists():
         shutil.copytree(run.folder / "results", run.folder / "copy", copy_function=shutil.copyfile)
         shutil.rmtree(run.folder / "results")

@@ -1,4 +1,4 @@
-"""An embeddings file of given vectors, as the merge writes it, without FASTA and model."""
+"""An embeddings file with given vectors, as the merge writes it, without a FASTA or model."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from seqmill.store.embeddings import EMBEDDINGS_FORMAT
 
 
 def write_embeddings(path: Path, vectors: np.ndarray, ids: list[str] | None = None, **fields: object) -> Path:
-    """Write an embeddings file; `fields` replace those of the fingerprint. Ids are r0, r1 ... unless given."""
+    """Write an embeddings file; `fields` replace those of the fingerprint. Ids default to r0, r1 ..."""
     return write_blocks(path, vectors.shape, [vectors.astype(np.float32)], ids, **fields)
 
 
@@ -23,7 +23,7 @@ def write_blocks(
     ids: list[str] | None = None,
     **fields: object,
 ) -> Path:
-    """Write an embeddings file of `shape` from blocks of float32."""
+    """Write an embeddings file of `shape` from float32 blocks."""
     known = {"index_digest": "0", "model": "untrained:none", "model_digest": "1", "layers": "6", "pooling": "mean"}
     fingerprint = Fingerprint(**{**known, "precision": "float32", **fields})  # type: ignore[arg-type]
     rows = np.arange(shape[0])
@@ -42,7 +42,7 @@ def write_blocks(
 
 
 def random_blocks(shape: tuple[int, int], rows: int = 65536, seed: int = 1) -> Iterator[np.ndarray]:
-    """Yield blocks of standard normal vectors, float32."""
+    """Yield float32 blocks of standard normal vectors."""
     generator = np.random.default_rng(seed)
     for start in range(0, shape[0], rows):
         yield generator.standard_normal((min(rows, shape[0] - start), shape[1]), np.float32)

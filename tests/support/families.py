@@ -1,6 +1,6 @@
-"""One small model and one odd FASTA for each family of models, so that the suites run on both alike.
+"""One small model and one odd FASTA per model family, so that the suites run on both alike.
 
-`EACH` has DNABERT-S twice: contigs as they are, and in windows on both strands.
+`EACH` has DNABERT-S twice: with whole contigs, and with windows on both strands.
 """
 
 import sys
@@ -37,11 +37,11 @@ ODD_IDS = [
     "14",
     "15",
 ]
-# The sixth and the ninth sequence are made equal to the second.
+# Sequences 6 and 9 are made equal to sequence 2.
 RESIDUES = [5, 60, 60, 1, 300, 60, 1030, 2, 60, 700, 31, 1, 500, 640, 610]
 BASES = [5, 60, 60, 1, 300, 60, 3000, 2, 60, 700, 31, 1, 1400, 2950, 601]
 SMALL = DnabertArchitecture(num_layers=2, hidden_dim=64, num_heads=4)
-# As many layers as the smallest that was released, and as large heads.
+# It has as many layers as the smallest released model, and heads of the same size.
 SMALL_ESM2 = Architecture(num_layers=6, hidden_dim=64, num_heads=4)
 CYSTEINE = 23  # its token in ESM-2's alphabet
 UNKNOWN = 0  # the token of N
@@ -51,30 +51,30 @@ _folder = tempfile.TemporaryDirectory(prefix="seqmill-families-")
 
 
 def random_contigs(lengths: list[int], seed: int = 13) -> list[str]:
-    """Return seeded DNA of the given lengths, a letter in a hundred of it an IUPAC code."""
+    """Return seeded DNA of the given lengths; one letter in a hundred is an IUPAC code."""
     generator = np.random.default_rng(seed)
     letters, shares = list("ACGTNRY"), [0.25, 0.25, 0.245, 0.245, 0.004, 0.003, 0.003]
     return ["".join(generator.choice(letters, length, p=shares)) for length in lengths]
 
 
 def write_fasta(path: Path, sequences: list[str]) -> Path:
-    """Write sequences under the ids id0, id1 ..."""
+    """Write sequences with the ids id0, id1 ..."""
     path.write_text("".join(f">id{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
     return path
 
 
 def segments_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
-    """Return what of a clean nucleotide sequence goes through the model by itself, in order."""
+    """Return the segments of a clean nucleotide sequence that go through the model, in order."""
     segments = windows_written_out(sequence, policy)
     known = [segment for segment in segments if any(base in "ACGT" for base in segment)]
     return known or segments
 
 
 def windows_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
-    """Return the windows of a clean nucleotide sequence on its strands, also those without a known base."""
+    """Return the windows of a clean nucleotide sequence on its strands, including those without a known base."""
     if policy.long_sequences == "truncate":
         sequence = sequence[: policy.max_length]
-    # The windows are those of the reverse complement, not the reverse complements of the windows.
+    # These are windows of the reverse complement, not reverse complements of the windows.
     other = "".join(COMPLEMENTS[base] for base in reversed(sequence))
     segments = []
     for strand in [sequence, other] if policy.strand == "both" else [sequence]:
@@ -87,7 +87,7 @@ def windows_written_out(sequence: str, policy: LengthPolicy) -> list[str]:
 
 
 def weights_of(segments: list[str]) -> list[int]:
-    """Return what the segments of a sequence weigh: their known bases, or all if none is known anywhere."""
+    """Return the weights of a sequence's segments: their known bases, or all bases if none is known anywhere."""
     known = [sum(base in "ACGT" for base in segment) for segment in segments]
     return known if any(known) else [len(segment) for segment in segments]
 
@@ -99,19 +99,19 @@ def dnabert_state(architecture: DnabertArchitecture) -> dict[str, torch.Tensor]:
 
 @cache
 def dnabert_folder(architecture: DnabertArchitecture = SMALL, name: str = "dnabert") -> Path:
-    """Save seeded weights and the packaged tokenizer as a Hugging Face folder; once a process."""
+    """Save seeded weights and the packaged tokenizer as a Hugging Face folder, once per process."""
     return save_folder(dnabert_state(architecture), architecture, Path(_folder.name) / name)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models in one setting.
+    """A model family with one policy.
 
     Attributes:
         name: for the names of tests.
-        policy: what becomes of long sequences.
-        lengths: of the `sequences`.
-        hidden_dim: of the embeddings.
+        policy: how long sequences are treated.
+        lengths: lengths of the `sequences`.
+        hidden_dim: size of the embeddings.
     """
 
     name: str
@@ -124,18 +124,18 @@ class Family:
 
     @cached_property
     def sequences(self) -> list[str]:
-        """Clean sequences to the `ODD_IDS`: some equal, several packs of them, some longer than max_length."""
+        """Clean sequences for the `ODD_IDS`: several packs, some equal, some longer than max_length."""
         sequences = self.random(self.lengths)
         sequences[8] = sequences[5] = sequences[1]
         return sequences
 
     @property
     def longest(self) -> int:
-        """How many letters of a sequence enter the model at most."""
+        """The most letters of one sequence that enter the model."""
         return self.policy.max_length if self.policy.long_sequences == "truncate" else sys.maxsize
 
     def write_odd(self, folder: Path) -> Path:
-        """Write the FASTA of `ODD_IDS` and `sequences`, every third in lower case, every fifth RNA if it is DNA."""
+        """Write `sequences` under `ODD_IDS`: every third in lower case, every fifth of DNA as RNA."""
         path = folder / f"odd ids of {self.name}.fasta"
         text = ""
         for number, (id_, sequence) in enumerate(zip(ODD_IDS, self.sequences, strict=True)):
@@ -145,16 +145,16 @@ class Family:
         path.write_text(text, encoding="utf-8")
         return path
 
-    # What the families differ in:
+    # The families differ in these:
 
     @property
     def model(self) -> str:
-        """A model that is quick, by the name that a user would give."""
+        """A fast model, by the name that a user would give."""
         raise NotImplementedError
 
     @property
     def seeded_model(self) -> str:
-        """The model that `expected` computes by."""
+        """The model that `expected` uses."""
         raise NotImplementedError
 
     def random(self, lengths: list[int]) -> list[str]:
@@ -162,7 +162,7 @@ class Family:
         raise NotImplementedError
 
     def expected(self, sequence: str, pooling: str) -> np.ndarray:
-        """Return the embedding by `seeded_model`, computed by the reference from the clean letters."""
+        """Return the embedding of `seeded_model`, computed by the reference from the clean letters."""
         raise NotImplementedError
 
 
@@ -215,14 +215,14 @@ def _esm2_checkpoint() -> Path:
 
 PROTEINS = Proteins("proteins", LengthPolicy("truncate", 1022), RESIDUES, SMALL_ESM2.hidden_dim)
 CONTIGS = Nucleotides("contigs", LengthPolicy("truncate", 2000), BASES, SMALL.hidden_dim)
-# Windows that overlap: a contig of 601 bases is in two, one of 3,000 in ten.
+# The windows overlap: a contig of 601 bases has two, one of 3,000 has ten.
 WINDOWS = Nucleotides("windows", LengthPolicy("window", 600, 500, 300, "both"), BASES, SMALL.hidden_dim)
 EACH = (PROTEINS, CONTIGS, WINDOWS)
 ONE_EACH = (PROTEINS, WINDOWS)
 
 
 def broken_model(family: Family, folder: Path, value: float) -> str:
-    """Weights whose embedding of cysteine, or of N, is NaN or infinite."""
+    """Return weights whose embedding of cysteine, or of N, is NaN or infinite."""
     if family is PROTEINS:
         model = fair_esm_model(SMALL_ESM2)
         with torch.no_grad():

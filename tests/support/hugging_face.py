@@ -8,7 +8,7 @@ from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from reference import ALPHABET
 
-# From a fair-esm layer's names to those of transformers.
+# fair-esm's layer names, and those of transformers.
 HUGGING_FACE_PARTS = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",

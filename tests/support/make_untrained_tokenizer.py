@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def training_words(fasta: Path) -> list[str]:
-    """Return the file's records in words of WORD_BASES, then random words, enough for a vocabulary of 4096."""
+    """Return the file's records in words of WORD_BASES, then enough random words for a vocabulary of 4096."""
     from seqmill.index.fasta import FastaFile
     from seqmill.index.letters import NucleotideLetters
     from seqmill.index.segments import cut

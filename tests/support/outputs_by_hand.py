@@ -1,4 +1,4 @@
-"""Runs with several outputs, and pooling and blending of hidden states written out in NumPy."""
+"""Runs with several outputs, and NumPy code that pools and blends hidden states."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from reference import ALPHABET
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.outputs import Outputs
 
-# Of 60 residues or fewer; of one residue more than a window; of many windows, the last of them short.
+# 60 residues or fewer, one residue more than a window, and many windows with a short last one.
 LENGTHS = [60, 61, 12, 400, 85, 130, 1, 121]
 POLICIES = {
     "half": LengthPolicy("window", 60, 60, 30),
@@ -19,7 +19,7 @@ POLICIES = {
 
 
 def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.ndarray:
-    """Return a vector of hidden states (num_tokens, hidden_dim), float64."""
+    """Pool hidden states (num_tokens, hidden_dim) into one float64 vector."""
     inner = tokens[1:-1]
     return {
         "cls": lambda: tokens[0],
@@ -31,7 +31,7 @@ def pooled_by_hand(tokens: np.ndarray, pooling: str, special_too: bool) -> np.nd
 
 
 def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """Return fair-esm's hidden states of texts of one length by layers: (texts, letters + 2, hidden_dim)."""
+    """Return fair-esm's hidden states by layer, for texts of one length: (texts, letters + 2, hidden_dim)."""
     tokens = torch.tensor([[0, *(ALPHABET.get_idx(letter) for letter in text), 2] for text in texts])
     with torch.no_grad():
         found = model(tokens, repr_layers=layers)["representations"]
@@ -41,8 +41,9 @@ def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, 
 def blended_by_hand(
     sequence: str, policy: LengthPolicy, model: torch.nn.Module, layers: tuple[int, ...]
 ) -> dict[int, np.ndarray]:
-    """Return first vector, residues, last vector by layers: each residue's mean over its windows, weighted by its
-    distance to their nearest end; the first and last likewise by the windows' residues."""
+    """Return vectors by layer, as weighted means over windows: residues by their distance to the window's nearest end,
+    the first and last vector by the window's length.
+    """
     spans, start = [], 0
     while True:
         size = policy.window if len(sequence) > policy.max_length else len(sequence)

@@ -1,4 +1,4 @@
-"""The pipeline without Snakemake: FASTA text in, the paths of what it makes."""
+"""The pipeline without Snakemake: takes FASTA text, returns the paths of its outputs."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ from seqmill.store.shards import open_shard
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "scripts"
-HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it stops workers in mid run, see sitecustomize.py there
+HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it pauses workers during a run, see sitecustomize.py there
 SUPPORT = REPOSITORY / "tests/support"
 DEMO = REPOSITORY / "tests/data/NC_000932.faa"
 CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"
@@ -71,7 +71,7 @@ class Run:
         return self
 
     def task(self, rank: int, **settings: object) -> ShardTask:
-        """Return the task of a rank: float32 on the CPU, no audit; `settings` are fields of it or of its settings."""
+        """Return a rank's task: float32 on the CPU, no audit; `settings` are fields of it or of ComputeSettings."""
         of_compute = {name: settings.pop(name) for name in ComputeSettings.__dataclass_fields__ if name in settings}
         compute = ComputeSettings(**{"device": "cpu", "precision": "float32", **of_compute})
         task = ShardTask(self.index, rank, self.world_size, self.shards[rank], self.statuses[rank], compute)
@@ -92,7 +92,7 @@ class Run:
 
 
 def results_of(run: Run) -> list[PackResult]:
-    """Return what came of each pack, read from the shard of a run in one."""
+    """Return the result of each pack, from the only shard of a run."""
     index, none = open_index(run.index), np.empty(0, np.int64)
     shard = open_shard(run.shards[0])
     results = []
@@ -107,7 +107,7 @@ def results_of(run: Run) -> list[PackResult]:
 def save_parts(
     folder: Path, index: Index, fingerprint: Fingerprint, results: list[PackResult], name: str, seconds: float = 0
 ) -> DonePacks:
-    """Save results as a worker does that has come so far, each in a part of its own, or all in one (math.inf)."""
+    """Save results like an unfinished worker, each in its own part, or all in one (math.inf)."""
     done = DonePacks(index)
     with PartWriter(PartStore(folder, index, fingerprint), name, seconds, done) as writer:
         for result in results:

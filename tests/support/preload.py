@@ -1,10 +1,10 @@
-"""C code put before the system's calls of a process, so that they fail as on a broken or unusual file system."""
+"""C code that replaces system calls of a process, so that they fail as on a broken or unusual file system."""
 
 import os
 import subprocess
 from pathlib import Path
 
-# Every flock and every fcntl lock fails with the errno of LOCK_ERRNO.
+# Every flock and every fcntl lock fails with the errno LOCK_ERRNO.
 NO_LOCKS = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -31,7 +31,7 @@ FCNTL(fcntl)
 FCNTL(fcntl64)
 """
 
-# Calls of the kind FAULT_CALL on files whose path holds FAULT_FILE fail with FAULT_ERRNO, from the FAULT_FROM-th on.
+# FAULT_CALL calls on files whose path contains FAULT_FILE fail with FAULT_ERRNO, from number FAULT_FROM on.
 FAILING = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -70,7 +70,7 @@ int close(int file) {
 
 
 def preloaded(source: str, folder: Path, **variables: object) -> dict[str, str]:
-    """Compile C code; return an environment in which processes start with it, and with the variables."""
+    """Compile C code; return an environment that preloads it into processes and has these variables."""
     code, library = folder / "preload.c", folder / "preload.so"
     code.write_text(source)
     subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, code, "-ldl"], check=True)

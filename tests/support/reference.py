@@ -1,4 +1,4 @@
-"""The reference: fair-esm 2.0.0 on seeded weights, one unpadded sequence at a time; and how far ours is from it."""
+"""The reference: fair-esm 2.0.0 on seeded weights, one unpadded sequence at a time; and our error against it."""
 
 import argparse
 from pathlib import Path
@@ -16,12 +16,12 @@ from seqmill.spec.models import Architecture, find_model
 from sequences import random_sequences, relative_error
 
 ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
-# Hidden dimensions that `plant_outliers` makes large, and what they reach in the last layer.
+# Hidden dimensions that `plant_outliers` makes large, and their values in the last layer.
 OUTLIERS = {3: 1000.0, 77: -2000.0, 150: 4000.0, 201: -8000.0}
 
 
 def fair_esm_model(architecture: Architecture, seed: int = 7) -> esm.ESM2:
-    """Return a fair-esm model with seeded weights, none of them at a trivial value (no zero bias, no unit norm)."""
+    """Return a fair-esm model with seeded, nontrivial weights (no zero bias, no unit norm)."""
     torch.manual_seed(seed)
     model = esm.ESM2(
         num_layers=architecture.num_layers,
@@ -44,8 +44,8 @@ def plant_outliers(model: esm.ESM2) -> esm.ESM2:
     """Make the `OUTLIERS` channels of the residual stream grow from the second block on; changes the model.
 
     Trained transformers have such channels (Dettmers et al. 2022, arXiv:2208.07339; Sun et al. 2024,
-    arXiv:2402.17762), and layer norms that make up for them. Here every fc2 from the second block on
-    adds an equal share, 5 % of it varying with the token. As training would, each layer norm after it
+    arXiv:2402.17762), and layer norms that compensate for them. Here every fc2 from the second block on
+    adds an equal share, 5 % of which varies with the token. As training would, each later layer norm
     shrinks the outliers to about 1 and restores the spread and the center of the other channels, so
     that these still decide the output.
     """
@@ -54,7 +54,7 @@ def plant_outliers(model: esm.ESM2) -> esm.ESM2:
     others[channels] = False
     share = reached / (model.num_layers - 1)
     for layer in model.layers[1:]:
-        # fc2 of seeded weights gives values of a spread of about 0.6.
+        # With seeded weights, the values from fc2 have a spread of about 0.6.
         layer.fc2.weight[channels] *= (0.05 * share.abs() / 0.6)[:, None]
         layer.fc2.bias[channels] += share
 
@@ -74,7 +74,7 @@ def plant_outliers(model: esm.ESM2) -> esm.ESM2:
 
 
 def save_checkpoint(model: esm.ESM2, path: Path) -> Path:
-    """Save a model as fair-esm's released .pt files are: prefixed keys, the shape in a Namespace."""
+    """Save a model like fair-esm's released .pt files: prefixed keys, the shape in a Namespace."""
     state = {}
     for name, tensor in model.state_dict().items():
         prefix = "encoder." if name.startswith(("lm_head", "contact_head")) else "encoder.sentence_encoder."
@@ -98,7 +98,7 @@ def fair_esm_hidden(model: esm.ESM2, sequence: str) -> np.ndarray:
 
 
 def one_pack(sequences: list[str]) -> Pack:
-    """Return the sequences, with cls and eos, as one pack in the order given."""
+    """Return the sequences, with cls and eos, as one pack in the given order."""
     tokens = [ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS for sequence in sequences]
     lengths = np.array([len(t) for t in tokens], np.int64)
     return Pack.from_tokens(np.frombuffer(b"".join(tokens), np.uint8), lengths)

@@ -1,4 +1,4 @@
-"""Seeded proteins, the error between two arrays, the descriptions in an index; needs NumPy and the package only."""
+"""Seeded proteins, the error between two arrays, and the descriptions in an index; needs only NumPy and the package."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from seqmill.store.index import Index
 
 
 def random_sequences(lengths: list[int], seed: int = 11) -> list[str]:
-    """Return seeded proteins of the given lengths, over all 25 letters that ESM-2 knows."""
+    """Return seeded proteins of the given lengths, with all 25 letters that ESM-2 knows."""
     generator = np.random.default_rng(seed)
     letters = np.array(list("LAGVSERTIDPKQNFYMHWCXBUZO"))
     return ["".join(generator.choice(letters, length)) for length in lengths]

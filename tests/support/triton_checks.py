@@ -1,4 +1,4 @@
-"""What tests of Triton kernels need where there is no GPU: its interpreter, and its compiler."""
+"""Ways to test Triton kernels without a GPU: with its interpreter, and with its compiler."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def run_in_the_interpreter(test_file: str) -> None:
-    """Run the checks (check_*) of a test file in a session of their own; all must pass, and be ten at least.
+    """Run the checks (check_*) of a test file in a separate pytest session; at least ten must run, and all must pass.
 
     The interpreter must be chosen before Triton is imported.
     """
@@ -31,7 +31,7 @@ def run_in_the_interpreter(test_file: str) -> None:
 def compiled(
     kernel: Any, pointers: dict, scalars: dict, constants: dict, capability: int, options: dict | None = None
 ) -> str:
-    """Compile for a GPU as a launch with these arguments would, down to machine code; return the PTX."""
+    """Compile to machine code for a GPU, as a launch with these arguments would; return the PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
 

@@ -1,4 +1,4 @@
-"""What every program does when a signal asks it to end: shown with a process of its own."""
+"""How every program responds to a termination signal, tested in a separate process."""
 
 import os
 import signal
@@ -54,8 +54,8 @@ def test_a_signal_lets_the_work_clean_up(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
-    """As SIGHUP is under nohup."""
+def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
+    """SIGHUP is ignored under nohup."""
     done = run_program(tmp_path / "result", int(signal.SIGHUP), ignored=(signal.SIGHUP,))
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "result").read_text() == "half"

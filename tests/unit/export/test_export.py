@@ -115,7 +115,7 @@ def test_npy(embeddings: Embeddings, tmp_path: Path) -> None:
 
 
 def test_h5ad_follows_the_specification(embeddings: Embeddings, tmp_path: Path) -> None:
-    """AnnData itself reads one in tests/fuzz/test_anndata.py."""
+    """tests/fuzz/test_anndata.py reads one with AnnData itself."""
     path = tmp_path / "e.h5ad"
     export_embeddings(embeddings.path, path, "h5ad")
     with h5py.File(path) as file:
@@ -136,7 +136,7 @@ def test_h5ad_follows_the_specification(embeddings: Embeddings, tmp_path: Path) 
         assert encodings["uns/shard_format"] == "numeric-scalar"
 
 
-def test_h5_as_uniprot_says_to_read_it(embeddings: Embeddings, tmp_path: Path) -> None:
+def test_h5_reads_as_uniprot_documents(embeddings: Embeddings, tmp_path: Path) -> None:
     path = tmp_path / "e.h5"
     export_embeddings(embeddings.path, path, "h5")
     rows = names_in(tmp_path / "e.h5.names.tsv")
@@ -155,7 +155,7 @@ def test_h5_as_uniprot_says_to_read_it(embeddings: Embeddings, tmp_path: Path) -
         assert file.attrs["fingerprint"] == embeddings.attrs["fingerprint"]
 
 
-def test_pt_as_fair_esm_writes_it(run: Run, embeddings: Embeddings, tmp_path: Path) -> None:
+def test_pt_has_fair_esm_s_format(run: Run, embeddings: Embeddings, tmp_path: Path) -> None:
     folder = tmp_path / "pt"
     export_embeddings(run.embeddings, folder, "pt", run.folder / "records.tsv.gz")
     names = names_in(folder / "names.tsv")
@@ -167,12 +167,12 @@ def test_pt_as_fair_esm_writes_it(run: Run, embeddings: Embeddings, tmp_path: Pa
         assert content["label"] == HEADERS[row]
         assert id_ == embeddings.ids[row]
         vector = content["mean_representations"][6]
-        assert vector.untyped_storage().nbytes() == 4 * WIDTH  # not that of a block
+        assert vector.untyped_storage().nbytes() == 4 * WIDTH  # not the storage of a whole block
         assert np.array_equal(vector.numpy(), embeddings.array[row])
     assert (folder / "sp|P12345|NAME_HUMAN.pt").is_file()
 
 
-def test_pt_without_records_and_of_another_pooling(tmp_path: Path) -> None:
+def test_pt_without_records_and_with_another_pooling(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", np.ones((1, 3)), ["a"], pooling="cls", layers="2")
     export_embeddings(path, tmp_path / "pt", "pt")
     content = torch.load(tmp_path / "pt/a.pt")
@@ -180,7 +180,7 @@ def test_pt_without_records_and_of_another_pooling(tmp_path: Path) -> None:
     assert content["bos_representations"][2].tolist() == [1, 1, 1]
 
 
-def test_pt_refuses_records_of_another_merge_and_folders_that_exist(run: Run, tmp_path: Path) -> None:
+def test_pt_refuses_records_of_another_merge_and_existing_folders(run: Run, tmp_path: Path) -> None:
     other = write_embeddings(tmp_path / "other.h5", np.ones((2, 3)), ["a", "another"])
     records = run.folder / "records.tsv.gz"
     with pytest.raises(SeqmillError, match=r"records\.tsv\.gz: row 1 is 'a' here, 'another'"):
@@ -284,7 +284,7 @@ def test_unique_names() -> None:
 
 
 @pytest.mark.parametrize("name_of", [hdf5_name, file_name])
-def test_an_id_that_may_stay_as_it_is_has_itself_as_its_name(name_of: Callable[[str], str]) -> None:
+def test_an_unchanged_id_keeps_its_name(name_of: Callable[[str], str]) -> None:
     generator = np.random.default_rng(6)
     letters = list("a_/-1")
     ids = ["".join(generator.choice(letters, generator.integers(0, 4), replace=True).tolist()) for _ in range(2000)]
@@ -370,7 +370,7 @@ def test_every_output_of_a_float16_file(layer: int, pooling: str, several: Path,
             assert np.array_equal(content["representations"][layer].numpy(), expected.residues(row))
 
 
-def test_residues_by_every_layer(several: Path, tmp_path: Path) -> None:
+def test_residues_of_every_layer(several: Path, tmp_path: Path) -> None:
     for layer in (6, 3):
         expected = open_embeddings(several, layer)
         export_embeddings(several, tmp_path / "residues.h5", "h5_residues", layer=layer)
@@ -395,7 +395,7 @@ def test_the_program_chooses_an_output(several: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model", "second"), [(MODEL, "6"), ("own.pt", "-1")])
 def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Path) -> None:
-    """For a model from a file, whose layers Snakemake can't count, a layer is named as it was requested."""
+    """A layer has its requested name if the model is a file, because Snakemake can't count the file's layers."""
     fasta = write_fasta(tmp_path / "some.faa", ["MKV"])
     (tmp_path / "own.pt").touch()
     settings = ("layers=[3,-1]", "pooling=[max,mean_tokens]", "exports=[npy,pt,h5_residues]", "per_residue=float16")
@@ -450,7 +450,7 @@ def ids_beside(path: Path) -> list[str]:
 
 
 def names_in(path: Path) -> dict[str, tuple[str, int]]:
-    """Return the id and the row of each name, after checking that names are unique."""
+    """Return the id and row of each name, after checking that names are unique."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [(row["name"], (row["id"], int(row["row"]))) for row in csv.DictReader(file, delimiter="\t")]
     assert len(dict(rows)) == len(rows)

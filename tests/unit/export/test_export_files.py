@@ -1,4 +1,4 @@
-"""Exports on full disks, after interrupts and over earlier exports: whole or absent, with an error of one line."""
+"""Exports on full disks, after interrupts and over earlier exports: whole or absent, with a one-line error."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The first rows of the blocks that exports with an entry per record have read so far."""
+    """The first rows of the blocks that per-record exports have read so far."""
     begun: list[int] = []
 
     def counted(embeddings: Embeddings) -> Iterator[Block]:
@@ -56,7 +56,7 @@ def limit_files() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["npy", "parquet", "h5ad", "h5", "faiss"])
-def test_a_full_disk_is_told_by_the_name_of_the_file(format_name: str, source: Path, tmp_path: Path) -> None:
+def test_a_full_disk_error_names_the_file(format_name: str, source: Path, tmp_path: Path) -> None:
     if format_name in ("parquet", "faiss"):
         pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
     output = tmp_path / f"e.{format_name}"
@@ -68,7 +68,7 @@ def test_a_full_disk_is_told_by_the_name_of_the_file(format_name: str, source: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_of_a_folder_that_can_not_be_written(source: Path, tmp_path: Path) -> None:
+def test_a_file_in_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
     wide = write_embeddings(tmp_path / "wide.h5", np.ones((2, 1 << 19)))
     done = run_script(
         "export.py", "--embeddings", wide, "--format=pt", "--output", tmp_path / "pt", preexec_fn=limit_files
@@ -78,7 +78,7 @@ def test_a_file_of_a_folder_that_can_not_be_written(source: Path, tmp_path: Path
     assert list(tmp_path.iterdir()) == [wide]
 
 
-def test_h5_ends_soon_when_the_disk_is_full(
+def test_h5_stops_soon_when_the_disk_is_full(
     source: Path, tmp_path: Path, blocks_read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entries, "CHECKED_ROWS", 10)
@@ -96,7 +96,7 @@ def test_h5_ends_soon_when_the_disk_is_full(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h5_stops_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
     def interrupted(embeddings: Embeddings) -> Iterator[Block]:
@@ -114,14 +114,14 @@ def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: py
     assert len(begun) == 3
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    # The same in a program.
+    # The same within a program.
     begun.clear()
     assert program.run(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
     assert len(begun) == 3
 
 
 @pytest.mark.parametrize("rename", [1, 2])
-def test_ids_never_lie_beside_the_vectors_of_another_export(
+def test_ids_never_belong_to_another_export_than_the_vectors(
     rename: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The export dies before the first or the second rename."""
@@ -161,9 +161,7 @@ def test_an_output_that_is_a_folder_is_refused_before_anything_is_replaced(name:
 
 
 @pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"h5_residues"}))
-def test_the_room_that_is_asked_for_is_about_what_an_export_takes(
-    format_name: str, source: Path, tmp_path: Path
-) -> None:
+def test_the_requested_space_is_about_the_size_of_an_export(format_name: str, source: Path, tmp_path: Path) -> None:
     if format_name in ("parquet", "faiss"):
         pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
     output = tmp_path / f"e.{format_name}"
@@ -176,14 +174,14 @@ def test_the_room_that_is_asked_for_is_about_what_an_export_takes(
 
 
 @pytest.mark.parametrize(("format_name", "larger"), [("parquet", True), ("faiss", True), ("npy", False), ("h5", False)])
-def test_room_for_float16(format_name: str, larger: bool, source: Path) -> None:
+def test_space_for_float16(format_name: str, larger: bool, source: Path) -> None:
     embeddings = open_embeddings(source)
     needed = FORMATS[format_name].bytes_needed(embeddings)
     embeddings.array = embeddings.array.astype(np.float16)
     assert needed - FORMATS[format_name].bytes_needed(embeddings) == (0 if larger else 2 * embeddings.array.size)
 
 
-def test_pt_on_a_disk_without_room_for_so_many_files(
+def test_pt_on_a_disk_without_space_for_so_many_files(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = list(os.statvfs(tmp_path))

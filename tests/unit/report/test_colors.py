@@ -37,7 +37,7 @@ def scale_of(path: Path, embeddings: Embeddings, column: str = "kind", most: int
 
 
 def values_of(folder: Path, values: list[str]) -> dict:
-    """Return the scale of a column of these values."""
+    """Return the scale of a column with these values."""
     ids = [f"r{number}" for number in range(len(values))]
     text = "id\tkind\n" + "".join(f"{id_}\t{value}\n" for id_, value in zip(ids, values, strict=True))
     return scale_of(table(folder, text), embeddings_of(folder, ids))
@@ -53,7 +53,7 @@ def test_a_quote_is_a_letter(tmp_path: Path) -> None:
     assert codes(scale) == [2, 4, 5, 3, 1]
 
 
-def test_a_table_by_pandas_or_csv_is_read_as_they_would(tmp_path: Path) -> None:
+def test_a_table_from_pandas_or_csv_is_read_as_they_would(tmp_path: Path) -> None:
     """They put quotes around a field that contains one."""
     kinds = [f'{number} "{id_}"' for number, id_ in enumerate(IDS)]
     frame = pandas.DataFrame({"id": IDS, 'ki"nd': kinds})
@@ -65,7 +65,7 @@ def test_a_table_by_pandas_or_csv_is_read_as_they_would(tmp_path: Path) -> None:
         assert codes(scale) == list(range(1, len(IDS) + 1))
 
 
-def test_names_with_an_underscore_are_no_numbers(tmp_path: Path) -> None:
+def test_names_with_an_underscore_are_not_numbers(tmp_path: Path) -> None:
     assert float("1_1") == 11  # Python accepts underscores
     scale = values_of(tmp_path, [f"{number}_{number}" for number in range(15)])
     assert (scale["kind"], scale["labels"][0], scale["labels"][-1]) == ("categories", ["0_0", 1], ["5 others", 5])
@@ -80,7 +80,7 @@ def test_a_number_that_is_not_finite_is_named(value: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("missing", ["", "NA", "N/A", "NaN", "nan"])
-def test_what_is_missing_is_so_everywhere(missing: str, tmp_path: Path) -> None:
+def test_missing_values_are_the_same_everywhere(missing: str, tmp_path: Path) -> None:
     scale = values_of(tmp_path, [f"{number / 2}" for number in range(40)] + [missing])
     assert (scale["kind"], scale["low"], scale["high"], codes(scale)[-1]) == ("numbers", 0, 19.5, 0)
     scale = values_of(tmp_path, ["helix", "helix", missing])
@@ -91,8 +91,8 @@ def test_what_is_missing_is_so_everywhere(missing: str, tmp_path: Path) -> None:
     assert (scale["labels"], scale["missing"]) == ([], 2)
 
 
-def test_a_field_may_be_longer_than_csv_takes(tmp_path: Path) -> None:
-    csv.field_size_limit(131_072)  # its default
+def test_a_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
+    csv.field_size_limit(131_072)  # the csv module's default
     path = table(tmp_path, f"id\tsequence\tkind\r\na\t{'M' * 200_000}\thelix\r\n\r\nb\t\tsheet\r\n")
     scale = scale_of(path, embeddings_of(tmp_path, ["a", "b"]))
     assert scale["labels"] == [["helix", 1], ["sheet", 1]]
@@ -111,9 +111,9 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
     path = table(tmp_path, "id\tkind\nA\tx\nB\ty\n")
     with pytest.raises(SeqmillError, match=r"table\.tsv: no record of .*e\.h5 has any of its ids: 'A', 'B'; "):
         scale_of(path, embeddings)
-    # A record that was left out has no embedding to color, but the table is the right one.
+    # A quarantined record has no embedding to color, but the table is the right one.
     assert column_scale(path, "kind", embeddings, np.arange(2), {"B"})["labels"] == []
-    # So it is if its record is not shown.
+    # The same holds if its record is not shown.
     embeddings = embeddings_of(tmp_path, ["a", "b", "B", "c"])
     assert shown_rows(4, 1).tolist() != [2]
     assert scale_of(path, embeddings, most=1)["labels"] == []
@@ -133,12 +133,12 @@ def test_a_table_that_names_no_record_is_refused(tmp_path: Path) -> None:
         ("id,kind\na,x\n", "its first line has no tab: 'id,kind'; save it tab-separated"),
     ],
 )
-def test_a_table_of_another_form_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_table_in_another_format_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SeqmillError, match=message):
         scale_of(table(tmp_path, text), embeddings_of(tmp_path, ["a", "b"]))
 
 
-def test_a_table_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
+def test_a_table_is_checked_before_anything_runs(tmp_path: Path) -> None:
     require_column(table(tmp_path, '"id"\t"kind"\n'), "kind")
     with pytest.raises(SeqmillError, match="no column 'color'; the columns after the ids are: kind"):
         require_column(table(tmp_path, "id\tkind\na\tx\n"), "color")
@@ -149,7 +149,7 @@ def test_a_table_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
         require_column(tmp_path / "table.tsv.gz", "kind")
 
 
-def test_shards_that_have_not_ended_have_no_span(tmp_path: Path) -> None:
+def test_unfinished_shards_have_no_time_span(tmp_path: Path) -> None:
     embeddings = embeddings_of(tmp_path, ["a", "b"])
     fingerprint = Fingerprint.from_attributes(embeddings.attrs).attributes()
     paths = [tmp_path / f"shard_{rank}-of-2.status.json" for rank in range(2)]

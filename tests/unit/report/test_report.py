@@ -71,13 +71,13 @@ def rejecting(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def own(merged: Run, tmp_path: Path) -> Run:
-    """The merged results, to be damaged."""
+    """A copy of the merged results that the test may damage."""
     shutil.copytree(merged.folder, tmp_path / "own")
     return replace(merged, folder=tmp_path / "own")
 
 
 class Page(HTMLParser):
-    """The page as a browser reads it: elements, the text of scripts, and all other text."""
+    """The page as a browser reads it: elements, script text, and all other text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def decoded(text: str, dtype: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype)
 
 
-def test_figures_are_those_of_the_manifest_and_the_records(merged: Run, tmp_path: Path):
+def test_numbers_are_those_of_the_manifest_and_the_records(merged: Run, tmp_path: Path):
     page = page_of(sources_of(merged), tmp_path)
     data, manifest, records = page.data, merged.manifest, records_of(merged)
     counts = manifest["counts"]
@@ -166,7 +166,7 @@ def test_the_warning_about_untrained_weights_stands_out(merged: Run, tmp_path: P
     assert "random projections" in page.text
 
 
-def test_records_that_are_left_out_are_named_at_the_top(rejecting: Run, tmp_path: Path):
+def test_left_out_records_are_named_at_the_top(rejecting: Run, tmp_path: Path):
     page = page_of(sources_of(rejecting), tmp_path)
     assert "1 record rejected" in page.text[: page.text.index("unique sequences")]
     assert (page.data["counts"]["embeddings"], page.data["fates"]["rejected"]) == (9, 1)
@@ -200,7 +200,7 @@ def test_equal_results_make_equal_pages(merged: Run, tmp_path: Path):
     assert page_of(sources_of(merged), tmp_path).source == first
 
 
-def test_embeddings_alone_will_do(merged: Run, tmp_path: Path):
+def test_embeddings_alone_are_enough(merged: Run, tmp_path: Path):
     shutil.copy(merged.embeddings, tmp_path)
     result = run_script("report.py", "--embeddings", tmp_path / "embeddings.h5", "--output", tmp_path / "r.html")
     assert result.returncode == 0, result.stderr
@@ -211,13 +211,13 @@ def test_embeddings_alone_will_do(merged: Run, tmp_path: Path):
     assert len(data["points"]["maps"]) >= 1
 
 
-def test_what_lies_beside_is_found(merged: Run, tmp_path: Path):
+def test_files_in_the_same_folder_are_found(merged: Run, tmp_path: Path):
     result = run_script("report.py", "--embeddings", merged.embeddings, "--output", tmp_path / "r.html")
     assert result.returncode == 0, result.stderr
     assert Page(tmp_path / "r.html").data == page_of(sources_of(merged), tmp_path).data
 
 
-def test_statuses_stand_in_for_the_manifest(merged: Run, rejecting: Run):
+def test_statuses_replace_a_missing_manifest(merged: Run, rejecting: Run):
     whole = gather(sources_of(merged))
     without = replace(sources_of(merged), manifest=None, statuses=merged.statuses[::-1])
     assert gather(without)["shards"] == whole["shards"]
@@ -226,13 +226,13 @@ def test_statuses_stand_in_for_the_manifest(merged: Run, rejecting: Run):
 
 
 def test_no_embedding_at_all(tmp_path: Path):
-    """For example if all records are quarantined."""
+    """For example, all records are quarantined."""
     page = page_of(Sources(write_embeddings(tmp_path / "e.h5", np.empty((0, 5)), [])), tmp_path)
     assert (page.data["points"]["maps"], page.data["lengths"]) == ([], {})
     assert "fewer than three embeddings" in page.text
 
 
-def test_of_several_outputs_the_first_is_shown(tmp_path: Path):
+def test_the_first_of_several_outputs_is_shown(tmp_path: Path):
     run = Run(tmp_path, 1).build(write_fasta(tmp_path / "some.faa"))
     page = page_of(sources_of(run.embed(outputs=Outputs((3, 6), ("max", "mean"))).merge()), tmp_path)
     assert (page.data["layer"], page.data["pooling"], page.data["outputs"]) == (3, "max", 4)
@@ -268,7 +268,7 @@ def test_a_damaged_file_is_named(name: str, content: bytes, own: Run, tmp_path: 
     ("name", "value"),
     [("counts", {}), ("shards", [{"run": 3}]), ("shards", "none"), ("seconds", {"verify": "long"}), ("fasta", None)],
 )
-def test_a_manifest_of_other_values_is_named(name: str, value: object, own: Run):
+def test_a_manifest_with_wrong_values_is_named(name: str, value: object, own: Run):
     path = own.folder / "manifest.json"
     path.write_text(json.dumps({**own.manifest, name: value}))
     with pytest.raises(SeqmillError, match=r"manifest\.json: not a seqmill manifest"):
@@ -304,7 +304,7 @@ def tokens_of(line: dict) -> float:
 
 
 def test_speeds_of_two_shards_in_turn():
-    """The second begins when the first is done, and is twice as fast."""
+    """The second shard starts when the first is done, and is twice as fast."""
     first = shard_of(0, 1000, [[0, 0], [10, 100], [20, 200]])
     second = shard_of(1, 1020, [[0, 0], [5, 100], [20, 400]])
     found = speeds([first, second])
@@ -332,7 +332,7 @@ def test_speeds_lose_no_token():
         assert tokens_of(line) == pytest.approx(shard["points"][-1, 1], rel=1e-2, abs=1)
 
 
-def test_shards_that_noted_no_speeds_have_none():
+def test_shards_without_recorded_speeds_have_none():
     nothing = {"rank": 0, "attempt": 1, "started": 5.0, "seconds": {}}
     assert speeds([]) == {}
     assert speeds([{**nothing, "points": read_points(None)}]) == {}
@@ -365,7 +365,7 @@ def test_speed_over_time_is_drawn(own: Run, tmp_path: Path):
     assert page.data["throughput"] == {}
 
 
-def test_many_shards_are_summed_up(merged: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_many_shards_are_summarized(merged: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = gather(sources_of(merged))
     first = {**data["shards"][0], "num_tokens": 100, "device": "a <GPU>"}
     data["shards"] = [{**first, "rank": rank, "attempt": 1 + (rank < 2), "resumed_packs": 3} for rank in range(130)]
@@ -387,7 +387,7 @@ def test_many_shards_are_summed_up(merged: Run, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("points", ["fast", [[0, 0], [1]], [[0, 0], [2, 5], [1, 6]], [[0, 0], ["a", 1]], 7, [{}]])
-def test_a_series_of_other_values_is_named(points: object, own: Run):
+def test_a_series_with_wrong_values_is_named(points: object, own: Run):
     with pytest.raises(SeqmillError, match=r"manifest\.json: not a seqmill manifest"):
         gather(with_throughput(own, [points, None]))
 
@@ -407,7 +407,7 @@ def test_files_of_another_result_are_refused(field: str, merged: Run, rejecting:
 
 
 @pytest.mark.parametrize("field", ["embeddings", "records", "manifest", "index", "metadata"])
-def test_files_that_are_not_there_are_named(field: str, merged: Run, tmp_path: Path):
+def test_missing_files_are_named(field: str, merged: Run, tmp_path: Path):
     with pytest.raises(SeqmillError, match="nowhere: no such"):
         gather(replace(sources_of(merged), **{field: tmp_path / "nowhere", "color": "x"}))
 
@@ -444,12 +444,12 @@ def test_colors_by_numbers(merged: Run, tmp_path: Path):
     assert decoded(scale["codes"], "u1").tolist() == [1, 255, 128, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_few_whole_numbers_are_categories(merged: Run, tmp_path: Path):
+def test_a_few_integers_are_categories(merged: Run, tmp_path: Path):
     rows = [(id_, str(number % 3)) for number, id_ in enumerate(dict.fromkeys(ODD))]
     assert scale_of(merged, metadata_of(tmp_path, "cluster", rows), "cluster")["labels"][0] == ["1", 4]
 
 
-def test_rare_categories_are_one(tmp_path: Path):
+def test_rare_categories_are_merged(tmp_path: Path):
     ids = [f"r{number}" for number in range(40)]
     path = write_embeddings(tmp_path / "e.h5", np.random.default_rng(0).standard_normal((40, 5)), ids)
     rows = [(id_, f"kind {min(number, 20)}") for number, id_ in enumerate(ids)]
@@ -474,7 +474,7 @@ def test_metadata_that_do_not_fit(rows: list, column: str, message: str, merged:
         scale_of(merged, metadata_of(tmp_path, "kind", rows), column)
 
 
-def test_metadata_may_name_records_that_were_left_out(rejecting: Run, tmp_path: Path):
+def test_metadata_may_name_left_out_records(rejecting: Run, tmp_path: Path):
     metadata = metadata_of(tmp_path, "kind", [(ODD[3], "long"), ("plain", "short")])
     assert scale_of(rejecting, metadata, "kind")["labels"] == [["short", 2]]
 
@@ -489,7 +489,7 @@ def test_metadata_need_a_column(merged: Run, tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_principal_components_are_those_of_svd(dtype: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report_map, "BLOCK_BYTES", 8 * 20 * 7)  # seven rows a block
+    monkeypatch.setattr(report_map, "BLOCK_BYTES", 8 * 20 * 7)  # seven rows per block
     generator = np.random.default_rng(1)
     array = (generator.standard_normal((60, 20)) * np.geomspace(4, 0.1, 20) + 3).astype(dtype)
     rows = np.arange(1, 60, 2)
@@ -503,12 +503,12 @@ def test_principal_components_are_those_of_svd(dtype: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
-def test_rows_that_are_all_alike_have_no_map(value: float, tmp_path: Path):
+def test_identical_rows_have_no_map(value: float, tmp_path: Path):
     path = write_embeddings(tmp_path / "e.h5", np.full((7, 4), value), list("abcdefg"))
     assert gather(Sources(path))["points"]["maps"] == []
 
 
-def test_coordinates_are_kept_to_a_65535th(merged: Run):
+def test_coordinates_are_rounded_to_1_in_65535(merged: Run):
     points = gather(sources_of(merged))["points"]
     drawn = points["maps"][0]
     array = open_embeddings(merged.embeddings).array
@@ -536,14 +536,14 @@ def test_rows_shown_are_spread_over_the_file(total: int, most: int):
         assert (np.abs(rows - np.arange(most) * stretch) <= stretch + 1).all()
 
 
-def test_rows_shown_are_of_every_phase_of_a_period():
-    """In a file of ten alternating kinds, of which a tenth of the rows is shown, all kinds appear about as often."""
+def test_rows_shown_cover_every_phase_of_a_period():
+    """A file has ten alternating kinds, and a tenth of its rows is shown: all kinds appear about equally often."""
     kinds = np.bincount(shown_rows(100_000, 10_000) % 10, minlength=10)
     assert kinds.min() > 900
     assert kinds.max() < 1100
 
 
-def test_ticks_are_round_and_within():
+def test_ticks_are_round_and_within_the_range():
     assert ticks(0, 97, 4) == [0, 20, 40, 60, 80]
     assert ticks(-0.37, 0.52, 4) == [-0.2, 0, 0.2, 0.4]
     assert ticks(3, 3, 4) == [3]
@@ -566,7 +566,7 @@ print(peak() - before)
 
 
 def test_memory_is_bounded(tmp_path: Path):
-    """300,000 x 64: the file alone is 77 MB, and as float64, centered and copied once, it would be 307 MB."""
+    """300,000 x 64: the file is 77 MB, and one centered float64 copy would be 307 MB."""
     total = 300_000
     vectors = np.random.default_rng(2).standard_normal((total, 64), np.float32)
     write_embeddings(tmp_path / "e.h5", vectors, [f"record{number}" for number in range(total)])

@@ -1,4 +1,4 @@
-"""The table of datasets: what may stand in it, and errors that name its line."""
+"""The table of datasets: what it may contain, and errors that name its line."""
 
 import gzip
 import re
@@ -71,7 +71,7 @@ def test_good_tables(folder: Path, content: str) -> None:
     assert rows(folder, content) == EXPECTED
 
 
-def test_the_default_model_is_not_needed_where_every_row_has_one(folder: Path) -> None:
+def test_the_default_model_is_not_needed_if_every_row_has_one(folder: Path) -> None:
     table = write_table(folder, HEADER + f"first\ta.faa\t{OTHER}\n")
     (dataset,) = read_datasets(table, "", [folder])
     assert dataset.model.name == OTHER
@@ -135,13 +135,13 @@ def test_an_error_of_the_whole_table(folder: Path, content: str | bytes, expecte
     assert expected in refusal(folder, content)
 
 
-def test_no_table(folder: Path) -> None:
+def test_a_missing_table(folder: Path) -> None:
     for table in (folder / "absent.tsv", folder):
         with pytest.raises(SeqmillError, match=f"^{re.escape(str(table))}: no such table of datasets"):
             read_datasets(table, DEFAULT, [folder])
 
 
-def test_relative_paths_are_looked_for_in_order(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_are_looked_up_in_order(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = tmp_path / "second"
     write_fasta(second / "a.faa")
     write_fasta(second / "only.faa")
@@ -189,7 +189,7 @@ def test_a_dataset_is_named_after_its_file(tmp_path: Path, file: str, name: str)
     assert safe_name(dataset.name) == dataset.name
 
 
-def test_a_file_is_looked_into(tmp_path: Path) -> None:
+def test_a_file_is_checked(tmp_path: Path) -> None:
     packed = tmp_path / "packed.faa.gz"
     packed.write_bytes(gzip.compress(b">p1\nMKV\n"))
     assert dataset_of_file("packed.faa.gz", DEFAULT, [tmp_path]).fasta == packed
@@ -200,13 +200,13 @@ def test_a_file_is_looked_into(tmp_path: Path) -> None:
             dataset_of_file("bad.faa", DEFAULT, [tmp_path])
 
 
-def test_a_file_s_model_is_looked_up(tmp_path: Path) -> None:
+def test_the_model_of_a_single_file_is_looked_up(tmp_path: Path) -> None:
     write_fasta(tmp_path / "a.faa")
     with pytest.raises(SeqmillError, match="did you mean esm2_t6_8M_UR50D"):
         dataset_of_file("a.faa", "esm2_t6_8M", [tmp_path])
 
 
-def test_two_folders_of_results_that_are_one_are_refused(tmp_path: Path) -> None:
+def test_two_datasets_with_the_same_results_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results/a/m").mkdir(parents=True)
     (tmp_path / "results/b").symlink_to("a")
     refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/a/n", tmp_path / "results/c/m"])

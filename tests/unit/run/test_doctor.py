@@ -1,4 +1,4 @@
-"""The doctor: real results, really damaged; what it says of them, what it advises, and that it changes nothing."""
+"""The doctor on real, damaged results: its findings, its advice, and that it changes nothing."""
 
 import ctypes
 import json
@@ -29,7 +29,7 @@ NAME = "tiny/untrained-esm2_t6_8M_UR50D"
 
 
 class Results(Run):
-    """As the workflow lays results out: in ROOT/results/tiny/MODEL, the shards in a folder of their own."""
+    """The workflow's layout: results in ROOT/results/tiny/MODEL, shards in their own subfolder."""
 
     @property
     def root(self) -> Path:
@@ -69,7 +69,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def doctor(results: Results, *arguments: object, code: int = 1) -> str:
-    """What the doctor says in the results' working directory, its exit code being `code`."""
+    """Return the doctor's output in the results' working directory; its exit code must be `code`."""
     before = snapshot(results.root)
     done = run_script("doctor.py", *arguments, cwd=results.root)
     assert done.returncode == code, done.stdout + done.stderr
@@ -122,8 +122,8 @@ def test_a_missing_shard(results: Results) -> None:
     assert "shard_1-of-2: never started" in doctor(results)
 
 
-def test_results_without_shards_and_index_are_whole(results: Results) -> None:
-    """As docs/output-format.md has it: both may be deleted after the merge."""
+def test_merged_results_need_no_shards_and_no_index(results: Results) -> None:
+    """docs/output-format.md says that both may be deleted after the merge."""
     for path in results.shards:
         path.unlink()
     assert "shards: none; the merged results do not need them" in doctor(results, code=0)
@@ -142,7 +142,7 @@ def test_results_without_shards_and_index_are_whole(results: Results) -> None:
         ("Interrupted", "stopped by SIGTERM", "snakemake --cores all"),
     ],
 )
-def test_a_failed_shard_is_told_with_its_evidence(results: Results, kind: str, message: str, step: str) -> None:
+def test_a_failed_shard_is_reported_with_its_error(results: Results, kind: str, message: str, step: str) -> None:
     results.shards[0].unlink()
     edit_status(results.statuses[0], status="failed", attempt=3, error={"type": kind, "message": message})
     results.log("embed_shard_0-of-2", "10:00:00 ERROR it failed\n")
@@ -156,7 +156,7 @@ def test_a_failed_shard_is_told_with_its_evidence(results: Results, kind: str, m
     "content",
     [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100000, b'{"rank": 1}', b'{"status": "complete", "rank": 0}'],
 )
-def test_a_status_of_garbage(results: Results, content: bytes) -> None:
+def test_a_garbage_status(results: Results, content: bytes) -> None:
     results.statuses[0].write_bytes(content)
     said = doctor(results)
     assert "shard_0-of-2: shard_0-of-2.status.json: not a seqmill status JSON" in said or "recursion" in said
@@ -190,14 +190,14 @@ def test_a_truncated_shard(results: Results) -> None:
     said = doctor(results)
     assert f"the file has {size - 100} bytes, its status JSON says {size}" in said
     assert advice(said).startswith(f"rm results/{NAME}/shards/shard_0-of-2.h5 && snakemake --cores all")
-    # Told apart from a truncated file that its status JSON agrees with.
+    # A truncated file whose status JSON agrees with its size gets another message.
     edit_status(results.statuses[0], shard_bytes=size - 100)
     assert "not a readable HDF5 shard, or truncated" in doctor(results)
 
 
-def test_a_flipped_bit_shows_when_all_is_read(results: Results) -> None:
+def test_a_flipped_bit_is_found_by_a_full_check(results: Results) -> None:
     flip(results.shards[1], open_shard(results.shards[1]).embeddings.offset + 5)
-    os.utime(results.embeddings)  # or the shard is newer
+    os.utime(results.embeddings)  # otherwise the shard is newer
     assert advice(doctor(results, code=0)) == "nothing to do"
     said = doctor(results, "--check")
     assert "shard_1-of-2: its SHA-256 is not the one in its status JSON" in said
@@ -231,7 +231,7 @@ with locked_shard(Path(sys.argv[1])):
 """
 
 
-def test_running_with_a_worker_and_without(results: Results) -> None:
+def test_running_with_and_without_a_worker(results: Results) -> None:
     results.shards[0].unlink()
     edit_status(results.statuses[0], status="running", done_packs=1, num_packs=2, updated="2020-01-01T00:00:00+00:00")
     (results.root / ".snakemake/locks").mkdir(parents=True)
@@ -248,7 +248,7 @@ def test_running_with_a_worker_and_without(results: Results) -> None:
     assert "shard_0-of-2: running: 1 of 2 packs, status updated " in said
     assert f" days ago; process {worker.pid} on " in said
     assert advice(said) == "wait: a worker is computing; look again later"
-    # Killed, it leaves its lock's file, which no one holds.
+    # A killed worker leaves its lock file, but no process holds the lock.
     said = doctor(results)
     assert "its worker is gone (killed?), no one holds its lock: 1 of 2 packs" in said
     assert lock_path_of(results.shards[0]).name in said
@@ -256,7 +256,7 @@ def test_running_with_a_worker_and_without(results: Results) -> None:
     assert "; then snakemake --cores all" in advice(said)
 
 
-def test_a_worker_on_another_machine_whose_lock_is_not_seen_here(results: Results) -> None:
+def test_a_worker_on_another_machine_whose_lock_is_not_visible_here(results: Results) -> None:
     results.shards[0].unlink()
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     edit_status(results.statuses[0], status="running", done_packs=1, num_packs=2, updated=now)
@@ -277,7 +277,7 @@ def save_part(results: Results, fingerprint: Fingerprint, packs: list[int]) -> P
     return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
 
-def test_saved_packs_are_counted_for_the_computation_that_was_tried(results: Results) -> None:
+def test_saved_packs_are_counted_for_the_attempted_computation(results: Results) -> None:
     results.shards[0].unlink()
     edit_status(results.statuses[0], status="failed", error={"type": "Interrupted", "message": "stopped by SIGTERM"})
     fields = json.loads(results.statuses[0].read_text())["fingerprint"]
@@ -335,7 +335,7 @@ def test_two_world_sizes(results: Results) -> None:
     assert f"another set of shards: 2 of 3 complete; {told}" in doctor(results)
 
 
-def test_many_shards_of_one_fate_are_told_once(results: Results) -> None:
+def test_many_shards_in_one_state_are_one_line(results: Results) -> None:
     results.embeddings.unlink()
     for path in (*results.shards, results.statuses[1]):
         path.unlink()
@@ -356,14 +356,14 @@ def test_a_truncated_merged_file(results: Results, keep: int) -> None:
 
 @pytest.mark.parametrize("name", ["index.h5", "manifest.json"])
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"{}", b'{"outputs": []}'])
-def test_other_files_of_garbage(results: Results, name: str, content: bytes) -> None:
+def test_other_garbage_files(results: Results, name: str, content: bytes) -> None:
     (results.folder / name).write_bytes(content)
     said = doctor(results)
     assert f"{NAME}: damaged\n  {name}: " in said
     assert advice(said).startswith(f"rm results/{NAME}/{name} && ")
 
 
-def test_bytes_flipped_anywhere_are_no_reason_to_stumble(results: Results) -> None:
+def test_bytes_flipped_anywhere_do_not_crash_it(results: Results) -> None:
     generator = np.random.default_rng(5)
     files = [path for path in results.folder.rglob("*") if path.is_file()]
     contents = {path: path.read_bytes() for path in files}
@@ -375,7 +375,7 @@ def test_bytes_flipped_anywhere_are_no_reason_to_stumble(results: Results) -> No
         doctor(results, "--check")
 
 
-def test_results_not_merged_or_of_older_shards(results: Results) -> None:
+def test_results_not_merged_or_with_older_shards(results: Results) -> None:
     os.utime(results.shards[0])
     assert "embeddings.h5: older than its shards" in doctor(results)
     results.embeddings.unlink()
@@ -394,8 +394,8 @@ def test_the_manifest_of_other_results(results: Results) -> None:
     assert "embeddings.h5: not the file that manifest.json describes" in doctor(results)
 
 
-def test_a_replaced_fasta_is_told(results: Results) -> None:
-    """With an older time than before, so that times tell nothing."""
+def test_a_replaced_fasta_is_reported(results: Results) -> None:
+    """Its time is older than before, so times show nothing."""
     fasta = results.root / "tiny.faa"
     fasta.write_bytes((Path(open_index(results.index).attributes["source_path"])).read_bytes())
     os.utime(fasta, (0, 0))
@@ -410,7 +410,7 @@ def test_a_replaced_fasta_is_told(results: Results) -> None:
     assert f"and is {fasta} (11 bytes, SHA-256 " in said
 
 
-def test_the_audit_is_told(results: Results) -> None:
+def test_the_audit_is_reported(results: Results) -> None:
     manifest = json.loads((results.folder / "manifest.json").read_text())
     manifest["audit"] = {"audit_sequences": 4, "audit_worst_cosine": 0.99991, "audit_worst_relative_error": 0.01}
     for sequences, verdict in ((0, "ok"), (4, "less exact than they should be")):
@@ -430,7 +430,7 @@ BAD_RECORD = "10:00:00 ERROR tiny.faa: record 2 ('bad'): '-' at residue 3\n"
 @pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
 @pytest.mark.parametrize("removed", [0, 1, 2, 3])
 def test_an_index_that_could_not_be_built(tmp_path: Path, removed: int, folder: str) -> None:
-    """Snakemake removes the folders of the index that were made for it, and leaves the log."""
+    """Snakemake removes the folders that it made for the index, and leaves the log."""
     results = Results(tmp_path / "results" / NAME, 1)
     if left := [results.folder, *results.folder.parents[:2], None][removed]:
         left.mkdir(parents=True)
@@ -482,7 +482,7 @@ def test_exports_of_an_earlier_result(results: Results) -> None:
     assert "ids.txt" not in said
 
 
-def test_left_over_files(results: Results) -> None:
+def test_leftover_files(results: Results) -> None:
     (results.folder / "shards/.shard_0-of-2.h5.elsewhere.12.tmp").write_bytes(b"half")
     said = doctor(results, code=0)
     assert (
@@ -490,7 +490,7 @@ def test_left_over_files(results: Results) -> None:
     )
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_no_results(tmp_path: Path) -> None:
     results = Results(tmp_path / "results" / NAME, 1)
     assert "results: no such folder" in doctor(results)
     (tmp_path / "results").mkdir()
@@ -500,7 +500,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def as_any_user() -> None:
-    """Take from root what lets it read everything: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
+    """Drop root's capabilities to read everything: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     if os.geteuid() == 0:
         for capability in (1, 2):
             ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
@@ -511,7 +511,7 @@ def as_any_user() -> None:
     ["", "tiny", NAME, *(f"{NAME}/{name}" for name in ("shards", "index.h5", "embeddings.h5", "manifest.json"))]
     + [f"{NAME}/shards/shard_0-of-2{suffix}" for suffix in (".h5", ".status.json")],
 )
-def test_what_is_closed_to_the_user(results: Results, name: str) -> None:
+def test_files_that_the_user_cannot_read(results: Results, name: str) -> None:
     path = results.root / "results" / name
     mode = path.stat().st_mode
     path.chmod(0)

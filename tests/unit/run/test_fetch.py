@@ -1,4 +1,4 @@
-"""Fetching weights: scripts/fetch_weights.py against a real HTTP server that misbehaves."""
+"""Fetching weights: scripts/fetch_weights.py against a real, misbehaving HTTP server."""
 
 import hashlib
 import json
@@ -38,21 +38,21 @@ from seqmill.spec.released import read_releases
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "fetch_weights.py"
 NAME = "esm2_t6_8M_UR50D"
-RESUMED = 6  # warnings of huggingface_hub: it goes on five times
-PATIENCE_SECONDS = 60.0  # for what must happen; none of it takes so long
+RESUMED = 6  # warnings of huggingface_hub: it resumes five times
+PATIENCE_SECONDS = 60.0  # for events that must happen; none takes this long
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves files of models, as badly as its attributes say.
+    """Serves model files, with the faults that its attributes set.
 
     Attributes:
         files: the bytes by path below models.
         ranges: whether Range requests are understood.
-        errors: statuses that the next requests get.
-        cuts: so many answers end in the middle.
-        drips: so many answers go on a byte at a time from the middle.
-        drips_headers: so many answers begin a byte at a time.
-        redirect: where requests are sent to, if anywhere.
+        errors: HTTP statuses for the next requests.
+        cuts: number of answers that end in the middle.
+        drips: number of answers that continue one byte at a time from the middle.
+        drips_headers: number of answers that begin one byte at a time.
+        redirect: where requests are redirected, if anywhere.
         gate: if given, answers stop in the middle until it is set.
         halfway: set when an answer has stopped there.
         asked: the Range header of every request.
@@ -78,7 +78,7 @@ class Mirror(ThreadingHTTPServer):
 
     @property
     def content(self) -> bytes:
-        """The file of ESM-2."""
+        """The checkpoint of ESM-2."""
         return self.files[f"{NAME}.pt"]
 
     @content.setter
@@ -152,7 +152,7 @@ def fact(content: bytes) -> dict[str, Any]:
 
 
 def write_facts(path: Path, files: dict[str, bytes], **model: Any) -> Path:
-    """Write the facts of one model: its files as published, on a server for which the tests give a mirror."""
+    """Write the facts of one model: its published files, on a server that the tests replace by a mirror."""
     facts = {file.rpartition("/")[2]: fact(content) for file, content in files.items()}
     name = next(iter(files)).partition("/")[0].removesuffix(".pt")
     model = {"sources": [{"url": "https://original.example", "files": facts}]} | model
@@ -169,7 +169,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The three files of DNABERT-S by path. Its tensors share one small storage, as only their shapes are looked at."""
+    """The three files of DNABERT-S by path. Its tensors share one small storage: only shapes are checked."""
     architecture, storage, state = DNABERT_MODELS["dnabert_s"], torch.zeros(1 << 14), {}
     for name, shape in parameter_shapes(architecture).items():
         state.update(dict.fromkeys(NAMING.names_of(name), storage[:1].expand(shape)))
@@ -226,7 +226,7 @@ def facts_of(output: Path) -> Path:
 
 
 def start(url: str | None, output: Path, **variables: str) -> subprocess.Popen[str]:
-    """Start the program; without a mirror's address it goes to the sources of the facts."""
+    """Start the program; without a mirror's address it uses the sources in the facts."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     if url is not None:
         environment[URL_VARIABLE] = url
@@ -248,7 +248,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 class Lines(logging.Handler):
-    """What is logged, a line a record."""
+    """Collects log messages, one line per record."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class Lines(logging.Handler):
 
 
 def fetch(url: str | None, output: Path) -> str:
-    """Fetch in this process, which has torch imported already; return what is logged."""
+    """Fetch in this process, which has already imported torch; return the log."""
     log = Lines()
     with pytest.MonkeyPatch.context() as environment:
         if url is not None:
@@ -280,7 +280,7 @@ def fetch(url: str | None, output: Path) -> str:
 
 
 def failure(url: str | None, output: Path, warnings: int = 0) -> str:
-    """Return the error of a fetch that fails, as it must, without a file."""
+    """Return the error of a fetch that must fail and leave no file."""
     with pytest.raises(SeqmillError) as caught:
         fetch(url, output)
     assert not output.exists()
@@ -291,7 +291,7 @@ def failure(url: str | None, output: Path, warnings: int = 0) -> str:
 
 
 def failing_program(url: str | None, output: Path, **variables: str) -> str:
-    """Return the one error line of a program that fails, as it must, without a file."""
+    """Return the one error line of a program that must fail and leave no file."""
     process = start(url, output, **variables)
     _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1, stderr
@@ -343,7 +343,7 @@ def test_a_file_is_fetched_once(mirror: Mirror, output: Path) -> None:
     assert_fetched(output, mirror.content)
 
 
-def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, output: Path) -> None:
+def test_a_broken_download_resumes_where_it_stopped(mirror: Mirror, output: Path) -> None:
     mirror.cuts = 2
     fetch(mirror.url, output)
     offsets = [offset_of(header) for header in mirror.asked]
@@ -354,7 +354,7 @@ def test_a_broken_download_goes_on_where_it_stopped(mirror: Mirror, output: Path
 
 
 def test_a_file_of_unknown_size_with_an_md5(mirror: Mirror, output: Path) -> None:
-    """As 15B is published."""
+    """15B is published like this."""
     digest = hashlib.md5(mirror.content, usedforsecurity=False).hexdigest()
     sources = [{"url": mirror.url, "files": {f"{NAME}.pt": {"size": None, "md5": digest}}}]
     write_facts(facts_of(output), {f"{NAME}.pt": b""}, sources=sources)
@@ -371,7 +371,7 @@ def test_a_file_of_unknown_size_with_an_md5(mirror: Mirror, output: Path) -> Non
     assert f"its MD5 is {hashlib.md5(mirror.content).hexdigest()}, not {digest}" in failure(None, output)
 
 
-def test_a_server_that_keeps_breaking_off_leaves_what_came(mirror: Mirror, output: Path) -> None:
+def test_a_server_that_keeps_breaking_off_leaves_a_partial_file(mirror: Mirror, output: Path) -> None:
     mirror.cuts = 1000
     assert f"cannot fetch {mirror.url}/{NAME}.pt: " in failure(mirror.url, output, RESUMED)
     tries = len(mirror.asked)
@@ -394,7 +394,7 @@ def test_a_server_that_cannot_resume_sends_all_again(mirror: Mirror, output: Pat
     assert_fetched(output, mirror.content)
 
 
-# Bytes a second over seconds: the loopback is a thousand times as fast, the mirror's drips a tenth of it.
+# Bytes per second, and seconds: the loopback is a thousand times as fast, the mirror's drips are a tenth of it.
 SLOWEST = Pace(500, 0.2)
 
 
@@ -431,7 +431,7 @@ def test_a_server_that_only_drips_is_an_error(mirror: Mirror, output: Path, monk
     assert part_of(output).stat().st_size >= 10 << 20
 
 
-def test_a_part_of_an_earlier_run_is_used(mirror: Mirror, output: Path) -> None:
+def test_a_partial_file_of_an_earlier_run_is_used(mirror: Mirror, output: Path) -> None:
     write_part(output, mirror.content[:1000])
     fetch(mirror.url, output)
     assert mirror.asked == ["bytes=1000-"]
@@ -455,14 +455,14 @@ def test_a_killed_download_is_resumed(mirror: Mirror, output: Path) -> None:
     assert_fetched(output, mirror.content)
 
 
-def test_a_complete_part_is_kept(mirror: Mirror, output: Path) -> None:
+def test_a_complete_partial_file_is_kept(mirror: Mirror, output: Path) -> None:
     write_part(output, mirror.content)
     fetch(mirror.url, output)
     assert mirror.asked == []
     assert_fetched(output, mirror.content)
 
 
-def test_a_part_longer_than_the_file_is_not_used(mirror: Mirror, output: Path) -> None:
+def test_a_partial_file_longer_than_the_file_is_not_used(mirror: Mirror, output: Path) -> None:
     write_part(output, mirror.content + b"of another file")
     fetch(mirror.url, output)
     assert mirror.asked == [None]
@@ -476,7 +476,7 @@ def test_a_server_in_trouble_is_asked_again(mirror: Mirror, output: Path) -> Non
     assert_fetched(output, mirror.content)
 
 
-def test_a_full_disk_is_not_taken_for_a_bad_network(mirror: Mirror, output: Path) -> None:
+def test_a_full_disk_is_not_mistaken_for_a_bad_network(mirror: Mirror, output: Path) -> None:
     output.parent.mkdir(parents=True)
     part_of(output).symlink_to("/dev/full")
     message = failure(mirror.url, output)
@@ -484,7 +484,7 @@ def test_a_full_disk_is_not_taken_for_a_bad_network(mirror: Mirror, output: Path
     assert len(mirror.asked) == 1
 
 
-def test_a_damaged_file_is_thrown_away(mirror: Mirror, output: Path) -> None:
+def test_a_damaged_file_is_deleted(mirror: Mirror, output: Path) -> None:
     good = mirror.content
     mirror.content = damaged(good, len(good) // 2)
     message = failure(mirror.url, output)
@@ -501,12 +501,12 @@ def test_a_damaged_file_is_thrown_away(mirror: Mirror, output: Path) -> None:
 
 
 def other_values(tmp_path: Path) -> bytes:
-    """Weights of the same architecture and file size, as a mirror might hold under the released name."""
+    """Weights with the same architecture and file size, as a mirror might offer under the released name."""
     return save_checkpoint(fair_esm_model(MODELS[NAME], seed=8), tmp_path / f"{NAME}.pt").read_bytes()
 
 
 @pytest.mark.parametrize("what", ["page", "truncated", "values"])
-def test_something_else_under_that_name_is_refused(mirror: Mirror, output: Path, tmp_path: Path, what: str) -> None:
+def test_another_file_under_that_name_is_refused(mirror: Mirror, output: Path, tmp_path: Path, what: str) -> None:
     good = len(mirror.content)
     mirror.content = {
         "page": b"<!DOCTYPE html><html><body>Please log in</body></html>",
@@ -521,7 +521,7 @@ def test_something_else_under_that_name_is_refused(mirror: Mirror, output: Path,
     assert not record_of(output).exists()
 
 
-def test_a_file_as_published_that_is_not_the_model(mirror: Mirror, output: Path, tmp_path: Path) -> None:
+def test_a_published_file_with_another_model_is_refused(mirror: Mirror, output: Path, tmp_path: Path) -> None:
     model = fair_esm_model(replace(MODELS[NAME], num_layers=1))
     mirror.content = save_checkpoint(model, tmp_path / "other.pt").read_bytes()
     write_facts(facts_of(output), {f"{NAME}.pt": mirror.content})
@@ -532,7 +532,7 @@ def test_a_file_as_published_that_is_not_the_model(mirror: Mirror, output: Path,
 
 
 def test_weights_that_differ_from_an_earlier_fetch(mirror: Mirror, output: Path, tmp_path: Path) -> None:
-    """The record stays when the weights are removed, and what is fetched later is held against it."""
+    """The record stays when the weights are removed, and a later fetch is compared with it."""
     fetch(mirror.url, output)
     record = record_of(output).read_bytes()
     output.unlink()
@@ -553,11 +553,11 @@ def test_swapped_weights_are_not_loaded(mirror: Mirror, output: Path, tmp_path: 
         load_weights(source)
     assert f"{output}: these are not the weights of {NAME} that were fetched and tested" in str(caught.value)
     record_of(output).unlink()
-    load_weights(source)  # nothing is known of weights that were put there by hand
+    load_weights(source)  # nothing is known about weights that a user put there
 
 
-def test_published_numbers_decide_what_is_kept(mirror: Mirror, output: Path, tmp_path: Path) -> None:
-    """Files whose digests are right, of a model that computes something else: none stays, none is recorded."""
+def test_published_numbers_decide_which_files_are_kept(mirror: Mirror, output: Path, tmp_path: Path) -> None:
+    """Files with the right digests whose model computes something else: none is kept or recorded."""
     model = fair_esm_model(MODELS[NAME])
     hidden = fair_esm_hidden(model, "GLDALQITV")[:3, :3].round(4).tolist()
     cases = [{"sequence": "GLDALQITV", "tokens": [0, 6, 4, 13, 5, 4, 16, 12, 11, 7, 2], "hidden": hidden}]
@@ -580,7 +580,7 @@ def test_published_numbers_decide_what_is_kept(mirror: Mirror, output: Path, tmp
 
 
 def doctor(output: Path) -> subprocess.CompletedProcess[str]:
-    """Look at the weights again, with a copy of the programs whose facts are those of the test."""
+    """Check the weights again, with a copy of the programs that has the test's facts."""
     root = output.parents[2]
     shutil.copytree(PROGRAM.parent, root / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(facts_of(output), root / "scripts/seqmill/spec/released.json")
@@ -589,7 +589,7 @@ def doctor(output: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
-def test_the_doctor_looks_at_weights(mirror: Mirror, output: Path, tmp_path: Path) -> None:
+def test_the_doctor_checks_weights(mirror: Mirror, output: Path, tmp_path: Path) -> None:
     done = doctor(output)
     assert (done.returncode, done.stderr) == (1, "")
     assert "no weights of released models" in done.stdout
@@ -690,7 +690,7 @@ def test_no_server(output: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["mirror.example/models", "", "https://[::1"])
-def test_a_mirror_that_is_no_url(output: Path, url: str) -> None:
+def test_a_mirror_that_is_not_a_url(output: Path, url: str) -> None:
     message = failure(url, output)
     assert f"{url}/{NAME}.pt" in message
     assert URL_VARIABLE in message
@@ -700,7 +700,7 @@ def test_two_programs_fetch_a_file_once(mirror: Mirror, output: Path) -> None:
     mirror.gate = threading.Event()
     processes = [start(mirror.url, output) for _ in range(2)]
     assert mirror.halfway.wait(PATIENCE_SECONDS)
-    wait_until(lambda: len(mirror.asked) > 1, seconds=1.0)  # time to do it wrong
+    wait_until(lambda: len(mirror.asked) > 1, seconds=1.0)  # long enough for the second program to go wrong
     mirror.gate.set()
     stderrs = [finish(process) for process in processes]
     assert len(mirror.asked) == 1
@@ -731,7 +731,7 @@ def test_a_folder_is_fetched_once(folder_mirror: Mirror, folder: Path) -> None:
     assert len(folder_mirror.paths) == 4
 
 
-def test_a_folder_of_which_a_part_is_there_goes_on(folder_mirror: Mirror, folder: Path) -> None:
+def test_a_partly_fetched_folder_resumes(folder_mirror: Mirror, folder: Path) -> None:
     _, tokenizer, weights = folder_mirror.files
     content = folder_mirror.files.pop(weights)
     message = failure(folder_mirror.url, folder)
@@ -758,7 +758,7 @@ def test_another_model_of_the_same_shape_has_its_own_folder(folder_mirror: Mirro
     assert_folder(folder.with_name("dnabert_2"), folder_mirror.files)
 
 
-def test_damaged_weights_of_a_folder_are_thrown_away_alone(folder_mirror: Mirror, folder: Path) -> None:
+def test_only_the_damaged_weights_of_a_folder_are_deleted(folder_mirror: Mirror, folder: Path) -> None:
     weights = "dnabert_s/pytorch_model.bin"
     good = folder_mirror.files[weights]
     folder_mirror.files[weights] = damaged(good, len(good) // 2)
@@ -779,7 +779,7 @@ def test_damaged_weights_of_a_folder_are_thrown_away_alone(folder_mirror: Mirror
         ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1"),
     ],
 )
-def test_files_as_published_that_are_not_the_model(
+def test_published_files_with_another_model_are_refused(
     folder_mirror: Mirror, folder: Path, name: str, content: bytes
 ) -> None:
     folder_mirror.files[f"dnabert_s/{name}"] = content
@@ -790,7 +790,7 @@ def test_files_as_published_that_are_not_the_model(
     assert not part_of(folder).exists()
 
 
-def test_a_file_put_there_by_hand_is_held_against_its_digest(folder_mirror: Mirror, folder: Path) -> None:
+def test_a_file_put_there_by_the_user_is_compared_with_its_digest(folder_mirror: Mirror, folder: Path) -> None:
     folder.mkdir(parents=True)
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_bytes(b"{}")
@@ -807,7 +807,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub_files(tmp_path: Path, checkpoint: bytes) -> dict[str, bytes]:
-    """Files of a repository on Hugging Face with the values of the checkpoint, by path below models."""
+    """A repository's files on Hugging Face with the checkpoint's values, by path below models."""
     model = hugging_face_model(fair_esm_model(MODELS[NAME]))
     model.save_pretrained(tmp_path / "hub", safe_serialization=True)
     names = ("config.json", "model.safetensors")
@@ -823,10 +823,10 @@ def hub_source(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("trouble", ["404", "503"])
-def test_the_second_source_where_the_first_fails(
+def test_the_second_source_is_used_if_the_first_fails(
     mirror: Mirror, output: Path, hub_files: dict[str, bytes], trouble: str
 ) -> None:
-    """A repository at a pinned commit; its safetensors become the .pt, with the same tensors."""
+    """The second source is a repository at a pinned commit; its safetensors become a .pt with the same tensors."""
     original = mirror.content
     digest = load_weights(ModelSource(NAME, "checkpoint", None, save(output.parents[2] / "o.pt", original))).digest
     first = {"url": mirror.url, "files": {f"{NAME}.pt": fact(original)}}
@@ -851,7 +851,7 @@ def save(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_a_wrong_file_is_no_reason_to_try_the_second_source(
+def test_a_wrong_file_does_not_lead_to_the_second_source(
     mirror: Mirror, output: Path, hub_files: dict[str, bytes]
 ) -> None:
     first = {"url": mirror.url, "files": {f"{NAME}.pt": fact(mirror.content)}}

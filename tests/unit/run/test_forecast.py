@@ -1,4 +1,4 @@
-"""The forecast: its counts and its bytes are those of a real run; the time is printed beside the real one."""
+"""The forecast: its counts and bytes match a real run; the times of both are printed."""
 
 import math
 import os
@@ -42,7 +42,7 @@ ON_CPU = ComputeSettings(device="cpu", precision="float32")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """400 records, of which 30 have the sequence of another, 2 are rejected; three shards, merged."""
+    """400 records: 30 duplicates and 2 rejected; three shards, merged."""
     folder = tmp_path_factory.mktemp("run")
     lengths = np.random.default_rng(5).integers(5, 80, 368).tolist()
     sequences = random_sequences([*lengths, 400, 500])
@@ -59,12 +59,12 @@ def index(run: Run) -> Index:
 
 @pytest.fixture(scope="module")
 def contigs(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Contigs in windows on both strands: several segments a sequence."""
+    """Contigs in windows on both strands: several segments per sequence."""
     folder = tmp_path_factory.mktemp("contigs")
     return open_index(Run(folder, 1).build(CONTIGS_DEMO, WINDOWS.model, WINDOWS.policy).index)
 
 
-def test_every_shards_work_is_what_a_worker_says(run: Run, index: Index) -> None:
+def test_the_work_of_every_shard_is_what_a_worker_reports(run: Run, index: Index) -> None:
     shares = share_work(index, 3, ARCHITECTURE)
     statuses = [read_status(path) for path in run.statuses]
     assert shares.packs.tolist() == [status.num_packs for status in statuses]
@@ -89,14 +89,14 @@ def test_no_work_is_lost_between_shards(which: str, request: pytest.FixtureReque
     assert "3 shards have no work" in describe_shares(shares)[-1]
 
 
-def test_a_long_sequence_counts_for_more_than_its_tokens(index: Index) -> None:
-    """The first packs hold the longest sequences; attention's share grows with the square of their lengths."""
+def test_long_sequences_cost_more_per_token(index: Index) -> None:
+    """The first packs have the longest sequences; the cost of attention grows with the square of their length."""
     shares = share_work(index, index.num_packs, ARCHITECTURE)
     a_token = shares.flop / shares.tokens
     assert (np.diff(a_token) < 0).all()
 
 
-def test_files_take_what_was_expected(run: Run, index: Index) -> None:
+def test_files_have_the_expected_size(run: Run, index: Index) -> None:
     disk = disk_needed(index, 3, ARCHITECTURE.hidden_dim)
     merged = [run.embeddings, run.embeddings.with_name("records.tsv.gz")]
     assert disk.index == run.index.stat().st_size
@@ -106,7 +106,7 @@ def test_files_take_what_was_expected(run: Run, index: Index) -> None:
 
 
 @pytest.mark.parametrize("outputs", [Outputs((6,)), Outputs((2, 6), ("mean", "max"), "float16")])
-def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index, outputs: Outputs) -> None:
+def test_parts_have_the_expected_size(tmp_path: Path, run: Run, index: Index, outputs: Outputs) -> None:
     dim = ARCHITECTURE.hidden_dim
     fingerprint = Fingerprint.from_attributes(read_status(run.statuses[0]).fingerprint)
     fingerprint = replace(fingerprint, per_residue=outputs.per_residue)
@@ -130,8 +130,8 @@ def test_parts_take_what_was_expected(tmp_path: Path, run: Run, index: Index, ou
         (Outputs(per_residue="float16"), "float16"),
     ],
 )
-def test_files_of_several_outputs_take_what_was_expected(tmp_path: Path, outputs: Outputs, dtype: str) -> None:
-    """With duplicates, rejected and truncated records: of each sequence the residues lie there once."""
+def test_files_of_several_outputs_have_the_expected_size(tmp_path: Path, outputs: Outputs, dtype: str) -> None:
+    """Some records are duplicate, rejected or truncated; each unique sequence's residues are stored once."""
     sequences = random_sequences([*range(20, 100), 400])
     records = [f">Q{number:05d} words\n{s}\n" for number, s in enumerate([*sequences, *sequences[:40]])]
     (tmp_path / "some.faa").write_text("".join(records))
@@ -143,7 +143,7 @@ def test_files_of_several_outputs_take_what_was_expected(tmp_path: Path, outputs
     assert disk.merged == pytest.approx(run.embeddings.stat().st_size + table.stat().st_size, rel=0.03)
 
 
-def test_a_large_table_of_records_is_judged_by_a_block(run: Run, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_size_is_estimated_from_a_block(run: Run, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = disk_needed(index, 3, ARCHITECTURE.hidden_dim).merged
     monkeypatch.setattr("seqmill.run.forecast.SAMPLED_RECORDS", 150)
     table = run.embeddings.with_name("records.tsv.gz").stat().st_size
@@ -151,7 +151,7 @@ def test_a_large_table_of_records_is_judged_by_a_block(run: Run, index: Index, m
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 64, 1000])
-def test_any_first_few_samples_lie_evenly(number: int) -> None:
+def test_any_first_few_samples_are_evenly_spread(number: int) -> None:
     order = list(sample_order(number))
     assert sorted(order) == list(range(number))
     assert order == list(sample_order(number))
@@ -163,7 +163,7 @@ def test_any_first_few_samples_lie_evenly(number: int) -> None:
 
 @pytest.mark.parametrize("which", ["index", "contigs"])
 @pytest.mark.parametrize("limit", [1, 500, 10**9])
-def test_samples_are_the_beginnings_of_packs(which: str, limit: int, request: pytest.FixtureRequest) -> None:
+def test_samples_are_the_first_sequences_of_packs(which: str, limit: int, request: pytest.FixtureRequest) -> None:
     index = request.getfixturevalue(which)
     sample, order = sample_packs(index, 10, limit)
     assert len(order) == 10
@@ -177,7 +177,7 @@ def test_samples_are_the_beginnings_of_packs(which: str, limit: int, request: py
     assert sample.num_packs == 2 * 10 - 1
 
 
-def test_a_calibration_within_time_computes_every_token_once(run: Run, index: Index) -> None:
+def test_a_calibration_with_enough_time_computes_every_token_once(run: Run, index: Index) -> None:
     found = calibrate(index, find_model(MODEL), ON_CPU, 600.0)
     assert (found.packs, found.tokens) == (index.num_packs, index.attributes["num_tokens"])
     shares = share_work(index, 3, ARCHITECTURE)
@@ -187,7 +187,7 @@ def test_a_calibration_within_time_computes_every_token_once(run: Run, index: In
 
 
 def test_contigs_are_calibrated_by_their_windows(contigs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples, of the first pack and of one in the middle, in a time that suffices on any machine."""
+    """Takes two samples, from the first pack and a middle one, in a time that is enough on any machine."""
     monkeypatch.setattr("seqmill.run.calibration.MOST_SAMPLES", 2)
     source = find_model(WINDOWS.model)
     found = calibrate(contigs, source, ON_CPU, 600.0)
@@ -196,20 +196,20 @@ def test_contigs_are_calibrated_by_their_windows(contigs: Index, monkeypatch: py
     assert found.shard_seconds(share_work(contigs, 2, open_weights(source)[0])).min() > 0
 
 
-def test_sequences_too_long_for_the_time_are_guessed(index: Index) -> None:
+def test_the_speed_is_guessed_if_no_pack_fits_the_time(index: Index) -> None:
     found = calibrate(index, find_model(MODEL), ON_CPU, 1e-6)
     assert (found.packs, found.tokens) == (0, 0)
     assert 0 < found.flops_per_second < math.inf
 
 
-def test_a_shard_takes_no_less_than_its_longest_sequence_on_one_thread() -> None:
+def test_a_shard_takes_at_least_the_time_of_its_longest_sequence_on_one_thread() -> None:
     shares = Shares(np.array([2, 2]), np.array([20, 20]), np.array([100.0, 100.0]), np.array([90.0, 10.0]))
     found = Calibration("", "", 1, 1, 1.0, flops_per_second=10.0, threads=4, load_seconds=0, peak={}, splits=0)
     assert found.shard_seconds(shares).tolist() == [36.0, 10.0]
 
 
-def test_a_calibration_reads_what_a_worker_would(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all layers and poolings, and of residues: it takes their memory and their time."""
+def test_a_calibration_computes_the_outputs_of_a_worker(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers, poolings, and residues, because they cost memory and time."""
     seen = []
     real = PackEmbedder.__call__
 
@@ -224,7 +224,7 @@ def test_a_calibration_reads_what_a_worker_would(index: Index, monkeypatch: pyte
     assert {vectors.residues.shape[1] for vectors in seen} == {2 * ARCHITECTURE.hidden_dim}
 
 
-def test_a_model_that_is_not_there_yet_is_stood_in_for(
+def test_untrained_weights_replace_a_model_that_is_not_fetched_yet(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -260,15 +260,15 @@ def test_the_plan_of_an_index(run: Run, index: Index) -> None:
     assert snapshot(run.folder) == before
 
 
-def test_a_plan_takes_a_gpu_of_its_own_as_workers_do(run: Run) -> None:
-    """Pretended devices: torch sees none and takes the CPU."""
+def test_a_plan_leases_a_gpu_as_workers_do(run: Run) -> None:
+    """The devices are fake: torch sees none and uses the CPU."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6"}
     done = run_script("plan.py", "--index", run.index, "--seconds", 0.1, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"INFO GPU [56] of 5, 6\n", done.stderr)
 
 
-def test_the_plan_of_a_fasta_leaves_nothing(tmp_path: Path) -> None:
+def test_the_plan_of_a_fasta_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "temporary").mkdir()
     options = {"cwd": tmp_path / "here", "env": {**os.environ, "TMPDIR": str(tmp_path / "temporary")}}
@@ -282,7 +282,7 @@ def test_the_plan_of_a_fasta_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_plan_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_plan_leaves_no_files(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, SCRIPTS / "plan.py", "--fasta", CONTIGS_DEMO, "--model", "untrained:dnabert_s"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([*command, "--seconds", "60"], env=environment, stderr=subprocess.PIPE) as plan:
@@ -307,7 +307,7 @@ def test_a_plan_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Si
         (["--fasta", DEMO, "--model", MODEL, "--layers", "7"], "layer 7: the model has layers 0 to 6"),
     ],
 )
-def test_what_cannot_be_planned_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_input_that_cannot_be_planned_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
     done = run_script("plan.py", *arguments, cwd=tmp_path)
     assert done.returncode != 0
     assert said in done.stderr

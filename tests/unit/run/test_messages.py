@@ -1,4 +1,4 @@
-"""The messages at the end of a run, from manifests, logs and statuses, whatever their state."""
+"""The messages at the end of a run, from manifests, logs and statuses in any state."""
 
 import json
 import os
@@ -19,7 +19,7 @@ START = 1_700_000_000.0
 
 
 def write(path: Path, text: str, seconds: float) -> Path:
-    """Write a file as if so many seconds after the start of the run."""
+    """Write a file with a time this many seconds after the start of the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     os.utime(path, (START + seconds, START + seconds))
@@ -30,7 +30,7 @@ def lines(root: Path, names: list[str] | None = None) -> list[str]:
     return failure_message(root, names or NAMES, START).splitlines()
 
 
-def test_a_line_for_each_that_failed(tmp_path: Path) -> None:
+def test_a_line_for_each_failure(tmp_path: Path) -> None:
     write(tmp_path / "logs/a/m/build_index.log", "10:00:00 INFO x\n10:00:01 ERROR a.faa: record 2: '-'\x1b[2J\n", 5)
     write(tmp_path / "logs/b/m/build_index.log", "10:00:00 INFO all is well\n", 5)
     write(tmp_path / "logs/fetch_weights/w.log", "10:00:01 ERROR w.pt: no such host\n", 5)
@@ -46,13 +46,13 @@ def test_a_line_for_each_that_failed(tmp_path: Path) -> None:
     assert said[-1] == f"See more: python {scripts / 'doctor.py'} {tmp_path / 'results'}"
 
 
-def test_in_the_clone_itself_the_doctor_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_clone_the_doctor_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "logs/a/m/build_index.log", "10:00:01 ERROR no\n", 5)
     monkeypatch.setattr("seqmill.run.messages.DOCTOR", tmp_path / "scripts/doctor.py")
     assert lines(tmp_path)[-1] == "See more: python scripts/doctor.py"
 
 
-def test_what_failed_before_this_run_is_not_told(tmp_path: Path) -> None:
+def test_failures_before_this_run_are_not_reported(tmp_path: Path) -> None:
     write(tmp_path / "logs/a/m/embed_shard_0-of-7.log", "10:00:01 ERROR no\n", -1000)
     write(tmp_path / "logs/d/m/build_index.log", "10:00:01 ERROR of another table\n", 5)
     assert lines(tmp_path) == []
@@ -81,7 +81,7 @@ def test_it_never_fails(tmp_path: Path) -> None:
     assert failure_message(tmp_path / "nowhere", NAMES, START) == ""
 
 
-def test_results_are_named_with_what_their_reader_must_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
     datasets = [Dataset(f"d{n}", Path("a b.fa"), find_model(model)) for n, model in enumerate(models)]

@@ -1,4 +1,4 @@
-"""Progress: real shards, statuses and locks as workers leave them, and whatever else may lie there."""
+"""Progress: real shards, statuses and locks as workers leave them, and unrelated files."""
 
 import io
 import json
@@ -33,11 +33,11 @@ from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, StatusE
 from sequences import random_sequences
 
 NAME = "tiny/untrained-esm2_t6_8M_UR50D"
-PACKS, TOKENS = 5, 3512  # of 12 proteins, 3,488 residues; a pack holds 1,024 tokens at most
+PACKS, TOKENS = 5, 3512  # of 12 proteins, 3,488 residues; a pack holds at most 1,024 tokens
 
 
 class Results(Run):
-    """As the workflow lays results out: in ROOT/results/tiny/MODEL, the shards in a folder of their own."""
+    """The workflow's layout: results in ROOT/results/tiny/MODEL, shards in their own subfolder."""
 
     @property
     def results(self) -> Path:
@@ -53,19 +53,19 @@ class Results(Run):
         return run
 
     def set_status(self, rank: int, **changes: object) -> ShardStatus:
-        """Write what a worker would have written amid its work, not through `write_status`, which notes the time."""
+        """Write the status of a working worker, without `write_status`, which sets the time."""
         status = replace(read_status(self.statuses[rank]), **changes)
         self.statuses[rank].write_bytes(msgspec.json.encode(status))
         return status
 
     def run(self, rank: int, **changes: object) -> ShardStatus:
-        """Let a rank's status say that it runs, and has said so just now."""
+        """Make a rank's status say that it is running, updated just now."""
         self.shards[rank].unlink(missing_ok=True)
         return self.set_status(rank, **{"status": RUNNING, "ended": "", "updated": ago(0), **changes})
 
 
 def lines_of(runs: list[Progress]) -> list[str]:
-    """The table as it is printed where no terminal is."""
+    """Return the table as it is printed without a terminal."""
     out = io.StringIO()
     console_of(out).print(table(runs))
     return [line.rstrip() for line in out.getvalue().splitlines()]
@@ -90,7 +90,7 @@ def new_results(root: Path, world_size: int = 3) -> Results:
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory, fasta: Path) -> Results:
-    """Three complete shards, of two packs, two and one, that are not merged."""
+    """Three complete shards that are not merged, with two, two, and one packs."""
     return new_results(tmp_path_factory.mktemp("embedded")).build(fasta).embed()
 
 
@@ -118,13 +118,13 @@ def test_from_the_index_to_the_merge(tmp_path: Path, fasta: Path) -> None:
     assert cells(run)[-1] == "not merged yet"
     results.merge()
     assert results.progress().merged
-    for path in (*results.shards, results.index):  # as one may after the merge
+    for path in (*results.shards, results.index):  # users may do this after the merge
         path.unlink()
     run = results.progress()
     assert (run.merged, run.done, run.total) == (True, Amount(PACKS, TOKENS), Amount(PACKS, TOKENS))
 
 
-def test_a_running_shard_counts_what_it_says_is_done(results: Results) -> None:
+def test_a_running_shard_counts_what_its_status_reports(results: Results) -> None:
     before = read_status(results.statuses[1])
     facts = replace(before.run, done_tokens=500, tokens_per_second=100.5)
     results.run(1, done_packs=1, resumed_packs=1, attempt=3, run=facts)
@@ -146,7 +146,7 @@ def test_a_running_shard_counts_what_it_says_is_done(results: Results) -> None:
     ]
 
 
-def test_the_slowest_shard_decides_when_all_is_done(results: Results) -> None:
+def test_the_slowest_shard_decides_the_end(results: Results) -> None:
     for rank, rate in enumerate((1000, 1, 1000)):
         status = read_status(results.statuses[rank])
         results.run(rank, done_packs=0, run=replace(status.run, done_tokens=0, tokens_per_second=rate))
@@ -168,7 +168,7 @@ def test_a_worker_that_is_gone_is_stale(results: Results) -> None:
     assert results.progress().states == {COMPLETE: 2, "stale": 1}
 
 
-def test_a_worker_that_says_nothing_is_stale_though_it_holds_its_lock(results: Results) -> None:
+def test_a_silent_worker_is_stale_though_it_holds_its_lock(results: Results) -> None:
     results.run(1, updated=ago(OLD_SECONDS + 61), attempt=2)
     with locked_shard(results.shards[1]):
         run = results.progress()
@@ -176,7 +176,7 @@ def test_a_worker_that_says_nothing_is_stale_though_it_holds_its_lock(results: R
     assert run.notes == ["shard 1: stale at attempt 2, last heard of 6 min ago"]
 
 
-def test_a_lock_of_another_machine_may_not_be_seen_here(results: Results) -> None:
+def test_a_lock_of_another_machine_may_be_invisible_here(results: Results) -> None:
     results.run(1)
     lock_path_of(results.shards[1]).write_text("process 7 on node-17 since 2026-01-01 00:00:00")
     assert results.progress().states == {COMPLETE: 2, RUNNING: 1}
@@ -191,7 +191,7 @@ def test_a_shard_that_was_deleted_before_the_merge_waits(results: Results) -> No
     assert run.done.packs == PACKS - read_status(results.statuses[2]).num_packs
 
 
-def test_of_two_sets_of_shards_the_later_one_counts(results: Results) -> None:
+def test_the_newer_of_two_sets_of_shards_counts(results: Results) -> None:
     assert results.progress().shards == 3
     two = Results(results.folder, 2)
     two.embed()
@@ -199,7 +199,7 @@ def test_of_two_sets_of_shards_the_later_one_counts(results: Results) -> None:
     assert two.progress().states == {COMPLETE: 2}
 
 
-def test_shards_of_an_earlier_index_are_to_be_computed_again(results: Results, tmp_path: Path) -> None:
+def test_shards_of_an_earlier_index_will_be_computed_again(results: Results, tmp_path: Path) -> None:
     results.merge()
     assert results.progress().merged
     other = tmp_path / "other.faa"
@@ -209,7 +209,7 @@ def test_shards_of_an_earlier_index_are_to_be_computed_again(results: Results, t
     assert (run.states, run.merged, run.done, run.total) == ({"waiting": 3}, False, Amount(), Amount(1, 5))
 
 
-def test_shards_of_earlier_settings_are_to_be_computed_again(results: Results) -> None:
+def test_shards_of_earlier_settings_will_be_computed_again(results: Results) -> None:
     results.merge()
     for rank in range(3):
         results.set_status(rank, updated=ago(60))
@@ -218,19 +218,19 @@ def test_shards_of_earlier_settings_are_to_be_computed_again(results: Results) -
     run = results.progress()
     assert (run.states, run.merged, run.notes) == ({COMPLETE: 1, "waiting": 2}, False, [])
     assert run.done == Amount(2, read_status(results.statuses[1]).run.num_tokens)
-    # As long as a worker runs, and where it has failed or been killed, the others are of earlier settings as well.
+    # The others also count as earlier settings while a worker runs, and after it has failed or was killed.
     results.run(1, done_packs=0)
     with locked_shard(results.shards[1]):
         assert results.progress().states == {RUNNING: 1, "waiting": 2}
     assert results.progress().states == {"stale": 1, "waiting": 2}
     results.set_status(1, status=FAILED, error=StatusError("Interrupted", "stopped"))
     assert results.progress().states == {FAILED: 1, "waiting": 2}
-    # A worker that has not yet said what it computes tells nothing of the others.
+    # A worker that has not reported its fingerprint yet says nothing about the others.
     results.run(0, fingerprint={}, updated=ago(0))
     assert results.progress().states == {"stale": 1, FAILED: 1, "waiting": 1}
 
 
-def test_what_failed_or_stopped_with_earlier_settings_waits(results: Results) -> None:
+def test_failed_or_stopped_shards_of_earlier_settings_wait(results: Results) -> None:
     results.set_status(0, status=FAILED, error=StatusError("X", "y"), updated=ago(90))
     results.run(1, updated=ago(90))
     embed_shard(results.task(2, outputs=Outputs((3,), ("mean",))))
@@ -238,7 +238,7 @@ def test_what_failed_or_stopped_with_earlier_settings_waits(results: Results) ->
     assert (run.states, run.notes) == ({COMPLETE: 1, "waiting": 2}, [])
 
 
-def test_times_of_other_time_zones_are_compared_as_times(results: Results) -> None:
+def test_times_in_different_time_zones_are_compared(results: Results) -> None:
     for rank in range(3):
         results.set_status(rank, updated="2026-01-01T12:00:00+00:00")
     changed = {**read_status(results.statuses[0]).fingerprint, "fingerprint": "of other settings"}
@@ -253,7 +253,7 @@ def test_a_folder_without_an_index_is_being_built(results: Results) -> None:
     other = results.results / "other" / results.folder.name
     logs = results.results.parent / "logs/other" / results.folder.name
     other.mkdir(parents=True)
-    logs.mkdir(parents=True)  # as Snakemake makes both before it begins a job
+    logs.mkdir(parents=True)  # Snakemake makes both before it starts a job
     for folder in (results.results, other.parent, other):
         run = progress_of(folder)[0]
         assert (run.name, run.merged, cells(run)[2]) == (f"other/{other.name}", False, "index being built")
@@ -267,17 +267,17 @@ def test_a_folder_without_an_index_is_being_built(results: Results) -> None:
     assert [run.merged for run in progress_of(results.results)] == [False, True]
 
 
-def test_an_index_that_is_built_anew_makes_the_results_old(results: Results) -> None:
+def test_rebuilding_the_index_makes_the_results_old(results: Results) -> None:
     results.merge()
     results.index.unlink()
-    assert results.progress().merged  # as one may after the merge
+    assert results.progress().merged  # users may do this after the merge
     temporary = results.folder / ".index.h5.node-17.4711.tmp"
     temporary.touch()
     merged = results.embeddings.stat().st_mtime_ns
     os.utime(temporary, ns=(merged + 1, merged + 1))
     run = results.progress()
     assert (run.merged, cells(run)[2]) == (False, "index being built")
-    os.utime(temporary, ns=(merged - 1, merged - 1))  # what a build on another machine has left, before this one
+    os.utime(temporary, ns=(merged - 1, merged - 1))  # left by an earlier build on another machine
     assert results.progress().merged
 
 
@@ -310,7 +310,7 @@ def test_an_index_that_could_not_be_built_again_makes_the_results_old(results: R
     assert (run.merged, run.notes) == (False, ["index: p.faa: record 2: no"])
 
 
-def test_a_half_written_status_is_said_and_stops_nothing(results: Results) -> None:
+def test_a_half_written_status_is_noted_and_stops_nothing(results: Results) -> None:
     whole = results.statuses[1].read_bytes()
     pieces = [whole[: len(whole) * part // 9] for part in range(9)]
     for text in (*pieces, b"[]", b"null", b"\xff\xfe", b"[" * 100_000, whole.replace(b'"complete"', b'"done"')):
@@ -337,7 +337,7 @@ def test_a_status_with_odd_numbers_is_unreadable(results: Results, name: str, va
     holder[name] = value
     results.statuses[1].write_text(json.dumps(content))
     run = results.progress()
-    if value is None and holder is content["run"]:  # as before it is known
+    if value is None and holder is content["run"]:  # before it is known
         assert run.states == {COMPLETE: 3}
     else:
         assert run.states == {COMPLETE: 2, "unreadable": 1}
@@ -358,7 +358,7 @@ def test_odd_times_in_a_status_do_no_harm(results: Results, value: str) -> None:
     assert results.progress().states == {COMPLETE: 2, "stale": 1}
 
 
-def test_a_damaged_index_leaves_what_the_shards_say(results: Results) -> None:
+def test_with_a_damaged_index_the_shards_still_count(results: Results) -> None:
     results.index.write_bytes(results.index.read_bytes()[:1000])
     assert results.progress().total == Amount(PACKS, TOKENS)
     results.index.write_bytes(b"")
@@ -375,7 +375,7 @@ def test_other_files_are_not_runs(results: Results) -> None:
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
-def test_any_level_of_folders_may_be_named(results: Results, levels: int) -> None:
+def test_the_folder_may_be_given_at_any_level(results: Results, levels: int) -> None:
     (run,) = progress_of([results.folder, *results.folder.parents][levels])
     assert (run.name, run.shards) == (NAME, 3)
 
@@ -398,7 +398,7 @@ def test_only_the_first_notes_are_shown() -> None:
     assert lines[-1] == "  and 4 more shards"
 
 
-def test_times_in_words() -> None:
+def test_durations_in_words() -> None:
     seconds = (0.25, 59.4, 90, 3700, 90000, float("nan"))
     assert [time_in_words(value) for value in seconds] == [
         "0.2 s",
@@ -415,7 +415,7 @@ def start(results: Results, *arguments: object, **streams: object) -> subprocess
     return subprocess.Popen(command, env={**os.environ, "COLUMNS": "", "LINES": ""}, **streams)
 
 
-def test_in_a_pipe_a_line_a_change_until_all_is_merged(tmp_path: Path, fasta: Path) -> None:
+def test_in_a_pipe_each_change_is_a_line_until_all_is_merged(tmp_path: Path, fasta: Path) -> None:
     results = new_results(tmp_path, 2).build(fasta)
     with start(results, "--interval", 0.05, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as watch:
         lines = [watch.stdout.readline()]
@@ -438,18 +438,18 @@ def test_on_a_terminal_it_draws_in_place(results: Results) -> None:
     first, *others = REDRAWN.split(text)
     before = first.count("\n")
     for up, frame in zip(others[::2], others[1::2], strict=True):
-        assert up.count("\x1b[1A") == before > 0  # drawn over the whole of the frame before, whose cells are wrapped
+        assert up.count("\x1b[1A") == before > 0  # draws over the whole previous frame, whose cells are wrapped
         assert all(len(line) <= 60 for line in frame.split("\r\n"))
         before = frame.count("\n")
 
 
-# What rich writes before it draws again: erases a line, and goes up and erases for each further one.
+# What rich writes before it redraws: erase a line, then go up and erase for each further line.
 REDRAWN = re.compile(r"\r\x1b\[2K((?:\x1b\[1A\x1b\[2K)*)")
 
 
 @contextmanager
 def watched(results: Results, columns: int = 300) -> Iterator[tuple[subprocess.Popen, int]]:
-    """Watch on a terminal; yield the program and where to read what it draws."""
+    """Watch on a terminal; yield the program and the file descriptor of its output."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
     with start(results, "--interval", 0.05, stdout=theirs) as watch:
@@ -462,7 +462,7 @@ def watched(results: Results, columns: int = 300) -> Iterator[tuple[subprocess.P
 
 
 def read_frames(terminal: int, number: int) -> str:
-    """Return what is drawn until it has been drawn over so many times: each is a look that was not the last."""
+    """Return the output up to the N-th redraw; each redraw shows that another look followed."""
     text = ""
     while len(REDRAWN.findall(text)) < number:
         text += os.read(terminal, 4096).decode()
@@ -471,7 +471,7 @@ def read_frames(terminal: int, number: int) -> str:
 
 def read_rest(terminal: int) -> str:
     text = ""
-    with suppress(OSError):  # the end of a terminal
+    with suppress(OSError):  # the terminal was closed
         while data := os.read(terminal, 4096):
             text += data.decode()
     return text
@@ -481,7 +481,7 @@ def read_last_frame(terminal: int) -> str:
     return REDRAWN.split(read_rest(terminal))[-1]
 
 
-def test_it_stays_while_an_index_is_built(results: Results) -> None:
+def test_it_keeps_watching_while_an_index_is_built(results: Results) -> None:
     results.merge()
     other = results.results / "other" / results.folder.name
     other.mkdir(parents=True)
@@ -495,7 +495,7 @@ def test_it_stays_while_an_index_is_built(results: Results) -> None:
     assert "index being built" not in last
 
 
-def test_it_stays_while_a_workflow_is_alive_that_may_compute_anew(results: Results) -> None:
+def test_it_keeps_watching_while_a_running_workflow_may_compute_again(results: Results) -> None:
     results.merge()
     claim, alone = claim_folder(results.results.parent)
     assert alone
@@ -515,15 +515,15 @@ def test_it_stays_while_a_workflow_is_alive_that_may_compute_anew(results: Resul
     assert STILL_ALIVE not in last
 
 
-def test_a_workflow_of_another_folder_is_not_waited_for(results: Results, tmp_path_factory) -> None:
+def test_it_does_not_wait_for_a_workflow_in_another_folder(results: Results, tmp_path_factory) -> None:
     results.merge()
-    claim_folder(results.results.parent)[0].close()  # one that has ended leaves its mark
+    claim_folder(results.results.parent)[0].close()  # a finished workflow leaves its lock file
     claim, _ = claim_folder(tmp_path_factory.mktemp("elsewhere"))
     with claim, start(results, "--interval", 0.05, stdout=subprocess.DEVNULL) as watch:
         assert watch.wait(30) == 0
 
 
-def test_looking_for_a_workflow_takes_nothing_from_it(results: Results) -> None:
+def test_watching_does_not_disturb_the_workflow_lock(results: Results) -> None:
     results.merge()
     claim_folder(results.results.parent)[0].close()
     before = (results.results.parent / ".snakemake/seqmill.running").read_bytes()
@@ -537,13 +537,13 @@ def test_looking_for_a_workflow_takes_nothing_from_it(results: Results) -> None:
 CONTROLS = "a\x1b[2J\x07b\x7f\u202e\udcff\n c"
 
 
-def test_messages_hold_nothing_that_steers_a_terminal() -> None:
+def test_messages_contain_no_terminal_control_characters() -> None:
     assert in_one_line(CONTROLS) == r"a\x1b[2J\x07b\x7f\u202e\udcff c"
     assert in_one_line("蛋白 µ-ñ") == "蛋白 µ-ñ"
     assert len(in_one_line("x" * 500)) == 404
 
 
-def test_names_and_errors_hold_nothing_that_steers_a_terminal(results: Results) -> None:
+def test_names_and_errors_contain_no_terminal_control_characters(results: Results) -> None:
     odd = Results(results.results / "a\x1b[2Jb\udcff" / results.folder.name, 3)
     shutil.copytree(results.folder, odd.folder)
     odd.set_status(1, status=FAILED, error={"type": "E\x1b[1A", "message": "no\x1b[31m [red]:x:[/]"})
@@ -560,13 +560,13 @@ def test_names_and_errors_hold_nothing_that_steers_a_terminal(results: Results) 
         assert all(letter.isprintable() or letter == "\n" for letter in text)
 
 
-def test_once_prints_and_ends(results: Results) -> None:
+def test_once_prints_and_exits(results: Results) -> None:
     done = run_script("watch.py", "--once", results.results)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.rstrip() for line in done.stdout.splitlines()] == lines_of([results.progress()])
 
 
-def test_no_folder_and_no_run_are_told(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_folder_without_runs_are_reported(tmp_path: Path) -> None:
     for folder, reason in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no run has begun")):
         done = run_script("watch.py", "--once", folder)
         assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What the workflow computes before any job runs: datasets, shards, stale files, refusals, options and requests."""
+"""The workflow's work before any job runs: datasets, shards, stale files, refusals, options and requests."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ def open_run(**settings: object) -> DatasetRun:
 
 
 def compute(run: DatasetRun) -> None:
-    """Do what the jobs of a dataset do."""
+    """Do the work of a dataset's jobs."""
     folder = run.folder
     build_index(run.fasta, folder.index, run.model.name, run.policy, list(run.reused))
     for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
@@ -93,7 +93,7 @@ def test_auto_is_one_shard_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_run(shards=5).world_size == 5
 
 
-def test_auto_goes_on_with_the_shards_of_the_run_before_unless_the_fasta_was_edited() -> None:
+def test_auto_keeps_the_previous_number_of_shards_unless_the_fasta_was_edited() -> None:
     compute(open_run(shards=2))
     assert open_run().world_size == 2
     write_fasta(Path("p.faa"), [*SEQUENCES, "MKYY"])
@@ -107,7 +107,7 @@ def test_auto_goes_on_with_the_shards_of_the_run_before_unless_the_fasta_was_edi
         *[("cuda", "", False, True), ("cpu", "0", True, False)],
     ],
 )
-def test_shards_use_gpus_if_they_are_visible_or_asked_for(
+def test_shards_use_gpus_if_visible_or_requested(
     device: str, visible: str, jobs_get_gpu: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -140,7 +140,7 @@ def test_finished_results_are_current_until_the_settings_change(capsys: pytest.C
     assert run.folder.index not in project.stale
 
 
-def test_only_the_process_that_plans_the_run_judges_results() -> None:
+def test_only_the_planning_process_judges_results() -> None:
     compute(open_run())
     MARK.unlink()
     project = open_project(is_main=False, dtype="float16")
@@ -148,7 +148,7 @@ def test_only_the_process_that_plans_the_run_judges_results() -> None:
     assert not MARK.exists()
 
 
-def test_another_fasta_of_that_name_is_refused() -> None:
+def test_another_fasta_with_the_same_name_is_refused() -> None:
     compute(open_run())
     Path("other").mkdir()
     write_fasta(Path("other/p.faa"), ["MKYY"])
@@ -183,7 +183,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_settings_that_do_not_fit_are_refused(name: str) -> None:
+def test_incompatible_settings_are_refused(name: str) -> None:
     settings, said = REFUSED[name]
     shutil.copy("p.faa", "a{b}.faa")
     Path("p.tsv").write_text("id\tkind\n0\thelix\n")
@@ -204,7 +204,7 @@ def old(folder: Path) -> Path:
     return Path("old", SLUG, "embeddings.h5").absolute()
 
 
-def test_vectors_come_from_the_files_that_reuse_names_for_this_family(old: Path) -> None:
+def test_vectors_are_reused_from_files_of_the_same_model(old: Path) -> None:
     Path("table.tsv").write_text(f"dataset\tfasta\tmodel\np\tp.faa\t{MODEL}\nc\t{CONTIGS_DEMO}\tuntrained:dnabert_s\n")
     proteins, contigs = open_project(fasta="", datasets="table.tsv", reuse=str(old))
     assert list(proteins.reused) == [old]
@@ -218,7 +218,7 @@ def test_vectors_come_from_the_files_that_reuse_names_for_this_family(old: Path)
         open_project(reuse=str(old), pooling="max")
 
 
-def test_what_was_reused_once_stays_so_unless_the_fasta_was_edited(old: Path) -> None:
+def test_reuse_continues_unless_the_fasta_was_edited(old: Path) -> None:
     run = open_run(reuse=str(old))
     compute(run)
     assert open_run().reused == run.reused
@@ -230,7 +230,7 @@ def test_what_was_reused_once_stays_so_unless_the_fasta_was_edited(old: Path) ->
     assert open_run().reused == {}
 
 
-def test_a_merge_needs_its_earlier_results_as_they_were(old: Path) -> None:
+def test_a_merge_needs_unchanged_earlier_results(old: Path) -> None:
     project = open_project(reuse=str(old))
     (run,) = project
     folder = run.folder
@@ -243,20 +243,20 @@ def test_a_merge_needs_its_earlier_results_as_they_were(old: Path) -> None:
     compute(run)
     project = open_project(reuse=str(old))
     old.unlink()
-    project.require_reused([folder.report, *run.shards])  # neither takes vectors
+    project.require_reused([folder.report, *run.shards])  # neither reads reused vectors
     for outputs in ([folder.index], folder.merged):
         with pytest.raises(SeqmillError, match=f"embeddings.h5.*results/p/{SLUG} takes vectors from it: bring it back"):
             project.require_reused(outputs)
 
 
-def test_length_options_name_what_the_model_needs() -> None:
+def test_length_options_contain_what_the_model_needs() -> None:
     assert open_run().length_options == "--long-sequences truncate --max-length 1022"
     assert open_run(long_sequences="full").length_options == "--long-sequences full"
     options = open_run(**CONTIGS, window=3000, stride=1000, strand="both").length_options
     assert options == "--long-sequences window --max-length 3000 --window 3000 --stride 1000 --strand both"
 
 
-def test_layers_count_from_0_where_the_model_is_known(folder: Path) -> None:
+def test_layers_count_from_0_if_the_model_is_known(folder: Path) -> None:
     assert open_run(layers=[-1, 2]).layers == (6, 2)
     Path("own.pt").touch()
     assert open_run(layers=[-1, 2], model="own.pt").layers == (-1, 2)
@@ -280,7 +280,7 @@ def test_a_tokenizer_is_an_input_only_if_it_comes_with_the_weights() -> None:
     assert names(open_run(**{**CONTIGS, "model": "dnabert_s"}).tokenizer) == ["tokenizer.json"]
 
 
-def test_memory_grows_with_what_a_worker_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_grows_with_the_data_that_a_worker_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = "esm2_t33_650M_UR50D"
     plain = open_run(model=model)
     assert BASE_MB < plain.shard_memory(1, 1) < plain.shard_memory(8, 1) < plain.shard_memory(8, 2)
@@ -293,7 +293,7 @@ def test_memory_grows_with_what_a_worker_keeps(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     on_gpu = open_run(model=model)
     assert on_gpu.shard_memory(1, 1) == on_gpu.shard_memory(8, 1) < plain.shard_memory(1, 1)
-    # Packs with the vectors of all residues are on their way from the GPU to the disk.
+    # Packs with the vectors of all residues are queued between the GPU and the disk.
     assert residues < open_run(model=model, per_residue=True).shard_memory(1, 1)
     contigs = open_run(**CONTIGS)
     assert contigs.shard_memory(1, 1) == open_run(**CONTIGS, window=10_000).shard_memory(1, 1)
@@ -316,6 +316,6 @@ def test_time_grows_with_the_tokens_of_a_shard(folder: Path) -> None:
     assert run.shard_minutes(1, 4, 1) < 20
 
 
-def test_byte_pairs_are_found_on_up_to_eight_cores() -> None:
+def test_byte_pair_encoding_uses_up_to_eight_cores() -> None:
     assert [open_run(cores=cores, **CONTIGS).index_threads for cores in (1, 3, 64)] == [1, 3, 8]
     assert open_run(cores=64).index_threads == 1

@@ -34,15 +34,15 @@ from sequences import random_sequences, relative_error
 
 # Proteins in windows, blended residue by residue.
 BLENDED = replace(PROTEINS, name="blended", policy=LengthPolicy("window", 1022, 600, 300))
-# A model of the proteins' shape that is known by its name, before its weights are read.
+# A model with the proteins' architecture, known by name before its weights are read.
 NAMED = replace(find_model(MODEL), architecture=SMALL_ESM2)
-# Of each family the longest are beyond max_length; the new ones fill several packs.
+# The longest sequences of each family exceed max_length; the new ones fill several packs.
 OLD = {"proteins": [1100, 300, 60, 60, 41, 7, 1], "windows": [1500, 601, 300, 300, 41, 7, 1]}
 NEW = {"proteins": [1023, 800, 700, 90, 60, 3], "windows": [2400, 1700, 1300, 90, 60, 3]}
 
 
 def sequences_of(family: Family) -> tuple[list[str], list[str]]:
-    """Old and new sequences, all different, though of equal lengths here and there."""
+    """Return old and new sequences, all different, some of equal length."""
     name = "windows" if family is WINDOWS else "proteins"
     sequences = family.random(OLD[name] + NEW[name])
     assert len(set(sequences)) == len(sequences)
@@ -74,27 +74,27 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def old(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An earlier result, of which the second sequence stands twice."""
+    """An earlier result in which the second sequence occurs twice."""
     sequences = sequences_of(family)[0]
     return run_of(tmp_path_factory.mktemp("old") / "old", family, [*sequences, sequences[1]])
 
 
 @pytest.fixture(scope="module")
 def proteins(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same, of proteins only."""
+    """An earlier result of proteins."""
     sequences = sequences_of(PROTEINS)[0]
     return run_of(tmp_path_factory.mktemp("proteins") / "old", PROTEINS, [*sequences, sequences[1]])
 
 
 @pytest.fixture
 def copy(proteins: Run, tmp_path: Path) -> Run:
-    """A copy of the earlier result, to be damaged."""
+    """A copy of the earlier result that the test may damage."""
     shutil.copytree(proteins.folder, tmp_path / "old")
     return replace(proteins, folder=tmp_path / "old")
 
 
 def grown(folder: Path, reuse: list[Path], sequences: list[str] | None = None) -> Run:
-    """An index of proteins that reuses; neither embedded nor merged."""
+    """An index of proteins with reuse, not embedded or merged."""
     earlier, new = sequences_of(PROTEINS)
     folder.mkdir(parents=True, exist_ok=True)
     fasta = write_fasta(folder / "some.fa", sequences or [*earlier, new[-1]])
@@ -106,7 +106,7 @@ def test_old_vectors_keep_their_bits_and_only_new_sequences_are_computed(
     family: Family, old: Run, tmp_path: Path, world_size: int
 ) -> None:
     earlier, new = sequences_of(family)
-    # In another order, one left out, duplicates across and within.
+    # They are in another order, with one missing, and duplicates within and across the two sets.
     order = [new[0], earlier[6], earlier[0], new[1], new[2], earlier[1], new[0], earlier[5], *new[3:], *earlier[1:4]]
     run = run_of(tmp_path / "new", family, order, [old.embeddings], world_size)
     plain = run_of(tmp_path / "plain", family, order)
@@ -119,7 +119,7 @@ def test_old_vectors_keep_their_bits_and_only_new_sequences_are_computed(
     assert (found.lengths == expected.lengths).all()
     for row, sequence in enumerate(order):
         assert relative_error(found[row], expected[row]) < 1e-6
-        # The new ones are packed as if they were alone, so that these bits are known, too.
+        # The new ones are packed as if they were alone, so their expected bits are known too.
         same = source[earlier.index(sequence)] if sequence in earlier else of_new[new.index(sequence)]
         assert (found[row] == same).all()
     assert tokens_computed(run) == tokens_computed(alone) == index.attributes["num_tokens"]
@@ -199,7 +199,7 @@ def test_everything_is_reused(family: Family, old: Run, tmp_path: Path) -> None:
     assert f"reused      {len(earlier)} sequences from {old.embeddings}" in done.stdout
 
 
-def test_the_path_of_a_source_may_be_any(copy: Run, tmp_path: Path) -> None:
+def test_a_source_may_have_any_path(copy: Run, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b'a\xff "b"\tc')
     copy.folder.rename(odd)
     run = grown(tmp_path / "new", [odd / "embeddings.h5"]).embed().merge()
@@ -208,7 +208,7 @@ def test_the_path_of_a_source_may_be_any(copy: Run, tmp_path: Path) -> None:
     assert [source["path"] for source in run.manifest["reuse"]] == [shown]
 
 
-def test_a_result_that_itself_reused_is_reused(proteins: Run, tmp_path: Path) -> None:
+def test_a_result_that_reused_vectors_can_be_reused(proteins: Run, tmp_path: Path) -> None:
     earlier, new = sequences_of(PROTEINS)
     second = run_of(tmp_path / "second", PROTEINS, [*earlier[:4], new[3]], [proteins.embeddings])
     third = run_of(tmp_path / "third", PROTEINS, [new[4], new[3], earlier[2]], [second.embeddings])
@@ -234,8 +234,8 @@ def test_the_first_of_several_files_counts(proteins: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_search_is_that_of_a_dictionary(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests of few values, with zeros at their ends, several times in files that are read in blocks."""
+def test_the_search_agrees_with_a_dictionary(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests have few values and trailing zeros, and repeat in files that are read in blocks."""
     monkeypatch.setattr("seqmill.index.order.BLOCK_ROWS", 7)
     generator = np.random.default_rng(seed)
 
@@ -258,13 +258,13 @@ def test_the_search_is_that_of_a_dictionary(seed: int, monkeypatch: pytest.Monke
     ]
 
 
-def test_an_index_knows_computations_not_paths(proteins: Run, copy: Run, tmp_path: Path) -> None:
+def test_an_index_depends_on_computations_not_paths(proteins: Run, copy: Run, tmp_path: Path) -> None:
     digests = [
         open_index(grown(tmp_path / name, reuse).index).digest
         for name, reuse in (("a", [proteins.embeddings]), ("b", [copy.embeddings]), ("c", []))
     ]
     assert digests[0] == digests[1] != digests[2]
-    # The same sequences in the same rows, of another computation.
+    # The same sequences in the same rows, from another computation.
     shutil.copytree(copy.folder, tmp_path / "other")
     other = replace(copy, folder=tmp_path / "other").embed("bfloat16").merge()
     assert open_index(grown(tmp_path / "d", [other.embeddings]).index).digest not in digests
@@ -285,7 +285,7 @@ def test_resumed_packs_and_reused_vectors_together(proteins: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_several_outputs_are_taken_side_by_side(dtype: str, tmp_path: Path) -> None:
+def test_several_outputs_are_reused_together(dtype: str, tmp_path: Path) -> None:
     earlier, new = sequences_of(PROTEINS)
     outputs = Outputs((3, -1), ("max", "mean"))
     for name in ("old", "new"):
@@ -303,7 +303,7 @@ def test_several_outputs_are_taken_side_by_side(dtype: str, tmp_path: Path) -> N
         assert (found[1:] == source[::-1]).all()
 
 
-def test_a_result_with_vectors_of_residues_is_reused_without_them(copy: Run, tmp_path: Path) -> None:
+def test_a_result_with_residue_vectors_is_reused_without_them(copy: Run, tmp_path: Path) -> None:
     copy.embed(outputs=Outputs(per_residue="float16")).merge()
     run = grown(tmp_path / "new", [copy.embeddings]).embed().merge()
     found = open_embeddings(run.embeddings)
@@ -311,7 +311,7 @@ def test_a_result_with_vectors_of_residues_is_reused_without_them(copy: Run, tmp
     assert found.attrs["per_residue"] == ""
 
 
-def test_rounded_vectors_are_not_taken_for_exact_ones(copy: Run, tmp_path: Path) -> None:
+def test_rounded_vectors_do_not_pass_for_exact_ones(copy: Run, tmp_path: Path) -> None:
     copy.merge("float16")
     run = grown(tmp_path / "new", [copy.embeddings]).embed()
     with pytest.raises(SeqmillError, match=r"rounded to float16, and dtype is float32.*set dtype: float16"):
@@ -319,7 +319,7 @@ def test_rounded_vectors_are_not_taken_for_exact_ones(copy: Run, tmp_path: Path)
     assert not run.embeddings.exists()
 
 
-def test_audits_and_devices_are_those_of_both(copy: Run, tmp_path: Path) -> None:
+def test_audits_and_devices_of_both_results_are_recorded(copy: Run, tmp_path: Path) -> None:
     copy.embed(audit_seconds=3600).merge()
     source = open_embeddings(copy.embeddings).attrs
     with h5py.File(copy.embeddings, "r+") as file:
@@ -332,7 +332,7 @@ def test_audits_and_devices_are_those_of_both(copy: Run, tmp_path: Path) -> None
     assert found["audit_worst_relative_error"] == run.manifest["audit"]["audit_worst_relative_error"] == 0.5
     kinds = found["computed_by"].split("; ")
     assert {"another GPU", "a CPU", source["computed_by"]} == set(kinds)
-    # Nor are they those of a file that nothing is taken from.
+    # A source that no vector comes from is not recorded.
     run = run_of(tmp_path / "other", PROTEINS, sequences_of(PROTEINS)[1][3:], [copy.embeddings])
     assert open_embeddings(run.embeddings).attrs["computed_by"] == source["computed_by"]
 
@@ -344,7 +344,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_sequences_treated_otherwise_are_refused(name: str, proteins: Run, tmp_path: Path) -> None:
+def test_sequences_under_another_policy_are_refused(name: str, proteins: Run, tmp_path: Path) -> None:
     values = (PROTEINS.policy, POLICIES[name])
     with pytest.raises(SeqmillError) as refused:
         Run(tmp_path, 1).build(DEMO, PROTEINS.model, POLICIES[name], reuse=[proteins.embeddings])
@@ -357,7 +357,7 @@ def test_sequences_treated_otherwise_are_refused(name: str, proteins: Run, tmp_p
 
 
 @pytest.mark.parametrize("changed", [{"window": 400}, {"stride": 200}, {"strand": "forward"}])
-def test_windows_and_strands_cut_otherwise_are_refused(changed: dict[str, object], tmp_path: Path) -> None:
+def test_other_windows_and_strands_are_refused(changed: dict[str, object], tmp_path: Path) -> None:
     old = run_of(tmp_path / "old", WINDOWS, WINDOWS.random([700, 30]))
     (name,) = changed
     with pytest.raises(SeqmillError, match=f"it has {name}=.*or set {name}: {getattr(WINDOWS.policy, name)}"):
@@ -366,7 +366,7 @@ def test_windows_and_strands_cut_otherwise_are_refused(changed: dict[str, object
         )
 
 
-def test_files_that_are_no_results_are_refused(proteins: Run, tmp_path: Path) -> None:
+def test_files_that_are_not_results_are_refused(proteins: Run, tmp_path: Path) -> None:
     contigs = write_fasta(tmp_path / "contigs.fa", ["ACGT" * 9])
     with pytest.raises(SeqmillError, match=r"embeddings\.h5: can't be reused: it has tokenizer=esm2, .* tokenizer=bpe"):
         Run(tmp_path, 1).build(contigs, WINDOWS.model, WINDOWS.policy, [proteins.embeddings])
@@ -408,7 +408,7 @@ WORKERS = {
 
 
 @pytest.mark.parametrize("name", WORKERS)
-def test_a_worker_of_another_computation_computes_nothing(name: str, proteins: Run, tmp_path: Path) -> None:
+def test_a_worker_with_another_computation_computes_nothing(name: str, proteins: Run, tmp_path: Path) -> None:
     settings, message = WORKERS[name]
     run = grown(tmp_path, [proteins.embeddings])
     settings = {**settings, **({"model": MODEL} if name == "model" else {})}
@@ -419,7 +419,7 @@ def test_a_worker_of_another_computation_computes_nothing(name: str, proteins: R
     assert not list((tmp_path / "parts").glob("*"))
 
 
-def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
+def test_incompatible_settings_are_known_before_anything_runs(proteins: Run, copy: Run) -> None:
     source, model, policy, outputs = open_source(proteins.embeddings), NAMED, LengthPolicy(), Outputs()
     for settings in ((policy, outputs, "auto"), (policy, Outputs((6,)), "float32")):
         require_settings(source, model, known_settings(model, *settings), "float16")
@@ -443,7 +443,7 @@ def test_what_is_known_before_anything_runs(proteins: Run, copy: Run) -> None:
         require_settings(rounded, model, known, "float32")
 
 
-def test_what_was_reused_once_stays_until_something_else_is_wanted(proteins: Run, tmp_path: Path) -> None:
+def test_reuse_continues_until_the_request_changes(proteins: Run, tmp_path: Path) -> None:
     run, model = grown(tmp_path, [proteins.embeddings]), NAMED
     known = known_settings(model, LengthPolicy(), Outputs(), "auto")
     noted = {proteins.embeddings: open_source(proteins.embeddings).fingerprint.digest}
@@ -519,7 +519,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_source_that_is_not_as_it_was_is_refused(name: str, copy: Run, tmp_path: Path) -> None:
+def test_a_changed_source_is_refused(name: str, copy: Run, tmp_path: Path) -> None:
     damage, message = DAMAGES[name]
     run = grown(tmp_path / "new", [copy.embeddings]).embed()
     damage(copy)
@@ -544,12 +544,12 @@ def test_a_damaged_source_is_refused_before_anything_is_computed(name: str, copy
     with pytest.raises(SeqmillError, match=f"{copy.embeddings}: .*{message}.*; take it out of reuse"):
         grown(tmp_path / "new", [copy.embeddings])
     assert not (tmp_path / "new/index.h5").exists()
-    # It does no harm where nothing is taken from it.
+    # A damaged source does no harm if no vector comes from it.
     grown(tmp_path / "other", [copy.embeddings], sequences_of(PROTEINS)[1])
 
 
 def test_every_output_of_a_source_must_be_finite(copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each of several blocks, the last of which is a part of one."""
+    """Uses several blocks, of which the last is incomplete."""
     copy.embed(outputs=Outputs((-1,), ("mean", "max"))).merge()
     (copy.folder / "manifest.json").unlink()
     monkeypatch.setattr("seqmill.store.reuse.BLOCK_BYTES", 3 * 4 * PROTEINS.hidden_dim)
@@ -565,7 +565,7 @@ def test_every_output_of_a_source_must_be_finite(copy: Run, tmp_path: Path, monk
                 file[dataset][row] = values
 
 
-def test_values_that_cannot_be_checked_are_told(copy: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_cannot_be_checked_are_logged(copy: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = grown(tmp_path / "new", [copy.embeddings]).embed()
     manifest, other = copy.folder / "manifest.json", copy.manifest
     other["fingerprint"]["fingerprint"] = "0"
@@ -586,7 +586,7 @@ def test_values_that_cannot_be_checked_are_told(copy: Run, tmp_path: Path, caplo
 
 
 def test_a_sequence_without_a_vector_is_noticed(proteins: Run, tmp_path: Path) -> None:
-    """A shard that has a reused sequence in place of one of its own."""
+    """The shard has a reused sequence in place of a computed one."""
     earlier, new = sequences_of(PROTEINS)
     run = run_of(tmp_path / "new", PROTEINS, [*earlier, *new], [proteins.embeddings], world_size=2)
     with h5py.File(run.shards[1], "r+") as file:
@@ -595,7 +595,7 @@ def test_a_sequence_without_a_vector_is_noticed(proteins: Run, tmp_path: Path) -
         verify_shards(open_index(run.index), run.shards, run.statuses)
 
 
-def test_the_doctor_tells_what_is_reused_and_what_is_gone(copy: Run, tmp_path: Path) -> None:
+def test_the_doctor_reports_reused_and_missing_results(copy: Run, tmp_path: Path) -> None:
     run = grown(tmp_path / "results/d/m", [copy.embeddings])
     (run.folder / "shards").mkdir()
     shard, status = (run.folder / "shards" / path.name for path in (run.shards[0], run.statuses[0]))
@@ -620,7 +620,7 @@ def test_the_doctor_tells_what_is_reused_and_what_is_gone(copy: Run, tmp_path: P
     assert f"bring {copy.embeddings} back, or take it out of reuse and rm results/d/m/index.h5" in said
 
 
-def test_the_plan_counts_what_is_computed(proteins: Run, tmp_path: Path) -> None:
+def test_the_plan_counts_the_sequences_to_compute(proteins: Run, tmp_path: Path) -> None:
     earlier, new = sequences_of(PROTEINS)
     run = run_of(tmp_path / "new", PROTEINS, [*earlier, *new, *random_sequences([30] * 40)], [proteins.embeddings])
     done = run_script("plan.py", "--index", run.index, "--seconds", 0.2, "--device", "cpu")

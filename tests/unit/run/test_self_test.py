@@ -1,4 +1,4 @@
-"""The self-test: weights that give the known numbers pass; with two of their tensors swapped they are refused."""
+"""The self-test: weights that give the known numbers pass, and are refused after swapping two tensors."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ BASES = "ACGTAGCATCGGATCTATCTATCGACACTTGGTTATCGATCTACGAGCATCTCGTTAGC"
 
 
 def published(model: esm.ESM2, tolerance: float = 1e-4) -> dict[str, Any]:
-    """Return facts as released.json has them, computed by fair-esm and rounded like published numbers."""
+    """Return facts in the form of released.json, computed by fair-esm and rounded like published numbers."""
     hidden = fair_esm_hidden(model, SEQUENCE)[:3, :3].round(4).tolist()
     mean = fair_esm_hidden(model, MEAN_SEQUENCE)[1:-1].mean(axis=0)[:8].round(6).tolist()
     cases = [{"sequence": SEQUENCE, "tokens": TOKENS, "hidden": hidden}, {"sequence": MEAN_SEQUENCE, "mean": mean}]
@@ -34,7 +34,7 @@ def published(model: esm.ESM2, tolerance: float = 1e-4) -> dict[str, Any]:
 
 
 def swap(model: esm.ESM2, first: str, second: str) -> esm.ESM2:
-    """Exchange two tensors of a model."""
+    """Swap two tensors of a model."""
     tensors = dict(model.named_parameters())
     one, other = tensors[first].detach().clone(), tensors[second].detach().clone()
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_known_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tolerance", [1e-4, 0.02])
 @pytest.mark.parametrize("names", SWAPS.values(), ids=SWAPS)
-def test_a_swapped_tensor_is_seen_by_far(tmp_path: Path, names: tuple[str, str], tolerance: float) -> None:
-    """Also within the tolerance for numbers that a GPU computed; these weights have means of the same size as 3B."""
+def test_a_swapped_tensor_is_found_by_a_wide_margin(tmp_path: Path, names: tuple[str, str], tolerance: float) -> None:
+    """This holds for a GPU's tolerance too; the means of these weights have the same size as 3B's."""
     model = fair_esm_model(MODELS[NAME])
     facts = published(model, tolerance)
     path = save_checkpoint(swap(model, *names), tmp_path / f"{NAME}.pt")
@@ -84,7 +84,7 @@ def test_the_published_numbers_refuse_untrained_weights() -> None:
         self_test(source, load_weights(source), read_releases()[NAME].published)
 
 
-def test_other_tokens_than_published() -> None:
+def test_tokens_that_differ_from_the_published_ones() -> None:
     source = find_model(f"untrained:{NAME}")
     numbers = Published("", 1e9, [Case(SEQUENCE, tokens=[0, *TOKENS])])
     with pytest.raises(SeqmillError, match=r"GLDALQITV is the tokens \[0, 6, 4"):
@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
         self_test(source, load_weights(source), Published("", 0.02, numbers))
 
 
-def test_too_little_memory_and_no_numbers() -> None:
+def test_too_little_memory_and_missing_numbers() -> None:
     source = find_model(f"untrained:{NAME}")
     huge = Weights(MODELS[NAME], {"of 40 TB": torch.empty(10**13, device="meta")}, "", trained=True)
     assert "no numbers" in self_test(source, huge, None)

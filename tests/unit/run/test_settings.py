@@ -1,4 +1,4 @@
-"""Wrong settings are named with the allowed values; right ones get defaults and one form."""
+"""Errors name wrong settings and the allowed values; valid settings are completed and normalized."""
 
 import pytest
 import yaml
@@ -33,14 +33,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_setting_is_told_in_one_line(name: str) -> None:
+def test_a_wrong_setting_is_one_line(name: str) -> None:
     settings, said = WRONG[name]
     (line,) = wrong_settings({"layers": [-1, 3], "dtype": "float16", **settings}, SCHEMA)
     assert line.startswith(said)
     assert "\n" not in line
 
 
-def test_every_wrong_setting_is_told_and_no_right_one() -> None:
+def test_only_the_wrong_settings_are_reported() -> None:
     assert (
         len(wrong_settings({name: value for given, _ in WRONG.values() for name, value in given.items()}, SCHEMA)) == 8
     )
@@ -52,7 +52,7 @@ def test_every_setting_has_a_description() -> None:
     assert all(rule.get("description") for rule in SCHEMA["properties"].values())
 
 
-def test_settings_are_completed_and_have_one_form() -> None:
+def test_settings_are_completed_and_normalized() -> None:
     defaults = check_settings({}, SCHEMA, [])
     assert defaults == check_settings(yaml.safe_load((REPOSITORY / "config/config.yaml").read_text()), SCHEMA, [])
     assert defaults.keys() == SCHEMA["properties"].keys()

@@ -1,4 +1,4 @@
-"""What exists against what is asked for: what is kept, what is computed again, what is refused."""
+"""Existing results against the request: kept, computed again, or refused."""
 
 import os
 import random
@@ -41,9 +41,9 @@ def reasons(run: EditedRun, shards: int = 1, **changes: object) -> dict[str, str
     return {path.name: reason for path, reason in stale.items()}
 
 
-def test_what_is_asked_for_again_is_kept(run: EditedRun) -> None:
+def test_results_of_the_same_request_are_kept(run: EditedRun) -> None:
     assert reasons(run) == {}
-    assert reasons(run, precision="auto") != {}  # it was set before
+    assert reasons(run, precision="auto") != {}  # the run set it to float32
     assert reasons(run, outputs=Outputs((2,))) == {}  # the last layer by its number
     assert reasons(run, on_error="skip") == {}
 
@@ -65,7 +65,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_another_setting_makes_stale_what_depends_on_it(name: str, run: EditedRun) -> None:
+def test_another_setting_makes_its_dependents_stale(name: str, run: EditedRun) -> None:
     changes, first, reason = SETTINGS[name]
     files = ["index.h5", "shard_0-of-1.h5", "embeddings.h5"]
     found = reasons(run, **changes)
@@ -92,7 +92,7 @@ def test_unchanged_input_is_not_read_and_touched_input_once(run: EditedRun, monk
 
 
 @pytest.mark.parametrize("days_ago", [0.1, 30])
-def test_an_edited_fasta_is_computed_again_and_a_replaced_one_refused(run: EditedRun, days_ago: float) -> None:
+def test_an_edited_fasta_is_computed_again_and_a_replaced_one_is_refused(run: EditedRun, days_ago: float) -> None:
     before = Path("a.fa").read_bytes()
     run.write("a.fa", FASTAS[1].encode(), days_ago)
     if days_ago < 3:
@@ -104,11 +104,11 @@ def test_an_edited_fasta_is_computed_again_and_a_replaced_one_refused(run: Edite
         reasons(run)
     with pytest.raises(Refusal):
         find_fasta_edit(run.results, Path("a.fa"), KnownDigests(Path("digests.json")))
-    run.write("a.fa", before, 40)  # the right one is back, whatever its time
+    run.write("a.fa", before, 40)  # the right one is back, with another time
     assert reasons(run) == {}
 
 
-def test_another_path_is_refused_only_if_its_content_is_another(run: EditedRun) -> None:
+def test_another_path_is_refused_only_if_its_content_differs(run: EditedRun) -> None:
     Path("sub").mkdir()
     Path("a.fa").rename("sub/a.fa")
     run.fasta = "sub/a.fa"
@@ -118,7 +118,7 @@ def test_another_path_is_refused_only_if_its_content_is_another(run: EditedRun) 
         Refusal, match=r"results/a/model holds the results of a\.fa; to embed sub/a\.fa, rename its data"
     ):
         reasons(run)
-    (run.results / "index.h5").unlink()  # the merged result tells as well
+    (run.results / "index.h5").unlink()  # the merged result shows it too
     with pytest.raises(Refusal):
         reasons(run)
     with pytest.raises(Refusal):
@@ -135,7 +135,7 @@ def test_replaced_weights(run: EditedRun, tmp_path: Path) -> None:
         reasons(run)
 
 
-def test_quarantined_records_count_only_as_long_as_they_may_be_skipped(run: EditedRun) -> None:
+def test_quarantined_records_count_only_while_they_may_be_skipped(run: EditedRun) -> None:
     import h5py
 
     with h5py.File(run.results / "embeddings.h5", "r+") as file:
@@ -147,13 +147,13 @@ def test_quarantined_records_count_only_as_long_as_they_may_be_skipped(run: Edit
 
 
 @pytest.mark.parametrize("name", ["index.h5", "embeddings.h5", "shards/shard_0-of-1.h5", "manifest.json"])
-def test_what_is_cut_off_is_stale(name: str, run: EditedRun) -> None:
+def test_truncated_files_are_stale(name: str, run: EditedRun) -> None:
     path = run.results / name
     path.write_bytes(path.read_bytes()[:-100])
     assert (Path(name).name if name != "manifest.json" else "embeddings.h5") in reasons(run)
 
 
-def test_a_whole_set_of_shards_of_this_index_counts_before_a_begun_one(tmp_path: Path) -> None:
+def test_a_complete_set_of_shards_of_this_index_precedes_an_incomplete_one(tmp_path: Path) -> None:
     assert started_world_size(tmp_path) == 0
     (tmp_path / "a.fa").write_text(FASTAS[0])
     run = Run(tmp_path, 3).build(tmp_path / "a.fa", MODEL).embed()
@@ -174,7 +174,7 @@ def test_a_whole_set_of_shards_of_this_index_counts_before_a_begun_one(tmp_path:
     assert started_world_size(tmp_path) == 0
 
 
-def test_times_of_modification_follow_the_judgment(tmp_path: Path) -> None:
+def test_modification_times_follow_the_judgment(tmp_path: Path) -> None:
     mark, stale, future = (tmp_path / name for name in ("mark", "stale", "future"))
     for path in (stale, future):
         path.touch()
@@ -191,7 +191,7 @@ def test_times_of_modification_follow_the_judgment(tmp_path: Path) -> None:
     assert stale.stat().st_mtime < mark.stat().st_mtime
 
 
-def test_a_file_that_changes_while_it_is_noted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_during_its_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "growing.fa"
     path.write_text(">a\nMKV\n")
 
