@@ -20,9 +20,14 @@ from seqmill.spec.models import DNABERT_S, ESM2
 
 
 def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Average each segment's hidden states over all tokens but its first and last (of at least three).
+    """Average each segment's hidden states over all tokens but its first and last.
 
-    `hidden` is (num_tokens, hidden_dim), float32 or float64, the result (num_segments, hidden_dim) in the same dtype.
+    Args:
+        hidden: (num_tokens, hidden_dim), float32 or float64.
+        pack: the segments; each has at least three tokens.
+
+    Returns:
+        (num_segments, hidden_dim), in the dtype of `hidden`.
     """
     if hidden.is_cuda:
         return _by_segments(hidden, pack)
@@ -66,8 +71,15 @@ def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 def combine_means(vectors: np.ndarray, begins: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average the vectors of each sequence's segments, weighted by their residues or bases.
 
-    From float32 (num_segments, hidden_dim), each sequence's first segment, int64 (num_sequences,), and int32 weights
-    (num_segments,), to float32 (num_sequences, hidden_dim). The vector of a sequence of one segment keeps its bits.
+    The vector of a sequence of one segment keeps its bits.
+
+    Args:
+        vectors: float32 (num_segments, hidden_dim).
+        begins: int64 (num_sequences,), each sequence's first segment.
+        weights: int32 (num_segments,).
+
+    Returns:
+        float32 (num_sequences, hidden_dim).
     """
     weights = weights.astype(np.float64)[:, None]
     return (np.add.reduceat(vectors * weights, begins) / np.add.reduceat(weights, begins)).astype(np.float32)

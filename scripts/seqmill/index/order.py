@@ -52,10 +52,15 @@ def reused_last(
 
 
 def find_reused(digests: np.ndarray, sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
-    """Find sequences by their digests, uint8 (num_sequences, 16) without duplicates, in earlier results.
+    """Find sequences in earlier results by their digests.
 
-    Return the number of the first file that has each sequence, int32 (num_sequences,), and its first row in that file,
-    int64 (num_sequences,); -1 if none.
+    Args:
+        digests: uint8 (num_sequences, 16), without duplicates.
+        sources: the earlier results.
+
+    Returns:
+        files: int32 (num_sequences,), the number of the first file that has the sequence; -1 if none.
+        rows: int64 (num_sequences,), its first row in that file; -1 if none.
     """
     files, rows = np.full(len(digests), -1, np.int32), np.full(len(digests), -1, np.int64)
     if not sources:

@@ -40,9 +40,13 @@ def weigh(segments: list[bytes]) -> tuple[list[bytes], list[int]]:
 
 
 def cut(sequence: bytes, window: int = 0, stride: int = 0, strand: str = "forward") -> list[bytes]:
-    """Return the segments of cleaned bases: windows in order; then, for strand "both", those of the reverse complement.
+    """Return the segments of a nucleotide sequence: its windows in order, then those of its reverse complement.
 
-    A window has `window` bases (0: no windows); the next one starts `stride` bases later, 1 to `window`.
+    Args:
+        sequence: cleaned bases, one byte each (`NucleotideLetters.clean`).
+        window: bases per window; 0 for no windows.
+        stride: bases from one window's start to the next, 1 to `window`; unused without windows.
+        strand: "forward", or "both" to add the reverse complement.
     """
     strands = [sequence, reverse_complement(sequence)] if strand == "both" else [sequence]
     spans = window_spans(len(sequence), window, stride)

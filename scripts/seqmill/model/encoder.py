@@ -18,8 +18,15 @@ def make_encoder(
 ) -> Encoder:
     """Return the model on a device.
 
-    `dtype` is that of the matrix products, `max_tokens` the tokens in the longest segment that the model will see, and
-    `requested` the attention kernel's name, or auto for the fastest; a SeqmillError says why it can't be used.
+    Args:
+        weights: of either family.
+        dtype: of the matrix products.
+        max_tokens: tokens in the longest segment that the model will see.
+        device: cpu or cuda.
+        requested: the attention kernel's name, or auto for the fastest.
+
+    Raises:
+        SeqmillError: the kernel can't be used; the message says why.
     """
     architecture = weights.architecture
     fuse = fused.available(device)

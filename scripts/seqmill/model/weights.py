@@ -53,8 +53,12 @@ def load_weights(source: ModelSource) -> Weights:
 def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
     """Open a model's file or folder as memory maps and check names and shapes of the tensors, without reading them.
 
-    Returns the architecture, and for each canonical name the file's tensors, to be concatenated by rows. Raises a
-    SeqmillError if the weights or some tensors are missing, or are not of the model's family or size.
+    Returns:
+        The architecture, and for each canonical name the file's tensors, to be concatenated by rows.
+
+    Raises:
+        SeqmillError: the weights are missing, damaged, or not of the model's family or size; tensors are missing or
+            unknown.
     """
     path = source.path
     assert path is not None

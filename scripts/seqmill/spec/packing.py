@@ -20,9 +20,14 @@ def choose_pack_tokens(num_tokens: int) -> int:
 def plan_packs(token_offsets: np.ndarray, pack_tokens: int) -> np.ndarray:
     """Cut consecutive sequences into packs of at most `pack_tokens` tokens, greedily.
 
-    A sequence longer than `pack_tokens` gets a pack of its own. `token_offsets`, int64 (num_sequences + 1,), tell where
-    each sequence's tokens begin, and the end. In the result, int64 (num_packs + 1,), pack p has the sequences
-    `result[p]` to `result[p + 1] - 1`.
+    A sequence longer than `pack_tokens` gets a pack of its own.
+
+    Args:
+        token_offsets: int64 (num_sequences + 1,), increasing, where each sequence's tokens begin, and the end.
+        pack_tokens: the maximum number of tokens in a pack of several sequences.
+
+    Returns:
+        int64 (num_packs + 1,): pack p has sequences `result[p]` to `result[p + 1] - 1`.
     """
     num_sequences = len(token_offsets) - 1
     boundaries = [0]
