@@ -20,10 +20,8 @@ STATES = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="exit code: 0 if all results are complete and sound; 1 if not, or without results"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "exit code: 0 if all results are complete and sound; 1 if not, or without results"
     program.add_results_argument(parser)
     parser.add_argument("--check", action="store_true", help="read all files and compare them with their digests")
     parser.add_argument(
@@ -31,7 +29,6 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="check the weights in resources/models instead: read all, and repeat the test that ended their download",
     )
-    return parser.parse_args()
 
 
 def check_weights() -> int:
@@ -86,8 +83,7 @@ def snakemake(root: Path, *arguments: str) -> str:
     return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     if arguments.weights:
         return check_weights()

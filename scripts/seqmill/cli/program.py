@@ -25,37 +25,29 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 log = logging.getLogger("seqmill")
 
 
-def start_log() -> None:
-    """Log to standard error, which a workflow redirects to the rule's log file."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-
-
-def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "") -> int:
-    """Do the work and return the exit code: 0, 1 after an error, 130 after Ctrl-C.
+def exit_code_of(work: Callable[[], int | None], kept: str = "") -> int:
+    """Do the work of a program and return its exit code: its own, 0, 1 after an error, or 130 after Ctrl-C.
 
     A SeqmillError or an error of the operating system (disk full, no permission) is logged in one line; any other is a
     defect of seqmill and keeps its traceback. Any other signal that ends a process, as at a cluster's time limit, also
-    lets the work clean up; the process then ends with 128 + the signal's number.
-
-    Args:
-        work: the program.
-        when_full: added to the message when the disk is full.
-        when_stopped: added to the message after a signal.
+    lets the work clean up; the process then ends with 128 + the signal's number. The log goes to standard error, which
+    a workflow redirects to the rule's log file. `kept` is added to the messages after a full disk or a signal.
     """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard, and there may be over 1024
     signals = Signals(ENDING_SIGNALS)
     try:
         signals.catch()
-        work()
+        return work() or 0
     except SeqmillError as error:
         log.error("%s", error)
         return 1
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room and run again" + (f": {when_full}" if when_full else "")
+        advice = "; make room and run again" + (f": {kept}" if kept else "")
         log.error("%s%s", error, advice if is_full else "")
         return 1
     except KeyboardInterrupt:
@@ -63,12 +55,11 @@ def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "")
         return 128 + signal.SIGINT
     except Interrupted as stop:
         signals.ignore()
-        log.error("%s%s", stop, f"; {when_stopped}" if when_stopped else "")
+        log.error("%s%s", stop, f"; {kept}" if kept else "")
         logging.shutdown()
         os._exit(stop.code)  # at once: threads may have minutes of work left
     finally:
         signals.restore()
-    return 0
 
 
 def add_length_options(parser: argparse._ActionsContainer) -> None:

@@ -118,7 +118,7 @@ def test_h5_ends_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: py
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # The same in a program.
     begun.clear()
-    assert program.run(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
+    assert program.exit_code_of(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
     assert len(begun) == 3
 
 
