@@ -38,14 +38,14 @@ def work(arguments: argparse.Namespace) -> None:
         raise argparse.ArgumentTypeError("--reuse needs --fasta: an index names the results that it reuses")
     if arguments.results and not arguments.fasta:
         raise argparse.ArgumentTypeError("--results needs --fasta: the results of an index are in its folder")
-    from seqmill.run.plan import PlannedRun, plan_fasta, plan_index
+    from seqmill.run.plan import PlanOptions, plan_fasta, plan_index
 
     settings = program.compute_settings_of(arguments)
-    run = PlannedRun(settings, arguments.world_size, arguments.dtype, arguments.seconds)
+    options = PlanOptions(settings, arguments.world_size, arguments.dtype, arguments.seconds)
     if arguments.index:
-        lines = plan_index(arguments.index, arguments.model, run)
+        lines = plan_index(arguments.index, arguments.model, options)
     else:
         policy = program.length_policy_of(arguments)
-        lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, run)
+        lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, options)
     sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))

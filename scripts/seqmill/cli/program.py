@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from seqmill.base.signals import Interrupted, Signals
@@ -76,7 +77,7 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         ("--window", "residues or bases in a window; auto: max-length"),
         ("--stride", "from one window to the next; auto: half a window of proteins, a window of nucleotides"),
     ):
-        parser.add_argument(name, type=_auto_or_length, default=AUTO, help=explanation)
+        parser.add_argument(name, type=length, default=AUTO, help=explanation)
     parser.add_argument(
         "--strand",
         choices=STRANDS,
@@ -97,19 +98,9 @@ def add_reuse_option(parser: argparse._ActionsContainer) -> None:
 
 
 def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
-    """Return the policy that the options of `add_length_options` and `--model` ask for.
-
-    Raises:
-        SeqmillError: no such model, or an option is out of its range.
-    """
-    return choose_length_policy(
-        find_model(arguments.model).family,
-        arguments.long_sequences,
-        arguments.max_length,
-        arguments.window,
-        arguments.stride,
-        arguments.strand,
-    )
+    """Return the policy that the options of `add_length_options` and `--model` ask for; refuse one out of range."""
+    options = (getattr(arguments, field.name) for field in fields(LengthPolicy))
+    return choose_length_policy(find_model(arguments.model).family, *options)
 
 
 def add_compute_options(parser: argparse._ActionsContainer) -> None:
@@ -149,11 +140,7 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
 
 
 def compute_settings_of(arguments: argparse.Namespace) -> ComputeSettings:
-    """Return the settings that the options of `add_compute_options` ask for.
-
-    Raises:
-        SeqmillError: a layer or pooling is named twice.
-    """
+    """Return the settings that the options of `add_compute_options` ask for; refuse a layer that is named twice."""
     outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
     return ComputeSettings(arguments.device, arguments.precision, arguments.attention, arguments.threads, outputs)
 
@@ -174,7 +161,8 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _auto_or_length(text: str) -> int | str:
+def length(text: str) -> int | str:
+    """Argparse type: auto, or a positive integer."""
     return text if text == AUTO else at_least(1)(text)
 
 
@@ -195,10 +183,6 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def seconds(text: str) -> float:
     """Argparse type: a number of seconds, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 <= value < math.inf:
+    if not 0 <= float(text) < math.inf:
         raise ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return value
+    return float(text)

@@ -22,24 +22,17 @@ STALE, WAITING, UNREADABLE = "stale", "waiting", "unreadable"
 class ShardState(NamedTuple):
     """The state of a shard.
 
-    Attributes:
-        path: of the shard.
-        state: complete, failed or running, as its status JSON says; running also while its lock is held; stale if it
-            says it is running, but its worker seems gone; waiting without a status JSON; unreadable with a damaged one.
-        status: None if it is absent or unreadable.
-        has_file: whether the shard itself exists.
-        holder: who holds the lock.
-        doubt: why it is stale.
-        trouble: why its status JSON can't be read.
+    It is complete, failed or running, as its status JSON says; running also while its lock is held; stale if it says it
+    is running, but its worker seems gone; waiting without a status JSON; unreadable with a damaged one.
     """
 
     path: Path
     state: str = WAITING
-    status: ShardStatus | None = None
-    has_file: bool = False
-    holder: str = ""
-    doubt: str = ""
-    trouble: Finding | None = None
+    status: ShardStatus | None = None  # None if it is absent or unreadable
+    has_file: bool = False  # whether the shard itself exists
+    holder: str = ""  # of the lock
+    doubt: str = ""  # why it is stale
+    trouble: Finding | None = None  # why its status JSON can't be read
 
 
 def judge_shard(path: Path, files: Files) -> ShardState:
