@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from seqmill.cli import program
@@ -84,7 +83,6 @@ def snakemake(root: Path, *arguments: str) -> str:
 
 
 def work(arguments: argparse.Namespace) -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     if arguments.weights:
         return check_weights()
     reports = examine(arguments.results, arguments.check)

@@ -1,7 +1,6 @@
 """Forecast a run without embedding anything: counts, shards, time, disk and memory. Leaves no files."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from seqmill.cli import program
@@ -47,5 +46,4 @@ def work(arguments: argparse.Namespace) -> None:
     else:
         policy = program.length_policy_of(arguments)
         lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, options)
-    sys.stdout.reconfigure(errors="backslashreplace")
     print("\n".join(lines))

@@ -16,6 +16,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0
     watch(arguments.results, interval, arguments.once, sys.stdout)

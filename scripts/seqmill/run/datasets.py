@@ -1,4 +1,4 @@
-"""The datasets to embed: from the table, or from one FASTA file. Needs only the standard library."""
+"""The datasets to embed: from the table, or from one FASTA file."""
 
 import csv
 import os

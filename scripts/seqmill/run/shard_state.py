@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from seqmill.base.locks import lock_holder, lock_path_of
 from seqmill.base.words import ago
-from seqmill.run.findings import Finding, Remedy, attempt
+from seqmill.run.findings import Finding, Remedy, try_read
 from seqmill.run.walk import Files, exists
 from seqmill.store.layout import status_path_of
 from seqmill.store.status import FAILED, RUNNING, ShardStatus, read_status
@@ -42,10 +42,10 @@ def judge_shard(path: Path, files: Files) -> ShardState:
         return ShardState(path, has_file=path in files)
     status, trouble, doubt = None, None, ""
     if status_path in files:
-        status, trouble = attempt(status_path, read_status)
+        status, trouble = try_read(status_path, read_status)
     holder = lock_holder(path)
     if status and status.status == RUNNING and (doubt := _doubt(path, status, holder)):
-        status, trouble = attempt(status_path, read_status)  # the worker may have ended in between
+        status, trouble = try_read(status_path, read_status)  # the worker may have ended in between
         doubt = doubt if status and status.status == RUNNING else ""
     if holder or (status and status.status == RUNNING):
         state = STALE if doubt else RUNNING
