@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.build_index; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.build_index import main
-
-sys.exit(main())
+launch("build_index")

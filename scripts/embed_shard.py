@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.embed_shard; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.embed_shard import main
-
-sys.exit(main())
+launch("embed_shard")

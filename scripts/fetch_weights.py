@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.fetch_weights; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.fetch_weights import main
-
-sys.exit(main())
+launch("fetch_weights")

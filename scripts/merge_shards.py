@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.merge_shards; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.merge_shards import main
-
-sys.exit(main())
+launch("merge_shards")

@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.report; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.report import main
-
-sys.exit(main())
+launch("report")

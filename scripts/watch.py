@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-"""Launches seqmill.cli.watch; usable without installing the package."""
+from seqmill.cli.main import launch
 
-import sys
-
-from seqmill.cli.watch import main
-
-sys.exit(main())
+launch("watch")

@@ -23,10 +23,10 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def merge_command(run: Run, folder: Path) -> list[str]:
     code = (
-        "import sys; from pathlib import Path; from seqmill.cli import program\n"
+        "import sys; from pathlib import Path; from seqmill.cli.program import exit_code_of\n"
         "from seqmill.merge.merge import merge_shards\n"
-        "program.start_log(); index, shard, status, output, records, manifest = map(Path, sys.argv[1:])\n"
-        "sys.exit(program.run(lambda: merge_shards(index, [shard], [status], output, records, manifest, 'float32')))"
+        "index, shard, status, output, records, manifest = map(Path, sys.argv[1:])\n"
+        "sys.exit(exit_code_of(lambda: merge_shards(index, [shard], [status], output, records, manifest, 'float32')))"
     )
     outputs = (folder / "embeddings.h5", folder / "records.tsv.gz", folder / "manifest.json")
     return [sys.executable, "-c", code, *map(str, (run.index, run.shards[0], run.statuses[0], *outputs))]

@@ -29,8 +29,7 @@ def work():
     assert resources._tokens_of_index(run.index, 0, 0) > 0
     run.embed().merge()
 
-program.start_log()
-sys.exit(program.run(work))
+sys.exit(program.exit_code_of(work))
 """
 
 

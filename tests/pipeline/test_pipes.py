@@ -24,8 +24,7 @@ from seqmill.cli import program
 path = sys.argv[1]
 def work():
     {}
-program.start_log()
-sys.exit(program.run(work))
+sys.exit(program.exit_code_of(work))
 """
 
 

@@ -29,7 +29,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    program.start_log()
     arguments = parse_arguments()
 
     def work() -> None:
@@ -51,7 +50,7 @@ def main() -> int:
         with whole_or_absent(arguments.output) as temporary:
             temporary.write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
 
-    return program.run(work)
+    return program.exit_code_of(work)
 
 
 def training_words(fasta: Path) -> list[str]:

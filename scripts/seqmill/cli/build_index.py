@@ -7,8 +7,7 @@ from pathlib import Path
 from seqmill.cli import program
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fasta", type=Path, required=True, help="proteins or nucleotides; plain, gzip, bgzip or zstd")
     parser.add_argument(
         "--model",
@@ -25,19 +24,12 @@ def parse_arguments() -> argparse.Namespace:
         default=0,
         help="CPU threads of the nucleotide tokenizer (default: 0, all cores)",
     )
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> None:
+    from seqmill.index.build import build_index
 
-    def work() -> None:
-        from seqmill.index.build import build_index
-
-        if arguments.threads:
-            os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # read by the tokenizers library
-        policy = program.length_policy_of(arguments)
-        build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)
-
-    return program.run(work)
+    if arguments.threads:
+        os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # read by the tokenizers library
+    policy = program.length_policy_of(arguments)
+    build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from seqmill.cli import program
@@ -20,10 +19,8 @@ STATES = {
 }
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="exit code: 0 if all results are complete and sound; 1 if not, or without results"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "exit code: 0 if all results are complete and sound; 1 if not, or without results"
     program.add_results_argument(parser)
     parser.add_argument("--check", action="store_true", help="read all files and compare them with their digests")
     parser.add_argument(
@@ -31,7 +28,6 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="check the weights in resources/models instead: read all, and repeat the test that ended their download",
     )
-    return parser.parse_args()
 
 
 def check_weights() -> int:
@@ -86,9 +82,7 @@ def snakemake(root: Path, *arguments: str) -> str:
     return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+def work(arguments: argparse.Namespace) -> int:
     if arguments.weights:
         return check_weights()
     reports = examine(arguments.results, arguments.check)

@@ -7,9 +7,10 @@ from seqmill.base.signals import stop_with_parent
 from seqmill.cli import program
 from seqmill.spec.task import ON_ERROR, ShardTask
 
+KEPT = "finished packs are saved"
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=Path, required=True, help="index.h5 of build_index.py; names the model")
     parser.add_argument(
         "--model", default="", help="as for build_index.py (default: the model for which the index was built)"
@@ -44,32 +45,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--attempt", type=program.at_least(1), default=1, help="number of the attempt, for the status JSON"
     )
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
-
+def work(arguments: argparse.Namespace) -> None:
     if arguments.parent:
         stop_with_parent(arguments.parent)
+    from seqmill.embed.worker import embed_shard
 
-    def work() -> None:
-        from seqmill.embed.worker import embed_shard
-
-        task = ShardTask(
-            index=arguments.index,
-            rank=arguments.rank,
-            world_size=arguments.world_size,
-            shard=arguments.output,
-            status=arguments.status,
-            settings=program.compute_settings_of(arguments),
-            model=arguments.model,
-            on_error=arguments.on_error,
-            save_seconds=arguments.save_seconds,
-            audit_seconds=arguments.audit_seconds,
-            attempt=arguments.attempt,
-        )
-        embed_shard(task)
-
-    return program.run(work, when_full="finished packs are saved", when_stopped="finished packs are saved")
+    fields = ShardTask.__dataclass_fields__.keys() & vars(arguments).keys()
+    task = {field: getattr(arguments, field) for field in fields}
+    embed_shard(ShardTask(shard=arguments.output, settings=program.compute_settings_of(arguments), **task))

@@ -7,8 +7,7 @@ from seqmill.cli import program
 from seqmill.export.formats import FORMATS
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", type=Path, required=True, help="the embeddings.h5 to read")
     parser.add_argument(
         "--format",
@@ -20,23 +19,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the file to write; for pt the folder to make")
     parser.add_argument("--records", type=Path, help="for pt: the records.tsv.gz, for labels with the whole header")
     program.add_output_options(parser)
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> None:
+    from seqmill.export.export import export_embeddings
 
-    def work() -> None:
-        from seqmill.export.export import export_embeddings
-
-        export_embeddings(
-            arguments.embeddings,
-            arguments.output,
-            arguments.format,
-            arguments.records,
-            arguments.layer,
-            arguments.pooling,
-        )
-
-    return program.run(work)
+    source, output_options = arguments.embeddings, (arguments.layer, arguments.pooling)
+    export_embeddings(source, arguments.output, arguments.format, arguments.records, *output_options)

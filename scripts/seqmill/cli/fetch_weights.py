@@ -3,15 +3,13 @@
 import argparse
 from pathlib import Path
 
-from seqmill.cli import program
 from seqmill.spec.models import NAMES
 from seqmill.spec.released import RELEASED
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="SEQMILL_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT.",
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "SEQMILL_WEIGHTS_URL names a mirror, which holds files NAME.pt of ESM-2 and folders NAME of DNABERT."
     )
     parser.add_argument("--model", required=True, choices=NAMES, help="name of the model")
     parser.add_argument("--output", type=Path, required=True, help="ESM-2's .pt file or DNABERT's folder to write")
@@ -21,16 +19,9 @@ def parse_arguments() -> argparse.Namespace:
         default=RELEASED,
         help="sources, digests and published numbers (default: scripts/seqmill/spec/released.json)",
     )
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> None:
+    from seqmill.run.fetch import fetch_weights
 
-    def work() -> None:
-        from seqmill.run.fetch import fetch_weights
-
-        fetch_weights(arguments.model, arguments.output, arguments.facts)
-
-    return program.run(work)
+    fetch_weights(arguments.model, arguments.output, arguments.facts)

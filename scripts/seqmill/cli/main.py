@@ -1,7 +1,11 @@
 """`seqmill NAME ...`: each program of the workflow as a subcommand."""
 
+import argparse
 import sys
 from importlib import import_module
+from typing import NoReturn
+
+from seqmill.cli.program import exit_code_of
 
 # In the order of the pipeline.
 PROGRAMS = {
@@ -25,14 +29,29 @@ USAGE = "\n".join(
 )
 
 
-def main() -> int:
-    """Run the program that the first argument names; return its exit code."""
+def main() -> None:
+    """Run the program that the first argument names, and exit."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("-h", "--help"):
         print(USAGE)
-        return 0
-    if name not in PROGRAMS:
+    elif name in PROGRAMS:
+        del sys.argv[1]
+        launch(name, f"seqmill {name}")
+    else:
         sys.exit(f"{USAGE}\n\nseqmill: {name!r} is none of these names" if name else USAGE)
-    del sys.argv[1]
-    sys.argv[0] = f"seqmill {name}"
-    return import_module(f"seqmill.cli.{name}").main()
+
+
+def launch(name: str, usage_name: str | None = None) -> NoReturn:
+    """Run a program and exit. A launcher scripts/NAME.py needs no more, and works without installing the package.
+
+    The module `seqmill.cli.NAME` has `add_options`, `work`, and perhaps `KEPT` (see `exit_code_of`).
+    """
+    module = import_module(f"seqmill.cli.{name}")
+    parser = argparse.ArgumentParser(usage_name, description=module.__doc__)
+    module.add_options(parser)
+    arguments = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    try:
+        sys.exit(exit_code_of(lambda: module.work(arguments), getattr(module, "KEPT", "")))
+    except argparse.ArgumentTypeError as error:  # options that do not go together
+        parser.error(str(error))

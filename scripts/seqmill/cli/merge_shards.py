@@ -3,11 +3,8 @@
 import argparse
 from pathlib import Path
 
-from seqmill.cli import program
 
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", type=Path, required=True, help="the index.h5 of the shards")
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="all shards, in any order")
     parser.add_argument(
@@ -23,27 +20,20 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", choices=("float32", "float16"), default="float32", help="of the embeddings (default: float32)"
     )
     parser.add_argument("--fasta", type=Path, help="refuse to merge if the index was built from another FASTA")
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> None:
+    from seqmill.merge.merge import merge_shards
+    from seqmill.store.layout import RunFolder, status_path_of
 
-    def work() -> None:
-        from seqmill.merge.merge import merge_shards
-        from seqmill.store.layout import RunFolder, status_path_of
-
-        folder = RunFolder(arguments.output.parent)
-        merge_shards(
-            arguments.index,
-            arguments.shards,
-            arguments.statuses or [status_path_of(shard) for shard in arguments.shards],
-            arguments.output,
-            arguments.records or folder.records,
-            arguments.manifest or folder.manifest,
-            arguments.dtype,
-            arguments.fasta,
-        )
-
-    return program.run(work)
+    folder = RunFolder(arguments.output.parent)
+    merge_shards(
+        arguments.index,
+        arguments.shards,
+        arguments.statuses or [status_path_of(shard) for shard in arguments.shards],
+        arguments.output,
+        arguments.records or folder.records,
+        arguments.manifest or folder.manifest,
+        arguments.dtype,
+        arguments.fasta,
+    )

@@ -1,14 +1,12 @@
 """Forecast a run without embedding anything: counts, shards, time, disk and memory. Leaves no files."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from seqmill.cli import program
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
     source.add_argument("--fasta", type=Path, help="a FASTA file; its index is built in a temporary folder")
@@ -30,31 +28,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="as for merge_shards.py (default: float32)"
     )
-    arguments = parser.parse_args()
+
+
+def work(arguments: argparse.Namespace) -> None:
     if arguments.fasta and not arguments.model:
-        parser.error("--fasta needs --model")
+        raise argparse.ArgumentTypeError("--fasta needs --model")
     if arguments.reuse and not arguments.fasta:
-        parser.error("--reuse needs --fasta: an index names the results that it reuses")
+        raise argparse.ArgumentTypeError("--reuse needs --fasta: an index names the results that it reuses")
     if arguments.results and not arguments.fasta:
-        parser.error("--results needs --fasta: the results of an index are in its folder")
-    return arguments
-
-
-def plan(arguments: argparse.Namespace) -> None:
-    from seqmill.run.plan import PlannedRun, plan_fasta, plan_index
+        raise argparse.ArgumentTypeError("--results needs --fasta: the results of an index are in its folder")
+    from seqmill.run.plan import PlanOptions, plan_fasta, plan_index
 
     settings = program.compute_settings_of(arguments)
-    run = PlannedRun(settings, arguments.world_size, arguments.dtype, arguments.seconds)
+    options = PlanOptions(settings, arguments.world_size, arguments.dtype, arguments.seconds)
     if arguments.index:
-        lines = plan_index(arguments.index, arguments.model, run)
+        lines = plan_index(arguments.index, arguments.model, options)
     else:
         policy = program.length_policy_of(arguments)
-        lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, run)
-    sys.stdout.reconfigure(errors="backslashreplace")
+        lines = plan_fasta(arguments.fasta, arguments.model, policy, arguments.reuse, arguments.results, options)
     print("\n".join(lines))
-
-
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
-    return program.run(lambda: plan(arguments))

@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from seqmill.base.signals import Interrupted, Signals
@@ -25,37 +26,29 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 log = logging.getLogger("seqmill")
 
 
-def start_log() -> None:
-    """Log to standard error, which a workflow redirects to the rule's log file."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-
-
-def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "") -> int:
-    """Do the work and return the exit code: 0, 1 after an error, 130 after Ctrl-C.
+def exit_code_of(work: Callable[[], int | None], kept: str = "") -> int:
+    """Do the work of a program and return its exit code: its own, 0, 1 after an error, or 130 after Ctrl-C.
 
     A SeqmillError or an error of the operating system (disk full, no permission) is logged in one line; any other is a
     defect of seqmill and keeps its traceback. Any other signal that ends a process, as at a cluster's time limit, also
-    lets the work clean up; the process then ends with 128 + the signal's number.
-
-    Args:
-        work: the program.
-        when_full: added to the message when the disk is full.
-        when_stopped: added to the message after a signal.
+    lets the work clean up; the process then ends with 128 + the signal's number. The log goes to standard error, which
+    a workflow redirects to the rule's log file. `kept` is added to the messages after a full disk or a signal.
     """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard, and there may be over 1024
     signals = Signals(ENDING_SIGNALS)
     try:
         signals.catch()
-        work()
+        return work() or 0
     except SeqmillError as error:
         log.error("%s", error)
         return 1
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; make room and run again" + (f": {when_full}" if when_full else "")
+        advice = "; make room and run again" + (f": {kept}" if kept else "")
         log.error("%s%s", error, advice if is_full else "")
         return 1
     except KeyboardInterrupt:
@@ -63,12 +56,11 @@ def run(work: Callable[[], object], when_full: str = "", when_stopped: str = "")
         return 128 + signal.SIGINT
     except Interrupted as stop:
         signals.ignore()
-        log.error("%s%s", stop, f"; {when_stopped}" if when_stopped else "")
+        log.error("%s%s", stop, f"; {kept}" if kept else "")
         logging.shutdown()
         os._exit(stop.code)  # at once: threads may have minutes of work left
     finally:
         signals.restore()
-    return 0
 
 
 def add_length_options(parser: argparse._ActionsContainer) -> None:
@@ -85,7 +77,7 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         ("--window", "residues or bases in a window; auto: max-length"),
         ("--stride", "from one window to the next; auto: half a window of proteins, a window of nucleotides"),
     ):
-        parser.add_argument(name, type=_auto_or_length, default=FAMILY_DEFAULT, help=explanation)
+        parser.add_argument(name, type=length, default=FAMILY_DEFAULT, help=explanation)
     parser.add_argument(
         "--strand",
         choices=STRANDS,
@@ -106,19 +98,9 @@ def add_reuse_option(parser: argparse._ActionsContainer) -> None:
 
 
 def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
-    """Return the policy that the options of `add_length_options` and `--model` ask for.
-
-    Raises:
-        SeqmillError: no such model, or an option is out of its range.
-    """
-    return choose_length_policy(
-        find_model(arguments.model).family,
-        arguments.long_sequences,
-        arguments.max_length,
-        arguments.window,
-        arguments.stride,
-        arguments.strand,
-    )
+    """Return the policy that the options of `add_length_options` and `--model` ask for; refuse one out of range."""
+    options = (getattr(arguments, field.name) for field in fields(LengthPolicy))
+    return choose_length_policy(find_model(arguments.model).family, *options)
 
 
 def add_compute_options(parser: argparse._ActionsContainer) -> None:
@@ -158,11 +140,7 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
 
 
 def compute_settings_of(arguments: argparse.Namespace) -> ComputeSettings:
-    """Return the settings that the options of `add_compute_options` ask for.
-
-    Raises:
-        SeqmillError: a layer or pooling is named twice.
-    """
+    """Return the settings that the options of `add_compute_options` ask for; refuse a layer that is named twice."""
     outputs = Outputs(tuple(arguments.layers), tuple(arguments.pooling), arguments.per_residue)
     return ComputeSettings(arguments.device, arguments.precision, arguments.attention, arguments.threads, outputs)
 
@@ -183,7 +161,8 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _auto_or_length(text: str) -> int | str:
+def length(text: str) -> int | str:
+    """Argparse type: auto, or a positive integer."""
     return text if text == FAMILY_DEFAULT else at_least(1)(text)
 
 
@@ -204,10 +183,6 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def seconds(text: str) -> float:
     """Argparse type: a number of seconds, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 <= value < math.inf:
+    if not 0 <= float(text) < math.inf:
         raise ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return value
+    return float(text)

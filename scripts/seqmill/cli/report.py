@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
-from seqmill.cli import program
 from seqmill.store.layout import RunFolder
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embeddings", type=Path, required=True, help="the embeddings.h5 to report on")
     parser.add_argument(
         "--records", type=Path, help="its table of fates (default: records.tsv.gz in its folder, if any)"
@@ -23,24 +21,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--color", help="the column of the metadata that colors the map: numbers or categories")
     parser.add_argument("--output", type=Path, required=True, help="the page to write (report.html)")
-    arguments = parser.parse_args()
+
+
+def work(arguments: argparse.Namespace) -> None:
     if (arguments.metadata is None) != (arguments.color is None):
-        parser.error("--metadata and --color go together: a table, and its column that colors the map")
-    return arguments
+        raise argparse.ArgumentTypeError(
+            "--metadata and --color go together: a table, and its column that colors the map"
+        )
+    from seqmill.report.data import Sources
+    from seqmill.report.page import write_report
 
-
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
-
-    def work() -> None:
-        from seqmill.report.data import Sources
-        from seqmill.report.page import write_report
-
-        given, folder = arguments, RunFolder(arguments.embeddings.parent)
-        pairs = ((given.records, folder.records), (given.manifest, folder.manifest), (given.index, folder.index))
-        others = [path or (default if default.exists() else None) for path, default in pairs]
-        sources = Sources(given.embeddings, *others, given.statuses, given.metadata, given.color or "")
-        write_report(sources, arguments.output)
-
-    return program.run(work)
+    given, folder = arguments, RunFolder(arguments.embeddings.parent)
+    pairs = ((given.records, folder.records), (given.manifest, folder.manifest), (given.index, folder.index))
+    others = [path or (default if default.exists() else None) for path, default in pairs]
+    sources = Sources(given.embeddings, *others, given.statuses, given.metadata, given.color or "")
+    write_report(sources, arguments.output)

@@ -6,24 +6,15 @@ from pathlib import Path
 from seqmill.cli import program
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", type=Path, required=True, help="the embeddings.h5 with the queries")
     parser.add_argument("--target", type=Path, required=True, help="the embeddings.h5 to search")
     parser.add_argument("--k", type=program.at_least(1), default=10, help="neighbors of each record (default: 10)")
     parser.add_argument("--output", type=Path, required=True, help="the tab-separated table to write")
     program.add_output_options(parser)
-    return parser.parse_args()
 
 
-def main() -> int:
-    program.start_log()
-    arguments = parse_arguments()
+def work(arguments: argparse.Namespace) -> None:
+    from seqmill.neighbors import write_neighbors
 
-    def work() -> None:
-        from seqmill.neighbors import write_neighbors
-
-        output_options = (arguments.layer, arguments.pooling)
-        write_neighbors(arguments.query, arguments.target, arguments.output, arguments.k, *output_options)
-
-    return program.run(work)
+    write_neighbors(**vars(arguments))

@@ -32,30 +32,18 @@ MOST_SAMPLES = 512
 
 @dataclass(frozen=True)
 class Calibration:
-    """The speed of this device.
+    """The speed of this device."""
 
-    Attributes:
-        device: its name, precision and attention kernel, as a worker would choose them.
-        weights: that untrained weights were used instead of missing ones; else empty.
-        packs, tokens: of the samples; 0 if all sequences are too long for the time.
-        seconds: wall time of the samples.
-        flops_per_second: of all threads or of the GPU; see `seqmill.spec.models.model_flop`.
-        threads: samples computed at a time; 1 on a GPU.
-        load_seconds: to load the model.
-        peak: `seqmill.embed.device.peak_memory`, in bytes.
-        splits: samples that did not fit the device's memory.
-    """
-
-    device: str
-    weights: str
-    packs: int
+    device: str  # its name, precision and attention kernel, as a worker would choose them
+    weights: str  # that untrained weights were used instead of missing ones; else empty
+    packs: int  # of the samples, as are the tokens; 0 if all sequences are too long for the time
     tokens: int
-    seconds: float
-    flops_per_second: float
-    threads: int
-    load_seconds: float
-    peak: dict[str, int]
-    splits: int
+    seconds: float  # wall time of the samples
+    flops_per_second: float  # of all threads or of the GPU; see `seqmill.spec.models.model_flop`
+    threads: int  # samples computed at a time; 1 on a GPU
+    load_seconds: float  # to load the model
+    peak: dict[str, int]  # `seqmill.embed.device.peak_memory`, in bytes
+    splits: int  # samples that did not fit the device's memory
 
     def shard_seconds(self, shares: Shares) -> np.ndarray:
         """Return the expected seconds to compute each shard, float64 (world_size,).
@@ -69,10 +57,8 @@ class Calibration:
 def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seconds: float) -> Calibration:
     """Compute samples of packs for about the given time, and drop the results.
 
-    Missing weights of a released model are replaced by untrained ones, which take as long.
-
-    Raises:
-        SeqmillError: a device, precision or kernel that is not available, damaged weights, too little memory.
+    Missing weights of a released model are replaced by untrained ones, which take as long. Raises a SeqmillError for a
+    device, precision or kernel that is not available, damaged weights, or too little memory.
     """
     device = devices.choose_device(settings.device)
     precision = devices.choose_precision(settings.precision, device)
@@ -154,9 +140,8 @@ def _probe(embed: PackEmbedder, index: Index, device: torch.device) -> float:
 def sample_packs(index: Index, most: int, limit: int) -> tuple[Index, list[int]]:
     """Sample an index: at most `most` packs from all over it, of each the first segments up to `limit` tokens.
 
-    Returns:
-        An index in which every second pack is a sample and every segment is a sequence; the numbers of the samples in
-        the order to compute them.
+    Return an index in which every second pack is a sample and every segment is a sequence, and the numbers of the
+    samples in the order to compute them.
     """
     tried = list(islice(sample_order(index.num_packs), most))
     begins = index.segment_offsets if index.has_segments else index.token_offsets

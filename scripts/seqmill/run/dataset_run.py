@@ -9,7 +9,7 @@ from seqmill.errors import SeqmillError
 from seqmill.report.colors import require_column
 from seqmill.run import resources
 from seqmill.run.datasets import Dataset
-from seqmill.run.reuse import known_settings, require_settings, reused_by
+from seqmill.run.reuse_checks import known_settings, require_settings, reused_by
 from seqmill.run.stale import Request, started_world_size
 from seqmill.spec.lengths import LengthPolicy, choose_length_policy
 from seqmill.spec.models import DNABERT_S

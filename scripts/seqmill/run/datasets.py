@@ -1,4 +1,4 @@
-"""The datasets to embed: from the table, or from one FASTA file. Needs only the standard library."""
+"""The datasets to embed: from the table, or from one FASTA file."""
 
 import csv
 import os
@@ -32,15 +32,10 @@ class Dataset:
 
 
 def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
-    """Read the tab-separated table of datasets.
+    """Read the tab-separated table of datasets; a SeqmillError names the table, the line and the mistake.
 
-    Args:
-        table: with the header dataset, fasta, model; empty lines and lines that begin with # are skipped.
-        default_model: for rows without a model.
-        folders: searched for relative FASTA paths, in this order.
-
-    Raises:
-        SeqmillError: names the table, the line and the mistake.
+    Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. `folders` are searched for
+    relative FASTA paths, in this order.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
@@ -100,11 +95,7 @@ def safe_name(name: str) -> str:
 
 
 def find_fasta(fasta: str, folders: list[Path]) -> Path:
-    """Return the first folder/fasta that exists.
-
-    Raises:
-        SeqmillError: no folder has it, it can't be read, or it does not begin like FASTA.
-    """
+    """Return the first folder/fasta that exists; raise a SeqmillError if it can't be read or is not like FASTA."""
     for folder in folders:
         try:
             path = folder / Path(fasta).expanduser()

@@ -14,7 +14,7 @@ from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line, size_in_words
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
-from seqmill.run.findings import Finding, Remedy, attempt, guarded, shown, trouble_with
+from seqmill.run.findings import Finding, Remedy, guarded, shown, trouble_with, try_read
 from seqmill.run.shard_state import is_at_work
 from seqmill.run.stale import find_changed_inputs, started_world_size
 from seqmill.run.walk import FoundRun, entries_of, exists, find_runs, last_error
@@ -55,7 +55,7 @@ def _report(run: FoundRun, check: bool) -> Report:
 
 
 def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
-    index, damage = attempt(run.index, _open_index, check) if run.index in run.files else (None, None)
+    index, damage = try_read(run.index, _open_index, check) if run.index in run.files else (None, None)
     sizes = sorted(run.world_sizes())
     sets = {size: [examine_shard(run, rank, size, index, check) for rank in range(size)] for size in sizes}
     chosen = _chosen(run, sets)
@@ -118,7 +118,7 @@ def _chosen(run: FoundRun, sets: dict[int, list[ExaminedShard]]) -> int:
     for size, shards in sets.items():
         if any(finding and finding.remedy == Remedy.WAIT for _, finding in shards):
             return size
-    begun, _ = attempt(run.path, started_world_size)
+    begun, _ = try_read(run.path, started_world_size)
     return begun or [0, *run.world_sizes()][-1]
 
 
@@ -186,7 +186,7 @@ def _parts(run: FoundRun, index: Index | None, shards: list[ExaminedShard], chec
     parts, damaged = [], [path.name for path in files if path.suffix == ".damaged"]
     for path in sorted(files, key=lambda path: files[path].st_mtime):
         if path.name.endswith(".part.h5"):
-            part, trouble = attempt(path, _open_part, index if check else None)
+            part, trouble = try_read(path, _open_part, index if check else None)
             if part:
                 parts.append(part)
             elif trouble and exists(path):  # else its worker has just removed it
@@ -197,7 +197,7 @@ def _parts(run: FoundRun, index: Index | None, shards: list[ExaminedShard], chec
         return
     tried = [shard.status for shard, _ in shards if shard.status and shard.status.fingerprint]
     last = max(tried, key=lambda status: status.updated, default=None)
-    known, _ = attempt(run.path, lambda _: Fingerprint.from_attributes(last.fingerprint) if last else None)
+    known, _ = try_read(run.path, lambda _: Fingerprint.from_attributes(last.fingerprint) if last else None)
     current = known or parts[-1].fingerprint
     ours = [part for part in parts if not part.fingerprint.difference(current)]
     ranks = [rank for rank, (_, finding) in enumerate(shards) if finding]

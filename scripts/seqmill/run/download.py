@@ -31,29 +31,20 @@ class Unreachable(SeqmillError):
 
 @dataclass(frozen=True)
 class Pace:
-    """The slowest connection that is accepted.
-
-    Attributes:
-        bytes_per_second: the lowest rate.
-        seconds: over which the rate is measured, and how long a server may take to begin its answer.
-    """
+    """The slowest connection that is accepted."""
 
     bytes_per_second: float = 10_000
-    seconds: float = 60.0
+    seconds: float = 60.0  # over which the rate is measured, and how long a server may take to begin its answer
 
 
 def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
     """Download a file, continuing from the bytes that `part` has already; its content is not checked.
 
-    Args:
-        url: https, or http on this machine.
-        part: the file to write; it keeps what was received, also after an error.
-        size: of the whole file in bytes, if known.
-        pace: when to give up a connection.
+    `part` keeps what was received, also after an error. `size` is that of the whole file in bytes, if known.
 
     Raises:
         Unreachable: no network, not on the server, or too slow.
-        SeqmillError: not https, not the expected size, or `part` can't be written.
+        SeqmillError: not https (or http on this machine), not the expected size, or `part` can't be written.
     """
     disable_progress_bars()
     logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -30,10 +30,8 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
     to the same folder (`model.weights_record`).
 
     Args:
-        name: a name of the registry.
         output: the .pt file to write, or the folder for the files.
         facts: the JSON file of released models.
-        pace: when to give up a connection; None for the default.
 
     Raises:
         SeqmillError: unknown name, no network, not on the server, or not what was published.

@@ -35,7 +35,7 @@ def shown(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def attempt(path: Path, read: Callable[..., T], *arguments: object) -> tuple[T | None, Finding | None]:
+def try_read(path: Path, read: Callable[..., T], *arguments: object) -> tuple[T | None, Finding | None]:
     """Return what `read` makes of a path, or the trouble with it."""
     try:
         return read(path, *arguments), None

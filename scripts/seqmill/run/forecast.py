@@ -24,18 +24,12 @@ SHARD_BYTES, MERGED_BYTES = 6000, 7500  # attributes and HDF5's own, about
 
 @dataclass(frozen=True)
 class Shares:
-    """The work of each shard.
+    """The work of each shard; all arrays are (world_size,)."""
 
-    Attributes:
-        packs, tokens: int64 (world_size,).
-        flop: float64 (world_size,), see `seqmill.spec.models.model_flop`.
-        longest_flop: float64 (world_size,), of the longest segment alone.
-    """
-
-    packs: np.ndarray
-    tokens: np.ndarray
-    flop: np.ndarray
-    longest_flop: np.ndarray
+    packs: np.ndarray  # int64
+    tokens: np.ndarray  # int64
+    flop: np.ndarray  # float64, see `seqmill.spec.models.model_flop`
+    longest_flop: np.ndarray  # float64, of the longest segment alone
 
     @property
     def balance(self) -> float:
@@ -78,14 +72,9 @@ def share_work(index: Index, world_size: int, architecture: AnyArchitecture) -> 
 def disk_needed(
     index: Index, world_size: int, hidden_dim: int, outputs: Outputs | None = None, dtype: str = "float32"
 ) -> Disk:
-    """Estimate the bytes of all files of a run.
+    """Estimate the bytes of all files of a run; `outputs` are one vector per sequence by default.
 
-    Args:
-        index: of the run.
-        world_size: number of shards.
-        hidden_dim: of the model.
-        outputs: by default one vector per sequence.
-        dtype: of the embeddings in the merged file, float32 or float16.
+    `dtype` is that of the merged embeddings, float32 or float16.
     """
     outputs = outputs or Outputs()
     text_bytes = -(-np.diff(index.record_id_offsets) // 8) * 8 + TEXT_BYTES  # of each record's id

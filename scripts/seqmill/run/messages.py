@@ -61,12 +61,8 @@ def _num_quarantined(manifest: Path) -> int:
 def failure_message(root: Path, names: Iterable[str], since: float) -> str:
     """Return a line for each of `names` that has failed, and how to see more; empty if none has.
 
-    It looks at logs and statuses alone, as there may be many. It does not raise: unreadable files are skipped.
-
-    Args:
-        root: the working directory of the workflow.
-        names: DATASET/MODEL, or another folder in logs/.
-        since: when the run began, in seconds since 1970; earlier failures do not count.
+    It looks at logs and statuses alone, as there may be many. It does not raise: unreadable files are skipped. A name
+    is DATASET/MODEL, or another folder in `root`/logs. Failures before `since`, in seconds since 1970, do not count.
     """
     lines = []
     for name in names:

@@ -35,44 +35,27 @@ class Amount:
 
 @dataclass
 class Progress:
-    """The progress of a run, or of several; equal if its amounts and states are.
+    """The progress of a run, or of several; equal if its amounts and states are."""
 
-    Attributes:
-        name: dataset/model.
-        shards: the number of shards; 0 if none has begun.
-        states: the number of shards in each state of `ShardState`.
-        done, total: total is zero while the index is built.
-        resumed: packs done by earlier attempts.
-        rate: tokens per second of all running shards.
-        seconds: until the last shard is complete, at this rate; nan if unknown.
-        merged: whether the merged result is up to date.
-        notes: on shards that are stale, failed or at a later attempt.
-        missing: why there is no index yet; all else is unknown then.
-        root: the working directory of the workflow.
-    """
-
-    name: str
-    shards: int = 0
-    states: Counter[str] = field(default_factory=Counter)
+    name: str  # dataset/model
+    shards: int = 0  # how many; 0 if none has begun
+    states: Counter[str] = field(default_factory=Counter)  # the number of shards in each state of `ShardState`
     done: Amount = Amount()
-    total: Amount = Amount()
-    resumed: int = 0
-    rate: float = field(default=0.0, compare=False)
-    seconds: float = field(default=math.nan, compare=False)
-    merged: bool = False
-    notes: list[str] = field(default_factory=list, compare=False)
-    missing: str = ""
-    root: Path = Path()
+    total: Amount = Amount()  # zero while the index is built
+    resumed: int = 0  # packs done by earlier attempts
+    rate: float = field(default=0.0, compare=False)  # tokens per second of all running shards
+    seconds: float = field(default=math.nan, compare=False)  # until the last shard is complete; nan if unknown
+    merged: bool = False  # whether the merged result is up to date
+    notes: list[str] = field(default_factory=list, compare=False)  # on shards that are stale, failed or tried again
+    missing: str = ""  # why there is no index yet; all else is unknown then
+    root: Path = Path()  # the working directory of the workflow
 
 
 def progress_of(results: Path) -> list[Progress]:
     """Return the progress of each run in `results/`, `results/DATASET/` or `results/DATASET/MODEL/`.
 
-    What can't be read counts as not done, with a note.
-
-    Raises:
-        SeqmillError: no such folder.
-        OSError: none of it can be listed.
+    What can't be read counts as not done, with a note. Raises a SeqmillError if there is no such folder, and an OSError
+    if none of it can be listed.
     """
     runs = find_runs(results)
     if not runs and not results.is_dir():

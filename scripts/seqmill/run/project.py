@@ -18,7 +18,7 @@ from seqmill.base.machine import visible_gpus
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun, require_no_braces
 from seqmill.run.datasets import dataset_of_file, read_datasets, refuse_shared_folders
-from seqmill.run.reuse import require_ready
+from seqmill.run.reuse_checks import require_ready
 from seqmill.run.stale import find_fasta_edit, stale_results
 from seqmill.store.reuse import open_source
 
@@ -54,8 +54,7 @@ class Project:
             is_main: whether this process plans the run. Only then files are stale: a job's own process would see
                 results that are half replaced.
 
-        Raises:
-            SeqmillError, OSError: the settings, the datasets and the existing results do not fit.
+        Raises a SeqmillError or an OSError if the settings, the datasets and the existing results do not fit.
         """
         planned, digests = read_runs(settings, repository), KnownDigests(Path(DIGESTS))
         edited = [bool(find_fasta_edit(run.folder.path, run.fasta, digests)) for run in planned]

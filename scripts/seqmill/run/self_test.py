@@ -1,16 +1,6 @@
 """Tests trained weights: our encoder, in float32 on the CPU, must compute published numbers.
 
-The tolerances are in spec/released.json with the numbers:
-
-- ESM-2 8M, 1e-4: that of transformers' own test for the same digits, which are rounded by up to 5e-5. Our float32
-  is within 5e-5 of fair-esm's, relative to the norm: 2e-5 of one dimension here.
-- ESM-2 3B, 0.02, and DNABERT-S, 0.015: VirNucPro computed them on a GPU, DNABERT-S perhaps with attention in float16.
-  A dimension of these means is 0.28 and 0.13 (root mean square). bfloat16 throughout would be off by some 1 and 3 % of
-  that (docs/accuracy.md), 0.003 and 0.004. Other weights, or a single layer from elsewhere, change every dimension by
-  about its own size (tests/unit/run/test_self_test.py): the chance that all eight dimensions of two sequences stay
-  within the tolerance is then below 1e-10.
-
-The last two tolerances are untested: no trained weights were available where this was written.
+The tolerances are in spec/released.json with the numbers; docs/accuracy.md explains them.
 """
 
 from collections.abc import Iterator
@@ -39,10 +29,7 @@ MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memo
 def self_test(source: ModelSource, weights: Weights, published: Published | None) -> str:
     """Compute the published sequences and compare; return the result in words, or why nothing was compared.
 
-    A nucleotide model's tokenizer is tested as well.
-
-    Raises:
-        SeqmillError: a number differs by more than the tolerance.
+    A nucleotide model's tokenizer is tested as well. Raises a SeqmillError if a number differs by more than allowed.
     """
     if published is None:
         return "no numbers of its trained weights are published to test it with"
@@ -72,8 +59,7 @@ def _tokens(source: ModelSource, weights: Weights, case: Case) -> np.ndarray:
         tokens, _ = tokenizer.encode([case.sequence.encode()])
     else:
         residues = ProteinLetters().tokens(case.sequence.encode())
-        framed = ESM2_CLS + residues + ESM2_EOS
-        tokens = np.frombuffer(framed, np.uint8)
+        tokens = np.frombuffer(ESM2_CLS + residues + ESM2_EOS, np.uint8)
     if case.tokens is not None and tokens.tolist() != case.tokens:
         raise SeqmillError(f"{source.name}: {_short(case.sequence)} is the tokens {tokens.tolist()}, not {case.tokens}")
     return tokens
@@ -96,16 +82,15 @@ def _short(sequence: str) -> str:
 
 
 def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
-    """Yield what is found on each released model in a folder, and whether it may be used.
+    """Yield what is found on each released model in a folder, and whether it may be used; reads all bytes.
 
-    Reads all bytes: files must have the published digests, tensors that of their record, and the model must compute
-    the published numbers.
+    Files must have the published digests, tensors that of their record; the model must compute the published numbers.
     """
     for name, release in read_releases(facts).items():
         source = find_model(name)
         assert source.path is not None
         source = replace(source, path=folder / source.path.name)
-        if (folder / source.path.name).exists():
+        if source.path.exists():
             try:
                 yield f"{name}: {_check(source, release)}", True
             except (SeqmillError, OSError) as error:

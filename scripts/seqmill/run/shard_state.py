@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from seqmill.base.locks import lock_holder, lock_path_of
 from seqmill.base.words import ago
-from seqmill.run.findings import Finding, Remedy, attempt
+from seqmill.run.findings import Finding, Remedy, try_read
 from seqmill.run.walk import Files, exists
 from seqmill.store.layout import status_path_of
 from seqmill.store.status import FAILED, RUNNING, ShardStatus, read_status
@@ -22,24 +22,17 @@ STALE, WAITING, UNREADABLE = "stale", "waiting", "unreadable"
 class ShardState(NamedTuple):
     """The state of a shard.
 
-    Attributes:
-        path: of the shard.
-        state: complete, failed or running, as its status JSON says; running also while its lock is held; stale if it
-            says it is running, but its worker seems gone; waiting without a status JSON; unreadable with a damaged one.
-        status: None if it is absent or unreadable.
-        has_file: whether the shard itself exists.
-        holder: who holds the lock.
-        doubt: why it is stale.
-        trouble: why its status JSON can't be read.
+    It is complete, failed or running, as its status JSON says; running also while its lock is held; stale if it says it
+    is running, but its worker seems gone; waiting without a status JSON; unreadable with a damaged one.
     """
 
     path: Path
     state: str = WAITING
-    status: ShardStatus | None = None
-    has_file: bool = False
-    holder: str = ""
-    doubt: str = ""
-    trouble: Finding | None = None
+    status: ShardStatus | None = None  # None if it is absent or unreadable
+    has_file: bool = False  # whether the shard itself exists
+    holder: str = ""  # of the lock
+    doubt: str = ""  # why it is stale
+    trouble: Finding | None = None  # why its status JSON can't be read
 
 
 def judge_shard(path: Path, files: Files) -> ShardState:
@@ -49,10 +42,10 @@ def judge_shard(path: Path, files: Files) -> ShardState:
         return ShardState(path, has_file=path in files)
     status, trouble, doubt = None, None, ""
     if status_path in files:
-        status, trouble = attempt(status_path, read_status)
+        status, trouble = try_read(status_path, read_status)
     holder = lock_holder(path)
     if status and status.status == RUNNING and (doubt := _doubt(path, status, holder)):
-        status, trouble = attempt(status_path, read_status)  # the worker may have ended in between
+        status, trouble = try_read(status_path, read_status)  # the worker may have ended in between
         doubt = doubt if status and status.status == RUNNING else ""
     if holder or (status and status.status == RUNNING):
         state = STALE if doubt else RUNNING

@@ -50,16 +50,10 @@ class Request:
 
 
 def stale_results(results: Path, request: Request, shards: Iterable[Path], digests: KnownDigests) -> dict[Path, str]:
-    """Return the stale files of a results folder: the index, shards and embeddings.h5, each with the reason.
+    """Return the stale files of a results folder: the index, `shards` and embeddings.h5, each with the reason.
 
-    Args:
-        results: the folder; nothing in it need exist.
-        request: what the settings ask for.
-        shards: the shards of this run.
-        digests: of input files that were read before.
-
-    Raises:
-        Refusal: a result was made from another FASTA or other weights, which no edit explains; names both.
+    Nothing in the folder need exist. `digests` are those of input files that were read before. Raises a Refusal, which
+    names both, if a result was made from another FASTA or other weights, which no edit explains.
     """
     folder = RunFolder(results)
     index, merged = read_facts(folder.index), _merged_facts(folder)
@@ -77,8 +71,7 @@ def stale_results(results: Path, request: Request, shards: Iterable[Path], diges
 def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
     """Return how a FASTA was edited since a folder's index, or else its merged result, was made; else "".
 
-    Raises:
-        Refusal: it is another file; names both.
+    Raises a Refusal, which names both, if it is another file.
     """
     facts = read_facts(RunFolder(results).index) or _merged_facts(RunFolder(results))
     try:

@@ -21,15 +21,10 @@ Files = dict[Path, os.stat_result]
 
 @dataclass(frozen=True)
 class FoundRun(RunFolder):
-    """A run's folder as it was listed.
+    """A run's folder as it was listed."""
 
-    Attributes:
-        files: in the folder and in its folder of shards; none if the folder is gone.
-        error: why the folder can't be listed.
-    """
-
-    files: Files = field(default_factory=dict)
-    error: OSError | None = None
+    files: Files = field(default_factory=dict)  # in it and in its folder of shards; none if the folder is gone
+    error: OSError | None = None  # why the folder can't be listed
 
     @property
     def has_begun(self) -> bool:

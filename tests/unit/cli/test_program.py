@@ -24,8 +24,7 @@ def work():
         finally:  # a second signal while the first one's cleaning up goes on
             for number in sys.argv[2:]:
                 os.kill(os.getpid(), int(number))
-program.start_log()
-sys.exit(program.run(work, when_stopped="parts are kept"))
+sys.exit(program.exit_code_of(work, kept="parts are kept"))
 """
 NAMES = ("SIGTERM", "SIGHUP", "SIGUSR1")
 

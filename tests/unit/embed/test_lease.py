@@ -111,8 +111,7 @@ from seqmill.embed.lease import leased_gpu
 def work():
     with leased_gpu() as gpu:
         print(gpu)
-program.start_log()
-sys.exit(program.run(work))
+sys.exit(program.exit_code_of(work))
 """
 
 

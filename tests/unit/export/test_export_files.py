@@ -116,7 +116,7 @@ def test_h5_stops_soon_after_ctrl_c(source: Path, tmp_path: Path, monkeypatch: p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     # The same within a program.
     begun.clear()
-    assert program.run(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
+    assert program.exit_code_of(lambda: export_embeddings(source, tmp_path / "e.h5", "h5")) == 130
     assert len(begun) == 3
 
 

@@ -22,7 +22,7 @@ from seqmill.errors import SeqmillError
 from seqmill.index.order import find_reused
 from seqmill.merge.verify import verify_shards
 from seqmill.run.forecast import disk_needed
-from seqmill.run.reuse import known_settings, require_settings, reused_by
+from seqmill.run.reuse_checks import known_settings, require_settings, reused_by
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import find_model
