@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from seqmill.cli import program
-from seqmill.run.watch import watch
+from seqmill.errors import SeqmillError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,5 +16,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
+    try:
+        from seqmill.run.watch import watch
+    except ModuleNotFoundError as error:  # no worker needs rich
+        raise SeqmillError("watch needs rich: pip install 'seqmill[workflow]' (or rich)") from error
+
     interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0
     watch(arguments.results, interval, arguments.once, sys.stdout)

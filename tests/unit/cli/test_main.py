@@ -9,8 +9,8 @@ from pipeline import SCRIPTS
 from seqmill.cli.main import PROGRAMS
 
 
-def seqmill(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = "from seqmill.cli.main import main; main()"
+def seqmill(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    command = f"{before}\nfrom seqmill.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", command, *arguments], cwd=SCRIPTS, capture_output=True, text=True, check=False
     )
@@ -43,3 +43,10 @@ def test_other_names_are_refused_with_the_allowed_ones(arguments: tuple[str, ...
     assert done.returncode == 1
     assert done.stdout == ""
     assert all(f"  {name} " in done.stderr for name in PROGRAMS)
+
+
+def test_watch_without_rich_names_the_extra() -> None:
+    done = seqmill("watch", "--once", before="import sys; sys.modules['rich'] = None")
+    assert done.returncode == 1
+    assert done.stderr.endswith("watch needs rich: pip install 'seqmill[workflow]' (or rich)\n")
+    assert "Traceback" not in done.stderr
