@@ -61,13 +61,13 @@ onstart:
 
 
 onsuccess:
-    from seqmill.run.messages import results_message
+    from seqmill.run.summary import results_message
 
     print(results_message(RUN))
 
 
 onerror:
-    from seqmill.run.messages import failure_message
+    from seqmill.run.summary import failure_message
 
     # Snakemake prints this after the logs of all failed jobs.
     names = ["fetch_weights", *(run.folder.name for run in RUN)]

@@ -1,4 +1,4 @@
-"""The messages at the end of a run: where its results are, or which datasets failed."""
+"""The summary at the end of a run: where its results are, or which datasets failed and why."""
 
 import json
 import shlex

@@ -10,7 +10,7 @@ import pytest
 
 from seqmill.base.locks import locked_shard
 from seqmill.run.datasets import Dataset
-from seqmill.run.messages import failure_message, results_message
+from seqmill.run.summary import failure_message, results_message
 from seqmill.spec.models import find_model
 from seqmill.store.status import RUNNING, ShardStatus
 
@@ -48,7 +48,7 @@ def test_a_line_for_each_failure(tmp_path: Path) -> None:
 
 def test_in_a_clone_the_doctor_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "logs/a/m/build_index.log", "10:00:01 ERROR no\n", 5)
-    monkeypatch.setattr("seqmill.run.messages.DOCTOR", tmp_path / "scripts/doctor.py")
+    monkeypatch.setattr("seqmill.run.summary.DOCTOR", tmp_path / "scripts/doctor.py")
     assert lines(tmp_path)[-1] == "See more: python scripts/doctor.py"
 
 
