@@ -1,4 +1,4 @@
-"""The search finds what comparing everything in float64 finds, whatever the blocks."""
+"""The search finds the same neighbors as a brute-force comparison in float64, for any block sizes."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_brute_force(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows and cosines of the nearest, pair by pair in float64; a zero vector has cosine 0."""
+    """Return the rows and cosines of the nearest vectors, pair by pair in float64; a zero vector has cosine 0."""
     rows, scores = [], []
     for query in queries.astype(np.float64):
         products = (vectors.astype(np.float64) * query).sum(axis=1)
@@ -45,7 +45,7 @@ def normal(rows: int, seed: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("k", [1, 10, 49, 50, 51, 120, 333])
-def test_as_by_brute_force(k: int, tmp_path: Path) -> None:
+def test_agrees_with_brute_force(k: int, tmp_path: Path) -> None:
     vectors, queries = normal(333), normal(16, 4)
     rows, scores = in_rows(search(queries, write_embeddings(tmp_path / "e.h5", vectors), k), k)
     expected_rows, expected_scores = by_brute_force(queries, vectors, k)
@@ -53,7 +53,7 @@ def test_as_by_brute_force(k: int, tmp_path: Path) -> None:
     assert np.allclose(scores, expected_scores, rtol=0, atol=1e-14)
 
 
-def test_cosines_closer_than_float32_can_tell_are_in_order(tmp_path: Path) -> None:
+def test_cosines_that_float32_cannot_tell_apart_are_in_order(tmp_path: Path) -> None:
     common = normal(1)
     vectors, queries = common + 1e-4 * normal(400, 5), common + 1e-4 * normal(9, 6)
     expected, cosines = by_brute_force(queries, vectors, 20)
@@ -64,7 +64,7 @@ def test_cosines_closer_than_float32_can_tell_are_in_order(tmp_path: Path) -> No
     assert np.array_equal(rows, expected)
 
 
-def test_ties_are_in_the_order_of_the_rows(tmp_path: Path) -> None:
+def test_ties_are_in_row_order(tmp_path: Path) -> None:
     vectors = normal(210)
     twins = [3, 49, 50, 51, 99, 130, 209]
     vectors[twins] = vectors[3]
@@ -104,7 +104,7 @@ def test_magnitudes_that_overflow_float32_when_squared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1e200, 1e-200, 1e-310, -1e308])
-def test_queries_whose_squares_float64_can_not_hold(factor: float, tmp_path: Path) -> None:
+def test_queries_whose_squares_do_not_fit_float64(factor: float, tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", normal(120))
     queries = np.sign(normal(3, 4)).astype(np.float64)
     rows, scores = in_rows(search(queries * factor, path, 5), 5)
@@ -151,7 +151,7 @@ def test_a_file_as_query(tmp_path: Path) -> None:
     pandas.testing.assert_frame_equal(search(str(query), str(target.path), 2), found)
 
 
-def test_more_neighbors_than_records_and_none(tmp_path: Path) -> None:
+def test_more_neighbors_than_records_and_no_records(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", normal(3))
     assert sorted(search(normal(1, 4), path)["row"]) == [0, 1, 2]
     assert len(search(normal(2, 4), path, 1000)) == 6
@@ -161,7 +161,7 @@ def test_more_neighbors_than_records_and_none(tmp_path: Path) -> None:
         assert list(found.columns) == list(neighbors.COLUMNS)
 
 
-def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
+def test_inputs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     path = write_embeddings(tmp_path / "e.h5", normal(9))
     for field, value in (("model_digest", "2"), ("layers", "5"), ("pooling", "cls")):
         other = write_embeddings(tmp_path / "other.h5", normal(9), **{field: value})
@@ -187,8 +187,8 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
         search(normal(1), write_embeddings(tmp_path / "broken.h5", broken))
 
 
-def test_the_function_stays_a_function() -> None:
-    assert callable(seqmill.search)  # its module is imported above
+def test_search_is_a_function() -> None:
+    assert callable(seqmill.search)
 
 
 def test_the_program(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One set of versions: pyproject, lock and conda environments agree, and the lock is what is installed."""
+"""pyproject, lock, and conda environments agree on versions, and the locked versions are installed."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ CONDA_NAMES = {"pytorch": "torch"}
 
 
 def locked() -> dict[str, str]:
-    """The versions of the lock, and that of torch, which Makefile installs by itself."""
+    """Return the locked versions and that of torch, which the Makefile installs separately."""
     lock = re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
     torch = re.findall(r"^TORCH := (torch)==(\S+)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     assert len(torch) == 1
@@ -27,8 +27,8 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_file_of_the_lock_has_a_hash() -> None:
-    """But torch's, which is in none: pip refuses a lock of which a single line lacks hashes."""
+def test_every_locked_package_has_hashes() -> None:
+    """torch has no hash and is not in the lock, because pip refuses a lock if any line lacks hashes."""
     text = (REPOSITORY / "requirements.lock").read_text()
     body = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
     entries = re.findall(r"[\w.-]+==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n", body)
@@ -37,14 +37,14 @@ def test_every_file_of_the_lock_has_a_hash() -> None:
     assert not re.search(r"^torch==", text, re.MULTILINE)
 
 
-def test_everything_installs_the_lock_with_its_hashes_and_one_torch() -> None:
+def test_every_installer_uses_the_hashes_of_the_lock_and_the_same_torch() -> None:
     for name in ("Makefile", "envs/Dockerfile", "envs/seqmill.def"):
         text = (REPOSITORY / name).read_text()
         assert re.search(r"--require-hashes (-r|--requirement) \S*requirements\.lock", text), name
         assert set(re.findall(r"torch==([\d.]+)", text)) == {locked()["torch"]}, name
 
 
-def test_conda_environments_have_the_locks_versions() -> None:
+def test_conda_environments_have_the_locked_versions() -> None:
     lock = locked()
     for path in (REPOSITORY / "envs").glob("*.yaml"):
         for dependency in yaml.safe_load(path.read_text())["dependencies"]:
@@ -53,7 +53,7 @@ def test_conda_environments_have_the_locks_versions() -> None:
                 assert lock[normalized(CONDA_NAMES.get(name, name))] == wanted, f"{path.name}: {dependency}"
 
 
-def test_the_lock_pins_all_that_pyproject_names() -> None:
+def test_the_lock_pins_every_dependency_of_pyproject() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     names = [*project["dependencies"], *extras["workflow"], *extras["slurm"], *extras["test"]]
@@ -61,7 +61,7 @@ def test_the_lock_pins_all_that_pyproject_names() -> None:
     assert not missing
 
 
-def test_conda_environments_have_all_that_a_worker_needs() -> None:
+def test_the_conda_environment_has_every_dependency_of_a_worker() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
     environment = yaml.safe_load((REPOSITORY / "envs/seqmill.yaml").read_text())["dependencies"]
@@ -69,7 +69,7 @@ def test_conda_environments_have_all_that_a_worker_needs() -> None:
     assert needed == {CONDA_NAMES.get(name, name) for name in names} - {"python"}
 
 
-def test_the_container_recipes_copy_what_there_is() -> None:
+def test_the_container_recipes_copy_existing_files() -> None:
     recipe = (REPOSITORY / "envs/seqmill.def").read_text()
     pairs = [line.split() for line in recipe.partition("%files\n")[2].partition("\n\n")[0].splitlines()]
     assert all(len(pair) == 2 for pair in pairs)  # Apptainer drops the rest of a line
@@ -79,7 +79,7 @@ def test_the_container_recipes_copy_what_there_is() -> None:
     assert [source for source in in_docker if not (REPOSITORY / source).exists()] == []
 
 
-def test_what_is_installed_is_the_lock() -> None:
+def test_the_locked_versions_are_installed() -> None:
     wrong = {name: version(name) for name, wanted in locked().items() if version(name).split("+")[0] != wanted}
     assert not wrong
 
@@ -96,13 +96,13 @@ def test_every_program_explains_every_option(program: str) -> None:
         assert len(re.findall(r"[a-z]{2,}", explanation)) >= 3, option
 
 
-def test_every_relative_link_of_the_documentation_resolves() -> None:
+def test_every_relative_link_in_the_documentation_resolves() -> None:
     pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
     assert len(links) > 3
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_package_stands_without_snakemake() -> None:
+def test_the_package_does_not_import_snakemake() -> None:
     sources = "".join(path.read_text() for path in Path(SCRIPTS / "seqmill").rglob("*.py"))
     assert not re.search(r"^\s*(from|import) snakemake", sources, re.MULTILINE)

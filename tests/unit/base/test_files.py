@@ -100,7 +100,7 @@ def test_a_folder_in_the_way_stays(tmp_path: Path):
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path):
-    path, ended = tmp_path / "export", 2**22 + 1  # no process has such a number
+    path, ended = tmp_path / "export", 2**22 + 1  # above any process id
     left = tmp_path / f".export.{socket.gethostname()}.{ended}.tmp"
     left.mkdir()
     (left / "half").touch()
@@ -120,7 +120,7 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path):
         pass
 
 
-def test_files_in_one_folder_do_not_meet(tmp_path: Path):
+def test_files_in_one_folder_do_not_collide(tmp_path: Path):
     with whole_or_absent(tmp_path / "a") as one, whole_or_absent(tmp_path / "b") as other:
         one.write_text("a")
         other.write_text("b")
@@ -129,7 +129,7 @@ def test_files_in_one_folder_do_not_meet(tmp_path: Path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_named(path: Path):
+def test_a_full_disk_error_names_the_file(path: Path):
     def write() -> None:
         with whole_or_absent(path), Path("/dev/full").open("w") as full:
             full.write("x")
@@ -172,7 +172,7 @@ def test_errors_of_a_temporary_file_name_the_final_one(error: OSError, expected:
     assert str(caught.value) == expected
 
 
-def test_new_hdf5_keeps_a_failed_write_for_the_end(tmp_path: Path):
+def test_new_hdf5_raises_a_failed_write_at_the_end(tmp_path: Path):
     """The block continues, and its own exception doesn't hide the cause."""
     full = Path("/dev/full")
     if not full.exists():
@@ -193,7 +193,7 @@ def test_new_hdf5_keeps_a_failed_write_for_the_end(tmp_path: Path):
     assert reached == ["the second write"]
 
 
-def test_new_hdf5_writes_what_h5py_and_a_memory_map_read(tmp_path: Path):
+def test_h5py_and_a_memory_map_read_what_new_hdf5_writes(tmp_path: Path):
     path = tmp_path / "result.h5"
     values = np.arange(3_000_000, dtype=np.int64)
     with new_hdf5(path) as file:
@@ -243,7 +243,7 @@ def write_left(folder: Path, name: str, age_seconds: float) -> None:
     os.utime(path, (changed, changed))
 
 
-def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is_old(tmp_path: Path):
+def test_old_temporary_files_of_killed_processes_on_other_machines_are_removed(tmp_path: Path):
     old, fresh = 2 * ABANDONED_SECONDS, ABANDONED_SECONDS / 2
     outputs = [tmp_path / "a.h5", tmp_path / "b" / "b.gz"]
     outputs[1].parent.mkdir()
@@ -252,9 +252,9 @@ def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is
         *[
             (tmp_path, ".a.h5.node2.7.tmp", fresh),
             (outputs[1].parent, ".b.gz.node2.7.tmp", old),
-        ],  # it still writes a.h5
-        (tmp_path, ".c.h5.node1.cluster.7.tmp", old),  # no output of ours
-        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # a live process of this machine
+        ],  # node2 still writes a.h5
+        (tmp_path, ".c.h5.node1.cluster.7.tmp", old),  # not one of the outputs
+        (tmp_path, f".a.h5.{socket.gethostname()}.{os.getpid()}.tmp", old),  # a live process on this machine
         (tmp_path, "a.h5", old),
     ]
     for folder, name in removed:
@@ -266,7 +266,7 @@ def test_what_killed_processes_of_other_machines_have_left_is_removed_once_it_is
     assert not [name for folder, name, _ in stays if not (folder / name).exists()]
 
 
-def test_outputs_that_are_one_file_are_refused(tmp_path: Path):
+def test_outputs_that_are_the_same_file_are_refused(tmp_path: Path):
     there, other, absent = tmp_path / "there", tmp_path / "other", tmp_path / "absent"
     there.touch()
     other.touch()
@@ -285,7 +285,7 @@ def test_outputs_that_are_one_file_are_refused(tmp_path: Path):
     refuse_shared([there, absent], [other, tmp_path / "absent too"])
 
 
-def test_write_json_of_a_path_that_is_no_utf8(tmp_path: Path):
+def test_write_json_of_a_path_that_is_not_utf8(tmp_path: Path):
     path = tmp_path / "status.json"
     write_json(path, {"path": os.fsdecode(b"r\xff/s.h5")})
     assert json.loads(path.read_bytes().decode("utf-8")) == {"path": "r\\udcff/s.h5"}

@@ -8,7 +8,7 @@ import pytest
 
 from seqmill.base.hdf5 import READ_BYTES, sha256_and_finite
 
-NUM_ROWS, WIDTH = 3 * READ_BYTES // 40 + 7, 10  # of float32: more than three blocks, none of whole rows
+NUM_ROWS, WIDTH = 3 * READ_BYTES // 40 + 7, 10  # more than three blocks of float32, which split rows
 
 
 def write_file(path: Path, before: int, values: np.ndarray, between: int, halves: np.ndarray, after: int) -> None:

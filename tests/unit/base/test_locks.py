@@ -1,4 +1,4 @@
-"""Locks are exclusive, name their holder and end with it: tested with processes."""
+"""Locks are exclusive, name their holder, and end with it; tested with processes."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def test_an_open_file_is_locked_until_it_is_closed(tmp_path: Path) -> None:
     assert not is_locked(path)
 
 
-def test_file_systems_without_locks_are_told_from_held_locks(tmp_path: Path) -> None:
+def test_a_file_system_without_locks_is_not_mistaken_for_a_held_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
         "import sys; from pathlib import Path; from seqmill.base.locks import is_locked, try_lock\n"
@@ -78,7 +78,7 @@ def test_the_lock_of_a_killed_worker_is_free(tmp_path: Path) -> None:
     assert not lock_path_of(shard).exists()
 
 
-def test_a_worker_waits_for_the_one_before_to_leave(tmp_path: Path) -> None:
+def test_a_worker_waits_for_the_previous_lock_holder(tmp_path: Path) -> None:
     """An orphan needs a moment to save its packs."""
     shard = tmp_path / "shard_0-of-1.h5"
     holder = python(HOLDER, shard, stdin=subprocess.PIPE)

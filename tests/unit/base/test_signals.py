@@ -1,4 +1,4 @@
-"""No orphans, and no file damaged by a signal: tested with processes."""
+"""Signals leave no orphaned worker and no damaged file; tested with processes."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def test_a_worker_ends_with_the_process_it_was_told_to_watch() -> None:
     watched.wait()
 
 
-def test_a_worker_ends_with_its_own_parent_while_the_watched_one_lives() -> None:
+def test_a_worker_ends_with_its_own_parent_while_the_watched_process_lives() -> None:
     """For example when a workflow kills the shell between itself and the worker."""
     shell = subprocess.Popen(
         ["bash", "-c", f'{sys.executable} -c "$1" {os.getpid()} & echo $!; wait', "bash", WATCHER + "time.sleep(60)"],

@@ -1,4 +1,4 @@
-"""The audit: quiet on right embeddings, loud on planted defects, and within its time and memory."""
+"""The audit accepts correct embeddings, catches planted defects, and stays within its time and memory."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def load_model(weights: Weights, dtype: torch.dtype = torch.float32) -> ESM2:
 
 @dataclass(frozen=True)
 class Case:
-    """A model and right embeddings of it."""
+    """A model and its correct embeddings."""
 
     index: Index
     source: ModelSource
@@ -101,7 +101,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A folder as transformers saves it, with a model's weights of its own."""
+    """A folder as transformers saves it, with its own weights."""
     folder = tmp_path_factory.mktemp("hugging_face")
     architecture = MODELS[NAME]
     torch.manual_seed(3)
@@ -113,7 +113,7 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Case:
         hidden_size=architecture.hidden_dim,
         num_attention_heads=architecture.num_heads,
         intermediate_size=architecture.ffn_dim,
-        initializer_range=0.05,  # that the layers matter: with 0.02 a lost layer is hardly seen
+        initializer_range=0.05,  # so that layers matter: with 0.02, a lost layer is hardly visible
         layer_norm_eps=1e-5,
         position_embedding_type="rotary",
         token_dropout=True,
@@ -150,8 +150,8 @@ def test_one_layer_perturbed_is_caught(case: Case) -> None:
     assert audit.worst_sequence in message
 
 
-def test_rows_that_are_swapped_are_caught(case: Case) -> None:
-    """The two longest, one of which is always looked at; random proteins differ the less the longer they are."""
+def test_swapped_rows_are_caught(case: Case) -> None:
+    """The two longest, one of which is always checked; they differ least, because random proteins average out."""
     swapped = case.embeddings.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     audit = case.audit(swapped)
@@ -162,14 +162,14 @@ def test_rows_that_are_swapped_are_caught(case: Case) -> None:
 
 
 def test_a_sum_in_place_of_the_mean_is_caught_at_16_bits(checkpoint: Case) -> None:
-    """The cosine can't see it."""
+    """The cosine doesn't show it."""
     residues = np.diff(checkpoint.index.token_offsets)[:, None] - 2
     audit = checkpoint.audit((checkpoint.embeddings * residues).astype(np.float32))
     assert audit.worst_cosine > 0.999
     assert judge(audit, "bfloat16", ESM2_FAMILY)[0] == "fail"
 
 
-def test_embeddings_of_cls_are_compared_with_cls(checkpoint: Case) -> None:
+def test_cls_embeddings_are_compared_with_cls(checkpoint: Case) -> None:
     index, model = checkpoint.index, load_model(checkpoint.weights)
     packs = [Pack.from_tokens(index.pack_tokens(n), index.pack_lengths(n)) for n in range(index.num_packs)]
     embeddings = np.concatenate([model(pack)[pack.cu_seqlens[:-1].long()].numpy() for pack in packs])
@@ -200,7 +200,7 @@ def test_bfloat16_passes(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotary_tables_in_bfloat16_are_caught(checkpoint: Case, dtype: torch.dtype) -> None:
-    """The defect of a model that is converted as a whole: angles, not only their cosines, rounded."""
+    """As after converting the whole model: the angles are rounded, not only their cosines."""
     model = load_model(checkpoint.weights, dtype)
     head_dim = checkpoint.weights.architecture.head_dim
     frequencies = (1 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)).bfloat16()
@@ -222,7 +222,7 @@ def rows_looked_at(case: Case, rows: np.ndarray, index: Index | None = None) -> 
     return seen
 
 
-def test_the_choice_depends_on_the_index_and_the_rows_alone(checkpoint: Case) -> None:
+def test_the_choice_depends_only_on_the_index_and_the_rows(checkpoint: Case) -> None:
     rows = checkpoint.rows
     seen = rows_looked_at(checkpoint, rows)
     assert len(set(seen)) == len(seen) == MOST_SEQUENCES
@@ -279,7 +279,7 @@ def test_without_rows_nothing_is_loaded(checkpoint: Case) -> None:
 
 
 def test_a_sequence_too_long_for_time_or_memory_is_left_out(tmp_path: Path, untrained: Case) -> None:
-    """Its attention scores alone take 5 TB in fair-esm."""
+    """Its attention scores alone would take 5 TB in fair-esm."""
     lengths = [150_000, 80, 20]
     index = write_index(tmp_path, random_sequences(lengths), untrained.source.name, 200_000)
     seen = []
@@ -294,7 +294,7 @@ def test_a_sequence_too_long_for_time_or_memory_is_left_out(tmp_path: Path, untr
     assert not audit.longest_included
 
 
-def test_threads_and_random_numbers_are_left_as_they_were(checkpoint: Case) -> None:
+def test_threads_and_random_numbers_do_not_change(checkpoint: Case) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     checkpoint.audit(checkpoint.embeddings)
     assert torch.get_num_threads() == threads
@@ -323,7 +323,7 @@ print(json.dumps([asdict(audit) for audit in audits]))
 
 
 def audits_without_fair_esm(case: Case, folder: Path, content: str) -> list[AuditFacts]:
-    """Audit the right and the swapped embeddings in a process whose package esm is a file with this content."""
+    """Audit the correct and the swapped embeddings in a process whose package esm has only this content."""
     (folder / "esm").mkdir()
     (folder / "esm/__init__.py").write_text(content + "\n")
     np.save(folder / "embeddings.npy", case.embeddings)
@@ -347,7 +347,7 @@ def test_without_fair_esm_our_own_forward_is_the_reference(case: Case, tmp_path:
 
 
 @pytest.mark.parametrize("content", ["raise ValueError('broken')", "version = 3"])
-def test_a_broken_or_another_package_of_that_name_is_not_used(checkpoint: Case, tmp_path: Path, content: str) -> None:
+def test_a_broken_or_unrelated_esm_package_is_not_used(checkpoint: Case, tmp_path: Path, content: str) -> None:
     right, _ = audits_without_fair_esm(checkpoint, tmp_path, content)
     assert right.reference == "seqmill float32, one sequence at a time"
     assert right.worst_relative_error < 1e-5
@@ -392,7 +392,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
     [
         ({}, sys.maxsize),
         ({"proc/meminfo": MEMINFO}, 8000 * 1024),
-        (  # version 2, limited two levels up; part of what is used are pages of files
+        (  # version 2, limited two levels up; part of the used memory is page cache
             {
                 "proc/meminfo": MEMINFO,
                 "proc/self/cgroup": "0::/job/step/task\n",
@@ -405,7 +405,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
             },
             3_000_000,
         ),
-        (  # version 1, in a container, which sees the path of its host
+        (  # version 1, in a container that sees the path on its host
             {
                 "proc/meminfo": MEMINFO,
                 "proc/self/cgroup": "5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/\n",

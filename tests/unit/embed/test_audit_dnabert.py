@@ -1,4 +1,4 @@
-"""The audit of nucleotides: a reference of its own, segments and pooling written out, planted defects found."""
+"""The audit of nucleotides: a separate reference, segments and pooling written out, planted defects caught."""
 
 import itertools
 import os
@@ -32,7 +32,7 @@ from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 from seqmill.store.status import AuditFacts
 
-ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two parts
+ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two series
 BASES = [1300, 1000, 700, 300, 300, 250, 60, 17, 2]
 AMPLE = 600.0  # seconds: more than a slow machine needs
 WHOLE = LengthPolicy("full", 0)
@@ -91,7 +91,7 @@ def make_case(folder: Path, model: str, bases: list[int], policy: LengthPolicy) 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with seeded weights, and queries and keys large enough for the biases to matter as in a trained one."""
+    """A model with seeded weights, whose queries and keys are large enough for biases to matter as in a trained one."""
     state = seeded_state(ARCHITECTURE)
     for number in range(ARCHITECTURE.num_layers):
         state[f"encoder.layer.{number}.attention.self.Wqkv.weight"][: 2 * ARCHITECTURE.hidden_dim] *= 1.5
@@ -113,7 +113,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(request.param)
 
 
-def test_the_reference_has_the_numbers_of_the_published_code() -> None:
+def test_the_reference_agrees_with_numbers_from_the_published_code() -> None:
     reference = make_reference(SMALL, parts_of(seeded_state(SMALL)), max(GOLDEN_LENGTHS))
     assert reference.name == "DNABERT-S written out in float32, one segment at a time"
     for tokens, (first, norm, last) in zip(random_tokens(GOLDEN_LENGTHS), GOLDEN, strict=True):
@@ -125,7 +125,7 @@ def test_the_reference_has_the_numbers_of_the_published_code() -> None:
 
 
 @pytest.mark.parametrize("num_heads", [1, 3, 4, 12])
-def test_any_number_of_heads_and_of_queries_at_a_time(num_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_heads_and_of_queries_per_block(num_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = DnabertArchitecture(2, 12 * num_heads, num_heads)
     state = seeded_state(architecture)
     monkeypatch.setattr(audit_references, "SCORES", 12 * 100 * 7)
@@ -170,7 +170,7 @@ def test_16_bits_pass(case: Case, dtype: torch.dtype) -> None:
 
 
 def test_bfloat16_passes_in_the_published_shape(tmp_path: Path) -> None:
-    """The errors of sequences of few bases are the largest."""
+    """Short sequences have the largest errors."""
     case = make_case(tmp_path / "untrained", "untrained:dnabert_s", [300, 64, 8, 2, 1, 1], WHOLE)
     audit = case.audit(case.compute(case.model(torch.bfloat16)))
     assert audit.sequences == case.index.num_sequences
@@ -183,7 +183,7 @@ def halves_exchanged(tensors: Tensors) -> Tensors:
 
 
 def heads_exchanged(tensors: Tensors) -> Tensors:
-    """The heads in another order, which changes nothing but their slopes: the same as slopes in another order."""
+    """Reorder the heads, which changes only their slopes: equivalent to slopes in another order."""
     changed = dict(tensors)
     heads, d = ARCHITECTURE.num_heads, ARCHITECTURE.hidden_dim
     order = [0, 8, 1, 9, 2, 10, 3, 11, 4, 5, 6, 7]  # sorted slopes
@@ -209,8 +209,8 @@ DEFECTS_OF_WEIGHTS = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS_OF_WEIGHTS)
-def test_what_is_wrong_by_other_weights_is_caught(whole: Case, defect: str) -> None:
-    """Weights with which a right forward computes what a wrong one would with the model's own."""
+def test_defects_imitated_by_other_weights_are_caught(whole: Case, defect: str) -> None:
+    """With these weights, a correct forward pass computes what a defective one would with the model's weights."""
     tensors = DEFECTS_OF_WEIGHTS[defect](whole.tensors)
     for dtype, verdicts in ((torch.float32, ("fail",)), (torch.bfloat16, ("warn", "fail"))):
         audit = whole.audit(whole.compute(whole.model(dtype, tensors)))
@@ -218,7 +218,7 @@ def test_what_is_wrong_by_other_weights_is_caught(whole: Case, defect: str) -> N
 
 
 @pytest.mark.parametrize("defect", ["none", "on one side", "causal", "twice"])
-def test_wrong_biases_of_distance_are_caught(whole: Case, defect: str) -> None:
+def test_wrong_distance_biases_are_caught(whole: Case, defect: str) -> None:
     model = whole.model()
     middle = model.biases.shape[1] // 2
     if defect == "on one side":
@@ -232,7 +232,7 @@ def test_wrong_biases_of_distance_are_caught(whole: Case, defect: str) -> None:
     assert judge(audit, "bfloat16", DNABERT_S)[0] in ("warn", "fail")
 
 
-def test_norms_before_the_steps_are_caught(whole: Case) -> None:
+def test_pre_norm_instead_of_post_norm_is_caught(whole: Case) -> None:
     model = whole.model()
 
     def norm(x: torch.Tensor, of: torch.nn.Module) -> torch.Tensor:
@@ -259,7 +259,7 @@ def test_the_tanh_form_of_gelu_is_caught_in_float32(whole: Case, monkeypatch: py
     assert judge(audit, "float32", DNABERT_S)[0] == "warn"
 
 
-def test_rows_that_are_swapped_are_caught(case: Case) -> None:
+def test_swapped_rows_are_caught(case: Case) -> None:
     embeddings = case.compute(case.model())
     embeddings[[0, 1]] = embeddings[[1, 0]]
     assert judge(case.audit(embeddings), "float32", DNABERT_S)[0] == "fail"
@@ -267,7 +267,7 @@ def test_rows_that_are_swapped_are_caught(case: Case) -> None:
 
 @pytest.mark.parametrize("defect", ["unweighted", "forward alone", "without the last window"])
 def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> None:
-    """The last of a contig's windows is shorter than the others, and half of its segments are of the other strand."""
+    """A contig's last window is shorter than the others, and half of its segments are from the other strand."""
     model, index = windows.model(), windows.index
     vectors = torch.cat([BY_NAME[DNABERT_S]["mean"].of_segment(model(pack), pack) for pack in windows.packs()]).numpy()
     embeddings = []
@@ -285,7 +285,7 @@ def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> Non
 
 
 def test_a_contig_that_would_take_hours_is_left_out(folder: Path) -> None:
-    """Its attention scores alone take 800 GB where they are not computed in blocks."""
+    """Its attention scores alone would take 800 GB if they were not computed in blocks."""
     case = make_case(folder.parent / "long", str(folder), [600_000], WHOLE)
     audit = case.audit(np.zeros((1, ARCHITECTURE.hidden_dim), np.float32))
     assert audit.sequences == 0
@@ -317,7 +317,7 @@ print(1024 * (kilobytes("VmHWM") - before), memory(architecture, num_tokens))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_long_contigs_take_the_memory_that_is_reckoned_with() -> None:
+def test_long_contigs_take_no_more_memory_than_estimated() -> None:
     num_tokens = 4000
     program = [sys.executable, "-c", MEMORY, str(num_tokens)]
     done = subprocess.run(program, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)

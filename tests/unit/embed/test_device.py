@@ -1,4 +1,4 @@
-"""Devices: which GPUs a process may use, and what happens where there are none."""
+"""Devices: which GPUs a process may use, and what happens without one."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-5a8f8f1e-0001-0002-0003-000000000002)
 
 @pytest.fixture(autouse=True)
 def empty_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let PATH hold nothing but what a test puts there, and CUDA_VISIBLE_DEVICES be unset."""
+    """Restricts PATH to the test's folder and unsets CUDA_VISIBLE_DEVICES."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def write_nvidia_smi(folder: Path, script: str) -> Path:
-    """Write a program that leaves a file `asked`, with its arguments, and then runs the script."""
+    """Write a program that saves its arguments in a file `asked` and then runs the script."""
     program = folder / "nvidia-smi"
     program.write_text(f'#!/bin/sh\necho "$@" > "{folder}/asked"\n{script}\n')
     program.chmod(0o755)
@@ -77,7 +77,7 @@ def test_cuda_visible_devices_decides(
     ],
     ids=["two", "one", "silent", "none", "listing and failure", "no driver"],
 )
-def test_nvidia_smi_is_asked_where_the_variable_is_unset(tmp_path: Path, script: str, expected: list[str]) -> None:
+def test_nvidia_smi_is_used_if_the_variable_is_unset(tmp_path: Path, script: str, expected: list[str]) -> None:
     asked = write_nvidia_smi(tmp_path, script)
     assert visible_gpus() == expected
     assert asked.read_text() == "-L\n"
@@ -94,8 +94,8 @@ def test_an_nvidia_smi_that_cannot_run(tmp_path: Path) -> None:
     assert visible_gpus() == []
 
 
-def test_cuda_where_there_is_none() -> None:
-    """In a process of its own, because CUDA reads its variable once."""
+def test_cuda_without_a_device() -> None:
+    """In a separate process, because CUDA reads its variable only once."""
     program = (
         "from seqmill.embed.device import choose_device\n"
         "from seqmill.errors import SeqmillError\n"
@@ -120,7 +120,7 @@ def test_cuda_where_there_is_none() -> None:
     assert "use device=auto or cpu" in message
 
 
-def test_cpu_is_chosen_where_it_is_asked_for() -> None:
+def test_the_cpu_is_chosen_on_request() -> None:
     assert choose_device("cpu") == CPU
 
 
@@ -140,7 +140,7 @@ def test_the_cpu_is_described() -> None:
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_the_cpus_instructions_are_named(capability: str) -> None:
-    """Rounding depends on them: so do results in float32."""
+    """Rounding depends on them, and so do float32 results."""
     code = (
         "import torch; from seqmill.embed.device import describe_device as d; print(d(torch.device('cpu'))['device'])"
     )

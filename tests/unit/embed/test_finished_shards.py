@@ -1,4 +1,4 @@
-"""Complete shards serve runs of other numbers of shards, if they are sound and of the same computation."""
+"""Runs reuse complete shards of another world size if these are sound and have the same fingerprint."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ from seqmill.store.shards import open_shard
 
 @pytest.fixture(scope="module", params=ONE_EACH, ids=str)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Many short sequences in one shard, and merged."""
+    """Many short sequences in one shard, merged."""
     family: Family = request.param
     folder = tmp_path_factory.mktemp("done")
     fasta = write_fasta(folder / "short.fa", family.random([12] * 1200 if family is PROTEINS else [60] * 1200))
@@ -50,7 +50,7 @@ def eighths(done: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shutil.copy(done.index, run.index)
     for rank in range(7):
         embed_shard(run.task(rank))
-    shutil.rmtree(run.folder / "parts")  # their second names, which are whole whatever becomes of the first
+    shutil.rmtree(run.folder / "parts")  # hard links, which would replace removed shards
     return run
 
 
@@ -81,7 +81,7 @@ def packs_of(index: Index, ranks: range, world_size: int) -> set[int]:
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-def test_every_pack_of_complete_shards_serves_another_number_of_shards(
+def test_every_pack_of_complete_shards_is_reused_with_another_world_size(
     done: Run, index: Index, left: Run, world_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {path: path.read_bytes() for path in left.shards[:7]}
@@ -92,8 +92,8 @@ def test_every_pack_of_complete_shards_serves_another_number_of_shards(
     assert "7 shards of another number of shards remain" in caplog.text
 
 
-def test_their_values_arrive_beside_those_of_parts(done: Run, index: Index, tmp_path: Path) -> None:
-    """Shown by other values: some in parts, from which two of three shards are made, and some in parts still."""
+def test_values_of_shards_and_of_parts_are_combined(done: Run, index: Index, tmp_path: Path) -> None:
+    """Shown by changed values: two of three shards are made from parts, and the other values are still in parts."""
     shutil.copy(done.index, tmp_path / "index.h5")
     results = [replace(result, embeddings=result.embeddings + 1 + result.pack) for result in results_of(done)]
     save_parts(tmp_path / "parts", index, fingerprint_of(done), results, "shard_0-of-9.h5")
@@ -132,7 +132,7 @@ def test_each_kind_of_device_is_named_once(done: Run, index: Index, tmp_path: Pa
 
 
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
-def test_quarantined_sequences_come_along_or_are_tried_again(family: Family, tmp_path: Path) -> None:
+def test_quarantined_sequences_are_reused_or_tried_again(family: Family, tmp_path: Path) -> None:
     model = broken_model(family, tmp_path, math.nan)
     halves = Run(tmp_path, 2).build(family.write_odd(tmp_path), model, family.policy).embed(on_error="skip")
     expected = open_embeddings(halves.merge().embeddings)[:]
@@ -153,7 +153,7 @@ def test_quarantined_sequences_come_along_or_are_tried_again(family: Family, tmp
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_residues_come_along(dtype: str, tmp_path: Path) -> None:
+def test_residues_are_reused(dtype: str, tmp_path: Path) -> None:
     outputs = Outputs((-1, 2), per_residue=dtype)
     run = Run(tmp_path, 1).build(PROTEINS.write_odd(tmp_path), PROTEINS.model).embed(outputs=outputs)
     before = open_shard(run.shards[0])
@@ -202,7 +202,7 @@ UNSOUND: dict[str, tuple[Callable[[Run], object], str]] = {
 def test_a_shard_that_is_not_sound_is_not_used(
     case: str, done: Run, index: Index, left: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Rank 0 of 4 needs shards 0 and 4 of 8; the one is damaged, the other serves."""
+    """Rank 0 of 4 needs shards 0 and 4 of 8; shard 0 is damaged and shard 4 is used."""
     damage, message = UNSOUND[case]
     damage(left)
     names = {path.name for path in left.folder.iterdir()}
@@ -219,7 +219,7 @@ def test_a_shard_that_is_not_sound_is_not_used(
 
 
 def test_a_shard_that_is_deleted_is_not_computed_twice(done: Run, index: Index, tmp_path: Path) -> None:
-    """As Snakemake does with outputs that are older than their input, where a clock was set back."""
+    """Snakemake deletes outputs that are older than their input, for example after a clock was set back."""
     shutil.copy(done.index, tmp_path / "index.h5")
     run = Run(tmp_path, 2).embed()
     before = [path.read_bytes() for path in run.shards]
@@ -287,7 +287,7 @@ def test_a_shard_that_changes_while_it_is_used(index: Index, left: Run) -> None:
 def test_a_shard_without_packs_of_the_rank_is_not_read(
     index: Index, left: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Damage to it, or to its status, goes unseen."""
+    """Damage to it or to its status is not noticed."""
     for path in (left.shards[1], left.statuses[2]):
         path.write_bytes(b"damaged")
     assert len(found_in(left, index, packs_of_rank(index.num_packs, 0, 4))) > 0

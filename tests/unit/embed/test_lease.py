@@ -86,7 +86,7 @@ def test_one_device_or_none_needs_no_lease(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("seqmill-gpus-*"))
 
 
-def test_waiting_is_said(tmp_path: Path) -> None:
+def test_a_waiting_worker_says_so(tmp_path: Path) -> None:
     code = "import logging\nlogging.basicConfig(level=logging.INFO)\n" + HOLD
     holders = [start(tmp_path, "0,1", 3) for _ in range(2)]
     for holder in holders:
@@ -128,7 +128,7 @@ def no_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def taken_over(tmp_path: Path, how: str) -> Path:
-    """Take the name of the folder of leases, as another user could; return a file of the victim."""
+    """Occupy the path of the lease folder, as another user could; return a file of the victim."""
     precious, folder = tmp_path / "precious", lease_folder(tmp_path)
     precious.write_text("the victim's")
     if how == "link":
@@ -172,7 +172,7 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     assert precious.read_text() == "the victim's"
 
 
-def test_the_runtime_folder_serves_where_the_other_is_taken(tmp_path: Path, runtime: Path) -> None:
+def test_the_runtime_folder_is_used_if_the_other_is_taken(tmp_path: Path, runtime: Path) -> None:
     precious = taken_over(tmp_path, "link")
     first = start(tmp_path, "0,1", 60, runtime=runtime)
     assert first.stdout is not None
@@ -186,7 +186,7 @@ def test_the_runtime_folder_serves_where_the_other_is_taken(tmp_path: Path, runt
 
 @pytest.mark.parametrize("with_runtime", ["first", "second", "both"])
 def test_workers_with_and_without_a_runtime_folder_agree(tmp_path: Path, runtime: Path, with_runtime: str) -> None:
-    """As a login shell has one, and a cron job has none; at the last logout it is removed."""
+    """A login shell has a runtime folder, a cron job has none, and the last logout removes it."""
     first = start(tmp_path, "0,1", 60, runtime=None if with_runtime == "second" else runtime)
     assert first.stdout is not None
     assert first.stdout.readline() == "0\n"
@@ -200,7 +200,7 @@ def test_workers_with_and_without_a_runtime_folder_agree(tmp_path: Path, runtime
 
 
 @pytest.mark.parametrize("state", ["absent", "open to others"])
-def test_a_runtime_folder_that_does_not_serve(tmp_path: Path, runtime: Path, state: str) -> None:
+def test_an_unusable_runtime_folder(tmp_path: Path, runtime: Path, state: str) -> None:
     runtime.rmdir() if state == "absent" else runtime.chmod(0o755)
     worker = start(tmp_path, "0,1", 0, RUN, runtime=runtime)
     output, error = worker.communicate(timeout=60)
@@ -208,7 +208,7 @@ def test_a_runtime_folder_that_does_not_serve(tmp_path: Path, runtime: Path, sta
     assert not runtime.exists() or not list(runtime.iterdir())
 
 
-def test_without_locks_a_worker_goes_on_and_says_so(tmp_path: Path) -> None:
+def test_a_worker_without_locks_continues_and_says_so(tmp_path: Path) -> None:
     environment = preloaded(NO_LOCKS, tmp_path, LOCK_ERRNO=errno.ENOLCK)
     variables = {key: environment[key] for key in ("LD_PRELOAD", "LOCK_ERRNO")}
     worker = start(tmp_path, "0,1", 0, RUN, **variables)

@@ -1,4 +1,4 @@
-"""The monitor samples or stays silent, and never disturbs; operations counted by hand; the GEMM peak."""
+"""The monitor samples or stays silent, and never disturbs the work; operations counted by hand; the GEMM peak."""
 
 import sys
 import threading
@@ -18,7 +18,7 @@ UUID = "4c2f0f6e-0000-1111-2222-333344445555"
 
 
 class StandInNvml(ModuleType):
-    """The driver's side of NVML: one GPU, whose memory grows with every look, and that may vanish."""
+    """Stands in for NVML: one GPU whose used memory grows with every sample, and that may vanish."""
 
     def __init__(self, uuid: str = f"GPU-{UUID}", looks: int = 1000) -> None:
         super().__init__("pynvml")
@@ -56,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, nvml: StandInNvml, wanted: int) -> 
     return gpu_use(found)
 
 
-def test_samples_are_summed_up_in_the_units_of_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_has_the_units_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = StandInNvml()
     summary = watched(monkeypatch, nvml, wanted=4)
     assert summary["gpu_samples"] >= 4
@@ -66,8 +66,8 @@ def test_samples_are_summed_up_in_the_units_of_their_names(monkeypatch: pytest.M
     assert "monitor" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_gpu_that_stops_answering_ends_the_samples_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = StandInNvml(looks=3)  # one to try, two samples
+def test_a_gpu_that_stops_answering_ends_only_the_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = StandInNvml(looks=3)  # one trial, two samples
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
     with monitor(CUDA, seconds=0.001) as found:
@@ -77,7 +77,7 @@ def test_a_gpu_that_stops_answering_ends_the_samples_and_nothing_else(monkeypatc
     assert gpu_use(found)["gpu_samples"] == 2
 
 
-def test_a_part_of_a_gpu_is_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mig_instance_is_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watched(monkeypatch, StandInNvml(uuid="MIG-" + UUID), wanted=0) == {}
 
 
@@ -96,7 +96,7 @@ def test_without_a_gpu_there_are_no_samples(device: torch.device) -> None:
     assert gpu_use(found) == {}
 
 
-def test_an_error_of_the_work_passes_through_and_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_work_passes_through_and_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", StandInNvml())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
     with pytest.raises(ValueError, match="of the work"), monitor(CUDA, seconds=0.001):
@@ -105,7 +105,7 @@ def test_an_error_of_the_work_passes_through_and_ends_the_thread(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", [*MODELS, *DNABERT_MODELS])
-def test_operations_are_those_of_the_matrices_and_of_attention(name: str) -> None:
+def test_operations_count_the_matrices_and_attention(name: str) -> None:
     architecture = (MODELS | DNABERT_MODELS)[name]
     lengths = np.array([1024, 350, 3])
     matrices = [s for key, s in parameter_shapes(architecture).items() if key.startswith("layers.") and len(s) == 2]
@@ -115,6 +115,6 @@ def test_operations_are_those_of_the_matrices_and_of_attention(name: str) -> Non
     assert model_flop(architecture, lengths) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_the_peak_is_that_of_a_product() -> None:
+def test_the_gemm_peak_is_plausible() -> None:
     peak = gemm_peak(CPU, torch.float32)
     assert 1e8 < peak < 1e15

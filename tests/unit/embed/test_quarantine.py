@@ -1,4 +1,4 @@
-"""Sequences without a finite embedding: in float32 again, then left out by name or a failure by name."""
+"""Sequences without a finite embedding: recomputed in float32, then left out or refused by name."""
 
 import csv
 import gzip
@@ -29,7 +29,7 @@ CHANNEL, UNIT = 5, 7
 
 
 def overflowing_model(family: Family, folder: Path) -> str:
-    """Weights that float16 is too narrow for where cysteine stands, or N."""
+    """Weights that overflow float16 at every cysteine, or at every N."""
     if family is PROTEINS:
         model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
         # Cysteine's norm output is 17.9 x 5000 in one channel, beyond 65,504; the others' is a few times 5000.
@@ -38,8 +38,8 @@ def overflowing_model(family: Family, folder: Path) -> str:
             model.embed_tokens.weight[CYSTEINE, 0] = 1e4  # the norm makes it about sqrt(320)
             model.layers[0].final_layer_norm.weight[0] = 5e3
         return str(save_checkpoint(model, folder / "weights.pt"))
-    # One hidden unit of the first layer is about (8 x 300) ** 2 at N, and nothing is done with it: float32 does not
-    # notice, and infinity times nothing is NaN. Attention adds nothing to the channel that it depends on.
+    # One hidden unit of the first layer is about (8 x 300) ** 2 at N, and its output weights are 0: this changes
+    # nothing in float32, but in float16 it is infinite, and infinity times 0 is NaN. Attention adds 0 to its channel.
     state = seeded_state(SMALL)
     state["embeddings.word_embeddings.weight"][:, CHANNEL] = 0
     state["embeddings.word_embeddings.weight"][UNKNOWN, CHANNEL] = 100
@@ -64,17 +64,17 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def is_bad(family: Family, sequence: str) -> bool:
-    """Whether the sequence holds what the weights above are broken for."""
+    """Return whether the sequence has the letter at which the weights above are broken."""
     return ("C" if family is PROTEINS else "N") in sequence
 
 
 @pytest.fixture
 def sequences(family: Family) -> list[str]:
-    """Nine, two of them alike; the third, the seventh, which is the same, and the eighth are bad."""
+    """Nine: the third, the seventh (equal to the third), and the eighth are bad; the ninth equals the first."""
     if family is PROTEINS:
         plain = [s.replace("C", "A") for s in family.random([50, 30, 400, 50, 3])]
         bad, another = "MKCV", "CCC"
-    else:  # the last is in windows, of which one has an N
+    else:  # the last is windowed, and one of its windows has an N
         plain = [re.sub("[^ACGT]", "A", s) for s in family.random([50, 30, 700, 50, 3, 900])]
         bad, long = "ACNGT", plain.pop()
         another = f"{long[:-100]}N{long[-100:]}"
@@ -128,7 +128,7 @@ def test_skip_leaves_them_out_and_says_so_everywhere(
     assert all("not finite" in row["reason"] for row in rows if row["fate"] == "quarantined")
 
 
-def test_sequences_that_are_finite_alone_are_the_same_with_and_without_the_bad(
+def test_good_sequences_have_the_same_values_with_and_without_bad_ones(
     tmp_path: Path, family: Family, sequences: list[str]
 ) -> None:
     good = [sequence for sequence in sequences if not is_bad(family, sequence)]
@@ -141,7 +141,7 @@ def test_sequences_that_are_finite_alone_are_the_same_with_and_without_the_bad(
     np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-6)
 
 
-def test_half_precision_that_overflows_is_computed_in_float32(
+def test_sequences_that_overflow_half_precision_are_computed_in_float32(
     tmp_path: Path, family: Family, sequences: list[str]
 ) -> None:
     weights = overflowing_model(family, tmp_path)
@@ -158,7 +158,7 @@ def test_half_precision_that_overflows_is_computed_in_float32(
 
 
 class NoMemory:
-    """A model that never finds the memory it asks for."""
+    """A model that always runs out of memory."""
 
     def hidden_states(self, *_: object) -> NoReturn:
         raise MemoryError
@@ -180,7 +180,7 @@ def test_too_little_memory_for_float32_names_the_sequence(tmp_path: Path, family
 
 
 def test_weights_that_are_all_wrong_end_early(tmp_path: Path, family: Family) -> None:
-    """Not after the whole FASTA has been computed twice."""
+    """The worker stops before it computes the whole FASTA twice."""
     weights = broken_model(family, tmp_path, math.inf)
     first = "C" if family is PROTEINS else "N"
     fasta = write(tmp_path / "f.fa", [first + s for s in family.random([40] * 1500)])

@@ -1,4 +1,4 @@
-"""Part files: what one attempt has finished serves the next, of any world size, if it is sound and of the same kind."""
+"""Part files: an attempt of any world size reuses the packs of earlier ones if they are sound and compatible."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def done(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The family's demo, computed in one shard without disturbance."""
+    """The family's demo, computed in one shard without interruption."""
     fasta = DEMO if family is PROTEINS else CONTIGS_DEMO
     return Run(tmp_path_factory.mktemp("done"), 1).build(fasta, family.model, family.policy).embed().merge()
 
@@ -55,7 +55,7 @@ def save(folder: Path, index: Index, fingerprint: Fingerprint, results: list[Pac
 
 
 def embed_from_parts(run: Run, world_size: int) -> list[dict]:
-    """Embed and merge in `world_size` shards beside the parts that are in the folder; return the statuses."""
+    """Embed and merge in `world_size` shards, next to the parts in the folder; return the statuses."""
     other = Run(run.folder, world_size)
     other.embed().merge()
     return [json.loads(status.read_text()) for status in other.statuses]
@@ -87,7 +87,7 @@ def test_a_resumed_run_gives_the_same_values_row_by_row(
 def test_nothing_is_computed_when_parts_have_everything(
     done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
-    """Shown by other values in the parts: they arrive in the result."""
+    """The parts have changed values, which arrive in the result."""
     run = copy_index(done, tmp_path)
     changed = [replace(result, embeddings=result.embeddings + 1) for result in results]
     save(tmp_path / "parts", index, fingerprint, changed)
@@ -96,7 +96,7 @@ def test_nothing_is_computed_when_parts_have_everything(
     assert (open_embeddings(run.embeddings)[:] == open_embeddings(done.embeddings)[:] + 1).all()
 
 
-def test_a_damaged_part_is_set_aside_and_computed_anew(
+def test_a_damaged_part_is_set_aside_and_computed_again(
     done: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
     run = copy_index(done, tmp_path)
@@ -119,7 +119,7 @@ def test_a_damaged_part_is_set_aside_and_computed_anew(
     assert not folder.exists()
 
 
-def test_too_little_memory_does_not_make_a_part_damaged(
+def test_too_little_memory_is_not_mistaken_for_damage(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, index, fingerprint, results[:1])
@@ -137,7 +137,7 @@ def test_too_little_memory_does_not_make_a_part_damaged(
     assert path.exists()
 
 
-def test_a_part_with_rows_of_other_packs_is_not_believed(
+def test_a_part_with_rows_of_other_packs_is_set_aside(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
     lying = replace(results[0], pack=1)
@@ -146,7 +146,7 @@ def test_a_part_with_rows_of_other_packs_is_not_believed(
     assert list(tmp_path.glob("*.damaged"))
 
 
-def test_parts_of_another_computation_stay_where_they_are(
+def test_parts_with_another_fingerprint_are_kept_but_not_used(
     index: Index,
     fingerprint: Fingerprint,
     results: list[PackResult],
@@ -165,14 +165,14 @@ def test_parts_of_another_computation_stay_where_they_are(
 def test_only_parts_that_no_other_rank_needs_are_removed(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
-    save_parts(tmp_path, index, fingerprint, results[:2], "mixed", seconds=1000)  # one part, as nothing is due
+    save_parts(tmp_path, index, fingerprint, results[:2], "mixed", seconds=1000)  # one part, because no save is due
     save(tmp_path, index, fingerprint, results[2:3])
     assert len(list(tmp_path.glob("*.part.h5"))) == 2
     PartStore(tmp_path, index, fingerprint).remove(range(0, index.num_packs, 2))
     assert [open_part(path).packs.tolist() for path in tmp_path.glob("*.part.h5")] == [[0, 1]]
 
 
-def test_quarantined_packs_count_as_done_only_where_they_may(
+def test_quarantined_packs_count_as_done_only_if_allowed(
     index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
     result = results[5]

@@ -1,4 +1,4 @@
-"""Long proteins in windows: blended residue by residue as written out with fair-esm, the same bits in any shards."""
+"""Windows of long proteins: blended per residue as written out with fair-esm, same bits for any world size."""
 
 import csv
 import gzip
@@ -38,7 +38,7 @@ def test_windows_are_blended_residue_by_residue(
     proteins: tuple, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fasta, checkpoint, sequences, model = proteins
-    # So that windows of one sequence come from several pieces, and sequences from several as well.
+    # Small pieces split the windows of one sequence, and the pack into groups of sequences.
     monkeypatch.setattr(embedder, "CPU_KEPT_TOKENS", 200)
     monkeypatch.setattr(runner, "CPU_PIECE_TOKENS", 300)
     outputs = Outputs((-1, 2), POOLINGS)
@@ -67,7 +67,7 @@ def test_windows_are_blended_residue_by_residue(
         assert row["fate"] == ("windowed" if length > 60 else "embedded")
 
 
-def test_sequences_that_fit_a_window_keep_their_bits_and_shards_do_not_matter(proteins: tuple, tmp_path: Path) -> None:
+def test_sequences_that_fit_a_window_keep_their_bits_for_any_world_size(proteins: tuple, tmp_path: Path) -> None:
     fasta, checkpoint = proteins[:2]
     found = []
     for world_size, policy in ((1, POLICIES["half"]), (3, POLICIES["half"]), (1, LengthPolicy("truncate", 60))):
@@ -81,7 +81,7 @@ def test_sequences_that_fit_a_window_keep_their_bits_and_shards_do_not_matter(pr
     assert (found[0][~short] != found[2][~short]).any(axis=1).all()
 
 
-def test_the_windows_of_a_sequence_stay_together_when_a_pack_is_cut(proteins: tuple, tmp_path: Path) -> None:
+def test_the_windows_of_a_sequence_stay_together_when_a_pack_is_split(proteins: tuple, tmp_path: Path) -> None:
     fasta, checkpoint = proteins[:2]
     index = open_index(Run(tmp_path, 1).build(fasta, str(checkpoint), POLICIES["half"]).index)
     packs = [whole_pack(index, number) for number in range(index.num_packs)]

@@ -70,7 +70,7 @@ def read_status(run: Run) -> dict:
 
 
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
-def test_a_complete_shard_tells_all(family: Family, tmp_path: Path) -> None:
+def test_the_status_of_a_complete_shard(family: Family, tmp_path: Path) -> None:
     model = MODEL if family is PROTEINS else family.model  # the first is untrained, and must say so
     run = Run(tmp_path, 2).build(family.write_odd(tmp_path), model, family.policy)
     done = embed(run, "--attempt", 2, "--audit-seconds", 10)
@@ -121,7 +121,7 @@ def each_of_the_one_before(run: Run, results: list[PackResult]) -> list[PackResu
 
 
 def longest_by_one_strand(run: Run, results: list[PackResult]) -> list[PackResult]:
-    """In place of the embedding of the longest contig that of its forward strand, which is 4 % off."""
+    """Replace the longest contig's embedding with that of its forward strand alone, which is 4 % off."""
     policy = replace(WINDOWS.policy, strand="forward")
     forward = Run(run.folder / "forward", 1).build(WINDOWS.write_odd(run.folder), WINDOWS.model, policy)
     first, *others = results
@@ -139,10 +139,10 @@ def longest_by_one_strand(run: Run, results: list[PackResult]) -> list[PackResul
         pytest.param(WINDOWS, longest_by_one_strand, id="one strand of two"),
     ],
 )
-def test_wrong_embeddings_are_found_by_the_audit_and_not_merged(
+def test_wrong_embeddings_are_caught_by_the_audit_and_not_merged(
     family: Family, tamper: Callable[[Run, list[PackResult]], list[PackResult]], tmp_path: Path
 ) -> None:
-    """They come from part files that are whole: a kernel may have gone wrong before they were saved."""
+    """They come from intact part files, as if a kernel had computed wrong values before they were saved."""
     run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy).embed()
     fingerprint = Fingerprint.from_attributes(json.loads(run.statuses[0].read_text())["fingerprint"])
     save_parts(tmp_path / "parts", open_index(run.index), fingerprint, tamper(run, results_of(run)), "shard_0-of-1.h5")
@@ -163,7 +163,7 @@ def test_wrong_embeddings_are_found_by_the_audit_and_not_merged(
         (("--index", str(DEMO)), "not a readable HDF5 index"),
     ],
 )
-def test_a_failed_worker_has_said_so_in_its_status(
+def test_a_failed_worker_says_so_in_its_status(
     indexed: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, str], message: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -180,15 +180,15 @@ def test_a_failed_worker_has_said_so_in_its_status(
     assert not list(indexed.folder.glob(".*"))
 
 
-def test_a_rank_beyond_the_world_is_refused(indexed: Run) -> None:
+def test_a_rank_beyond_the_world_size_is_refused(indexed: Run) -> None:
     done = embed(indexed, rank=2)
     assert done.returncode == 1
     assert "rank must be 0 to world size - 1" in done.stderr
     assert read_status(indexed)["status"] == "failed"
 
 
-def test_the_three_programs_alone(tmp_path: Path) -> None:
-    """The command lines that are public interface, as they stand in the issue."""
+def test_the_three_programs_without_a_workflow(tmp_path: Path) -> None:
+    """The command lines that are the public interface."""
     (tmp_path / "f.faa").write_text(">a\nMKV\n>b\nMKL\n")
     model = "untrained:esm2_t6_8M_UR50D"
     commands = [
@@ -212,8 +212,8 @@ def test_an_index_of_another_family(family: Family, tmp_path: Path) -> None:
     assert json.loads(run.statuses[0].read_text())["error"]["message"] == str(error.value)
 
 
-def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
-    """Of the same family, but other tokens: a rank would compute nonsense, or fail on an id that the model lacks."""
+def test_an_index_made_with_another_tokenizer(tmp_path: Path) -> None:
+    """Same family but different tokens: a worker would compute nonsense, or fail on an id that the model lacks."""
     run = Run(tmp_path, 1).build(WINDOWS.write_odd(tmp_path), WINDOWS.model, WINDOWS.policy)
     folder = save_folder(dnabert_state(SMALL), SMALL, tmp_path / "other")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -223,7 +223,7 @@ def test_an_index_by_another_tokenizer(tmp_path: Path) -> None:
         run.embed(model=str(folder))
 
 
-def test_another_model_than_the_indexs(indexed: Run) -> None:
+def test_another_model_than_that_of_the_index(indexed: Run) -> None:
     done = embed(indexed, "--model", MODEL)
     assert done.returncode == 0, done.stderr
     assert read_status(indexed)["fingerprint"]["model"] == MODEL
@@ -248,7 +248,7 @@ def test_a_full_disk_stops_the_worker_with_one_line(tmp_path: Path) -> None:
     assert json.loads(run.statuses[0].read_text())["status"] == "failed"
 
 
-def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_worker_are_removed_by_the_next(indexed: Run, tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     left = tmp_path / f".s.h5.{socket.gethostname()}.{gone.pid}.tmp"
@@ -260,12 +260,12 @@ def test_what_a_killed_worker_left_is_removed_by_the_next(indexed: Run, tmp_path
     done = run_script("embed_shard.py", *arguments, "--output", tmp_path / "s.h5", "--status", tmp_path / "s.json")
     assert done.returncode == 0, done.stderr
     assert not left.exists()
-    assert not elsewhere.exists()  # the lock says that no one is at it, on no machine
+    assert not elsewhere.exists()  # the lock is free, so no worker on any machine is writing
     assert of_another.exists()
 
 
 def test_a_status_never_replaces_another_file(indexed: Run, tmp_path: Path) -> None:
-    """Nor is it written into the shard: it is the first file that a worker writes."""
+    """Nor the shard: the status is the first file that a worker writes."""
     index = tmp_path / "index.h5"
     shutil.copy(indexed.index, index)
     (tmp_path / "link.h5").symlink_to(index)
@@ -285,7 +285,7 @@ def test_a_status_never_replaces_another_file(indexed: Run, tmp_path: Path) -> N
 
 
 def test_a_shard_never_replaces_an_input(indexed: Run, tmp_path: Path) -> None:
-    """And the status says why there is none."""
+    """And the status says why there is no shard."""
     index, weights = tmp_path / "index.h5", tmp_path / "model.pt"
     shutil.copy(indexed.index, index)
     weights.write_bytes(b"weights")
@@ -300,8 +300,8 @@ def test_a_shard_never_replaces_an_input(indexed: Run, tmp_path: Path) -> None:
         assert shard.read_bytes() == before
 
 
-def test_a_folder_whose_name_is_no_utf8(indexed: Run, tmp_path: Path) -> None:
-    """Its status and manifest name it with the byte escaped, and everything reads what was made."""
+def test_a_folder_whose_name_is_not_utf8(indexed: Run, tmp_path: Path) -> None:
+    """Its status and manifest name it with the byte escaped, and every program reads the results."""
     folder = tmp_path / os.fsdecode(b"r\xff")
     folder.mkdir()
     run = Run(folder, 1)
@@ -323,7 +323,7 @@ def test_a_folder_whose_name_is_no_utf8(indexed: Run, tmp_path: Path) -> None:
     assert len(open_embeddings(run.embeddings)) == open_index(run.index).num_records
 
 
-def test_a_failure_in_a_folder_whose_name_is_no_utf8_has_its_status(tmp_path: Path) -> None:
+def test_a_failure_in_a_folder_whose_name_is_not_utf8_has_a_status(tmp_path: Path) -> None:
     status = tmp_path / "s.json"
     missing = tmp_path / os.fsdecode(b"r\xff") / "index.h5"
     arguments = ("--index", missing, "--rank", 0, "--world-size", 1, "--output", tmp_path / "s.h5", "--status", status)
@@ -347,7 +347,7 @@ def test_a_damaged_index_is_noticed_by_the_packs_checksum(family: Family, tmp_pa
     assert "are damaged; build the index again" in statuses[0]["error"]["message"]
 
 
-def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
+def test_sequences_that_become_nan_are_named_and_not_written(tmp_path: Path) -> None:
     import torch
 
     from reference import fair_esm_model, save_checkpoint
@@ -375,7 +375,7 @@ def test_weights_with_a_nan_are_named_not_written(tmp_path: Path) -> None:
         ([signal.SIGINT, signal.SIGTERM, signal.SIGTERM], None),
     ],
 )
-def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal.Signals], code: int | None) -> None:
+def test_signals_are_named_in_the_status(tmp_path: Path, numbers: list[signal.Signals], code: int | None) -> None:
     fasta = tmp_path / "many.faa"
     fasta.write_text("".join(f">{n}\n{s}\n" for n, s in enumerate(random_sequences([1000] * 400))))
     run = Run(tmp_path, 1).build(fasta)
@@ -384,7 +384,7 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
     command += ["--world-size", "1", "--output", str(tmp_path / "s.h5"), "--status", str(status)]
 
     def heed_all() -> None:
-        """What the tests were told to ignore, SIGINT in the background of a shell or SIGHUP by nohup, counts here."""
+        """Undo ignored signals, which the tests may inherit: SIGINT in a shell's background, SIGHUP under nohup."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
@@ -408,8 +408,8 @@ def test_signals_are_answered_with_a_status(tmp_path: Path, numbers: list[signal
 
 
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
-def test_a_killed_worker_is_resumed_in_other_shards(family: Family, tmp_path: Path) -> None:
-    """SIGKILL with two parts saved and a third half-written; tests/faults has every other moment."""
+def test_a_killed_worker_is_resumed_with_another_world_size(family: Family, tmp_path: Path) -> None:
+    """SIGKILL with two parts saved and a third half-written; tests/faults covers every other moment."""
     run = Run(tmp_path / "killed", 1).build(family.write_odd(tmp_path), family.model, family.policy)
     shutil.copytree(run.folder, tmp_path / "alone")
     arguments = ("--index", run.index, "--rank", 0, "--world-size", 1, "--output", run.shards[0], "--save-seconds", 0)

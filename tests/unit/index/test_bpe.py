@@ -56,16 +56,14 @@ def merged_by_definition(sequence: str, content: dict[str, Any]) -> list[int]:
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
 
 
-def test_tokens_are_those_of_the_definition(tokenizer: BpeTokenizer, content: dict[str, Any]) -> None:
+def test_tokens_equal_those_of_the_definition(tokenizer: BpeTokenizer, content: dict[str, Any]) -> None:
     sequences = [random_bases(length, length, b"ACGTACGTACGTACGTNR") for length in (1, 2, 3, 17, 100, 300)]
     found = split(*tokenizer.encode(sequences))
     assert found == [[CLS, *merged_by_definition(sequence.decode(), content), SEP] for sequence in sequences]
 
 
-def test_tokens_are_those_of_the_library_as_the_file_has_it(
-    tokenizer: BpeTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bpe, "BATCH_BYTES", 5000)  # several batches, one of a single sequence
+def test_tokens_equal_those_of_the_library(tokenizer: BpeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe, "BATCH_BYTES", 5000)  # several batches, one with a single sequence
     lengths = (1, 5, 4000, 255, 256, 257, 300, 12_000, 2, 80)
     sequences = [random_bases(length, length, b"ACGT" * 20 + b"NRYK") for length in lengths]
     tokens, num_tokens = tokenizer.encode(sequences)
@@ -88,7 +86,7 @@ def test_no_sequences_and_no_bases(tokenizer: BpeTokenizer) -> None:
     assert split(*tokenizer.encode([b""])) == [[CLS, SEP]]
 
 
-def test_unknown_letters_are_a_token_each(tokenizer: BpeTokenizer) -> None:
+def test_unknown_letters_are_one_token_each(tokenizer: BpeTokenizer) -> None:
     assert split(*tokenizer.encode([b"N" * 1000])) == [[CLS, *[UNK] * 1000, SEP]]
     (tokens,) = split(*tokenizer.encode([b"ANRYA"]))
     assert tokens[2:5] == [UNK] * 3
@@ -111,7 +109,7 @@ def test_attributes(tokenizer: BpeTokenizer) -> None:
     assert tokenizer.vocabulary == 4096
 
 
-def test_truncation_padding_and_dropout_of_the_file_are_off(
+def test_truncation_padding_and_dropout_in_the_file_are_ignored(
     tokenizer: BpeTokenizer, content: dict[str, Any], tmp_path: Path
 ) -> None:
     content = content | {
@@ -209,7 +207,7 @@ def test_tokenizers_that_are_refused(
 @pytest.mark.parametrize(
     "stored", [b"", b"not JSON", b"{}", b"[]", b"\xff\xfe\0\0", UNTRAINED_TOKENIZER.read_bytes()[:5000]]
 )
-def test_files_that_are_no_tokenizer(stored: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_tokenizers(stored: bytes, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(stored)
     assert "not a tokenizer.json" in refusal(path)
@@ -229,7 +227,7 @@ def refusal(path: Path) -> str:
     return message
 
 
-def test_the_committed_tokenizer_is_what_its_script_makes(tmp_path: Path) -> None:
+def test_the_committed_tokenizer_equals_the_output_of_its_script(tmp_path: Path) -> None:
     output = tmp_path / "tokenizer.json"
     script = SUPPORT / "make_untrained_tokenizer.py"
     command = [sys.executable, str(script), "--fasta", str(DATA / "NC_005816.fna"), "--output", str(output)]

@@ -1,4 +1,4 @@
-"""build_index on bad input and in bad places: one clear error line, an exit code, nothing left behind."""
+"""build_index with bad input or bad paths: one clear error line, an exit code, nothing left behind."""
 
 import bz2
 import gzip
@@ -180,7 +180,7 @@ def test_missing_file(tmp_path: Path, output: Path):
     assert list(output.parent.iterdir()) == []
 
 
-def test_a_folder_for_a_file(tmp_path: Path, output: Path):
+def test_a_folder_instead_of_a_file(tmp_path: Path, output: Path):
     error = the_error(run(tmp_path, output))
     assert f"{tmp_path}: cannot be read: Is a directory" in error
     assert list(output.parent.iterdir()) == []
@@ -285,13 +285,13 @@ def test_sequences_of_another_family(name: str, fasta: Path, output: Path):
         ),
     ],
 )
-def test_windows_that_cannot_be(options: tuple[str, ...], told: str, fasta: Path, output: Path):
+def test_impossible_windows(options: tuple[str, ...], told: str, fasta: Path, output: Path):
     assert told in the_error(run(fasta, output, *options))
     assert not output.parent.exists()
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, fasta: Path, output: Path):
-    """Folders whose tokenizer.json has more tokens than the model, or is no tokenizer."""
+    """Folders whose tokenizer.json has more tokens than the model, or is not a tokenizer."""
     fasta.write_bytes(DNA)
     narrow = save_folder(seeded_state(NARROW), NARROW, tmp_path / "narrow")
     error = the_error(run(fasta, output, "--model", str(narrow)))
@@ -332,12 +332,12 @@ def test_a_folder_where_the_output_should_be(fasta: Path, output: Path):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
-def test_a_folder_that_takes_no_files(fasta: Path):
+def test_a_folder_that_accepts_no_files(fasta: Path):
     assert "'/proc/results'" in the_error(run(fasta, Path("/proc/results/index.h5")))
     assert "'/proc/self/" in the_error(run(fasta, Path("/proc/self/index.h5")))
 
 
-def test_a_failed_run_leaves_an_older_index_as_it_was(fasta: Path, output: Path):
+def test_a_failed_run_does_not_change_an_older_index(fasta: Path, output: Path):
     assert run(fasta, output).returncode == 0
     before = output.read_bytes()
     fasta.write_bytes(GOOD + b">bad\n-\n")
@@ -369,7 +369,7 @@ def test_killed_while_it_reads(fasta: Path, output: Path):
             assert process.poll() is None
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert list(output.parent.iterdir()) == []  # the spilled columns had no names
+    assert list(output.parent.iterdir()) == []  # the spilled columns are temporary files without names
     fasta.write_bytes(GOOD)
     assert run(fasta, output).returncode == 0
     assert index_like_files(output.parent) == ["index.h5"]
@@ -377,7 +377,7 @@ def test_killed_while_it_reads(fasta: Path, output: Path):
 
 def has_open(process: int, path: Path) -> bool:
     """Return whether a process has a file open."""
-    with suppress(OSError):  # a descriptor is closed at this moment
+    with suppress(OSError):  # the process may close a descriptor meanwhile
         return any(link.readlink() == path for link in Path(f"/proc/{process}/fd").iterdir())
     return False
 
@@ -409,7 +409,7 @@ def test_the_index_never_replaces_the_weights(fasta: Path):
     assert weights.read_bytes() == b"weights"
 
 
-def test_what_another_machine_left_is_removed_once_it_is_old(fasta: Path, output: Path):
+def test_old_temporary_files_of_another_machine_are_removed(fasta: Path, output: Path):
     output.parent.mkdir()
     old, alive = (output.with_name(f".{output.name}.{host}.12.tmp") for host in ("node-17", "node-18"))
     for left in (old, alive):

@@ -21,7 +21,7 @@ PROTEINS = Path(__file__).parents[2] / "data" / "NC_000932.faa"
 
 BOM = b"\xef\xbb\xbf"
 
-# Everything at once: byte order mark, blank lines, CRLF, '>' in a header, an id of no letters, no final newline.
+# Everything at once: byte order mark, blank lines, CRLF, '>' in a header, an empty id, no final newline.
 ODD = (
     BOM + b"\r\n \n>one first > record\r\nMKV\r\nLA\r\n\r\n"
     b"> two\tb  c \nMK>V\n\n>three\n>\nACD\n>fi|ve/\"5'\nM\n\n\nK V*\n>six \xc3\xa9\nWW"
@@ -62,7 +62,7 @@ def zstd_stream(text: bytes) -> bytes:
 
 
 def pzstd(text: bytes, size: int) -> bytes:
-    """Like pzstd: before each frame a skippable frame with its size."""
+    """Like pzstd: a skippable frame with the size precedes each frame."""
     stored = b""
     for start in range(0, len(text), size):
         frame = zstandard.ZstdCompressor().compress(text[start : start + size])
@@ -150,7 +150,7 @@ def test_every_block_size_gives_the_same_records(tmp_path: Path):
     assert [len(block) for block in FastaFile(path).blocks(block_bytes=1)] == [1] * 6
 
 
-def test_blocks_are_consecutive_and_about_as_long_as_asked(long_text: bytes, tmp_path: Path):
+def test_blocks_are_consecutive_and_about_as_long_as_requested(long_text: bytes, tmp_path: Path):
     path = tmp_path / "long.fasta"
     path.write_bytes(long_text)
     blocks = list(FastaFile(path).blocks(block_bytes=4096))
@@ -229,7 +229,7 @@ def test_size_and_digest_are_those_of_the_stored_file(container: str, long_text:
         assert source.sha256 == hashlib.sha256(stored).hexdigest()
 
 
-# Without a time stamp: these bytes are part of the tests' names, which must be equal in all pytest-xdist processes.
+# No time stamp: these bytes are part of the tests' names, which must be equal in all pytest-xdist processes.
 GZIP_OF_NOTHING, GZIP_OF_LINES = gzip.compress(b"", mtime=0), gzip.compress(b"\n" * 3000, mtime=0)
 
 
@@ -345,9 +345,7 @@ def test_a_record_that_is_too_long(block_bytes: int, tmp_path: Path, monkeypatch
             list(FastaFile(path).blocks(block_bytes))
 
 
-def test_a_record_that_is_too_long_is_refused_before_it_is_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_record_that_is_too_long_is_refused_before_all_of_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "long.fa"
     path.write_bytes(b">first\nACGT\n>chr1\n" + 10_000 * b"ACGTACGTA\n")
     monkeypatch.setattr(fasta, "MAX_RECORD_BYTES", 1000)

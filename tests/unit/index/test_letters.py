@@ -1,4 +1,4 @@
-"""Nucleotide letters: kept, changed, counted and refused ones; input that looks like the other kind."""
+"""Nucleotide letters are kept, changed, counted, or refused; input that looks like the other kind."""
 
 import random
 import sys
@@ -87,19 +87,19 @@ def test_every_byte_is_kept_ignored_or_refused() -> None:
         (b"AC\0", ["byte 0x00 at base 3"]),
     ],
 )
-def test_refusals_tell_letter_position_and_remedy(body: bytes, told: list[str]) -> None:
+def test_refusals_name_letter_position_and_remedy(body: bytes, told: list[str]) -> None:
     message = refusal(body)
     assert [part for part in told if part not in message] == []
     assert "\n" not in message
 
 
-def test_only_letters_of_proteins_get_the_hint_at_proteins() -> None:
+def test_only_protein_letters_get_the_hint_about_proteins() -> None:
     hinted = {chr(byte) for byte in range(128) if byte not in b" \t\r\n\v\f" + IUPAC + IUPAC.lower() + b"Uu"}
     hinted = {letter for letter in hinted if "ESM-2" in refusal(letter.encode())}
     assert hinted == set("EFILPQJOXZ" + "efilpqjoxz")
 
 
-def test_refusals_of_proteins_stay_as_they_are() -> None:
+def test_refusals_of_proteins_count_residues() -> None:
     with pytest.raises(SeqmillError, match=r"^'-' at residue 3 is not an amino-acid letter: this looks like an align"):
         ProteinLetters().tokens(b"MK-V")
 
@@ -126,7 +126,7 @@ def test_genomes_look_like_nucleotides_and_proteins_do_not() -> None:
         (b"AATAATAATAATPATAATAATAATPA" * 10, False),  # an antifreeze protein
     ],
 )
-def test_where_nucleotides_begin(letters: bytes, nucleotides: bool) -> None:
+def test_limits_of_looking_like_nucleotides(letters: bytes, nucleotides: bool) -> None:
     assert looks_like_nucleotides(letters) is nucleotides
 
 
@@ -152,11 +152,11 @@ def test_proteins_of_nucleotide_letters_look_like_protein_and_genomes_do_not() -
         (b"RYKMRYKMRYACGTACGTAC", False),  # 10 of 20
     ],
 )
-def test_where_proteins_begin(letters: bytes, protein: bool) -> None:
+def test_limits_of_looking_like_protein(letters: bytes, protein: bool) -> None:
     assert looks_like_protein(letters) is protein
 
 
-def test_no_base_is_looked_at_in_python() -> None:
+def test_python_does_not_loop_over_bases() -> None:
     body = random.Random(3).randbytes(200_000).translate(b"ACGTacgtNnRyUuKm" * 16)
     steps = 0
 

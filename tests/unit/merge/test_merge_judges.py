@@ -1,4 +1,4 @@
-"""The merge refuses every set of shards that is not whole, names the culprit, and writes nothing."""
+"""The merge refuses every incomplete or damaged set of shards, names the culprit, and writes nothing."""
 
 import json
 import os
@@ -29,7 +29,7 @@ WORLD_SIZE = 3
 
 @dataclass
 class Embedded(Run):
-    """Three sound shards, not yet merged, and the FASTA that they are of."""
+    """Three sound shards, not yet merged, and their FASTA."""
 
     family: Family = PROTEINS
 
@@ -65,7 +65,7 @@ def edit_status(run: Run, shard: int, **changes: object) -> None:
 
 
 def edit_shard(run: Run, rank: int, change: Callable[[h5py.File], None]) -> None:
-    """Change a shard's content and let its status JSON vouch for the changed file."""
+    """Change a shard's content, and its status JSON to match the changed file."""
     with h5py.File(run.shards[rank], "r+") as file:
         change(file)
     shard = run.shards[rank]
@@ -213,7 +213,7 @@ def test_all_bad_shards_are_named_at_once(run: Run) -> None:
         run.merge()
 
 
-def test_a_sequence_in_two_shards_is_noticed_without_the_plan(run: Run) -> None:
+def test_a_sequence_in_two_shards_is_noticed_without_the_pack_plan(run: Run) -> None:
     index = open_index(run.index)
     verified = verify_shards(index, run.shards, run.statuses)
     first, second, _ = verified.shards
@@ -241,7 +241,7 @@ def test_results_never_replace_one_another(same: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["records.tsv.gz", "manifest.json"])
-def test_a_folder_in_the_way_costs_no_earlier_result(name: str, run: Run) -> None:
+def test_a_folder_in_the_way_does_not_lose_an_earlier_result(name: str, run: Run) -> None:
     before = run.merge().embeddings.read_bytes()
     (run.folder / name).unlink()
     (run.folder / name).mkdir()
@@ -250,7 +250,7 @@ def test_a_folder_in_the_way_costs_no_earlier_result(name: str, run: Run) -> Non
     assert run.embeddings.read_bytes() == before
 
 
-def test_what_another_machine_left_of_a_merge_is_removed_once_it_is_old(run: Run) -> None:
+def test_old_temporary_files_of_a_merge_on_another_machine_are_removed(run: Run) -> None:
     left = [run.folder / f".{name}.node-17.12.tmp" for name in ("embeddings.h5", "records.tsv.gz")]
     for path in left:
         path.write_bytes(b"half")
@@ -314,18 +314,18 @@ def test_equal_runs_give_equal_files(embedded: Embedded, tmp_path: Path) -> None
         assert (runs[0].folder / name).read_bytes() == (runs[1].folder / name).read_bytes()
 
 
-def test_ctrl_c_leaves_shards_unread_that_were_not_begun(run: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_further_shards_from_being_read(run: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
 
     def slow(index: Index, path: Path, *_: object) -> None:
-        """Stands in for the reading of a large shard; Ctrl-C comes in the first."""
+        """Stands in for reading a large shard; Ctrl-C comes during the first."""
         begun.append(path)
         if len(begun) == 1:
             raise KeyboardInterrupt
         time.sleep(0.2)
 
     monkeypatch.setattr(verify, "verify_shard", slow)
-    monkeypatch.setattr(verify.os, "sched_getaffinity", lambda _: {0, 1})  # as many are read at a time
+    monkeypatch.setattr(verify.os, "sched_getaffinity", lambda _: {0, 1})  # so two are read at a time
     with pytest.raises(KeyboardInterrupt):
         verify_shards(open_index(run.index), run.shards * 20, run.statuses * 20)
     time.sleep(0.5)

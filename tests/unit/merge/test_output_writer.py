@@ -1,4 +1,4 @@
-"""Outputs written beside the work that makes them are whole, or one error."""
+"""The thread that writes the outputs writes every value or raises one error."""
 
 import errno
 import hashlib
@@ -40,8 +40,8 @@ def test_each_output_has_its_columns_and_its_digest(dtype: str, tmp_path: Path):
             assert digests[name] == hashlib.sha256(expected.tobytes()).hexdigest()
 
 
-def test_what_has_left_the_page_cache_is_in_the_file(tmp_path: Path):
-    """So many bytes that the first of them are dropped from memory while the last are written."""
+def test_data_dropped_from_the_page_cache_is_in_the_file(tmp_path: Path):
+    """Write so much that the first bytes are dropped from memory while the last are written."""
     rows = (KEEP_BYTES + 3 * SEND_BYTES) // (4 * WIDTH) + 1
     path = reserved(tmp_path / "some.h5", ["embeddings"], rows)
     digest = hashlib.sha256()
@@ -69,7 +69,7 @@ def test_a_value_beyond_float16_is_named(tmp_path: Path):
 
 @contextmanager
 def no_room_beyond(num_bytes: int) -> Iterator[None]:
-    """Every write of this process beyond so many bytes of a file fails, like one on a full disk."""
+    """Make this process's writes beyond `num_bytes` of a file fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
@@ -88,7 +88,7 @@ def test_a_write_that_fails_in_the_thread_is_raised(blocks: int, tmp_path: Path)
         offset = file["embeddings"].id.get_offset()
 
     def fill_the_disk() -> Iterator[np.ndarray]:
-        """The disk is full from the first block until the test's end: the space of all rows has been reserved."""
+        """Fill the disk from the first block to the test's end, after the space of all rows was reserved."""
         full.enter_context(no_room_beyond(offset))
         for _ in range(blocks):
             yield np.zeros((3 // blocks, WIDTH), np.float32)

@@ -16,7 +16,7 @@ from seqmill.store.index import Index, open_index
 
 LONG = "MKVLAGSTCY"  # longer than max_length=5
 
-# Header, sequence, then what the table tells under "truncate" and under "reject".
+# Header, sequence, then the fate under "truncate" and under "reject".
 RECORDS: list[tuple[str, str, str, str]] = [
     ("plain one", "MKV", "embedded", "embedded"),
     ('"quoted" with "quotes" in it', "MKVL", "embedded", "embedded"),
@@ -99,8 +99,8 @@ def test_every_record_has_its_row(read, long_sequences: str, table: Path):
 
 
 @pytest.mark.parametrize("strand", ["forward", "both"])
-def test_windows_are_told_a_record(strand: str, tmp_path: Path):
-    """Up to max_length one; then windows of 6 bases, each 4 after the one before; strands are not counted."""
+def test_windows_are_counted_per_record(strand: str, tmp_path: Path):
+    """One window up to max_length, else windows of 6 bases with stride 4; strands are not counted."""
     windows = {5: 1, 10: 1, 11: 3, 14: 3, 15: 4, 30: 7}
     lengths = [30, 5, 10, 11, 14, 15, 30]
     records = [(f"r{length}", ("ACGGT" * 6)[:length]) for length in lengths]
@@ -116,7 +116,7 @@ def test_windows_are_told_a_record(strand: str, tmp_path: Path):
     assert rows[-1]["same_as"] == "1"
 
 
-def test_nucleotides_without_a_long_one_are_one_window_each(tmp_path: Path):
+def test_short_nucleotide_sequences_are_one_window_each(tmp_path: Path):
     records = [("a", "ACGT"), ("b", "acgu"), ("c", "TTT")]
     index = index_of(tmp_path, records, LengthPolicy("window", 10, 10, 10), "untrained:dnabert_s")
     write_records(tmp_path / "records.tsv.gz", index)
@@ -125,8 +125,8 @@ def test_nucleotides_without_a_long_one_are_one_window_each(tmp_path: Path):
 
 
 @pytest.mark.parametrize("long_sequences", ["truncate"])
-def test_lines_are_those_of_csv(table: Path):
-    """Quoted where Python's own writer quotes, and not elsewhere."""
+def test_lines_equal_those_of_csv(table: Path):
+    """Fields are quoted where Python's own writer quotes them, and nowhere else."""
     with gzip.open(table, "rt", encoding="utf-8", newline="") as file:
         text = file.read()
     again = io.StringIO(newline="")
@@ -144,8 +144,8 @@ def test_two_writes_have_the_same_bytes(table: Path, tmp_path: Path):
     assert other.read_bytes() == table.read_bytes()
 
 
-def test_rows_go_on_from_block_to_block(tmp_path: Path):
-    """More records than are written at once, every seventh rejected, most of the others duplicates."""
+def test_row_numbers_continue_from_block_to_block(tmp_path: Path):
+    """More records than are written at once, every seventh is rejected, and most of the others are duplicates."""
     num_records = BLOCK + 1000
     records = [
         (f"r{number}", LONG if number % 7 == 0 else "ACDEF"[number % 5 :] + "GHIKL"[: number % 3])
@@ -165,7 +165,7 @@ def test_rows_go_on_from_block_to_block(tmp_path: Path):
             assert row["same_as"] == ("" if first == row["record"] else first)
 
 
-def test_the_compressed_table_holds_neither_time_nor_name(table: Path):
+def test_the_compressed_table_has_no_time_and_no_name(table: Path):
     stored = table.read_bytes()
     assert stored[3] & 0b1000 == 0  # no file name
     assert stored[4:8] == bytes(4)  # no time

@@ -1,4 +1,4 @@
-"""Attention with linear biases, against softmax attention written out in float64 with a dense bias."""
+"""Attention with linear biases agrees with softmax attention written out in float64 with a dense bias."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ LENGTHS = [400, 129, 129, 129, 64, 33, 17, 16, 3, 2, 1, 1]
 PUBLISHED_12 = [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
 PUBLISHED_12 += [0.70710678, 0.35355339, 0.1767767, 0.08838835]
 
-# One sequence of 20,000 tokens; the dense bias of its two heads would take 3.2 GB, and its scores as much.
+# One sequence of 20,000 tokens; the dense bias of its two heads would take 3.2 GB, and so would its scores.
 LONG = """
 import torch
 import numpy as np
@@ -80,7 +80,7 @@ def test_the_slopes_of_any_number_of_heads(num_heads: int) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # float64 with float32 biases.
+    # The limit for float64 is that of its float32 biases.
     [(torch.float64, 5e-8), (torch.float32, 2e-6), (torch.bfloat16, 6e-3), (torch.float16, 8e-4)],
 )
 @pytest.mark.parametrize("num_heads", [12, 4, 1])
@@ -101,7 +101,7 @@ def test_agrees_with_attention_written_out(
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_nan_shows_in_its_sequence_and_in_no_other(part: int) -> None:
+def test_a_nan_affects_only_its_own_sequence(part: int) -> None:
     pack = make_pack([40, 17, 9])
     qkv = make_qkv(pack, 2, 16, torch.bfloat16)
     qkv[45, part, 1, 3] = float("nan")

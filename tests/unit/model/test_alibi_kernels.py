@@ -1,6 +1,6 @@
-"""The kernels of attention with linear biases, against softmax attention written out in float64, and their choice.
+"""Kernels for attention with linear biases: agreement with attention written out in float64, and their choice.
 
-The Triton kernel's checks (check_*) run in a session of their own, see `triton_checks`.
+The Triton kernel's checks (check_*) run in a separate pytest session, see `triton_checks`.
 """
 
 import sys
@@ -60,7 +60,7 @@ def make_qkv(lengths: list[int], num_heads: int, head_dim: int, dtype: torch.dty
 
 
 def written_out(sequence: torch.Tensor) -> torch.Tensor:
-    """Of one sequence, in float64, one head after the other."""
+    """Return the attention output of one sequence in float64, one head at a time."""
     places = torch.arange(len(sequence), dtype=torch.float64)
     distances = (places[:, None] - places).abs()
     heads = []
@@ -93,14 +93,14 @@ def test_our_kernel_agrees_with_attention_written_out(scale: float) -> None:
 
 @needs_avx512
 @pytest.mark.parametrize("head_dim", avx512.HEAD_DIMS)
-def test_our_kernel_has_other_head_dimensions(head_dim: int) -> None:
+def test_our_kernel_supports_other_head_dimensions(head_dim: int) -> None:
     qkv = make_qkv(LENGTHS[1:], 5, head_dim, torch.bfloat16)
     assert worst_error(run("avx512", qkv, LENGTHS[1:]), qkv, LENGTHS[1:]) < 3e-3
 
 
 @needs_avx512
-def test_a_far_key_that_outweighs_its_bias_is_not_left_out() -> None:
-    """The first query and the last key of 2,000 tokens: 1,568 for their product, at most 1,413 for the distance."""
+def test_a_distant_key_that_outweighs_its_bias_is_not_skipped() -> None:
+    """The last of 2,000 keys adds 1,568 to its score with the first query; its distance takes at most 1,413 off."""
     length = 2000
     qkv = make_qkv([length], 12, 64, torch.bfloat16)
     qkv[0, 0] = qkv[-1, 1] = 14.0
@@ -110,7 +110,7 @@ def test_a_far_key_that_outweighs_its_bias_is_not_left_out() -> None:
 
 
 @needs_avx512
-def test_our_kernel_gives_a_sequence_the_same_bits_in_any_company() -> None:
+def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack() -> None:
     qkv = make_qkv(LENGTHS, 12, 64, torch.bfloat16)
     together = run("avx512", qkv, LENGTHS).split(LENGTHS)
     for sequence, expected in zip(qkv.split(LENGTHS), together, strict=True):
@@ -120,7 +120,7 @@ def test_our_kernel_gives_a_sequence_the_same_bits_in_any_company() -> None:
 @needs_avx512
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_what_is_not_finite_shows_in_its_sequence_however_far_and_in_no_other(part: int, value: float) -> None:
+def test_nonfinite_values_affect_their_own_sequence_at_any_distance_and_no_other(part: int, value: float) -> None:
     lengths = [1000, 900, 9]
     qkv = make_qkv(lengths, 2, 64, torch.bfloat16)
     qkv[1890, part, 0, 3] = value  # in the steeper head, which would skip most of the sequence
@@ -128,7 +128,7 @@ def test_what_is_not_finite_shows_in_its_sequence_however_far_and_in_no_other(pa
     assert first.isfinite().all()
     assert third.isfinite().all()
     rows = second.isfinite().all(dim=1)
-    if part == 1 and value == float("inf"):  # with queries of the other sign its weight is 0, as in PyTorch
+    if part == 1 and value == float("inf"):  # its weight is 0 for queries of the other sign, as in PyTorch
         assert not rows.all()
     else:
         assert not rows[890]
@@ -150,7 +150,7 @@ def test_the_forward_with_our_kernel_is_as_accurate_as_with_pytorchs() -> None:
     assert 0 < ours < 1.1 * pytorchs
 
 
-def test_our_kernel_is_chosen_where_it_can_be() -> None:
+def test_our_kernel_is_chosen_where_possible() -> None:
     assert choose_kernel(CPU, torch.bfloat16, 64) == ("avx512" if avx512.load() else "sdpa")
     assert choose_kernel(CPU, torch.float32, 64) == choose_kernel(CPU, torch.float64, 64) == "sdpa"
     assert choose_kernel(CPU, torch.bfloat16, 64, "sdpa") == "sdpa"
@@ -194,7 +194,7 @@ def flash_attn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("flash_attn")
-def test_flash_attention_is_called_as_its_signature_says() -> None:
+def test_flash_attention_is_called_with_its_published_signature() -> None:
     lengths = [140, 17, 9, 1]
     qkv = make_qkv(lengths, 12, 64, torch.float16)
     assert worst_error(run("flash_attn_2", qkv, lengths), qkv, lengths) < 8e-4
@@ -202,9 +202,7 @@ def test_flash_attention_is_called_as_its_signature_says() -> None:
 
 @pytest.mark.usefixtures("flash_attn")
 @pytest.mark.parametrize(("triton_runs", "expected"), [("", "triton"), ("no compiler", "flash_attn_2")])
-def test_the_fastest_that_can_be_used_is_taken(
-    triton_runs: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fastest_usable_kernel_is_chosen(triton_runs: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(alibi_triton, "why_not", lambda *found: triton_runs)
     assert choose_kernel(CUDA, torch.bfloat16, 64) == expected
@@ -213,7 +211,7 @@ def test_the_fastest_that_can_be_used_is_taken(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_where_tritons_kernel_does_not_run_the_reason_is_given() -> None:
+def test_the_reason_is_given_if_tritons_kernel_does_not_run() -> None:
     assert alibi.why_not("triton", CUDA, torch.bfloat16, 64).startswith("Triton's kernel does not run (")
 
 
@@ -225,7 +223,7 @@ def test_the_triton_kernel_in_tritons_interpreter() -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", alibi_triton.DTYPES)
-def test_it_compiles_for_gpus_to_tensor_cores_or_to_exact_products(
+def test_the_triton_kernel_compiles_to_tensor_cores_or_exact_products(
     dtype: torch.dtype, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
@@ -245,7 +243,7 @@ def test_it_compiles_for_gpus_to_tensor_cores_or_to_exact_products(
 
 @pytest.fixture
 def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter stores bfloat16 as uint16 and multiplies those (triton issue 11584): widen them first."""
+    """Widens bfloat16 factors: the interpreter would multiply the uint16 that it stores (triton issue 11584)."""
     import triton.language as tl
     from triton.runtime import interpreter
 

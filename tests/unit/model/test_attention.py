@@ -1,4 +1,4 @@
-"""Every attention kernel that this machine has, against softmax attention written out in float64."""
+"""Every attention kernel of this machine agrees with softmax attention written out in float64."""
 
 import inspect
 import os
@@ -71,7 +71,7 @@ def written_out(qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
     head_dim = qkv.shape[-1]
     for sequence in qkv.double().split(pack.lengths.tolist()):
         q, k, v = sequence.unbind(1)
-        # The angles are those of fair-esm, computed in float32: they are part of the model.
+        # The angles are in float32 as in fair-esm, because they are part of the model.
         frequencies = 1.0 / 10000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
         angles = torch.outer(torch.arange(len(q)).float(), frequencies).double()
         turn = torch.polar(torch.ones_like(angles), angles)[:, None]
@@ -101,7 +101,7 @@ def test_agrees_with_attention_written_out(kernel: str, dtype: torch.dtype, tole
 
 @pytest.mark.parametrize(("kernel", "dtype", "tolerance"), CASES)
 def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance: float) -> None:
-    """Queries and keys of 1e3, as from outlier channels: scores of 1e6, softmax almost one-hot."""
+    """Queries and keys of 1e3, as in outlier channels, give scores of 1e6 and an almost one-hot softmax."""
     pack = make_pack([200, 33])
     qkv = make_qkv(pack, 2, 16, dtype)
     qkv[:, :2] *= 1000
@@ -115,7 +115,7 @@ def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance
 
 @pytest.mark.parametrize("kernel", ["avx512", "sdpa"])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_nan_shows_in_its_sequence_and_in_no_other(kernel: str, part: int) -> None:
+def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
     if kernel == "avx512" and avx512.load() is None:
         pytest.skip("no AVX512-BF16 processor or no C compiler")
     pack = make_pack([40, 17, 9])
@@ -130,7 +130,7 @@ def test_a_nan_shows_in_its_sequence_and_in_no_other(kernel: str, part: int) -> 
 
 @needs_avx512
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_our_kernel_gives_a_sequence_the_same_bits_in_any_company(head_dim: int) -> None:
+def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(head_dim: int) -> None:
     pack = make_pack(LENGTHS)
     qkv = make_qkv(pack, 2, head_dim, torch.bfloat16)
     together = run("avx512", qkv, pack).split(LENGTHS)
@@ -140,7 +140,7 @@ def test_our_kernel_gives_a_sequence_the_same_bits_in_any_company(head_dim: int)
 
 
 @needs_avx512
-def test_our_kernel_is_chosen_where_it_can_be() -> None:
+def test_our_kernel_is_chosen_where_possible() -> None:
     assert choose_kernel(CPU, torch.bfloat16, 16) == "avx512"
     assert choose_kernel(CPU, torch.float32, 16) == "sdpa"
     assert choose_kernel(CPU, torch.bfloat16, 48) == "sdpa"
@@ -169,21 +169,21 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.mark.usefixtures("flash_attn")
 @pytest.mark.parametrize("kernel", ["flash_attn_2", "flash_attn_3"])
-def test_flash_attention_is_called_as_its_signature_says(kernel: str) -> None:
+def test_flash_attention_is_called_with_its_published_signature(kernel: str) -> None:
     pack = make_pack([40, 17, 9])
     qkv = make_qkv(pack, 2, 32, torch.float16)
     found, expected = run(kernel, qkv, pack), written_out(qkv, pack)
     assert ((found - expected).norm() / expected.norm()).item() < 8e-4
 
 
-def test_pytorchs_varlen_takes_what_it_is_given() -> None:
+def test_pytorchs_varlen_accepts_our_arguments() -> None:
     function, scale, options = attention._packed_function("varlen")
     assert scale == "scale"
     inspect.signature(function).bind("q", "k", "v", "cu", "cu", 5, 5, scale=0.25, **options)
     assert options == ({"num_splits": 1} if "num_splits" in inspect.signature(function).parameters else {})
 
 
-def test_the_names_are_those_of_the_kernels_and_come_without_torch() -> None:
+def test_the_names_match_the_kernels_and_import_without_torch() -> None:
     assert ATTENTIONS[0] == "auto"
     assert set(ATTENTIONS[1:]) == {*FASTEST_FIRST, *alibi.FASTEST_FIRST}
     code = "import sys; from seqmill.spec.task import ATTENTIONS; assert 'torch' not in sys.modules"
@@ -201,7 +201,7 @@ def test_the_names_are_those_of_the_kernels_and_come_without_torch() -> None:
         ((7, 5), torch.float16, "sdpa"),
     ],
 )
-def test_auto_takes_the_fastest_that_the_gpu_has(
+def test_auto_chooses_the_fastest_kernel_of_the_gpu(
     capability: Callable[[int, int], None], found: tuple[int, int], dtype: torch.dtype, expected: str
 ) -> None:
     capability(*found)
@@ -209,7 +209,7 @@ def test_auto_takes_the_fastest_that_the_gpu_has(
 
 
 @pytest.mark.usefixtures("flash_attn")
-def test_a_kernel_asked_for_is_taken(capability: Callable[[int, int], None]) -> None:
+def test_a_requested_kernel_is_used(capability: Callable[[int, int], None]) -> None:
     capability(9, 0)
     assert choose_kernel(CPU, torch.bfloat16, 16, "sdpa") == "sdpa"
     for name in ("sdpa", "varlen", "flash_attn_2", "flash_attn_3"):
@@ -247,7 +247,7 @@ def test_a_kernel_that_cannot_be_used_says_why(
 
 @pytest.mark.parametrize("source", ["raise ImportError('undefined symbol')", "def something_else(): ..."])
 @pytest.mark.usefixtures("flash_attn")
-def test_a_package_that_does_not_load_is_left_alone_by_auto_and_named_when_asked_for(
+def test_auto_skips_a_package_that_does_not_load_and_a_request_names_it(
     tmp_path: Path, capability: Callable[[int, int], None], source: str
 ) -> None:
     capability(9, 0)
@@ -259,7 +259,7 @@ def test_a_package_that_does_not_load_is_left_alone_by_auto_and_named_when_asked
         choose_kernel(CUDA, torch.bfloat16, 64, "flash_attn_3")
 
 
-def test_without_a_compiler_pytorchs_kernel_serves(tmp_path: Path) -> None:
+def test_pytorchs_kernel_is_used_without_a_compiler(tmp_path: Path) -> None:
     code = (
         "import logging, torch; logging.basicConfig()\n"
         "from seqmill.model.attention import choose_kernel\n"
@@ -282,8 +282,8 @@ def test_processes_that_compile_at_once_share_one_library(tmp_path: Path) -> Non
     assert len(list((tmp_path / "seqmill").iterdir())) == 1
 
 
-def test_pooling_by_segments_is_pooling_by_runs() -> None:
-    """CUDA's way of pooling, run on the CPU."""
+def test_pooling_by_segments_equals_pooling_by_runs() -> None:
+    """The pooling for CUDA, run on the CPU."""
     pack = make_pack(LENGTHS[:-1])
     hidden = torch.randn(len(pack.tokens), 48, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     by_hand = torch.stack([part[1:-1].mean(0) for part in hidden.split(pack.lengths.tolist())])
@@ -292,7 +292,7 @@ def test_pooling_by_segments_is_pooling_by_runs() -> None:
         assert torch.allclose(found[kept], by_hand[kept], rtol=1e-12, atol=1e-12)
 
 
-def test_a_packs_pieces_are_the_pack() -> None:
+def test_the_pieces_of_a_pack_make_up_the_pack() -> None:
     tokens = np.random.default_rng(0).integers(0, 33, sum(LENGTHS)).astype(np.uint8)
     pack = Pack.from_tokens(tokens, np.array(LENGTHS, np.int64))
     expected = np.concatenate([np.arange(length) for length in LENGTHS])

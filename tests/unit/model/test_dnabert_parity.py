@@ -1,4 +1,4 @@
-"""The forward of DNABERT-S against a padded reference and numbers of the published code, on the same weights."""
+"""DNABERT-S's forward pass agrees with a padded reference and with numbers from the published code."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
 
-# Packs need not be in order of length; 1 and 2 have only special tokens.
+# Packs need not be sorted by length; sequences of 1 and 2 tokens have only special tokens.
 LENGTHS = [600, 37, 350, 128, 128, 17, 2, 1, 1, 9]
 FEW_LENGTHS = [200, 41, 41, 2, 1]
 CASES = {"small": (SMALL, LENGTHS), "dnabert_s": (DNABERT_MODELS["dnabert_s"], FEW_LENGTHS)}
@@ -34,7 +34,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 def hidden_states(weights: Weights, sequences: list[np.ndarray], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Return each sequence's hidden states, and the pooled vectors, of one pack."""
+    """Return each sequence's hidden states, and the pooled vectors, computed as one pack."""
     pack = one_pack(sequences)
     hidden = DnabertS(weights.architecture, weights.tensors, dtype, int(pack.lengths.max()))(pack)
     return hidden.split(pack.lengths.tolist()), mean_over_tokens(hidden, pack)
@@ -64,7 +64,7 @@ def test_a_pack_agrees_with_the_padded_reference(name: str, tmp_path: Path) -> N
 
 @pytest.mark.full
 def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
-    """Few and narrow heads, because the reference writes out every score, one sequence at a time."""
+    """A few narrow heads, because the reference computes every score, one sequence at a time."""
     architecture = DnabertArchitecture(num_layers=2, hidden_dim=96, num_heads=3)
     state, sequences = seeded_state(architecture), random_tokens([5000, 1, 2100, 333, 64, 64, 2])
     expected = [reference_hidden(state, architecture, [one], torch.float64)[0] for one in sequences]
@@ -86,10 +86,10 @@ def test_lengths_of_1_to_5000_tokens_in_one_pack(tmp_path: Path) -> None:
         pytest.param("dnabert_s", torch.bfloat16, FEW_LENGTHS[1:], marks=pytest.mark.full),
     ],
 )
-def test_half_precision_costs_what_it_costs_the_reference(
+def test_half_precision_is_about_as_accurate_as_in_the_reference(
     name: str, dtype: torch.dtype, lengths: list[int], tmp_path: Path
 ) -> None:
-    """Seeded weights amplify rounding from layer to layer, so no single figure fits all models."""
+    """Seeded weights amplify rounding from layer to layer, so no fixed limit fits all models."""
     architecture = CASES[name][0]
     state, sequences = seeded_state(architecture), random_tokens(lengths)
     weights = load_weights(find_model(str(save_folder(state, architecture, tmp_path))))
@@ -104,14 +104,14 @@ def test_half_precision_costs_what_it_costs_the_reference(
     assert found < 1.25 * limit
 
 
-def test_the_numbers_of_the_published_code(small: Weights) -> None:
+def test_agrees_with_numbers_from_the_published_code(small: Weights) -> None:
     hidden, means = hidden_states(small, random_tokens(GOLDEN_LENGTHS), torch.float64)
     for number, (first, norm, last) in enumerate(GOLDEN):
         found = [*means[number, :3].tolist(), means[number].norm().item(), *hidden[number][-1, -3:].tolist()]
         np.testing.assert_allclose(found, [*first, norm, *last], rtol=1e-10)
 
 
-def test_the_reference_gives_the_numbers_of_the_published_code() -> None:
+def test_the_reference_agrees_with_numbers_from_the_published_code() -> None:
     expected = reference_hidden(seeded_state(SMALL), SMALL, random_tokens(GOLDEN_LENGTHS), torch.float64)
     for hidden, (first, norm, last) in zip(expected, GOLDEN, strict=True):
         mean = hidden.mean(dim=0)
@@ -128,7 +128,7 @@ def test_other_numbers_of_heads(num_heads: int, tmp_path: Path) -> None:
     assert worst_error(found, reference_hidden(state, architecture, sequences, torch.float64)) < 1e-8
 
 
-def test_a_long_feed_forward_goes_in_blocks(small: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_feed_forward_is_computed_in_blocks(small: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = random_tokens([150, 40, 1])
     whole, _ = hidden_states(small, sequences, torch.float64)
     monkeypatch.setattr(dnabert_s, "FFN_TOKENS", 64)
@@ -136,7 +136,7 @@ def test_a_long_feed_forward_goes_in_blocks(small: Weights, monkeypatch: pytest.
     assert worst_error(in_blocks, whole) < 1e-13
 
 
-def test_company_and_the_longest_length_do_not_matter(small: Weights) -> None:
+def test_other_sequences_and_the_maximum_length_do_not_matter(small: Weights) -> None:
     sequences = random_tokens([90, 33, 33, 2])
     together, _ = hidden_states(small, sequences, torch.float64)
     for sequence, expected in zip(sequences, together, strict=True):
@@ -146,8 +146,8 @@ def test_company_and_the_longest_length_do_not_matter(small: Weights) -> None:
             assert worst_error([alone], [expected]) < 1e-13
 
 
-def test_an_overflow_in_float16_shows(small: Weights) -> None:
-    """A query of inf would give weights of one or zero: finite, and wrong."""
+def test_an_overflow_in_float16_is_visible(small: Weights) -> None:
+    """An infinite query would give attention weights of one or zero: finite but wrong."""
     spoiled = {name: tensor.clone() for name, tensor in small.tensors.items()}
     spoiled["layers.1.qkv.bias"][5] = 1e5
     hidden, _ = hidden_states(Weights(SMALL, spoiled, "", True), random_tokens([20, 5]), torch.float16)

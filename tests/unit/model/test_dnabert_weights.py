@@ -46,7 +46,7 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_folder_holds_the_values_of_its_pickle(folder: Path, state: State) -> None:
+def test_a_folder_gives_the_values_of_its_pickle(folder: Path, state: State) -> None:
     source = find_model(str(folder))
     assert (source.kind, source.family, source.architecture) == ("folder", DNABERT_S, None)
     weights = load_weights(source)
@@ -199,7 +199,7 @@ def test_the_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (source.kind, source.path, source.slug) == ("untrained", None, f"untrained-{name}")
     assert source.architecture == DNABERT_MODELS[name]
     save_folder(seeded_state(TINY), TINY, WEIGHTS_FOLDER / name)
-    assert f"but {name} is" in refusal(lambda: load_weights(find_model(name)))  # of another size
+    assert f"but {name} is" in refusal(lambda: load_weights(find_model(name)))  # the folder has another size
 
 
 def test_untrained_weights_are_the_same_every_time() -> None:
@@ -208,4 +208,4 @@ def test_untrained_weights_are_the_same_every_time() -> None:
     assert not weights.trained
     assert weights.architecture == architecture
     assert {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()} == parameter_shapes(architecture)
-    assert weights.digest == UNTRAINED_DIGEST  # a change gives every user's trial embeddings other values
+    assert weights.digest == UNTRAINED_DIGEST  # a change would change every user's trial embeddings

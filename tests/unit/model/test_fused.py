@@ -1,6 +1,6 @@
-"""The Triton kernels, run by Triton's interpreter on the CPU, against their eager forms and float64.
+"""In Triton's interpreter on the CPU, the Triton kernels agree with their eager forms and with float64.
 
-The checks (check_*) run in a session of their own, see `triton_checks`.
+The checks (check_*) run in a separate pytest session, see `triton_checks`.
 """
 
 import os
@@ -24,9 +24,9 @@ from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import Architecture, DnabertArchitecture
 from triton_checks import compiled, run_in_the_interpreter
 
-# The interpreter truncates float32 to bfloat16, where a GPU rounds: errors up to one step, not half a step.
+# The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.
 STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-7}
-SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24: neither is a power of two
+SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24; 24 and 72 are not powers of two
 SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
 MODELS = {"esm2": (ESM2, SMALL), "dnabert_s": (DnabertS, SMALL_DNABERT)}
 
@@ -38,7 +38,7 @@ def test_the_kernels_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_they_compile_for_gpus_round_to_nearest_and_move_16_bytes_at_once(
+def test_kernels_compile_for_gpus_and_round_to_nearest_and_move_16_bytes_at_once(
     capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton and its assembler need no GPU; the PTX shows what the interpreter can't."""
@@ -60,11 +60,11 @@ def test_they_compile_for_gpus_round_to_nearest_and_move_16_bytes_at_once(
         assert "st.global.v4.b32" in ptx
 
 
-def test_on_a_cpu_they_are_not_available() -> None:
+def test_kernels_are_not_available_on_a_cpu() -> None:
     assert not fused.available(torch.device("cpu"))
 
 
-def test_without_triton_the_eager_forms_serve() -> None:
+def test_the_eager_forms_are_used_without_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import logging, torch; logging.basicConfig()\n"
@@ -78,7 +78,7 @@ def test_without_triton_the_eager_forms_serve() -> None:
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_float64_is_computed_without_them(family: str) -> None:
+def test_float64_is_computed_without_the_kernels(family: str) -> None:
     model, architecture = MODELS[family]
     pack = make_pack([9, 5])
     tensors = untrained_tensors(architecture)
@@ -157,7 +157,7 @@ def check_norm_without_an_addition() -> None:
 
 
 def check_the_variance_beside_a_large_mean() -> None:
-    """Mean 1000, spread 1: mean square less squared mean would lose all but two digits of the variance."""
+    """With mean 1000 and spread 1, mean square minus squared mean would keep only two digits of the variance."""
     x, one, zero = normal(4, 1280) + 1000, torch.ones(1280), torch.zeros(1280)
     exact = F.layer_norm(x.double(), (1280,), eps=LAYER_NORM_EPS)
     y = fused.add_norm(x, None, one, zero, LAYER_NORM_EPS, torch.float32)
@@ -197,7 +197,7 @@ def check_rotate(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("dtype", list(STEPS))
 def check_the_forward(family: str, dtype: torch.dtype) -> None:
-    """In 16 bits its error is that of the eager form; twice that where the interpreter truncates."""
+    """In 16 bits, the error is about that of the eager form, or twice that where the interpreter truncates."""
     model, architecture = MODELS[family]
     pack = make_pack([11, 11, 7, 3])
     tensors = untrained_tensors(architecture)
@@ -210,4 +210,4 @@ def check_the_forward(family: str, dtype: torch.dtype) -> None:
     off, eagerly_off = ((states - exact).norm().item() for states in (found, eager))
     print(f"{family} {dtype}: {off / eagerly_off:.2f} times as far")
     assert off < (2 if dtype == torch.bfloat16 else 1.25) * eagerly_off
-    assert not torch.equal(found, eager)  # or both took one way
+    assert not torch.equal(found, eager)  # otherwise both ran the same code

@@ -56,14 +56,14 @@ def machine(compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def load() -> object:
-    """Load the kernel like a new process: with another descriptor, because the loader remembers names."""
+    """Load the kernel like a new process: with another file descriptor, because the loader remembers names."""
     HELD.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(10))
     return avx512.load.__wrapped__()
 
 
 @pytest.fixture
 def library(machine: None, tmp_path: Path) -> Path:
-    """A sound library in a cache."""
+    """A sound library in the cache."""
     load()
     (library,) = (tmp_path / "cache/seqmill").iterdir()
     return library
@@ -101,7 +101,7 @@ def test_a_sound_library_is_not_built_again(library: Path) -> None:
 
 @pytest.fixture
 def planted(library: Path, tmp_path: Path) -> Path:
-    """Replace the library by another user's code with a correct digest; return the file that the code creates."""
+    """Replace the library with another user's code and a correct digest; return the file that the code creates."""
     mark, source, built = tmp_path / "mark", tmp_path / "planted.c", tmp_path / "planted.so"
     source.write_text(PLANTED.replace("MARK", str(mark)))
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", built, source], check=True)
@@ -112,9 +112,9 @@ def planted(library: Path, tmp_path: Path) -> Path:
     return mark
 
 
-def test_what_is_ours_is_loaded(planted: Path) -> None:
-    """Without this the next tests could pass although planted code would never run."""
-    with pytest.raises(AttributeError):  # it has none of the functions
+def test_our_own_library_is_loaded(planted: Path) -> None:
+    """Shows that planted code runs if it is loaded; without this, the next tests would prove nothing."""
+    with pytest.raises(AttributeError):  # the planted library has none of the functions
         load()
     assert planted.exists()
 
@@ -148,13 +148,13 @@ def test_a_cache_of_another_user_is_not_used(
     assert not list(tmp_path.glob("seqmill-*"))  # the library built for the process is removed
 
 
-def test_a_cache_that_others_may_write_to_is_closed(library: Path) -> None:
+def test_a_cache_loses_the_write_permission_of_others(library: Path) -> None:
     library.parent.chmod(0o777)
     assert load() is not None
     assert library.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_without_a_place_for_the_cache_a_private_one_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_private_cache_replaces_one_that_cannot_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("")
     assert load() is not None
     (message,) = caplog.messages

@@ -1,4 +1,4 @@
-"""The forward against fair-esm 2.0.0, sequence by sequence, unpadded, on the same weights."""
+"""The forward pass agrees with fair-esm 2.0.0 on the same weights, one unpadded sequence at a time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from sequences import random_sequences
 LENGTHS = [1022, 700, 350, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
 SHORT_LENGTHS = [1022, 90, 90, 5, 1]
 
-# All layers if memory and time allow; two of the identical blocks for the large models.
+# All layers if memory and time allow; a few of the identical layers for the large models.
 CASES = {
     "esm2_t6_8M_UR50D": (6, LENGTHS),
     "esm2_t12_35M_UR50D": (12, LENGTHS),

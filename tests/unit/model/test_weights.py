@@ -55,7 +55,7 @@ def from_checkpoint(reference: esm.ESM2, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of one layer."""
+    """A checkpoint with one layer."""
     return save_checkpoint(fair_esm_model(SMALL), tmp_path_factory.mktemp("small") / "small.pt")
 
 
@@ -68,7 +68,7 @@ def kept_small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_folder(kept_small_folder: Path, tmp_path: Path) -> Path:
-    """A Hugging Face folder of one layer, to be spoiled."""
+    """A Hugging Face folder with one layer, for tests to damage."""
     return shutil.copytree(kept_small_folder, tmp_path / "folder")
 
 
@@ -98,7 +98,7 @@ def refusal(path: Path | str) -> str:
     return str(caught.value)
 
 
-def test_a_checkpoint_holds_the_reference_s_values(reference: esm.ESM2, from_checkpoint: Weights) -> None:
+def test_a_checkpoint_has_the_values_of_the_reference(reference: esm.ESM2, from_checkpoint: Weights) -> None:
     state = reference.state_dict()
     tensors = from_checkpoint.tensors
     assert from_checkpoint.trained
@@ -139,7 +139,7 @@ def test_both_names_of_layer_norms(small: Path, small_folder: Path, kinds: tuple
     assert_equal(load_weights(find_model(str(small_folder))), load_weights(find_model(str(small))))
 
 
-def test_what_else_published_folders_hold(small: Path, small_folder: Path) -> None:
+def test_other_tensors_of_published_folders_are_ignored(small: Path, small_folder: Path) -> None:
     file = small_folder / "model.safetensors"
     others = {
         "lm_head.decoder.weight": torch.zeros(33, 320),
@@ -169,7 +169,7 @@ def test_the_forward_agrees_with_transformers_and_fair_esm(
     assert max(errors) < 5e-5
 
 
-def test_half_precision_keeps_its_dtype_and_has_a_digest_of_its_own(small: Path, tmp_path: Path) -> None:
+def test_half_precision_keeps_its_dtype_and_has_its_own_digest(small: Path, tmp_path: Path) -> None:
     halves = save_checkpoint(fair_esm_model(SMALL).half(), tmp_path / "half.pt")
     found = load_weights(find_model(str(halves)))
     assert {tensor.dtype for tensor in found.tensors.values()} == {torch.float16}
@@ -189,7 +189,7 @@ def test_the_digest_sees_one_bit(small: Path, tmp_path: Path) -> None:
 def test_untrained_weights_are_the_same_every_time() -> None:
     first, second = (load_weights(find_model(f"untrained:{NAME}")) for _ in range(2))
     assert_equal(first, second)
-    assert first.digest == UNTRAINED_DIGEST  # a change gives every user's trial embeddings other values
+    assert first.digest == UNTRAINED_DIGEST  # a change would change every user's trial embeddings
     assert not first.trained
     assert first.architecture == MODELS[NAME]
     assert {name: tuple(tensor.shape) for name, tensor in first.tensors.items()} == parameter_shapes(MODELS[NAME])
@@ -345,7 +345,7 @@ def test_code_in_a_pickle_is_not_executed(small: Path, tmp_path: Path, where: st
     assert where == "plain pickle" or "mkdir" in message
 
 
-def test_a_class_of_its_own_is_refused_too(tmp_path: Path) -> None:
+def test_a_custom_class_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "class.pt"
     torch.save({"cfg": {"model": argparse.Namespace(trap=Architecture(1, 2, 1))}, "model": {}}, path)
     message = refusal(path)
@@ -378,7 +378,7 @@ def test_a_model_that_was_not_fetched(tmp_path: Path) -> None:
     assert "snakemake fetch_models" in message
 
 
-def test_weights_of_another_architecture_than_the_name(small: Path) -> None:
+def test_weights_whose_architecture_does_not_fit_the_name(small: Path) -> None:
     with pytest.raises(SeqmillError) as caught:
         load_weights(ModelSource(NAME, "released", MODELS[NAME], small))
     assert str(small) in str(caught.value)
@@ -433,7 +433,7 @@ def test_a_folder_without_config(small_folder: Path) -> None:
     assert "has no config.json" in refusal(small_folder)
 
 
-def test_a_folder_of_pickled_weights_only(small_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_only_pickled_weights(small_folder: Path, tmp_path: Path) -> None:
     (small_folder / "model.safetensors").unlink()
     sprung = tmp_path / "sprung"
     torch.save(Trap(sprung), small_folder / "pytorch_model.bin")
@@ -471,10 +471,10 @@ def test_a_folder_whose_tensors_are_not_esm2(small_folder: Path, what: str) -> N
     assert expected[what] in message
 
 
-def test_one_file_is_read_and_not_an_older_index_with_its_shards(
+def test_a_single_file_is_read_instead_of_an_older_index_with_its_shards(
     small: Path, small_folder: Path, tmp_path: Path
 ) -> None:
-    """What transformers reads: https://github.com/huggingface/transformers, modeling_utils.py."""
+    """As in transformers: https://github.com/huggingface/transformers, modeling_utils.py."""
     older = fair_esm_model(SMALL, seed=8)
     hugging_face_model(older).save_pretrained(tmp_path / "older", safe_serialization=True, max_shard_size="2MB")
     for file in (tmp_path / "older").glob("model*"):

@@ -27,7 +27,7 @@ from seqmill.spec.models import DNABERT_S, ESM2
         (DNABERT_S, {"long_sequences": "truncate"}, LengthPolicy("truncate", 10_000)),
     ],
 )
-def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: LengthPolicy) -> None:
+def test_auto_suits_the_model(family: str, settings: dict, expected: LengthPolicy) -> None:
     assert choose_length_policy(family, **settings) == expected
 
 
@@ -66,7 +66,7 @@ def test_auto_is_what_suits_the_model(family: str, settings: dict, expected: Len
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(family: str, settings: dict, words: str) -> None:
+def test_senseless_settings_are_refused(family: str, settings: dict, words: str) -> None:
     with pytest.raises(SeqmillError, match=r"^[a-z_]+ ") as refusal:
         choose_length_policy(family, **settings)
     assert words in str(refusal.value)

@@ -94,7 +94,7 @@ def test_an_untrained_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DNABERT_MODELS)
-def test_a_model_of_nucleotides(name: str) -> None:
+def test_a_nucleotide_model(name: str) -> None:
     source, folder = find_model(name), WEIGHTS_FOLDER / name
     assert (source.kind, source.family, source.slug, source.path) == ("released", DNABERT_S, name, folder)
     assert source.tokenizer == folder / "tokenizer.json"
@@ -107,7 +107,7 @@ def test_a_model_of_nucleotides(name: str) -> None:
 
 
 @pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.safetensors"])
-def test_a_folder_of_nucleotides(tmp_path: Path, weights: str) -> None:
+def test_a_nucleotide_model_folder(tmp_path: Path, weights: str) -> None:
     folder = write_dnabert(tmp_path / "mine", weights)
     source = find_model(str(folder))
     assert (source.kind, source.family, source.path, source.slug) == ("folder", DNABERT_S, folder, "mine")
@@ -116,7 +116,7 @@ def test_a_folder_of_nucleotides(tmp_path: Path, weights: str) -> None:
 
 
 @pytest.mark.parametrize("absent", ["tokenizer.json", "pytorch_model.bin"])
-def test_a_folder_of_nucleotides_that_lacks_a_file(tmp_path: Path, absent: str) -> None:
+def test_a_nucleotide_model_folder_that_lacks_a_file(tmp_path: Path, absent: str) -> None:
     folder = write_dnabert(tmp_path / "mine")
     (folder / absent).unlink()
     message = refusal(str(folder))
@@ -148,8 +148,8 @@ def write_index(folder: Path, *shards: str) -> Path:
 
 
 @pytest.mark.parametrize("write", [write_folder, partial(write_dnabert, weights="model.safetensors")])
-def test_one_file_counts_before_an_index_and_its_shards(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    """As in transformers. Files that are not read are not inputs of a rule either."""
+def test_a_single_file_has_priority_over_an_index_and_its_shards(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    """As in transformers. Files that are not read are not rule inputs either."""
     folder = write(tmp_path / "mine")
     rest = [folder / name for name in ("config.json", "tokenizer.json") if (folder / name).exists()]
     for other in ("model-9.safetensors", "pytorch_model.bin"):
@@ -230,7 +230,7 @@ def test_a_shape_that_no_model_can_have(shape: dict[str, Any], expected: str) ->
 
 
 @pytest.mark.parametrize("below", ["", "x", "x/y"])
-def test_the_slug_of_a_folder_given_by_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+def test_the_slug_of_a_folder_given_as_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
     folder = write_folder(tmp_path / "mine")
     (folder / "x" / "y").mkdir(parents=True)
     monkeypatch.chdir(folder / below)
@@ -277,7 +277,7 @@ def test_an_unknown_name_gets_the_list(name: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["absent.pt", "folder/absent.pt", "/absent/folder", "/absent.pt"])
-def test_a_path_that_is_not_there(name: str) -> None:
+def test_a_missing_path(name: str) -> None:
     message = refusal(name)
     assert f"model {name}: no such" in message
     assert "did you mean" not in message
@@ -305,7 +305,7 @@ def test_an_architecture_is_compared_by_value() -> None:
 
 
 def test_the_registry_is_light() -> None:
-    """A workflow imports it hundreds of times, also where the worker's packages are not installed."""
+    """A workflow imports it hundreds of times, even where the worker's packages are not installed."""
     scripts = Path(__file__).parents[3] / "scripts"
     program = (
         "import sys; import seqmill.spec.models, seqmill.run.datasets, seqmill.run.fetch; "

@@ -1,4 +1,4 @@
-"""Reading results in Python, as docs/output-format.md says."""
+"""Reading results in Python, as docs/output-format.md describes."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def test_by_number_slice_list_and_id(path: Path) -> None:
     assert "z" not in embeddings
     assert (np.stack(list(embeddings)) == array).all()
     assert embeddings[0].dtype == np.float32
-    embeddings[0][:] = 0  # a copy: the file stays as it is
+    embeddings[0][:] = 0  # a copy; the file does not change
     assert (open_embeddings(path)[0] == array[0]).all()
 
 
@@ -62,7 +62,7 @@ def test_to_pandas(path: Path) -> None:
     assert (frame.loc["b/c"].to_numpy() == open_embeddings(path)[2]).all()
 
 
-def test_attributes_say_what_was_done(path: Path) -> None:
+def test_attributes_describe_the_run(path: Path) -> None:
     attrs = open_embeddings(path).attrs
     assert attrs["model"] == "untrained:esm2_t6_8M_UR50D"
     assert not attrs["trained_weights"]
@@ -86,7 +86,7 @@ def test_wrong_files_are_refused_by_name(path: Path, tmp_path: Path) -> None:
         open_embeddings(path.with_name("index.h5"))
 
 
-def test_the_package_says_its_version_and_imports_lightly() -> None:
+def test_the_package_has_its_version_and_imports_lightly() -> None:
     assert seqmill.__version__ == "0.1.0"
     with pytest.raises(AttributeError):
         seqmill.nothing  # noqa: B018
@@ -94,7 +94,7 @@ def test_the_package_says_its_version_and_imports_lightly() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
 
 
-def test_layers_are_counted_from_the_end_too(tmp_path: Path) -> None:
+def test_negative_layers_count_from_the_end(tmp_path: Path) -> None:
     fasta = tmp_path / "p.faa"
     fasta.write_text(">one\nMKTAYIAKQR\n")
     run = Run(tmp_path, 1).build(fasta).embed(outputs=Outputs((2, -1))).merge()

@@ -1,4 +1,4 @@
-"""The names of parts: a worker leaves alone what another is at work on, and does not open what it has no use for."""
+"""Names of parts: a worker keeps the parts of running workers, and does not open parts that it cannot use."""
 
 import math
 import os
@@ -54,11 +54,11 @@ def fingerprint(done: Run) -> Fingerprint:
 
 @pytest.mark.parametrize("name", ANY_NAMES)
 @pytest.mark.parametrize("ending", ["", "_2"])
-def test_a_name_says_whose_it_is_and_what_it_may_hold(name: str, ending: str) -> None:
+def test_a_name_tells_the_shard_and_the_possible_packs(name: str, ending: str) -> None:
     part = Path(f"parts/{part_stem(name, [3, 11, 27])}{ending}.part.h5")
     assert shard_of(part) == shard_of(part.with_name(f".{part.name}.a-host.123.tmp")) == name
     assert may_hold(part, range(3, 100, 8))
-    assert may_hold(part, range(19, 20))  # which it does not, but by its name it may
+    assert may_hold(part, range(19, 20))  # the part does not hold pack 19, but its name allows it
     assert not any(may_hold(part, packs) for packs in (range(0, 100, 8), range(0, 100, 2), range(28, 100), range(0)))
     assert may_hold_only(part, range(3, 28, 4))
     assert not any(may_hold_only(part, packs) for packs in (range(3, 27), range(4, 28), range(0, 100, 8)))
@@ -80,7 +80,7 @@ def test_any_other_name_may_hold_anything(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ANY_NAMES)
-def test_what_another_worker_has_saved_stays_while_it_is_at_work(
+def test_parts_of_a_running_worker_are_not_removed(
     name: str, index: Index, fingerprint: Fingerprint, results: list[PackResult], tmp_path: Path
 ) -> None:
     save_parts(tmp_path / "parts", index, fingerprint, results[:2], name)
@@ -88,7 +88,7 @@ def test_what_another_worker_has_saved_stays_while_it_is_at_work(
     with locked_shard(tmp_path / name):
         store.remove(packs, own="another.h5")
         assert len(list((tmp_path / "parts").iterdir())) == 2
-        assert len(find_parts(store, packs, False)) == 2  # and serves others
+        assert len(find_parts(store, packs, False)) == 2  # and other workers can use them
         store.remove(packs[:1], own=name)
         assert len(list((tmp_path / "parts").iterdir())) == 1
     store.remove(packs, own="another.h5")
@@ -96,7 +96,7 @@ def test_what_another_worker_has_saved_stays_while_it_is_at_work(
 
 
 @pytest.mark.parametrize("name", ANY_NAMES)
-def test_what_another_worker_is_writing_stays(name: str, tmp_path: Path) -> None:
+def test_temporary_files_of_another_worker_are_not_removed(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     folder.mkdir()
     own, others = (
@@ -109,8 +109,8 @@ def test_what_another_worker_is_writing_stays(name: str, tmp_path: Path) -> None
     assert [path.exists() for path in (*own, *others)] == [False, False, True, True]
 
 
-def test_two_workers_of_the_same_packs_and_other_shards(done: Run, results: list[PackResult], tmp_path: Path) -> None:
-    """One dies with three parts saved and one half-written; it is at work again while another comes to its end."""
+def test_two_workers_with_the_same_packs_and_other_shards(done: Run, results: list[PackResult], tmp_path: Path) -> None:
+    """The first dies with two parts saved and a third half-written; it runs again while the second finishes."""
     run = Run(tmp_path, 1)
     shutil.copy(done.index, run.index)
     first, second = (run.folder / name for name in ("first.h5", "second.h5"))
@@ -139,7 +139,7 @@ def test_two_workers_of_the_same_packs_and_other_shards(done: Run, results: list
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the HDF5 files that are opened."""
+    """Collects the names of the opened HDF5 files."""
     names: list[str] = []
 
     class Noted(h5py.File):
@@ -152,7 +152,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("names", ["shard_{}-of-3.h5", "{}.h5"])
-def test_a_worker_opens_its_own_parts_only(
+def test_a_worker_opens_only_its_own_parts(
     names: str,
     done: Run,
     index: Index,
@@ -174,12 +174,12 @@ def test_a_worker_opens_its_own_parts_only(
 
 
 def save_by_three(run: Run, index: Index, fingerprint: Fingerprint, results: list[PackResult], names: str) -> None:
-    """Save every pack by the workers of three ranks."""
+    """Save the packs as the workers of three ranks would."""
     for rank in range(3):
         save_parts(run.folder / "parts", index, fingerprint, results[rank::3], names.format(rank))
 
 
-def test_what_is_there_already_needs_no_room(
+def test_finished_packs_need_no_disk_space(
     done: Run,
     index: Index,
     fingerprint: Fingerprint,
@@ -187,10 +187,10 @@ def test_what_is_there_already_needs_no_room(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The disk has room for what the parts of all ranks don't hold; not for all shards and their parts."""
+    """The disk has room for what no rank's parts hold yet, but not for all shards and their parts."""
     run = Run(tmp_path, 3)
     shutil.copy(done.index, run.index)
-    for rank in range(3):  # in one part each, as it has bytes of its own
+    for rank in range(3):  # one part per rank, because each part has overhead
         save_parts(tmp_path / "parts", index, fingerprint, results[rank::3], f"shard_{rank}-of-3.h5", math.inf)
     room = 2 * index.num_computed * 4 * 320 - sum(path.stat().st_size for path in (tmp_path / "parts").iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 40, 0, room))

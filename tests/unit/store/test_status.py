@@ -1,4 +1,4 @@
-"""The status JSON: what it holds, and how a damaged one is refused."""
+"""The status JSON: its content, and the refusal of damaged ones."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from seqmill.store.status import (
     write_status,
 )
 
-# As versions before the typed status wrote it.
+# As written by versions before the typed status.
 COMPLETE_STATUS = {
     "rank": 1,
     "world_size": 3,
@@ -84,13 +84,13 @@ COMPLETE_STATUS = {
     "shard_bytes": 7860,
     "warning": "",
 }
-# Of a worker that knows nothing yet.
+# The status of a worker that knows nothing yet.
 NOTHING = {"error": None, "fingerprint": {}, "weights": None, "run": {}, "seconds": {}, "quarantined": {}, "audit": {}}
 
 
 @pytest.mark.parametrize("changes", [{}, NOTHING], ids=["complete", "begun"])
 def test_a_status_is_written_as_it_was_read(tmp_path: Path, changes: dict[str, object]) -> None:
-    """Keys, their order, and the types of numbers."""
+    """With the same keys, key order, and number types."""
     path, content = tmp_path / "s.json", {**COMPLETE_STATUS, **changes}
     path.write_text(json.dumps(content))
     write_status(path, read_status(path))
@@ -98,7 +98,7 @@ def test_a_status_is_written_as_it_was_read(tmp_path: Path, changes: dict[str, o
     assert json.dumps({**written, "updated": content["updated"]}) == json.dumps(content)
 
 
-def test_what_a_worker_sets_is_read_back(tmp_path: Path) -> None:
+def test_values_set_by_a_worker_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     status = ShardStatus(0, 1, FAILED, "s.h5", error=StatusError("OSError", "no"), run=RunFacts(num_tokens=5))
     status.run.update(threads=2)
@@ -163,7 +163,7 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
         read_status(tmp_path)
 
 
-def test_a_fact_that_a_later_version_adds_does_no_harm(tmp_path: Path) -> None:
+def test_run_facts_of_later_versions_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps({**COMPLETE_STATUS, "run": {"fans": 2, "threads": 1}}))
     assert read_status(path).run == RunFacts(threads=1)
@@ -199,7 +199,7 @@ print(crashed)
 
 
 def test_several_threads_may_be_the_first_to_read(tmp_path: Path) -> None:
-    """As in a merge. msgspec crashes if they also build its decoder, in about every fifth process here."""
+    """As in a merge. If the threads also built msgspec's decoder, about every fifth process here would crash."""
     path = tmp_path / "s.json"
     path.write_text(json.dumps(COMPLETE_STATUS))
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
