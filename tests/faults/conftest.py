@@ -1,4 +1,4 @@
-"""The undisturbed runs that every other one must equal, bit for bit: of proteins, and of nucleotides in windows."""
+"""The undisturbed runs that every other run must equal, bit for bit: proteins, and nucleotides in windows."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ from seqmill.spec.models import DnabertArchitecture
 from sequences import random_sequences
 
 WORLD_SIZE = 2
-# As much work as the smallest ESM-2, so that there is time to be disturbed in.
+# As much work as the smallest ESM-2, so that there is time to disturb it.
 MIDDLING = DnabertArchitecture(num_layers=4, hidden_dim=256, num_heads=8)
 
 

@@ -1,8 +1,7 @@
 """Run embed_shard.py in this process, which sends itself SIGKILL at a named moment: die_at.py MOMENT ARGUMENTS...
 
-Python tells an audit hook (PEP 578) of every file just before it opens, renames or removes it. A moment
-is a list of such events; the process dies before the last of them happens. What interrupts a write is
-done by a wrapper around it that writes half.
+Python calls an audit hook (PEP 578) just before it opens, renames or removes a file. A moment is a list of
+such events; the process dies before the last of them happens. To die during a write, a wrapper writes half.
 """
 
 import os

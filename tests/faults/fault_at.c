@@ -1,12 +1,12 @@
-/* To be preloaded: counts a process's system calls on the files of one folder, by kind, and disturbs one of them.
+/* A library for LD_PRELOAD: counts a process's system calls on the files of one folder, by kind, and disturbs one.
 
-   It wraps the functions of libc that Python, HDF5, Arrow and torch call. What libc calls within itself, as fclose
-   does close, is not seen: test_every_system_call.py compares the counts with strace's.
+   It wraps the libc functions that Python, HDF5, Arrow and torch call. It does not see calls inside libc, such as
+   fclose calling close: test_every_system_call.py compares the counts with strace's.
 
-   The state is in memory that forked children share, so that a parent can read what a killed child has done.
+   Forked children share the memory of the state, so that a parent can read what a killed child has done.
    Build: cc -shared -fPIC -O1 -o fault_at.so fault_at.c -ldl */
 
-#undef _FORTIFY_SOURCE /* some compilers set it; then open and others are no plain functions */
+#undef _FORTIFY_SOURCE /* some compilers set it; then open and others are not plain functions */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,11 +22,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* In the order of CALLS in system_calls.py. */
+/* In the same order as CALLS in system_calls.py. */
 enum kind { OPEN, WRITE, FSYNC, RENAME, UNLINK, TRUNCATE, ALLOCATE, MKDIR, CLOSE, KINDS };
 
-/* In the order of ACTIONS there: the call fails; it and all later ones of its kind fail, as on a full disk; half of a
-   write is done; the process is killed before the call; it is killed after the call, of a write after half of it. */
+/* In the same order as ACTIONS there: the call fails; it and all later calls of its kind fail, as on a full disk; a
+   write writes half; the process is killed before the call; it is killed after the call, or after half of a write. */
 enum action { NONE, FAIL, FAIL_ON, HALF, DIE, DIE_AFTER };
 
 struct state {
@@ -45,7 +45,7 @@ __attribute__((constructor)) static void share_state(void)
         state = shared;
 }
 
-/* Begin to count calls on `folder`, an absolute path without links, and below; disturb the `number`-th, from 1. */
+/* Start to count calls on `folder` (absolute, without links) and below; disturb call `number`, counted from 1. */
 void fault_arm(const char *folder, int kind, int number, int action, int error)
 {
     memset(state, 0, sizeof *state);
@@ -57,12 +57,12 @@ void fault_arm(const char *folder, int kind, int number, int action, int error)
     state->armed = 1;
 }
 
-/* Stop counting; what was counted stays. */
+/* Stop counting; keep the counts. */
 void fault_disarm(void) { state->armed = 0; }
 
 int fault_count(int kind) { return state->counts[kind]; }
 
-/* Return the path of the call that was disturbed; empty if none was. */
+/* Return the path of the disturbed call; empty if there was none. */
 const char *fault_path(void) { return state->path; }
 
 static void die(void)
@@ -72,7 +72,7 @@ static void die(void)
         pause();
 }
 
-/* Write the path of a descriptor, or of `relative` to it, to `path`. */
+/* Write to `path` the path of a descriptor, or of `relative`, which is relative to it. */
 static void find_path(int descriptor, const char *relative, char *path)
 {
     char link[64], base[PATH_MAX] = "";
@@ -88,7 +88,7 @@ static void find_path(int descriptor, const char *relative, char *path)
         *path = 0;
 }
 
-/* Count a call on a descriptor, or on a path relative to it; return what is to happen. */
+/* Count a call on a descriptor, or on a path relative to it; return the action to take. */
 static enum action next(enum kind kind, int descriptor, const char *relative)
 {
     char path[PATH_MAX];
@@ -124,7 +124,7 @@ static int fails(enum action action)
     if (!real)                     \
     real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-/* The body of a wrapper, with `failed` as what the call returns if it fails. */
+/* The body of a wrapper; the call returns `failed` if it fails. */
 #define DO(name, kind, failed, descriptor, path, call)       \
     {                                                        \
         REAL(name);                                          \
@@ -154,7 +154,7 @@ int open64(const char *path, int flags, ...) OPEN_WITH_MODE(open64, AT_FDCWD, pa
 int openat(int folder, const char *path, int flags, ...) OPEN_WITH_MODE(openat, folder, folder, path)
 int openat64(int folder, const char *path, int flags, ...) OPEN_WITH_MODE(openat64, folder, folder, path)
 
-/* What the compiler makes of open without a mode under _FORTIFY_SOURCE. */
+/* Under _FORTIFY_SOURCE the compiler turns open without a mode into these. */
 int __open_2(const char *path, int flags);
 int __open64_2(const char *path, int flags);
 int __openat_2(int folder, const char *path, int flags);
@@ -170,7 +170,7 @@ int creat64(const char *path, mode_t mode) DO(creat64, OPEN, -1, AT_FDCWD, path,
 FILE *fopen(const char *path, const char *mode) DO(fopen, OPEN, NULL, AT_FDCWD, path, real(path, mode))
 FILE *fopen64(const char *path, const char *mode) DO(fopen64, OPEN, NULL, AT_FDCWD, path, real(path, mode))
 
-/* Half of the bytes, or of the pieces; at least one, as a write of none would be tried again for ever. */
+/* Half of the bytes, or of the pieces; at least one, because callers would repeat an empty write forever. */
 #define PART(size) (action == HALF || action == DIE_AFTER ? ((size) + 1) / 2 : (size))
 
 ssize_t write(int descriptor, const void *data, size_t size)

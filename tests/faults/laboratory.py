@@ -1,4 +1,4 @@
-"""Each program that writes results, in one folder: what it starts from, what it makes, what is right afterwards."""
+"""Each program that writes results, in one folder: its inputs, its outputs, and the right result."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ MODULES = {
     WITH_TORCH: ("seqmill.embed.rank", "seqmill.embed.worker", "seqmill.export.export"),
 }
 UNFINISHED = (".tmp", ".lock")
-# Of JSON: what differs from run to run.
+# JSON fields that differ from run to run.
 TIMES = {"created", "seconds"}
 OF_STATUS = ("rank", "status", "num_sequences", "done_packs", "fingerprint", "shard_sha256")
 
@@ -43,9 +43,9 @@ class Program:
 
     Attributes:
         script: its file in scripts/.
-        inputs: names of files in the folder that it reads.
-        outputs: names of what it writes. If the first is there, so are the others, and they are its own.
-        arguments: given the folder, those of a run.
+        inputs: names of the files in the folder that it reads.
+        outputs: names of the files that it writes. If the first exists, the others exist and belong to it.
+        arguments: returns a run's arguments, given the folder.
         server: which of `MODULES` it needs.
         over: whether it may replace an earlier result.
     """
@@ -90,7 +90,7 @@ def report_arguments(folder: Path) -> list[object]:
 
 
 def programs(fasta: Path, model: Path) -> dict[str, Program]:
-    """Return all programs by name, in the order in which a workflow runs them."""
+    """Return all programs by name, in the order that a workflow runs them."""
 
     def index_arguments(folder: Path) -> list[object]:
         return ["--fasta", fasta, "--model", model, "--output", folder / INDEX]
@@ -106,10 +106,10 @@ def programs(fasta: Path, model: Path) -> dict[str, Program]:
 
 
 class Laboratory:
-    """A folder in which programs run, always the same one, as results hold paths; and what to fill it with.
+    """The folder in which programs run, and the files to fill it with. It never changes, because results contain paths.
 
     Args:
-        folder: for all of this.
+        folder: holds that folder and the stored files.
         fasta, model: what is embedded.
         library: fault_at.so.
     """
@@ -121,7 +121,7 @@ class Laboratory:
         self._stores = folder
         self._servers = cache(lambda kind: Server(library, self.folder, folder / f"{kind}.log", MODULES[kind]))
         self._server_kinds: set[str] = set()
-        # The earlier results are of the same FASTA with other settings, and each of their files is another.
+        # The earlier results come from the same FASTA with other settings, so that each file differs.
         self._make_all("earlier", "--long-sequences", "truncate", "--max-length", 30)
         self._make_all("right")
         self._keep_parts()
@@ -137,9 +137,9 @@ class Laboratory:
             self._servers(kind).close()
 
     def fill(self, program: Program, over: bool) -> Snapshot:
-        """Empty the folder and put into it what a run starts from; with `over` an earlier result as well.
+        """Empty the folder and copy a run's inputs into it; with `over`, also an earlier result.
 
-        Of a worker that includes the parts that an attempt before has saved, and the merge finds them as well.
+        For the worker and the merge, an earlier result includes the parts that an earlier attempt saved.
         """
         self._empty()
         for name in program.inputs:
@@ -176,7 +176,7 @@ class Laboratory:
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """Return all there is below a folder, by relative path: files by what of their content is always the same."""
+    """Map each relative path below a folder to the content that is the same in every run."""
     return {str(path.relative_to(folder)): content_of(path) for path in sorted(folder.rglob("*"))}
 
 

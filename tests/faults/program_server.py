@@ -1,7 +1,7 @@
 """Runs programs of scripts/, each in a forked child: program_server.py MODULES..., started with fault_at.so preloaded.
 
-The modules are imported once, so that a run costs milliseconds. Standard input has a JSON object a line, see
-`system_calls.Server`; for each a line of standard output tells how the run ended.
+The modules are imported once, so that a run costs milliseconds. Each line of standard input is a JSON request, see
+`system_calls.Server`; a line of standard output answers it with how the run ended.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
-PATIENCE_SECONDS = 300  # then a run counts as hung: it ends by SIGALRM
+PATIENCE_SECONDS = 300  # a longer run counts as hung: SIGALRM ends it
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     library.fault_path.restype = ctypes.c_char_p
     for module in sys.argv[1:]:
         import_module(module)
-    gc.freeze()  # a child that looked through all that was imported would copy it
+    gc.freeze()  # a child's garbage collection would copy the memory of all imported modules
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -50,8 +50,8 @@ def run_here(library: ctypes.CDLL, request: dict[str, Any]) -> NoReturn:
         runpy.run_path(request["script"], run_name="__main__")
     except SystemExit as end:
         if request["fault"][1]:
-            raise  # out of here, so that Python ends as in the program itself
-        os._exit(int(end.code or 0))  # that costs more than the program's own work
+            raise  # so that Python exits as in the program itself
+        os._exit(int(end.code or 0))  # Python's exit takes longer than the program's own work
     raise AssertionError(f"{request['script']} has not called sys.exit")
 
 

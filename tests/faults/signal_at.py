@@ -1,7 +1,7 @@
 """Run a program in this process, which sends itself a signal: signal_at.py SIGNAL EVENT PATTERN COUNT PROGRAM ARGS...
 
-Python tells an audit hook (PEP 578) of every file just before it opens, renames or removes it. The signal is sent at
-the COUNT-th such event whose file's path (of a rename the new one) has the pattern.
+Python calls an audit hook (PEP 578) just before it opens, renames or removes a file. The signal is sent at the
+COUNT-th EVENT whose path (for a rename: the new path) matches PATTERN.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any
 def main() -> None:
     name, wanted, pattern, count, program, *arguments = sys.argv[1:]
     number, left = signal.Signals[name], [int(count)]
-    if number == signal.SIGINT:  # a shell lets what it runs in the background ignore it
+    if number == signal.SIGINT:  # a shell starts background processes with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
 
     def hook(event: str, values: tuple[Any, ...]) -> None:

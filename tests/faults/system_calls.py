@@ -1,4 +1,4 @@
-"""Programs with a fault at one of their system calls: the faults there are, and who runs a program with one."""
+"""Faults at a program's system calls, and a server that runs a program with a fault."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import SCRIPTS
 
 HERE = Path(__file__).parent
-# Kinds of calls, and what may happen at one, in the order of fault_at.c.
+# Kinds of calls, and what may happen at one, in the same order as in fault_at.c.
 CALLS = ("open", "write", "fsync", "rename", "unlink", "truncate", "allocate", "mkdir", "close")
 ACTIONS = ("none", "fail", "fail_on", "half", "die", "die_after")
 DIE = ("die", 0)
@@ -33,7 +33,7 @@ DISTURBANCES: dict[str, tuple[tuple[str, int], ...]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the `number`-th (from 1) call of a kind."""
+    """What happens at call `number` (from 1) of a kind."""
 
     call: str
     number: int
@@ -57,10 +57,10 @@ class Ended:
     """How a run ended.
 
     Attributes:
-        code: the exit code; of a signal its number, negative.
+        code: the exit code, or minus the number of the signal.
         log: what the program wrote to standard output and error.
-        counts: of each kind of call, those on files in the folder.
-        path: of the call that was disturbed; empty if there were not so many.
+        counts: the number of calls of each kind on files in the folder.
+        path: the path of the disturbed call; empty if there were fewer calls.
     """
 
     code: int
@@ -74,15 +74,15 @@ class Server:
 
     Args:
         library: fault_at.so.
-        folder: the files that count; must exist and be named without links.
+        folder: calls on files in it count; must exist, and its path must have no links.
         log: where the programs' messages go; not in `folder`.
-        modules: what to import beforehand.
+        modules: the modules to import first.
     """
 
     def __init__(self, library: Path, folder: Path, log: Path, modules: Sequence[str]) -> None:
         self._folder, self._log = folder, log
         environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(SCRIPTS)}
-        # Threads of the parent are not there in a child.
+        # A forked child does not have its parent's threads.
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "program_server.py"), *modules],

@@ -1,4 +1,4 @@
-"""Part files that are damaged, foreign or lie: not one of their bytes reaches a result."""
+"""Part files that are damaged, foreign, or wrong with a right checksum: none of their bytes reach a result."""
 
 import shutil
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from workers import EACH_PACK, Undisturbed, die_at, digest_of, embed, left_behin
 from pipeline import Run
 from seqmill.store.part_file import SMALL_DATASETS, PackResult
 
-BFLOAT16 = ("--precision", "bfloat16")  # after the other, so that it counts
+BFLOAT16 = ("--precision", "bfloat16")  # comes after the default --precision, so that it wins
 
 
 @pytest.fixture(scope="module", params=["proteins", "contigs"])
 def undisturbed(
     undisturbed: Undisturbed, undisturbed_contigs: Undisturbed, request: pytest.FixtureRequest
 ) -> Undisturbed:
-    """Every test here is of both families."""
+    """Both model families, for every test here."""
     return {"proteins": undisturbed, "contigs": undisturbed_contigs}[request.param]
 
 
 @pytest.fixture(scope="module")
 def with_parts(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Every pack in a part of its own and no shard: the worker died before it began to write one."""
+    """Every pack in its own part, and no shard: the worker died before it began to write the shard."""
     run = undisturbed.again(tmp_path_factory.mktemp("parts") / "run", 1)
     die_at("before the shard's data", run, 0, *EACH_PACK)
     assert len(parts_in(run)) >= 8
@@ -48,13 +48,13 @@ ARRAYS = ("index_rows", "embeddings", "quarantined_rows")
 
 
 def place_of(path: Path, name: str) -> int:
-    """Return where the middle of a dataset's bytes lies in the file."""
+    """Return the file offset of the middle of a dataset's bytes."""
     with h5py.File(path) as file:
         return file[name].id.get_offset() + file[name].size * file[name].dtype.itemsize // 2
 
 
 def rewrite(path: Path, **changes: np.ndarray) -> None:
-    """Change datasets of a part and make its packs' checksums right again, as far as there are rows for them."""
+    """Change datasets of a part and correct its packs' checksums, as far as there are rows for them."""
     with h5py.File(path, "r+") as file:
         for name, values in changes.items():
             del file[name]
@@ -74,7 +74,7 @@ def read(path: Path, name: str) -> np.ndarray:
 
 
 def resume(run: Run, undisturbed: Undisturbed, reused: int) -> str:
-    """Let the worker go on; return its log. So many packs are reused, and the result is the undisturbed one."""
+    """Resume the worker and return its log; assert the number of reused packs and the undisturbed result."""
     done = embed(run, 0)
     assert done.returncode == 0, done.stderr
     assert status_of(run)["resumed_packs"] == reused
@@ -82,8 +82,8 @@ def resume(run: Run, undisturbed: Undisturbed, reused: int) -> str:
     return done.stderr
 
 
-def test_damaged_parts_are_set_aside_and_computed_anew(run: Run, undisturbed: Undisturbed) -> None:
-    """One bit flipped in the embeddings, the rows, the packs, an attribute or the header; half a file, none at all."""
+def test_damaged_parts_are_set_aside_and_computed_again(run: Run, undisturbed: Undisturbed) -> None:
+    """A bit flipped in the embeddings, the rows, the packs, an attribute, or the header; half a file; an empty file."""
     parts = parts_in(run)
     for part, name in zip(parts, ("embeddings", "index_rows", "packs"), strict=False):
         flip_a_bit(part, place_of(part, name))
@@ -100,7 +100,7 @@ def test_damaged_parts_are_set_aside_and_computed_anew(run: Run, undisturbed: Un
 
 
 def test_a_bit_flipped_anywhere(run: Run, undisturbed: Undisturbed) -> None:
-    """Each part has one bit flipped at a random place: used or not, the bits of the result are the same."""
+    """One random bit flipped in each part: whether a part is used or not, the result has the same bits."""
     generator = np.random.default_rng(17)
     parts = parts_in(run)
     for part in parts:
@@ -113,7 +113,7 @@ def test_a_bit_flipped_anywhere(run: Run, undisturbed: Undisturbed) -> None:
 
 
 def test_garbage_named_like_a_part(run: Run, undisturbed: Undisturbed) -> None:
-    """It is set aside, and the parts beside it are used."""
+    """The garbage is set aside, and the other parts are used."""
     garbage = run.folder / "parts/shard_0-of-1.h5_pack_00000000-00000009-by-1.part.h5"
     garbage.write_text("Dear all,\n")
     log = resume(run, undisturbed, len(parts_in(run)) - 1)
@@ -155,7 +155,7 @@ def wider_numbers(part: Path, following: Path) -> dict[str, np.ndarray]:
 
 
 def two_packs_exchanged(part: Path, following: Path) -> dict[str, np.ndarray]:
-    """Both packs in one part, each with the rows of the other."""
+    """One part with two packs, each with the rows of the other."""
     changes = {name: np.concatenate((read(following, name), read(part, name))) for name in ("index_rows", "embeddings")}
     packs = np.concatenate((read(part, "packs"), read(following, "packs")))
     ends = np.concatenate((read(following, "pack_ends"), read(part, "pack_ends")))
@@ -170,7 +170,7 @@ LIES: list[Callable[[Path, Path], dict[str, np.ndarray]]] = [
 
 
 def test_parts_that_lie(run: Run, undisturbed: Undisturbed) -> None:
-    """Rows that are not those of the packs are refused, though the checksum of the part is right."""
+    """Rows that do not match the packs are refused, although the part's checksum is right."""
     parts = parts_in(run)
     assert len(parts) > len(LIES)
     sound = [{name: read(part, name) for name in (*SMALL_DATASETS, "embeddings")} for part in parts]
@@ -183,12 +183,12 @@ def test_parts_that_lie(run: Run, undisturbed: Undisturbed) -> None:
     log = resume(run, undisturbed, len(parts) - len(LIES))
     for part, lie in zip(parts, LIES, strict=False):
         assert f"{part} is damaged" in log, lie.__name__
-    assert log.count("SHA-256") == 0  # for another reason, that is
+    assert log.count("SHA-256") == 0  # refused for another reason than the checksum
     assert left_behind(run.folder) == []
 
 
 def test_parts_of_other_computations(run: Run, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Parts in another precision, and of another FASTA: neither used nor removed, and the log says why."""
+    """Parts in another precision or from another FASTA are neither used nor removed, and the log says why."""
     other = Run(tmp_path / "other", 1)
     other.folder.mkdir()
     half = undisturbed.fasta.read_text()[: undisturbed.fasta.stat().st_size // 2].rpartition(">")[0]

@@ -1,4 +1,4 @@
-"""Snakemake itself killed, and a worker below it; shards that fail once, and always."""
+"""Snakemake is killed, or one of its workers; shards that fail once, or always."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ CYSTEINE = 23  # the token
 
 
 class Workflow:
-    """The workflow on the undisturbed run's FASTA, in two shards that save each pack."""
+    """The workflow on a FASTA, in two shards that save each pack."""
 
     def __init__(self, folder: Path, fasta: Path, model: str = MODEL, slug: str = SLUG) -> None:
         self.folder, self.results = folder, folder / "results" / fasta.stem / slug
@@ -35,7 +35,7 @@ class Workflow:
         folder.mkdir()
 
     def command(self, *arguments: str, **settings: object) -> list[str]:
-        """The command line; the profile is the default one, beside the Snakefile."""
+        """Return the command line; the profile is the default one, next to the Snakefile."""
         all_settings = [f"{key}={value}" for key, value in (self._settings | settings).items()]
         snakemake = str(Path(sys.executable).with_name("snakemake"))
         places = ["--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(self.folder)]
@@ -54,7 +54,7 @@ class Workflow:
         return json.loads((self.results / f"shards/shard_{rank}-of-2.status.json").read_text())
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that runs in the workflow's folder or has its path in its command line."""
+        """Return every process that runs in the workflow's folder or names it in its command line."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -66,7 +66,7 @@ class Workflow:
         return found
 
     def wait_for_parts(self, snakemake: subprocess.Popen[str], number: int = 2) -> tuple[psutil.Process, int]:
-        """Return the worker and its rank once it has saved so many packs; with all cores, one runs at a time."""
+        """Return the worker and its rank once it has saved `number` packs; each takes all cores, so only one runs."""
         while len(list((self.results / "shards/parts").glob("*.part.h5"))) < number:
             assert snakemake.poll() is None, snakemake.stdout and snakemake.stdout.read()
             time.sleep(0.02)
@@ -82,12 +82,12 @@ class Workflow:
         return not left
 
 
-def test_a_killed_workflow_leaves_no_orphan_and_goes_on(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """kill -9 of Snakemake: its worker saves what it has and ends; unlocked and run again, the workflow goes on."""
+def test_a_killed_workflow_leaves_no_orphan_and_resumes(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """kill -9 of Snakemake: its worker saves its packs and exits; after --unlock the next run resumes."""
     workflow = Workflow(tmp_path / "work", undisturbed.fasta)
     snakemake = workflow.start()
     worker, rank = workflow.wait_for_parts(snakemake)
-    worker.suspend()  # or it might be done before it looks for its parent, twice a second
+    worker.suspend()  # or it might finish before it checks for its parent, twice a second
     snakemake.kill()
     snakemake.wait()
     time.sleep(1)
@@ -110,7 +110,7 @@ def test_a_killed_workflow_leaves_no_orphan_and_goes_on(undisturbed: Undisturbed
 
 
 def test_a_killed_worker_is_run_again_and_resumes(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """kill -9 of a worker: `retries` runs its shard again, which resumes. There is no shell between that could die."""
+    """kill -9 of a worker: `retries` runs its shard again, which resumes. No shell between them could die instead."""
     workflow = Workflow(tmp_path / "work", undisturbed.fasta)
     snakemake = workflow.start()
     worker, rank = workflow.wait_for_parts(snakemake)
@@ -127,12 +127,12 @@ def test_a_killed_worker_is_run_again_and_resumes(undisturbed: Undisturbed, tmp_
 
 
 def test_a_shard_that_always_fails(tmp_path: Path) -> None:
-    """One sequence without a finite embedding fails its shard and no other, with evidence; skip leaves it out."""
+    """One sequence without a finite embedding fails only its shard, and the error names it; skip leaves it out."""
     model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
     with torch.no_grad():
         model.embed_tokens.weight[CYSTEINE] = float("nan")
     checkpoint = save_checkpoint(model, tmp_path / "nan.pt")
-    # Two sequences a pack, in descending length: packs 0 and 2 are of rank 0, and the one with C stands in pack 1.
+    # Two sequences per pack, in descending length: rank 0 has packs 0 and 2, and the sequence with C is in pack 1.
     sequences = [s.replace("C", "A") for s in random_sequences([500, 490, 480, 470, 460, 450])]
     sequences[3] = sequences[3][:100] + "C" + sequences[3][101:]
     fasta = tmp_path / "six.faa"

@@ -1,6 +1,6 @@
-"""A system call fails, or the process is killed at it: each one, in each program that writes results.
+"""A system call fails, or the process is killed at it: each call, in each program that writes results.
 
-By default a sample; `--all-faults` takes all of them, which needs most of an hour.
+The default is a sample; `--all-faults` tests them all, which takes most of an hour.
 """
 
 import errno
@@ -23,7 +23,7 @@ from seqmill.export.formats import FORMATS
 from seqmill.spec.models import Architecture
 from sequences import random_sequences
 
-SAMPLE = 18  # faults a test
+SAMPLE = 18  # faults per test
 NAMES = ("index", "embed", "merge", "report", *(f"export {name}" for name in FORMATS))
 
 
@@ -43,7 +43,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory):
 
 
 def chosen(counts: dict[str, int], seed: str, everything: bool) -> list[Fault]:
-    """Return the faults that a program can meet; unless `everything` a sample with some of each kind of call."""
+    """Return all faults that a program can meet, or, without `everything`, a sample with each kind of call."""
     generator, faults = random.Random(seed), []
     total = sum(counts[call] * len(DISTURBANCES[call]) for call in CALLS)
     for call in CALLS:
@@ -58,7 +58,7 @@ def chosen(counts: dict[str, int], seed: str, everything: bool) -> list[Fault]:
 def test_a_fault_at_a_system_call(
     name: str, over: bool, laboratory: Laboratory, request: pytest.FixtureRequest
 ) -> None:
-    """The result is right, or one line says what is wrong and nothing is half-written; then the next run is right."""
+    """The result is right, or one line names the error and nothing is half-written; then the next run is right."""
     program = laboratory.programs[name]
     if over and not program.over:
         pytest.skip("it replaces nothing")
@@ -72,7 +72,7 @@ def test_a_fault_at_a_system_call(
         laboratory.fill(program, over)
         ended = laboratory.run(program, fault)
         trouble = judged(laboratory, program, before, right, fault, ended)
-        refused = not program.over and (laboratory.folder / program.outputs[0]).exists()  # it is there, and right
+        refused = not program.over and (laboratory.folder / program.outputs[0]).exists()  # it exists, and is right
         if not trouble and ended.code and not refused:
             again = laboratory.run(program)
             trouble = "" if (again.code, snapshot(laboratory.folder)) == (0, right) else f"the next run: {again.log}"
@@ -80,7 +80,7 @@ def test_a_fault_at_a_system_call(
         if trouble:
             wrong.append(f"{fault}, {ended.path}: {trouble}")
     print(f"{tried.total()} faults:", *(f"{call} {number}" for call, number in tried.items()))
-    assert tried.total() > len(faults) / 2  # a worker's calls may vary with its speed, by a status JSON more or less
+    assert tried.total() > len(faults) / 2  # a slow worker may write one more status JSON
     assert not wrong, "\n\n".join([f"{len(wrong)} of {tried.total()}", *wrong])
 
 
@@ -92,8 +92,8 @@ ONCE_WRONG = [
 
 
 @pytest.mark.parametrize(("name", "call", "file"), ONCE_WRONG)
-def test_a_fault_that_was_not_told_or_left_a_file(name: str, call: str, file: str, laboratory: Laboratory) -> None:
-    """Whatever the sample: Arrow's error at close named no file, and a lock that could not be written stayed."""
+def test_a_fault_that_was_not_reported_or_left_a_file(name: str, call: str, file: str, laboratory: Laboratory) -> None:
+    """Not left to the sample: Arrow's error at close once named no file, and a failed write of a lock left the lock."""
     program = laboratory.programs[name]
     before = laboratory.fill(program, over=False)
     counts, right = laboratory.run(program).counts, snapshot(laboratory.folder)
@@ -116,8 +116,8 @@ sys.exit()
 """
 
 
-def test_a_program_that_writes_in_place_is_found_out(laboratory: Laboratory, tmp_path: Path) -> None:
-    """The tests above can fail: a half-written file, a traceback, and an error that is passed over are noticed."""
+def test_a_program_that_writes_in_place_is_caught(laboratory: Laboratory, tmp_path: Path) -> None:
+    """The tests above can fail: they notice a half-written file, a traceback, and an ignored error."""
     script = tmp_path / "writes_in_place.py"
     script.write_text(WRITES_IN_PLACE)
     program = Program(str(script), (), ("report.html",), lambda folder: [folder / "report.html"])
@@ -132,7 +132,7 @@ def test_a_program_that_writes_in_place_is_found_out(laboratory: Laboratory, tmp
     assert trouble(Fault("write", 2, "die")).startswith("neither the old nor the right one")
     assert trouble(Fault("write", 2, "die_after")).startswith("neither the old nor the right one")
     assert "not told" in trouble(Fault("write", 3, "fail", errno.EIO))
-    assert trouble(Fault("write", 4, "die")) == ""  # there is no fourth
+    assert trouble(Fault("write", 4, "die")) == ""  # there is no fourth write
 
 
 CHANGING = {
@@ -149,8 +149,8 @@ KIND_OF = {name: call for call, names in CHANGING.items() for name in names}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_system_call_goes_past_the_library(name: str, laboratory: Laboratory, tmp_path: Path) -> None:
-    """It counts what strace counts. Closing is left out: libc closes the folders that it lists by itself."""
+def test_the_library_sees_every_system_call(name: str, laboratory: Laboratory, tmp_path: Path) -> None:
+    """It counts what strace counts, except close: libc itself closes the folders that it lists."""
     if not shutil.which("strace"):
         pytest.skip("strace is not installed")
     program, trace = laboratory.programs[name], tmp_path / "trace"
@@ -167,11 +167,11 @@ def test_no_system_call_goes_past_the_library(name: str, laboratory: Laboratory,
 
 
 def traced_calls(trace: Path, folder: Path) -> dict[str, int]:
-    """Count the calls on files of a folder in what strace wrote: PID NAME(DESCRIPTOR<PATH>, "PATH" ..."""
+    """Count the calls on files of a folder in strace's output: PID NAME(DESCRIPTOR<PATH>, "PATH" ..."""
     counts = Counter[str]()
     for line in trace.read_text(errors="replace").splitlines():
         call = re.match(r'\d+ +(\w+)\((?:(?:\d+|AT_FDCWD)<([^>]*)>)?(?:, )?(?:"([^"]*)")?(.*)', line)
-        if not call or "O_DIRECTORY" in call[4]:  # as libc lists a folder
+        if not call or "O_DIRECTORY" in call[4]:  # libc lists a folder
             continue
         named = call[3] if KIND_OF[call[1]] in ("open", "rename", "unlink", "mkdir") else ""
         path = os.path.join(call[2] or "", named or "")  # noqa: PTH118
@@ -182,15 +182,15 @@ def traced_calls(trace: Path, folder: Path) -> dict[str, int]:
 def judged(
     laboratory: Laboratory, program: Program, before: Snapshot, right: Snapshot, fault: Fault, ended: Ended
 ) -> str:
-    """Return what is wrong with a run that met a fault; empty if nothing is."""
+    """Return what is wrong with a run that met a fault; empty if nothing is wrong."""
     after = snapshot(laboratory.folder)
     if ended.code == 0:
         if fault.kills and ended.path:
             return "it was not killed"
         at_parts = "/parts/" in f"{ended.path}/"
-        if fault.call == "unlink" or at_parts:  # what can't be removed, or read before that, may stay
+        if fault.call == "unlink" or at_parts:  # a file that can't be removed, or read before removal, may stay
             after = {name: content for name, content in after.items() if name in right}
-        if at_parts:  # a complete shard need not have its second name there
+        if at_parts:  # a complete shard may lack its second name in parts/
             after, right = (
                 {name: content for name, content in tree.items() if not name.startswith("parts/")}
                 for tree in (after, right)
@@ -213,35 +213,35 @@ def judged(
 
 
 def told(log: str, folder: Path) -> bool:
-    """Whether the last message is an error that names a file, without a traceback."""
+    """Whether the last message is an error that names a file, and there is no traceback."""
     _, error, message = log.rpartition(" ERROR ")
     odd = ("Traceback", "PosixPath", "Exception ignored", "HDF5-DIAG")
     return bool(error) and str(folder) in message and not any(word in log for word in odd)
 
 
 def says_so(program: Program, after: Snapshot, fault: Fault, path: Path, folder: Path) -> bool:
-    """Whether the status JSON of a worker that has failed says so, unless it is itself what could not be written."""
+    """Whether a failed worker's status JSON says so, unless the fault was at the status JSON itself."""
     if STATUSES[0] not in program.outputs or fault.action != "fail":
         return True
-    excused = path == folder or ".status.json" in path.name or ".lock" in path.name  # that one is closed last
+    excused = path == folder or ".status.json" in path.name or ".lock" in path.name  # the lock is closed last
     return excused or after[STATUSES[0]] == "failed"
 
 
 def may_stay(name: str, program: Program, before: Snapshot, fault: Fault) -> bool:
-    """Whether a failed or killed run may leave this."""
+    """Whether a failed or killed run may leave this file or folder."""
     top = name.partition("/")[0]  # an export may be a folder
     if name in before or top in program.outputs:
         return True
     if program.outputs[0] == SHARDS[0] and (name == "parts" or name.endswith(".part.h5")):
         return True
-    if name in (f"parts/{SHARDS[0]}", f"parts/{STATUSES[0]}"):  # the second names of a complete shard
+    if name in (f"parts/{SHARDS[0]}", f"parts/{STATUSES[0]}"):  # a complete shard's second names
         return True
     path = name if top == "parts" else top
     return (fault.kills or fault.call == "unlink") and Path(path).name[0] == "." and path.endswith(UNFINISHED)
 
 
 def of_two_results(program: Program, before: Snapshot, right: Snapshot, after: Snapshot) -> str:
-    """Return what is wrong with the files under final names, each of which is the old one, the right one, or absent."""
+    """Return what is wrong with the output files: each must be old, right, or absent, and all of one result."""
     results = {}
     for name in program.outputs:
         files = [path for path in (*after, *before, *right) if path == name or path.startswith(f"{name}/")]
@@ -249,7 +249,7 @@ def of_two_results(program: Program, before: Snapshot, right: Snapshot, after: S
             olds, news, nows = ([tree.get(path) for path in files] for tree in (before, right, after))
             results[name] = {which for which, content in (("old", olds), ("right", news)) if nows == content}
     if after.get(STATUSES[0]) in ("running", "failed"):
-        results[STATUSES[0]] = {"old", "right"}  # it does not say that a shard is complete
+        results[STATUSES[0]] = {"old", "right"}  # it does not claim a complete shard
     if broken := [name for name, which in results.items() if not which]:
         return f"neither the old nor the right one: {broken}"
     if program.outputs[0] not in results:

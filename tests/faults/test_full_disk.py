@@ -1,4 +1,4 @@
-"""Disks that are full: from the start, and from the middle of a run on."""
+"""Disks that are full from the start, or that fill up during a run."""
 
 import resource
 import shutil
@@ -20,7 +20,7 @@ ROW_BYTES = 4 * 320
 
 
 def limited_to(num_bytes: int) -> Callable[[], None]:
-    """No file of the process may grow beyond so many bytes: each such write fails like one on a full disk."""
+    """No file of the process may grow beyond `num_bytes`: a write beyond that fails like one on a full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Write a file that takes all the space but so many bytes."""
+    """Write a file that takes all the space except `leave` bytes."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         rest = shutil.disk_usage(disk).free - leave
@@ -67,7 +67,7 @@ def assert_told_in_one_line(code: int, output: str, culprit: str) -> None:
 
 
 def test_a_disk_full_of_parts(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """A part that can't be written stops the worker; those before it serve the next attempt, with room."""
+    """A part that can't be written stops the worker; once there is room, the next attempt uses the parts before it."""
     run = undisturbed.again(tmp_path / "run", 1)
     largest = int(rows_of_packs(undisturbed)[-1]) * ROW_BYTES  # the last pack has the most sequences
     done = embed(run, 0, *EACH_PACK, preexec_fn=limited_to(largest))
@@ -76,7 +76,7 @@ def test_a_disk_full_of_parts(undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert status_of(run)["error"]["type"] == "OSError"
     parts = len(parts_in(run))
     assert parts >= 2
-    assert len(left_behind(run.folder)) == parts + 1  # and the folder they lie in: nothing half-written, no lock
+    assert len(left_behind(run.folder)) == parts + 1  # the parts and their folder: nothing half-written, no lock
     digest, packs = finish(run)
     assert digest == undisturbed.digest
     assert packs == parts
@@ -96,8 +96,8 @@ def test_a_disk_full_before_the_shard(undisturbed: Undisturbed, tmp_path: Path) 
     assert left_behind(run.folder) == []
 
 
-def test_a_file_system_that_fills_up_in_mid_run(undisturbed: Undisturbed, small_disk: Path) -> None:
-    """The same on a real file system without a byte left, be it that the status JSON does not fit any more."""
+def test_a_file_system_that_fills_up_during_a_run(undisturbed: Undisturbed, small_disk: Path) -> None:
+    """The same on a real file system without a free byte, where even the status JSON may not fit."""
     run = undisturbed.again(small_disk / "run", 1)
     worker = start(run, 0, *EACH_PACK)
     try:
@@ -122,7 +122,7 @@ def test_a_file_system_that_fills_up_in_mid_run(undisturbed: Undisturbed, small_
 
 
 def test_too_little_room_is_found_before_the_computation(undisturbed: Undisturbed, small_disk: Path) -> None:
-    """The shard and its parts are foreseen: the message has the bytes that are needed and those that are free."""
+    """The worker estimates the size of the shard and its parts: the message has the needed and the free bytes."""
     run = undisturbed.again(small_disk / "run", 1)
     needed = 2 * int(rows_of_packs(undisturbed).sum()) * ROW_BYTES
     fill(small_disk, leave=needed // 2)

@@ -1,4 +1,4 @@
-"""SIGKILL: whatever moment it comes at, the next attempt ends with the bits of an undisturbed run."""
+"""SIGKILL at any moment: the next attempt produces the same bits as an undisturbed run."""
 
 import random
 import signal
@@ -20,9 +20,9 @@ CHAINS = 2
 
 @dataclass(frozen=True)
 class Moment:
-    """So many seconds after so many packs were saved; 0 packs: after the start of Python.
+    """`seconds` after `packs` packs were saved; 0 packs: after the start of Python.
 
-    Packs, as the same seconds are an import one time and a whole computation another, on a busy machine.
+    It counts packs because, on a busy machine, the same seconds may cover an import or a whole computation.
     """
 
     packs: int
@@ -30,18 +30,18 @@ class Moment:
 
 
 def random_moment(generator: random.Random, undisturbed: Undisturbed, most_packs: int) -> Moment:
-    """Draw from the whole life of a worker that has so many packs to do."""
-    packs = max(generator.randint(-3, most_packs), 0)  # import and loading are as long as some packs
+    """Draw from the whole life of a worker that has `most_packs` packs to compute."""
+    packs = max(generator.randint(-3, most_packs), 0)  # import and loading take as long as some packs
     stretch = undisturbed.compute_seconds / 5 if packs else undisturbed.seconds - undisturbed.compute_seconds
     return Moment(packs, generator.uniform(0, stretch))
 
 
 def kill_at(run: Run, ranks: tuple[int, ...], moment: Moment) -> list[int]:
-    """Start workers, kill them all at the moment, and return their exit codes (0: one was done)."""
+    """Start workers, kill them all at the moment, and return their exit codes (0: the worker had finished)."""
     before = len(parts_in(run))
     workers = [start(run, rank, *EACH_PACK) for rank in ranks]
     try:
-        # At the end parts vanish, all or those that a worker of another world size needs no more.
+        # At the end, a worker removes its parts, except those that another world size still needs.
         while len(parts_in(run)) < before + moment.packs and any(worker.poll() is None for worker in workers):
             time.sleep(0.005)
         time.sleep(moment.seconds)
@@ -56,12 +56,12 @@ def test_killed_at_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> N
     kill_and_resume(undisturbed, tmp_path, CASES)
 
 
-def test_killed_at_random_moments_among_windows(undisturbed_contigs: Undisturbed, tmp_path: Path) -> None:
+def test_killed_at_random_moments_with_windows(undisturbed_contigs: Undisturbed, tmp_path: Path) -> None:
     kill_and_resume(undisturbed_contigs, tmp_path, CASES_OF_CONTIGS)
 
 
 def kill_and_resume(undisturbed: Undisturbed, tmp_path: Path, cases: int) -> None:
-    """The same bits after a kill -9 at any moment and a resume in another number of shards; nothing is left."""
+    """The same bits after a kill -9 at any moment and a resume with another world size; nothing is left behind."""
     generator = random.Random(20240611)
     killed = with_parts = 0
     for case in range(cases):
@@ -86,7 +86,7 @@ def kill_and_resume(undisturbed: Undisturbed, tmp_path: Path, cases: int) -> Non
 
 @pytest.mark.parametrize("seed", range(CHAINS))
 def test_killed_again_and_again(undisturbed: Undisturbed, tmp_path: Path, seed: int) -> None:
-    """Three kills in a row, each time in another number of shards: packs of all of them are put together."""
+    """Three kills in a row, each with another world size: the final run combines the packs of all of them."""
     generator = random.Random(seed)
     for world_size in generator.sample((1, 2, 3, 5), 3):
         run = undisturbed.again(tmp_path / "chain", world_size)
@@ -101,7 +101,7 @@ def test_killed_again_and_again(undisturbed: Undisturbed, tmp_path: Path, seed: 
     assert left_behind(tmp_path) == []
 
 
-# How many of the rank's parts are there after each moment; None: all of them.
+# How many of the rank's parts exist after each moment; None: all of them; -2: all but two.
 SAVED = {
     "before the first status": 0,
     "before the first part": 0,
@@ -133,14 +133,14 @@ def test_killed_at_a_named_moment(undisturbed: Undisturbed, tmp_path: Path, mome
         ("before the final status", 3),
     ],
 )
-def test_killed_at_a_named_moment_among_windows(
+def test_killed_at_a_named_moment_with_windows(
     undisturbed_contigs: Undisturbed, tmp_path: Path, moment: str, world_size: int
 ) -> None:
     die_and_resume(undisturbed_contigs, tmp_path, moment, world_size)
 
 
 def die_and_resume(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_size: int) -> None:
-    """Each step of writing parts, shard and status: what was whole is used, what was half-written is not."""
+    """Each step of writing parts, shard and status: complete files are used, half-written ones are not."""
     assert SAVED.keys() == set(MOMENTS)
     run = undisturbed.again(tmp_path / "run", 2)
     die_at(moment, run, 0, *EACH_PACK)
@@ -154,9 +154,9 @@ def die_and_resume(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_
     expected = saved if saved is not None and saved >= 0 else num_packs + (saved or 0)
     assert len(parts_in(run)) == expected
     other = undisturbed.again(run.folder, world_size)
-    # Beside its parts: of another number of shards, the complete shard.
+    # With another world size, a complete shard counts as well as the parts.
     assert packs_done(other) == (num_packs if done and world_size != 2 else expected)
     digest, packs = finish(other)
     assert digest == undisturbed.digest
-    assert packs == (num_packs if done else expected)  # by its second name a complete shard serves its own rank as well
+    assert packs == (num_packs if done else expected)  # a complete shard's second name lets its own rank reuse it
     assert left_behind(run.folder) == []

@@ -1,4 +1,4 @@
-"""Memory that does not suffice, by a real limit of the address space."""
+"""Too little memory, by a real limit on the address space."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from sequences import random_sequences
 
 MAX_LENGTH = 40000
 
-# Embeds a pack with all memory, then with some MB more than the process holds, and prints what came of it.
+# Embeds a pack with all memory, then with only a few MB more than the process holds, and prints the outcome.
 TIGHT = """
 import json, re, resource, sys
 from pathlib import Path
@@ -60,8 +60,8 @@ print(json.dumps({**found, "tried": tried, "limits": limits, "splits": embed.spl
 
 def embed_with(number: int, length: int, megabytes: int) -> dict:
     command = [sys.executable, "-c", TIGHT, *map(str, (number, length, megabytes))]
-    # With a threshold of its own, malloc gives each freed tensor back; else it keeps some, and how many megabytes are
-    # left beyond the limit is chance.
+    # With a fixed threshold, malloc gives each freed tensor back; else it keeps some, and the megabytes left below
+    # the limit vary by chance.
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -69,13 +69,13 @@ def embed_with(number: int, length: int, megabytes: int) -> dict:
 
 
 def test_a_pack_that_does_not_fit_is_split() -> None:
-    """In pieces it gives the same embeddings, and no size that failed is tried a second time."""
+    """The pieces give the same embeddings, and no size that failed is tried again."""
     found = embed_with(64, 400, 80)
     print(found)
     assert found["error"] == ""
     assert found["splits"] > 0
     assert found["difference"] < 1e-5
-    tried, limits = found["tried"], found["limits"]  # limits: what was known to be too large at each try, and at last
+    tried, limits = found["tried"], found["limits"]  # the limit known at each try, and at the end
     assert tried[0] == 64 * 402
     assert all(size < limit or not limit for size, limit in zip(tried, limits[:-1], strict=True))
     failures = [size for size, before, after in zip(tried, limits, limits[1:], strict=False) if before != after]
@@ -85,7 +85,7 @@ def test_a_pack_that_does_not_fit_is_split() -> None:
 
 
 def test_a_sequence_that_does_not_fit_says_so() -> None:
-    """One sequence can't be split: the error has its length, and it is tried once."""
+    """A single sequence can't be split: the error gives its length, and it is tried once."""
     found = embed_with(1, 8000, 24)
     assert found["error"] == "not enough memory for a sequence of 8002 tokens"
     assert found["tried"] == [8002]
@@ -93,7 +93,7 @@ def test_a_sequence_that_does_not_fit_says_so() -> None:
 
 @pytest.fixture(scope="module")
 def address_space(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """The most bytes of address space that a worker takes whose sequences are short."""
+    """The peak address space, in bytes, of a worker with short sequences."""
     run = built(tmp_path_factory.mktemp("short"), [300, 300])
     worker = start(run, 0, "--threads", 1, env={**os.environ, "OMP_NUM_THREADS": "1"})
     most = 0
@@ -121,7 +121,7 @@ def limited_to(num_bytes: int) -> Callable[[], None]:
 
 
 def test_a_worker_names_the_sequence_that_does_not_fit(address_space: int, tmp_path: Path) -> None:
-    """One line with the sequence and what to do, where shorter sequences are no trouble."""
+    """One line names the sequence and the remedy; with the same limit, shorter sequences work."""
     settings: dict = {
         "env": {**os.environ, "OMP_NUM_THREADS": "1"},
         "preexec_fn": limited_to(address_space + (100 << 20)),

@@ -1,4 +1,4 @@
-"""Half precision that overflows: the sequences concerned are computed in float32, and no others."""
+"""Half precision that overflows: only the affected sequences are computed in float32."""
 
 from pathlib import Path
 
@@ -25,10 +25,10 @@ LETTER, CHANNEL, UNIT = "W", 5, 7
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights that give one hidden unit of the first block some 80,000 at one letter, and nothing to do with it.
+    """Weights with which one hidden unit of the first block reaches about 80,000 at one letter, without any effect.
 
-    The letter alone has a large value in one channel of its embedding; attention adds nothing to that
-    channel, so that it reaches the first fc1. As fc2 ignores the unit, float32 does not notice.
+    Only that letter has a large value in one channel of its embedding; attention adds nothing to the channel, so
+    the value reaches the first fc1. fc2 ignores the unit, so nothing changes in float32.
     """
     model = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
     first = model.layers[0]
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embed_alone(checkpoint: Path, index: Index, precision: torch.dtype, packs: range) -> np.ndarray:
-    """Return the embeddings of all sequences in the order of the index, as one precision gives them."""
+    """Return the embeddings of all sequences in the order of the index, computed in one precision."""
     weights = load_weights(find_model(str(checkpoint)))
     model = ESM2(weights.architecture, weights.tensors, precision, index.max_tokens, "sdpa")
     embedder = PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
@@ -52,7 +52,7 @@ def embed_alone(checkpoint: Path, index: Index, precision: torch.dtype, packs: r
 
 
 def test_an_overflow_in_float16(checkpoint: Path, tmp_path: Path) -> None:
-    """With the letter: the float32 embedding to 1e-6. Without it: the float16 one, to the bit. The status counts."""
+    """Sequences with the letter get float32 embeddings (to 1e-6), others float16 (bit for bit); the status counts."""
     sequences = [s.replace(LETTER, "A") for s in random_sequences([90, 200, 60, 400, 120, 300, 250, 40])]
     for number, place in ((1, 0), (4, 60), (5, 299)):
         sequences[number] = sequences[number][:place] + LETTER + sequences[number][place + 1 :]

@@ -1,4 +1,4 @@
-"""Signals that end a merge, a build of an index or an export: no unfinished file stays, and no half of a result."""
+"""Signals that end a merge, an index build, or an export: no temporary file stays, and no partial result."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def signal_at(number: str, event: str, pattern: str, count: int, program: str, *
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A merged result; what is merged again comes from the same shards, rounded to float16."""
+    """A merged result; the tests merge the same shards again, as float16."""
     folder = tmp_path_factory.mktemp("merged")
     fasta = folder / "some.faa"
     fasta.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences([300, 40, 50, 7]))))
@@ -56,7 +56,7 @@ def assert_stopped(number: str, code: int, said: str) -> None:
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_merge(number: str, run: Run) -> None:
-    """Stopped when its rows are about to be written: the result of before is as it was."""
+    """Stopped just before it writes its rows: the earlier result is unchanged."""
     before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
     written = r"/\.embeddings\.h5\..+\.tmp$"  # opened for its HDF5, then for its rows
     code, said = signal_at(number, "open", written, 2, "merge_shards.py", *merge_arguments(run))
@@ -86,7 +86,7 @@ RENAMES = ("records.tsv.gz", "manifest.json", "embeddings.h5")
     ("event", "name"), [("os.remove", "embeddings.h5"), *(("os.rename", name) for name in RENAMES)]
 )
 def test_a_merge_killed_over_an_earlier_result(event: str, name: str, run: Run) -> None:
-    """SIGKILL just before each step that changes a final name: if embeddings.h5 is there, the others are its own."""
+    """SIGKILL just before each step that changes a final name: if embeddings.h5 exists, the others belong to it."""
     code, said = signal_at("SIGKILL", event, f"/{name}$", 1, "merge_shards.py", *merge_arguments(run))
     assert code == -signal.SIGKILL, said
     assert run.embeddings.exists() == (event == "os.remove")
@@ -97,7 +97,7 @@ def test_a_merge_killed_over_an_earlier_result(event: str, name: str, run: Run) 
 
 
 @pytest.mark.parametrize("name", RENAMES)
-def test_a_merge_stopped_amid_its_renames_comes_to_their_end(name: str, run: Run) -> None:
+def test_a_merge_stopped_during_its_renames_finishes_them(name: str, run: Run) -> None:
     code, said = signal_at("SIGTERM", "os.rename", f"/{name}$", 1, "merge_shards.py", *merge_arguments(run))
     assert_stopped("SIGTERM", code, said)
     assert_of_one_result(run, "float16")

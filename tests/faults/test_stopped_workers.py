@@ -15,17 +15,17 @@ from seqmill.base.locks import lock_path_of
 from sequences import random_sequences
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-ENDS_WITHIN = 60.0  # seconds; the stop itself takes no longer than a pack and the saving of it
+ENDS_WITHIN = 60.0  # seconds; the stop takes no longer than to compute and save a pack
 SAYS_EVERY_PACK = "import seqmill.embed.compute; seqmill.embed.compute.PROGRESS_SECONDS = 0"
 
 
 def heed_interrupts() -> None:
-    """A shell starts what runs in the background with SIGINT ignored, and a worker would obey that."""
+    """A shell starts background processes with SIGINT ignored, and a worker would keep ignoring it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_a_status(run: Run, worker: Popen[str], fingerprint: bool = True) -> None:
-    """Wait until this worker, not one before it, has written its status: the first, or the one with a fingerprint."""
+    """Wait until this worker, not an earlier one, has written its first status, or the one with a fingerprint."""
     while True:
         assert worker.poll() is None
         if run.statuses[0].exists():
@@ -36,11 +36,11 @@ def wait_for_a_status(run: Run, worker: Popen[str], fingerprint: bool = True) ->
 
 
 def test_stopped_again_and_again(tmp_path: Path) -> None:
-    """On SIGTERM, SIGINT and SIGUSR1 what is finished but not yet saved is saved, and the status says what happened.
+    """On SIGTERM, SIGINT and SIGUSR1 a worker saves its finished packs, and the status says what happened.
 
-    Six workers of one shard in turn, two of them stopped at random moments while Python still imports, two at random
-    moments amid their saving, two once they have finished a pack and are far from saving it: each goes on from the
-    last pack that the one before has counted.
+    Six workers compute one shard in turn. Two are stopped at random moments during the imports, two at random moments
+    while they save, and two when they have finished a pack but not saved it. Each resumes from the last pack that the
+    worker before it counted.
     """
     generator = random.Random(5)
     lengths = [generator.randrange(20, 240) for _ in range(500)]
@@ -89,7 +89,7 @@ def test_stopped_again_and_again(tmp_path: Path) -> None:
 
 
 def hold_amid(run: Run, worker: Popen[str]) -> None:
-    """Stop the worker where it is, once it has saved two packs."""
+    """Suspend the worker once it has saved two packs."""
     wait_for_a_status(run, worker)
     while len(parts_in(run)) < 2:
         assert worker.poll() is None
@@ -98,11 +98,11 @@ def hold_amid(run: Run, worker: Popen[str]) -> None:
 
 
 def test_a_second_worker_leaves_the_first_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """It says who computes the shard and ends with 1; the first one's status and shard are as if it had not been."""
+    """It says who computes the shard and exits with 1; the first worker's status and shard are unaffected."""
     run = undisturbed.again(tmp_path / "run", 1)
     first = start(run, 0, *EACH_PACK)
     try:
-        hold_amid(run, first)  # or it would be done before the second gives up waiting
+        hold_amid(run, first)  # or it would finish before the second gives up waiting
         before = run.statuses[0].read_bytes()
         second = embed(run, 0)
         assert second.returncode == 1
@@ -123,7 +123,7 @@ def test_a_second_worker_leaves_the_first_alone(undisturbed: Undisturbed, tmp_pa
 
 
 def test_a_merge_leaves_a_running_worker_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """The shards of another world size are finished and merged beside a worker: its lock and its parts stay."""
+    """Shards of another world size are finished and merged while a worker runs: its lock and its parts stay."""
     run = undisturbed.again(tmp_path / "run", 1)
     worker = start(run, 0, *EACH_PACK)
     try:

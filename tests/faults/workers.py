@@ -1,4 +1,4 @@
-"""Workers as a workflow starts them, and the digest of what comes of it."""
+"""Runs workers as a workflow does, and computes the digest of their embeddings."""
 
 import hashlib
 import json
@@ -27,13 +27,13 @@ EACH_PACK = ("--save-seconds", "0")
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run without any fault gave.
+    """A run without any fault.
 
     Attributes:
         fasta, model, policy, index: what every run starts from.
         digest: SHA-256 of the embeddings.
-        seconds: wall time of a whole worker, one of two, from the start of Python to its end.
-        compute_seconds: of these, over the packs.
+        seconds: wall time of one of its two workers, from the start of Python to its end.
+        compute_seconds: how many of these seconds the packs took.
     """
 
     fasta: Path
@@ -45,7 +45,7 @@ class Undisturbed:
     compute_seconds: float
 
     def again(self, folder: Path, world_size: int) -> Run:
-        """A new run of the same index in a folder of its own, or one that goes on there in other shards."""
+        """Return a new run of the same index in a folder, or resume the run there with another world size."""
         folder.mkdir(exist_ok=True)
         run = Run(folder, world_size)
         if not run.index.exists():
@@ -61,7 +61,7 @@ def arguments_of(run: Run, rank: int, *more: object) -> list[str]:
 
 
 def start(run: Run, rank: int, *more: object, before: str = "", **options: object) -> subprocess.Popen[str]:
-    """Start a worker, after the Python statements `before` in its process, and do not wait for it."""
+    """Start a worker and do not wait for it; its process first runs the Python statements `before`."""
     program = f"import runpy, sys; {before}\nrunpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
     if before:
         options["env"] = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
@@ -92,7 +92,7 @@ def parts_in(run: Run) -> list[Path]:
 
 
 def packs_done(run: Run) -> int:
-    """How many packs are done for a run that begins: in parts, or in complete shards of another number of shards."""
+    """Return how many packs a new run can reuse, from parts or from complete shards of another world size."""
     packs = {pack for path in parts_in(run) for pack in open_part(path).packs.tolist()}
     for path in run.folder.glob("shard_*-of-*.status.json"):
         status = read_status(path)
@@ -107,13 +107,13 @@ def digest_of(embeddings: Path) -> str:
 
 
 def finish(run: Run) -> tuple[str, int]:
-    """Let every rank come to its end and merge; return the digest, and how many packs were not computed again."""
+    """Finish every rank and merge; return the digest, and how many packs were not computed again."""
     run.embed().merge()
     return digest_of(run.embeddings), sum(status_of(run, rank)["resumed_packs"] for rank in range(run.world_size))
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Everything below a folder that a merge should have cleaned up: temporary files, locks, parts."""
+    """Return everything below a folder that a merge should have removed: temporary files, locks, parts."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
