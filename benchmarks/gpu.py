@@ -31,7 +31,7 @@ BENCHMARKS = Path(__file__).parent
 sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
 from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.monitor import gemm_peak, monitor
+from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
 from seqmill.embed.pooling import mean_over_residues
 from seqmill.embed.readout import Readout
 from seqmill.embed.runner import embed_packs
@@ -151,7 +151,7 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
             lengths = np.concatenate([index.pack_lengths(pack) for pack in packs])
             measured.update(tokens=int(lengths.sum()), flop=model_flop(architecture, lengths), packs=len(packs))
         torch.cuda.reset_peak_memory_stats(device)
-        with monitor(device, seconds=0.1) as watched:
+        with monitor(device, seconds=0.1) as samples:
             seconds = [timed(model, index, packs, device) for _ in range(rounds)]
         measured["ways"].append(
             {
@@ -162,7 +162,7 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
                 "peak_bytes": torch.cuda.max_memory_allocated(device) - held,
                 "worst_cosine_to_float32": cosine,
                 **dict(zip(("host_seconds", "device_seconds"), pack_seconds(model, index, packs, device), strict=True)),
-                **watched.summary(),
+                **gpu_use(samples),
             }
         )
 

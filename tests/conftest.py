@@ -1,5 +1,6 @@
 """Test settings. `pythonpath` in pyproject.toml says where modules are found."""
 
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 # Use the same examples in every run, so that a rare failure shows in the change that causes it.
 settings.register_profile("same", derandomize=True, database=None, deadline=None)
 settings.load_profile("same")
+
+# A shell starts background jobs with SIGINT ignored; the programs that the tests stop would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -52,6 +52,17 @@ def work(arguments: argparse.Namespace) -> None:
         stop_with_parent(arguments.parent)
     from seqmill.embed.worker import embed_shard
 
-    fields = ShardTask.__dataclass_fields__.keys() & vars(arguments).keys()
-    task = {field: getattr(arguments, field) for field in fields}
-    embed_shard(ShardTask(shard=arguments.output, settings=program.compute_settings_of(arguments), **task))
+    task = ShardTask(
+        index=arguments.index,
+        rank=arguments.rank,
+        world_size=arguments.world_size,
+        shard=arguments.output,
+        status=arguments.status,
+        settings=program.compute_settings_of(arguments),
+        model=arguments.model,
+        on_error=arguments.on_error,
+        save_seconds=arguments.save_seconds,
+        audit_seconds=arguments.audit_seconds,
+        attempt=arguments.attempt,
+    )
+    embed_shard(task)

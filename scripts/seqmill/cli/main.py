@@ -50,7 +50,8 @@ def launch(name: str, usage_name: str | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(usage_name, description=module.__doc__)
     module.add_options(parser)
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    if sys.stdout is not None:  # closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     try:
         sys.exit(exit_code_of(lambda: module.work(arguments), getattr(module, "KEPT", "")))
     except argparse.ArgumentTypeError as error:  # options that do not go together

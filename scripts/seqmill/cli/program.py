@@ -183,6 +183,10 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def seconds(text: str) -> float:
     """Argparse type: a number of seconds, 0 or more."""
-    if not 0 <= float(text) < math.inf:
-        raise ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
-    return float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return value

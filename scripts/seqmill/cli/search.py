@@ -17,4 +17,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> None:
     from seqmill.neighbors import write_neighbors
 
-    write_neighbors(**vars(arguments))
+    options = (arguments.k, arguments.layer, arguments.pooling)
+    write_neighbors(arguments.query, arguments.target, arguments.output, *options)

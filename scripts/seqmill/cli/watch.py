@@ -18,7 +18,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> None:
     try:
         from seqmill.run.watch import watch
-    except ModuleNotFoundError as error:  # no worker needs rich
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "rich":  # which no worker needs
+            raise
         raise SeqmillError("watch needs rich: pip install 'seqmill[workflow]' (or rich)") from error
 
     interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0

@@ -116,7 +116,15 @@ def audit_embeddings(stored: StoredVectors, source: ModelSource, rows: np.ndarra
 
 def not_audited(why: str, seconds: float = 0.0) -> AuditFacts:
     """Return the result of an audit that recomputed nothing."""
-    return AuditFacts(0, math.nan, math.nan, "", f"none: {why}", seconds, False)
+    return AuditFacts(
+        sequences=0,
+        worst_cosine=math.nan,
+        worst_relative_error=math.nan,
+        worst_sequence="",
+        reference=f"none: {why}",
+        seconds=seconds,
+        longest_included=False,
+    )
 
 
 def _why_not_loaded(architecture: AnyArchitecture, bytes_per_second: float, seconds: float) -> str:

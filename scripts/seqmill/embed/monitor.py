@@ -46,10 +46,10 @@ def gpu_use(samples: Sequence[Sample]) -> dict[str, float]:
         return {}
     utilization, memory, power = zip(*samples, strict=True)
     return {
-        "gpu_utilization_mean": round(sum(utilization) / len(samples), 1),
+        "gpu_utilization_mean": round(sum(utilization) / len(utilization), 1),
         "gpu_memory_bytes_max": max(memory),
-        "gpu_power_watts_mean": round(sum(power) / len(samples), 1),
-        "gpu_samples": len(samples),
+        "gpu_power_watts_mean": round(sum(power) / len(power), 1),
+        "gpu_samples": len(power),
     }
 
 

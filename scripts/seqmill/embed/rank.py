@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from seqmill.base.files import require_space, sha256_of_file
@@ -34,10 +35,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     Interrupted after a signal.
     """
     job, embed = load_job(task, status)
-    done = _find_done(job)
-    signals.check()
+    done = _find_done(job, signals)
     todo = [pack for pack in job.packs if pack not in done]
-    _require_space(job, todo)
     with PartWriter(job.store, task.shard.name, task.save_seconds, done) as parts:
         compute_packs(job, embed, todo, parts, signals)
     del embed  # the audit needs the memory for its reference
@@ -67,8 +66,8 @@ def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callab
     return partial(job.store.replace_by_shard, task.shard, task.status, job.packs)
 
 
-def _find_done(job: Job) -> DonePacks:
-    """Find the packs that need not be computed."""
+def _find_done(job: Job, signals: Signals) -> DonePacks:
+    """Find the packs that need not be computed, and make sure that the disk has room for the others."""
     store, status = job.store, job.status
     with stage(status, "resume"):
         with_quarantined = job.task.on_error == "skip"
@@ -78,6 +77,8 @@ def _find_done(job: Job) -> DonePacks:
         status.resumed_packs = status.done_packs = len(done)
         if status.resumed_packs:
             log.info("resuming: %d of %d packs are done", status.resumed_packs, len(job.packs))
+        signals.check()  # HDF5 can lose the exception of a signal
+        _require_space(job, [pack for pack in job.packs if pack not in done])
     return done
 
 
@@ -128,9 +129,7 @@ def _audit(job: Job, rows: np.ndarray, done: DonePacks) -> dict[str, Any]:
             audit = not_audited(message)
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)
     names = ("sequences", "worst_cosine", "worst_relative_error", "reference")
-    attributes = {f"audit_{name}": getattr(audit, name) for name in names}
-    for name in ("worst_cosine", "worst_relative_error"):
-        if not math.isfinite(getattr(audit, name)):  # JSON has no NaN or infinity
-            setattr(audit, name, None)
-    audit.verdict, status.audit = verdict, audit
-    return attributes
+    numbers = (audit.worst_cosine, audit.worst_relative_error)
+    cosine, error = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN or infinity
+    status.audit = msgspec.structs.replace(audit, worst_cosine=cosine, worst_relative_error=error, verdict=verdict)
+    return {f"audit_{name}": getattr(audit, name) for name in names}

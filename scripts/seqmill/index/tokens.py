@@ -84,7 +84,7 @@ class NucleotideTokenizer:
     """Byte pairs by the model's own tokenizer.json; a sequence has one segment per window and strand."""
 
     dtype = np.uint16
-    letter_policy = f"{NucleotideLetters.policy}; windows are weighted by their known bases"
+    letter_policy = f"{NucleotideLetters.policy}; windows weigh by their known bases"  # in the index digest
 
     def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
         assert source.tokenizer is not None

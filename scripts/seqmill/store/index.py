@@ -103,7 +103,8 @@ class Index:
         return int(self.attributes["stride"])
 
     def record_id(self, record: int) -> str:
-        return self.record_ids[slice(*self.record_id_offsets[record : record + 2])].tobytes().decode()
+        begin, end = self.record_id_offsets[record : record + 2]
+        return self.record_ids[begin:end].tobytes().decode()
 
     def record_name(self, record: int) -> str:
         """Return a record's id and number, for messages."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from seqmill.base.hdf5 import STRING_BLOCK, open_hdf5, sha256_and_finite
+from seqmill.base.files import sha256_and_finite
+from seqmill.base.hdf5 import STRING_BLOCK, open_hdf5
 from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint

@@ -17,12 +17,13 @@ from seqmill.base.files import (
     name_errors,
     refuse_shared,
     remove_abandoned,
+    sha256_but_for,
     sha256_of_file,
     whole_folder_or_absent,
     whole_or_absent,
     write_json,
 )
-from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5, sha256_but_for
+from seqmill.base.hdf5 import map_dataset, new_hdf5, open_hdf5
 from seqmill.errors import SeqmillError
 
 OLD = "the old content"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,4 +50,13 @@ def test_watch_without_rich_names_the_extra() -> None:
     done = seqmill("watch", "--once", before="import sys; sys.modules['rich'] = None")
     assert done.returncode == 1
     assert done.stderr.endswith("watch needs rich: pip install 'seqmill[workflow]' (or rich)\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_with_standard_output_closed_a_program_reports_its_own_error(tmp_path: Path) -> None:
+    build = [sys.executable, SCRIPTS / "build_index.py", "--fasta", "none.fa", "--model", "untrained:dnabert_s"]
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *build, "--output", tmp_path / "index.h5"]
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "none.fa" in done.stderr
     assert "Traceback" not in done.stderr

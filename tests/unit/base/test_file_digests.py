@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmill.base.hdf5 import READ_BYTES, sha256_and_finite
+from seqmill.base.files import READ_BYTES, sha256_and_finite
 
 NUM_ROWS, WIDTH = 3 * READ_BYTES // 40 + 7, 10  # more than three blocks of float32, which split rows
 
