@@ -1,4 +1,4 @@
-"""A folder in memory for the fuzz tests: they write ten thousands of small files."""
+"""A folder in memory for the fuzz tests, which write tens of thousands of small files."""
 
 import shutil
 import tempfile
@@ -27,14 +27,14 @@ WORLD_SIZE = 2
 
 @pytest.fixture(scope="session")
 def sound(memory_folder: Path) -> Run:
-    """An index, two shards and merged results: duplicates, truncated and described records, several packs."""
+    """An index, two shards, and merged results, with duplicates, truncated records, descriptions, and several packs."""
     sequences = random_sequences([*range(300, 20, -12), 5, 1])
     return made(memory_folder / "sound", sequences, "MKV", MODEL, LengthPolicy("truncate", 250))
 
 
 @pytest.fixture(scope="session")
 def sound_contigs(memory_folder: Path) -> Run:
-    """The same of nucleotides, in windows on both strands."""
+    """The same for nucleotides, with windows on both strands."""
     sequences = random_contigs([*range(900, 20, -40), 5, 1])
     policy = LengthPolicy("window", 400, 300, 200, "both")
     return made(memory_folder / "contigs", sequences, "ACN", str(dnabert_folder()), policy)
@@ -47,7 +47,7 @@ def made(folder: Path, sequences: list[str], short: str, model: str, policy: Len
     last = f">\n{short}\n>é 𝛼\n{short.lower()}\n"  # noqa: RUF001
     fasta.write_text("".join([*records, *records[3:6], last]), encoding="utf-8")
     run = Run(folder, WORLD_SIZE).build(fasta, model, policy)
-    # In processes of their own: torch's threads would not survive the forks of the tests.
+    # In separate processes, because torch's threads do not survive the tests' forks.
     for rank, (shard, status) in enumerate(zip(run.shards, run.statuses, strict=True)):
         options = ["--index", run.index, "--rank", rank, "--world-size", WORLD_SIZE, "--output", shard]
         done = run_script(

@@ -1,4 +1,4 @@
-"""Seeded damage to files, and many cases in child processes, so that a crash or a hang is one failed case."""
+"""Seeded damage to files. The cases run in child processes, so a crash or a hang is one failed case."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from pathlib import Path
 import h5py
 
 CASE_SECONDS = 20
-CASE_MEMORY = 8 << 30  # address space beyond that of the parent: a mad size is a MemoryError, not the machine's end
+CASE_MEMORY = 8 << 30  # address space on top of the parent's, so that an absurd size raises MemoryError
 
 
 def failures(number: int, attempt: Callable[[int], object]) -> str:
-    """Call `attempt` with the seeds 0 to `number` - 1, in children; return what went wrong, a line or more a seed."""
+    """Call `attempt` with the seeds 0 to `number` - 1 in child processes; return the errors, or "" if none."""
     wrong: list[str] = []
     seed = 0
     while seed < number:
@@ -49,7 +49,7 @@ def _one_child(first: int, number: int, attempt: Callable[[int], object]) -> tup
 
 
 def _be_child(first: int, number: int, attempt: Callable[[int], object], writer: int) -> None:
-    """Say the seed before each case, and what went wrong after it; never return."""
+    """Report the seed before each case and any error after it; never return."""
     code = 1
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -76,7 +76,7 @@ KINDS = ("bit", "bit", "bit", "byte", "random", "zero", "ones", "truncate", "ins
 
 
 def damaged(data: bytes, random_: random.Random, likely: list[range], share: float = 0.8) -> bytes:
-    """Return `data` with one to three places hit; `share` of the hits begin in the `likely` ranges."""
+    """Return `data` damaged in one to three places, each with probability `share` in a `likely` range."""
     for _ in range(random_.choice([1, 1, 1, 2, 3])):
         inside = random_.choice(likely) if likely and random_.random() < share else range(len(data))
         at = min(random_.choice(inside), len(data)) if len(inside) else 0
@@ -107,14 +107,14 @@ def _hit(data: bytes, at: int, kind: str, size: int, random_: random.Random) -> 
 
 
 def bits_flipped(data: bytes, random_: random.Random, inside: list[range]) -> bytes:
-    """Return `data` with one to three bits flipped in the ranges."""
+    """Return `data` with one to three bits flipped inside the ranges."""
     for _ in range(random_.choice([1, 1, 2, 3])):
         data = _hit(data, random_.choice(random_.choice(inside)), "bit", 1, random_)
     return data
 
 
 def parts_of(path: Path) -> tuple[list[range], list[range], list[range]]:
-    """Return the byte ranges of an HDF5 file: metadata, heaps of strings, and values of contiguous datasets."""
+    """Return the byte ranges of an HDF5 file: metadata, string heaps, and values of contiguous datasets."""
     data = path.read_bytes()
     with h5py.File(path, "r") as file:
         spans = [(dataset.id.get_offset(), dataset.id.get_storage_size()) for dataset in file.values()]

@@ -1,4 +1,4 @@
-"""Sound, odd and damaged FASTA files, plain and compressed, as hypothesis strategies."""
+"""Hypothesis strategies for valid, odd, and damaged FASTA files, plain and compressed."""
 
 import gzip
 import zlib
@@ -6,7 +6,7 @@ import zlib
 import zstandard
 from hypothesis import strategies as st
 
-# Of a control character, a quote, a byte order mark, a line separator that is none here ...
+# Control characters, quotes, a byte order mark, line separators that do not end a FASTA line, ...
 ODD = [">", "\t", "\x01", "\x1b", "\x1c", "\x7f", "\x85", "\u2028", "\ufeff", '"', "'", "é", "𝛼", "=", ";", "|"]  # noqa: RUF001
 HEADERS = (
     st.lists(st.sampled_from(["a", "b", "sp|P1|X", " ", *ODD]), max_size=6).map(lambda parts: "".join(parts).encode())
@@ -83,11 +83,11 @@ def changed(data: bytes, changes: list[tuple[str, float, float, bytes]]) -> byte
     return data
 
 
-# --- the containers ---------------------------------------------------------------------------------------------
+# --- containers -------------------------------------------------------------------------------------------------
 
 
 def bgzip_member(data: bytes) -> bytes:
-    """A block of a bgzip file (SAM specification 4.1): gzip with its own size in an extra field."""
+    """Return a block of a bgzip file (SAM specification 4.1): gzip with its size in an extra field."""
     compressor = zlib.compressobj(6, zlib.DEFLATED, -15)
     body = compressor.compress(data) + compressor.flush()
     size = len(body) + 25

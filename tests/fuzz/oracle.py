@@ -1,4 +1,4 @@
-"""What a FASTA file says, read line by line as naively as can be: the fuzz tests' second opinion."""
+"""A naive FASTA reader, line by line, with which the fuzz tests compare the package."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ class Said:
 
 
 def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
-    """Return the records, or None if the text is to be refused."""
+    """Return the records, or None if the text must be refused."""
     text = text.removeprefix(b"\xef\xbb\xbf").lstrip(WHITE)
     records: list[tuple[bytes, list[bytes]]] = []
     for line in text.split(b"\n"):
@@ -38,7 +38,7 @@ def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
 
 
 def _is_of_the_other_kind(letters: bytes, nucleotides: bool) -> bool:
-    if nucleotides:  # N tells nothing
+    if nucleotides:  # N counts for neither kind
         bases, others = (sum(is_base == (byte in BASES) for byte in letters if byte != ord("N")) for is_base in (1, 0))
         return bases + others >= 20 and bases < others
     others = sum(byte not in BASES + b"N" for byte in letters)
@@ -70,7 +70,7 @@ def _decoded(data: bytes) -> str:
 
 
 def decompressed(stored: bytes) -> bytes | None:
-    """Return the text of a plain, gzip or zstd file, by other calls than the package's; None if damaged."""
+    """Return the text of a plain, gzip, or zstd file, or None if damaged; calls other functions than the package."""
     try:
         if stored.startswith(b"\x1f\x8b"):
             return gzip.decompress(stored)
@@ -85,4 +85,4 @@ def _zstd(stored: bytes) -> bytes | None:
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(
         io.BytesIO(stored), read_across_frames=True
     )
-    return reader.read()  # a truncated last frame ends without an error here: the text is then a prefix
+    return reader.read()  # a truncated last frame raises no error here: the text is then a prefix

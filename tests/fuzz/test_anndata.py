@@ -1,4 +1,4 @@
-"""AnnData reads the exports, in its own environment: it does not support the locked version of pandas."""
+"""AnnData reads the exports. It needs its own environment, because it does not support the locked pandas."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from seqmill.export.export import export_embeddings
 PACKAGES = ("anndata==0.12.19", "pandas==2.3.3")
 IDS = ["a", "a", "a", "a-1", "", "", "NA", "é日本|x", "line\u2028separator", 'quote"and,comma']
 
-# Saves what AnnData finds, for the test to compare.
+# Saves what AnnData reads, so that the test can compare it.
 READ = """
 import sys
 import anndata, numpy as np, pandas
@@ -36,7 +36,7 @@ np.savez(found, X=data.X, ids=np.array(ids), lengths=data.obs["length"], uns=uns
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with AnnData; tests that need it are skipped if it can't be made."""
+    """The interpreter of an environment with AnnData; its tests are skipped if it can't be created."""
     folder = tmp_path_factory.mktemp("anndata")
     for command in (
         [sys.executable, "-m", "venv", folder],

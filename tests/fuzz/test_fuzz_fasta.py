@@ -1,7 +1,7 @@
-"""Any bytes as a FASTA file: an index that accounts for every record, or one short error and nothing left behind.
+"""Any bytes as a FASTA file give an index with every record, or one short error and no leftover files.
 
-A naive second reader (`oracle`) says which it must be. Nothing else may happen: no other exception, no hang,
-no partial output, no temporary file. About 10,000 cases, the same ones in every run.
+A naive second reader (`oracle`) decides which. Nothing else may happen: no other exception, no hang,
+no partial output, no temporary file. There are about 10,000 cases, the same in every run.
 """
 
 import csv
@@ -36,7 +36,7 @@ from seqmill.store.index_format import Fate
 from sequences import record_descriptions
 
 HANG_SECONDS = 20
-LONGEST_MESSAGE = 1000  # characters, the path of the file included
+LONGEST_MESSAGE = 1000  # characters, without the path of the file
 
 
 class Hang(BaseException):
@@ -71,9 +71,9 @@ def names_in(folder: Path) -> list[str]:
 
 
 def check(parent: Path, stored: bytes, policy: LengthPolicy, *, text: bytes | bool | None = True) -> bool:
-    """Build from the stored bytes and judge what came of it; return whether an index was built.
+    """Build an index from the stored bytes and check the outcome; return whether an index was built.
 
-    `text` is what the stored bytes decompress to, None if they must be refused; True lets the oracle say.
+    `text` is the decompressed text, or None if the bytes must be refused; with True the oracle decides.
     """
     text = oracle.decompressed(stored) if text is True else text
     said = None if text is None else oracle.read(text)
@@ -117,7 +117,7 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
         if too_long and policy.long_sequences == "reject":
             assert (fate, row) == (Fate.REJECTED, -1)
             continue
-        # Equal sequences, and only those, share a row, which decodes to their letters.
+        # Equal sequences, and no others, share a row, which decodes to their letters.
         assert rows.setdefault(one.letters, row) == row
         start, end = index.token_offsets[row : row + 2]
         tokens = index.tokens[start:end].tolist()
@@ -195,7 +195,7 @@ def test_random_bytes(memory_folder: Path, magic: bytes, rest: bytes, policy: Le
     stored = magic + rest
     said = True
     if stored.startswith((b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")) and oracle.decompressed(stored) is not None:
-        said = None  # a skippable frame, or a beginning of one: no text
+        said = None  # a skippable frame, or the start of one, has no text
     check(memory_folder, stored, policy, text=said)
 
 
@@ -208,7 +208,7 @@ def test_sound_containers(memory_folder: Path, good: bytes, container: str) -> N
 @given(GOOD_FILES, st.sampled_from(sorted(CONTAINERS)), st.lists(CHANGES, min_size=1, max_size=2))
 @cases(2500)
 def test_damaged_containers(memory_folder: Path, good: bytes, container: str, changes: list) -> None:
-    """An index comes only of a whole text, or of whole members that decompress by themselves to whole records."""
+    """An index is built only from a whole text, or from whole members that decompress to whole records."""
     stored = changed(CONTAINERS[container](good), changes)
     if stored == CONTAINERS[container](good):
         check(memory_folder, stored, LengthPolicy(), text=good)
@@ -216,7 +216,7 @@ def test_damaged_containers(memory_folder: Path, good: bytes, container: str, ch
     try:
         built = check(memory_folder, stored, LengthPolicy())
     except AssertionError as error:
-        # What may be refused though the oracle's tolerant calls read it: an end cut off.
+        # A file with a missing end may be refused, although the oracle's tolerant functions read it.
         if not str(error).startswith("refused, though") or "truncated or damaged" not in str(error):
             raise
         return
@@ -233,8 +233,8 @@ def test_bgzip_cut_between_blocks(memory_folder: Path, good: bytes, kept: int) -
 
 @given(FILES | st.builds(changed, GOOD_FILES, st.lists(CHANGES, max_size=3)), st.integers(1, 40))
 @cases(1000)
-def test_blocks_do_not_matter(memory_folder: Path, stored: bytes, block_bytes: int) -> None:
-    """Where the blocks end changes neither the records nor whether the file is refused."""
+def test_the_block_size_does_not_matter(memory_folder: Path, stored: bytes, block_bytes: int) -> None:
+    """The block size changes neither the records nor whether the file is refused."""
     path = memory_folder / "blocks.fa"
     path.write_bytes(stored)
     assert _records_of(path, block_bytes) == _records_of(path, 8 << 20)

@@ -1,9 +1,9 @@
-"""Damage to an HDF5 file: a refusal that names the file, or the undisturbed result.
+"""A damaged HDF5 file is refused by name, or gives the undamaged result.
 
-Promised of damage anywhere in an index or a shard, and in the metadata of embeddings.h5; of the embeddings' values
-manifest.json has the digest. Not promised: the text of ids and attributes in embeddings.h5, which lies in heaps that
-HDF5 has no checksums for, and which HDF5 2.0 may read forever once they are damaged.
-Every case runs in a child process, so a crash or a hang of the HDF5 library is a failure with its seed.
+This holds for damage anywhere in an index or a shard, and in the metadata of embeddings.h5. Damaged embedding values
+differ from their digest in manifest.json. Damage to the text of ids and attributes in embeddings.h5 may go unnoticed:
+it is in heaps, for which HDF5 has no checksums, and HDF5 2.0 may read a damaged heap forever.
+Every case runs in a child process, so a crash or a hang of the HDF5 library is a failure that names its seed.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def test_a_damaged_index_of_segments(sound_contigs: Run, memory_folder: Path) ->
 
 
 def test_damaged_segments(sound_contigs: Run, memory_folder: Path) -> None:
-    """No bit of the tokens, nor of where segments begin and what they weigh, is flipped unnoticed."""
+    """Every flipped bit in the tokens or in the segments' offsets and weights is noticed."""
     data, target = sound_contigs.index.read_bytes(), memory_folder / "index.h5"
     with h5py.File(sound_contigs.index) as file:
         datasets = [file[name] for name in ("tokens", "sequence_segments", "segment_offsets", "segment_lengths")]
@@ -84,7 +84,7 @@ def test_damaged_metadata_of_embeddings(sound: Run, memory_folder: Path) -> None
     assert not (wrong := failures(2000, attempt)), wrong
 
 
-def test_cut_embeddings(sound: Run, memory_folder: Path) -> None:
+def test_truncated_embeddings(sound: Run, memory_folder: Path) -> None:
     data, expected, target = sound.embeddings.read_bytes(), read_embeddings(sound.embeddings), memory_folder / "e.h5"
 
     def attempt(seed: int) -> None:
@@ -94,7 +94,7 @@ def test_cut_embeddings(sound: Run, memory_folder: Path) -> None:
     assert not (wrong := failures(300, attempt)), wrong
 
 
-def test_the_manifest_tells_of_damaged_values(sound: Run, memory_folder: Path) -> None:
+def test_the_manifest_digest_detects_damaged_values(sound: Run, memory_folder: Path) -> None:
     data, target = sound.embeddings.read_bytes(), memory_folder / "e.h5"
     digest = sound.manifest["outputs"][sound.embeddings.name]["embeddings_sha256"]
     with h5py.File(sound.embeddings) as file:
@@ -125,7 +125,7 @@ def check_message(error: SeqmillError, path: Path) -> None:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """All that the later stages may ask of an index."""
+    """Return everything that the later stages read from an index."""
     index = open_index(path)
     found: dict[str, Any] = {
         field.name: as_bytes(getattr(index, field.name))
@@ -167,8 +167,8 @@ def as_bytes(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def merged(run: Run, folder: Path) -> dict[str, Any]:
-    """Merge into a folder and read the result; the folder is left empty, also by a merge that fails."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a case before, which was killed
+    """Merge into a temporary `folder` and return the result; check that it leaves all outputs or none."""
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier case that was killed
     folder.mkdir()
     try:
         output, table, manifest = folder / "embeddings.h5", folder / "records.tsv.gz", folder / "manifest.json"
@@ -188,7 +188,7 @@ def copy_of(run: Run, folder: Path) -> Run:
 
 
 def _merge_damaged(source: Run, copy: Run, intact: Path, expected: dict[str, Any], data: bytes, vouch: bool) -> None:
-    """Merge with `data` in place of a file. If `vouch`, the status JSON's digest is that of the damaged shard."""
+    """Merge with one file replaced by `data`. If `vouch`, the status JSON has the digest of the damaged shard."""
     target = copy.folder / intact.name
     target.write_bytes(data)
     status = target.with_suffix(".status.json")
@@ -209,10 +209,10 @@ Damage = Callable[[bytes, random.Random, list[range]], bytes]
 
 
 def _merge_often(run: Run, folder: Path, file: Path, damage: Damage, cases: int, vouch: bool = False) -> None:
-    """Damage one file of a run in many ways; each merge says so or gives the same result."""
+    """Damage one file of a run in many ways; each merge refuses it or gives the same result."""
     copy = copy_of(run, folder / f"copy of {run.folder.name}")
     expected, data = merged(run, folder / "merged"), file.read_bytes()
-    likely = parts_of(file)[0] if file == run.index or vouch else []  # else anywhere in a shard
+    likely = parts_of(file)[0] if file == run.index or vouch else []  # otherwise anywhere in a shard
 
     def attempt(seed: int) -> None:
         hit = damage(data, random.Random(seed), likely)
@@ -233,6 +233,6 @@ def test_a_damaged_shard_is_not_merged(sound: Run, memory_folder: Path) -> None:
     _merge_often(sound, memory_folder, sound.shards[1], damaged, 500)
 
 
-def test_damaged_metadata_of_a_shard_that_its_status_vouches_for(sound: Run, memory_folder: Path) -> None:
-    """As of a shard damaged before its digest was taken: HDF5's own checksums are what is left."""
+def test_damaged_metadata_of_a_shard_whose_status_has_its_digest(sound: Run, memory_folder: Path) -> None:
+    """The shard is damaged before its digest is taken, so only HDF5's own checksums can notice it."""
     _merge_often(sound, memory_folder, sound.shards[1], bits_flipped, 500, vouch=True)

@@ -1,6 +1,6 @@
-"""Any bytes as a FASTA file of nucleotides: an index that accounts for every record, or one short error.
+"""Any bytes as a nucleotide FASTA give an index with every record, or one short error.
 
-As `test_fuzz_fasta`, which has the containers and the layout of files.
+`test_fuzz_fasta` covers compression and the file layout.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Any settings and any table of datasets: taken as they are, or refused in lines that begin with `seqmill:`.
+"""Any settings and any table of datasets are accepted, or refused in lines that begin with `seqmill:`.
 
-In-process, `read_datasets` gets tables of odd cells and of random bytes. Through the real workflow (a dry run) go odd
-values of every key. No traceback, whatever is given.
+`read_datasets` gets tables of odd cells and of random bytes in this process. A dry run of the workflow gets odd values
+of every key. Nothing gives a traceback.
 """
 
 import json
@@ -25,7 +25,7 @@ from seqmill.spec.outputs import Outputs
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 FIXED = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": HEALTH}
-LONGEST_NAME = 255  # bytes, of a file or folder on Linux
+LONGEST_NAME = 255  # bytes, on Linux
 
 ODD_CELLS = ["", " ", "~", "~nobody-here", "~\0", "a\0b", ".", "..", "../..", "/", "//", "a/b", "é", '"', '"a"', '"a']
 ODD_CELLS += ["x" * 300, "x" * 5000, "/" + "d/" * 3000, "\ufeff", "\x85", "\u2028", "\x1c", "-", "{x}", "a b", "#a"]
@@ -117,10 +117,10 @@ def merged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(JSON, JSON, JSON, st.booleans())
 @settings(max_examples=500, **FIXED)
-def test_the_manifest_of_results_that_are_there(
+def test_odd_manifests_of_earlier_results(
     folder: Path, merged: Path, fasta: object, model: object, weights: object, plausible: bool
 ) -> None:
-    """An earlier run's manifest is compared with what is asked for; a damaged one must not stop this run."""
+    """The request is compared with an earlier run's manifest; a damaged manifest must not stop this run."""
     manifest = json.loads((merged / "sound.json").read_text())
     odd = manifest | {"fasta": {**manifest["fasta"], "stamp": fasta}, "weights": weights, "shards": [{"run": model}]}
     (merged / "manifest.json").write_text(json.dumps(odd if plausible else fasta))

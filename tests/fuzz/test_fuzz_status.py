@@ -1,6 +1,6 @@
-"""Damaged status JSONs: the merge refuses them with a message that names them, or gives the right embeddings.
+"""The merge refuses a damaged status JSON by name, or gives the right embeddings.
 
-Bytes are flipped, cut and inserted; keys are dropped, renamed and given values of every wrong type and size.
+Bytes are flipped, cut, and inserted; keys are dropped, renamed, and given values of wrong types and sizes.
 """
 
 import json
@@ -55,7 +55,7 @@ ODD_TEXTS = [
 
 
 def mutated(content: dict[str, Any], random_: random.Random) -> str:
-    """Change one or two keys, at the top or further in."""
+    """Change one or two keys, at the top level or nested."""
     for _ in range(random_.choice([1, 1, 2])):
         inside = content
         while (
@@ -84,7 +84,7 @@ def _judge(copy: Run, expected: dict[str, Any], stored: bytes) -> None:
     try:
         found = merged(copy, copy.folder / "merged")
     except SeqmillError as error:
-        check_message(error, copy.shards[1].with_suffix(""))  # the shard or its status JSON is named
+        check_message(error, copy.shards[1].with_suffix(""))  # names the shard or its status JSON
     else:
         different = [part for part in expected if found[part] != expected[part]]
         assert not different, f"merged, with other {different}"

@@ -1,4 +1,4 @@
-"""On a CUDA device: kernels, forward and runner against float32 on the CPU. Skipped without one."""
+"""Compare kernels, forward passes, and the runner on CUDA with the CPU. Skipped without a CUDA device."""
 
 from pathlib import Path
 
@@ -36,9 +36,9 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 COSINES = {torch.float32: 0.9999999, torch.bfloat16: 0.9999, torch.float16: 0.999999}
 KERNELS = [name for name in FASTEST_FIRST if name != "avx512"]
 ALIBI_KERNELS = [name for name in alibi.FASTEST_FIRST if name != "avx512"]
-# Of the whole forward of DNABERT-S with seeded weights, which amplify roundings; the CPU's are half as large.
+# For the whole forward pass of DNABERT-S. Its seeded weights amplify rounding; the CPU's errors are half as large.
 DNABERT_ERRORS = {torch.float32: 5e-5, torch.bfloat16: 7e-2, torch.float16: 8e-3}
-# What a rounding may move a value by: half a step of the dtype, and float32's own error.
+# The relative error of one rounding: half a step of the dtype, and float32's own error.
 HALF_STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
@@ -87,7 +87,7 @@ def test_every_kernel_agrees_with_float32_on_the_cpu(
 
 @pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "sdpa"])
-def test_a_packed_kernel_gives_a_sequence_the_same_bits_in_any_company(kernel: str, head_dim: int) -> None:
+def test_a_packed_kernel_gives_a_sequence_the_same_bits_in_any_pack(kernel: str, head_dim: int) -> None:
     skip_unless_usable(kernel, torch.bfloat16, head_dim)
     lengths = [1024, 700, 350, 33]
     qkv = torch.randn(sum(lengths), 3, 4, head_dim, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
@@ -125,7 +125,7 @@ def test_every_kernel_with_biases_agrees_with_float64_on_the_cpu(
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("kernel", [name for name in ALIBI_KERNELS if name != "sdpa"])
-def test_a_kernel_with_biases_gives_a_sequence_the_same_bits_in_any_company(kernel: str, dtype: torch.dtype) -> None:
+def test_a_kernel_with_biases_gives_a_sequence_the_same_bits_in_any_pack(kernel: str, dtype: torch.dtype) -> None:
     skip_unless_usable_with_biases(kernel, dtype, 64)
     lengths = [1024, 700, 350, 33, 1]
     qkv = torch.randn(sum(lengths), 3, 12, 64, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
@@ -135,13 +135,13 @@ def test_a_kernel_with_biases_gives_a_sequence_the_same_bits_in_any_company(kern
         assert torch.equal(alone, expected)
 
 
-def test_tritons_attention_is_chosen_for_every_precision() -> None:
+def test_triton_attention_is_chosen_for_every_precision() -> None:
     for dtype in TOLERANCES:
         assert alibi.choose_kernel(cuda(), dtype, 64) == "triton"
 
 
-def test_a_long_sequence_makes_no_matrix_of_biases_on_the_gpu() -> None:
-    """Of 20,000 tokens the biases of one head would take 1.6 GB; the output takes 31 MB."""
+def test_a_long_sequence_allocates_no_bias_matrix_on_the_gpu() -> None:
+    """For 20,000 tokens the biases of one head would take 1.6 GB; the output takes 31 MB."""
     skip_unless_usable_with_biases("triton", torch.bfloat16, 64)
     qkv = torch.randn(20_000, 3, 12, 64, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
     pack = on(cuda(), make_pack([20_000]))
@@ -185,7 +185,7 @@ def test_fused_post_norm_and_gate_agree_with_float64_and_round_once(dtype: torch
     assert ((fused.gate(h).double() - exact).abs() <= exact.abs() * HALF_STEPS[dtype] + 4e-6).all()
 
 
-def test_tritons_kernels_are_available() -> None:
+def test_triton_kernels_are_available() -> None:
     assert fused.available(cuda())
 
 
@@ -242,7 +242,7 @@ def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtyp
     assert cosines.min() > COSINES[dtype]
 
 
-def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: Path) -> None:
+def test_the_asynchronous_runner_matches_one_pack_at_a_time(tmp_path: Path) -> None:
     fasta = tmp_path / "many.faa"
     lengths = np.random.default_rng(1).integers(1, 1022, 600).tolist()
     fasta.write_text("".join(f">{number}\n{s}\n" for number, s in enumerate(random_sequences(lengths))))
@@ -256,7 +256,7 @@ def test_the_asynchronous_runner_gives_what_one_pack_at_a_time_gives(tmp_path: P
         assert (mean_over_residues(model(pack), pack).float().cpu().numpy() == embeddings).all()
 
 
-def test_the_monitor_and_the_peak_give_figures() -> None:
+def test_the_monitor_and_the_peak_give_numbers() -> None:
     peak = gemm_peak(cuda(), torch.bfloat16)
     assert 1e11 < peak < 1e17
     with monitor(cuda(), seconds=0.01) as found:
@@ -271,7 +271,7 @@ def test_the_monitor_and_the_peak_give_figures() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_shards_give_the_same_bits_and_the_cpus_values(tmp_path: Path, precision: str) -> None:
+def test_shards_give_the_same_bits_and_match_the_cpu(tmp_path: Path, precision: str) -> None:
     results = []
     for world_size in (1, 3):
         run = Run(tmp_path / str(world_size), world_size).build(DEMO, MODEL)
@@ -284,7 +284,7 @@ def test_shards_give_the_same_bits_and_the_cpus_values(tmp_path: Path, precision
 
 
 @pytest.mark.parametrize("policy", [LengthPolicy(), LengthPolicy("window", 300, 300, 150)], ids=["whole", "windows"])
-def test_residues_and_windows_are_the_cpus(tmp_path: Path, policy: LengthPolicy) -> None:
+def test_residues_and_windows_match_the_cpu(tmp_path: Path, policy: LengthPolicy) -> None:
     outputs = Outputs((-1, 3), ("mean", "std"), "float32")
     files = []
     for device in ("cuda", "cpu"):

@@ -1,4 +1,4 @@
-"""A real SLURM of one node on the loopback, with pretend GPUs: started for the tests, and stopped."""
+"""A real single-node SLURM cluster on the loopback interface, with fake GPUs, started and stopped by the tests."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-ETC = Path("/etc/slurm")  # where srun, inside a job, looks, whatever SLURM_CONF says
+ETC = Path("/etc/slurm")  # srun inside a job reads this folder and ignores SLURM_CONF
 OURS = "# Written by seqmill's tests"
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "scontrol", "pgrep", "setpriv")
 GPUS = 4
@@ -54,7 +54,7 @@ NodeName={host} Name=gpu File=/dev/tty[0-{last_gpu}]
 
 
 def what_is_missing() -> str:
-    """Say why no cluster can be started here; empty if one can."""
+    """Return why no cluster can be started here, or "" if one can."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         return f"no {', '.join(missing)} here: apt-get install slurm-wlm munge procps util-linux"
@@ -73,7 +73,7 @@ def _runs(daemon: str) -> bool:
 
 
 class Cluster:
-    """The cluster; its files lie in `folder`, its configuration in /etc/slurm until it is stopped."""
+    """The cluster. Its files are in `folder`; its configuration is in /etc/slurm until it is stopped."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ class Cluster:
         self.wait_until(lambda: self.node_state() == "idle", "the node is not idle")
 
     def stop(self) -> None:
-        """Cancel all jobs, end the daemons, put back what stood in /etc/slurm."""
+        """Cancel all jobs, stop the daemons, and restore the files in /etc/slurm."""
         with suppress(AssertionError):
             self.cancel_all()
         for daemon in reversed(self._daemons):
@@ -119,19 +119,19 @@ class Cluster:
                 path.write_bytes(content)
 
     def jobs(self) -> dict[str, str]:
-        """The states of the jobs that have not ended, by id; a task of an array is ARRAY_TASK."""
+        """Return the states of unfinished jobs by id; the id of an array task is ARRAY_TASK."""
         listed = self.control("squeue", "--array", "--noheader", "--format=%i %T").split()
         return dict(zip(listed[::2], listed[1::2], strict=True))
 
     def has_job_processes(self) -> bool:
-        """Whether the node still runs, or cleans up after, any job."""
+        """Return whether the node still runs a job or cleans up after one."""
         return _runs("slurmstepd")
 
     def state(self, job: str) -> str:
         return self.control("squeue", "--noheader", "--format=%T", f"--jobs={job}", check=False).strip()
 
     def cancel_all(self) -> None:
-        """Cancel every job and wait until none is left."""
+        """Cancel all jobs and wait until none is left."""
         self.control("scancel", "--user=root", check=False)
         self.wait_until(lambda: not self.control("squeue", "--noheader", check=False), "jobs are left")
 
@@ -144,7 +144,7 @@ class Cluster:
         return done.stdout
 
     def logs(self) -> str:
-        """The last lines of the daemons' logs."""
+        """Return the ends of the daemons' logs."""
         names = ("munged", "slurmctld", "slurmd")
         texts = {name: self.folder / f"{name}.log" for name in names}
         return "\n".join(f"{name}: {path.read_text()[-1500:]}" for name, path in texts.items() if path.exists())
@@ -158,12 +158,12 @@ class Cluster:
     def _configure(self, path: Path, text: str) -> None:
         content = path.read_bytes() if path.exists() else None
         if content is not None and content.startswith(OURS.encode()):
-            content = None  # left by tests that were killed
+            content = None  # left by a killed test run
         self._kept[path] = content
         path.write_text(text)
 
     def _daemon(self, *command: str) -> None:
-        # Dies with these tests, however they end.
+        # Dies with these tests, even if they are killed.
         command = ("setpriv", "--pdeathsig", "TERM", *command)
         with (self.folder / "daemons.out").open("ab") as output:
             self._daemons.append(subprocess.Popen(command, stdout=output, stderr=output))

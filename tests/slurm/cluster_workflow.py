@@ -1,4 +1,4 @@
-"""The workflow on the test cluster, and what its jobs do there."""
+"""Runs the workflow on the test cluster and watches its jobs."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ from pipeline import HELD, MODEL, REPOSITORY, SCRIPTS
 SLUG = "untrained-esm2_t6_8M_UR50D"
 WORKER = str(SCRIPTS / "embed_shard.py")
 SNAKEMAKE = (str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(REPOSITORY / "Snakefile"))
-# What the plugin does once in 40 s, and then ever more rarely, the tests want sooner.
+# The plugin first checks jobs after 40 s, and then less and less often; the tests need it sooner.
 SOON = ("--slurm-init-seconds-before-status-checks", "8", "--latency-wait", "10")
 NO_ACCOUNTING = ("--slurm-status-command", "squeue")
 
 
 class Workflow:
-    """The workflow in a folder of its own, through profiles/slurm; workers save each pack."""
+    """The workflow in its own folder, with profiles/slurm; workers save every pack."""
 
     def __init__(self, cluster: Cluster, folder: Path, fasta: Path, shards: int = 4, **settings: object) -> None:
         self.cluster, self.folder, self.shards = cluster, folder, shards
@@ -40,7 +40,7 @@ class Workflow:
         folder.mkdir()
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start Snakemake; all that it says goes to `output`. Workers heed `hold_file`, see held/sitecustomize.py."""
+        """Start Snakemake with its output in `output`. Workers obey `hold_file`; see held/sitecustomize.py."""
         settings = [f"{key}={value}" for key, value in self._settings.items()]
         command = [*SNAKEMAKE, "--workflow-profile", str(REPOSITORY / "profiles/slurm"), *SOON, *NO_ACCOUNTING]
         command += [*arguments, "--config", *settings]
@@ -53,7 +53,7 @@ class Workflow:
         return self.process
 
     def finish(self, seconds: float = 300) -> int:
-        """Wait for Snakemake's end and return its exit code."""
+        """Wait until Snakemake ends and return its exit code."""
         assert self.process is not None
         try:
             return self.process.wait(seconds)
@@ -71,13 +71,13 @@ class Workflow:
         return self.output.read_text()
 
     def kill(self) -> None:
-        """kill -9 of Snakemake, if it runs."""
+        """Kill Snakemake with SIGKILL, if it runs."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def kill_left(self) -> None:
-        """kill -9 of what still runs in the folder: of a node that failed, SLURM forgets the jobs."""
+        """Kill every process in the folder with SIGKILL, because SLURM forgets the jobs of a failed node."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.cwd() == str(self.folder):
@@ -90,14 +90,14 @@ class Workflow:
         return (self.logs / f"embed_shard_{rank}-of-{self.shards}.log").read_text()
 
     def device(self, rank: int) -> str:
-        """The CUDA_VISIBLE_DEVICES that a shard's last worker saw."""
+        """Return the CUDA_VISIBLE_DEVICES of a shard's last worker."""
         return re.findall(r"INFO GPU (\S+), the only one visible", self.log(rank))[-1]
 
     def digest(self) -> str:
         return digest_of(self.results / "embeddings.h5")
 
     def workers(self) -> dict[int, psutil.Process]:
-        """The running workers by rank; two on one shard are a failure. A process that a worker forks is part of it."""
+        """Return the running workers by rank, without their forks; fail if two workers compute one shard."""
         found: dict[int, tuple[int, psutil.Process]] = {}
         for process in psutil.process_iter():
             try:
@@ -113,9 +113,9 @@ class Workflow:
         return dict(found.values())
 
     def job(self, rank: int) -> str:
-        """The id of the SLURM job that computes a shard now."""
+        """Return the id of the SLURM job that computes a shard now."""
         environment = self.workers()[rank].environ()
-        if "SLURM_ARRAY_TASK_ID" in environment:  # the whole array has the SLURM_JOB_ID of one of its tasks
+        if "SLURM_ARRAY_TASK_ID" in environment:  # one task of an array has the SLURM_JOB_ID of the whole array
             return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
         return environment["SLURM_JOB_ID"]
 
@@ -146,6 +146,6 @@ class Workflow:
 
 
 def digest_of(embeddings: Path) -> str:
-    """SHA-256 of the embeddings alone."""
+    """Return the SHA-256 of the embeddings alone."""
     with h5py.File(embeddings) as file:
         return hashlib.sha256(file["embeddings"][:].tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""One cluster for all tests, and the local run whose bits every run on it must have."""
+"""One cluster for all tests, and a local run; every run on the cluster must give the same bits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 10,000 tokens in 10 packs: two or three for each of four workers."""
+    """About 10,000 tokens in 10 packs, two or three for each of the four workers."""
     lengths = np.random.default_rng(3).integers(20, 240, 75).tolist()
     path = tmp_path_factory.mktemp("fasta") / "proteins.faa"
     path.write_text("".join(f">id{n}\n{s}\n" for n, s in enumerate(random_sequences(lengths))))
@@ -36,13 +36,13 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_digest(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """SHA-256 of the embeddings as one worker without SLURM or Snakemake computes them."""
+    """The SHA-256 of the embeddings from one worker without SLURM and Snakemake."""
     return digest_of(Run(tmp_path_factory.mktemp("local"), 1).build(fasta).embed().merge().embeddings)
 
 
 @pytest.fixture
 def workflow(cluster: Cluster, fasta: Path, tmp_path: Path) -> Iterator[Workflow]:
-    """The workflow in four shards; afterwards nothing of it runs any more."""
+    """The workflow with four shards; all its processes are killed afterwards."""
     workflow = Workflow(cluster, tmp_path / "work", fasta)
     yield workflow
     workflow.kill()

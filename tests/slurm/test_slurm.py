@@ -1,4 +1,4 @@
-"""The workflow on a real SLURM: what happens to jobs there, and that the result is the same."""
+"""The workflow on a real SLURM cluster gives the same result, whatever happens to its jobs."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ CYSTEINE = 23  # the token
 
 
 def test_the_demo_is_an_array_of_four_jobs_each_with_a_gpu(cluster: Cluster, tmp_path: Path) -> None:
-    """All four run at once, so that the plugin's defect with arrays, which the profile tells of, does not show."""
+    """All four run at once, which avoids the plugin's bug with arrays (see the profile)."""
     workflow = Workflow(cluster, tmp_path / "work", DEMO)
     assert workflow.run("--slurm-array-jobs", "embed_shard", "--latency-wait", "120") == 0, workflow.said()
     assert re.search(r"Submitted array job .* The individual task IDs are 1-4\.", workflow.said())
@@ -27,12 +27,12 @@ def test_the_demo_is_an_array_of_four_jobs_each_with_a_gpu(cluster: Cluster, tmp
     assert {workflow.status(rank)["attempt"] for rank in range(4)} == {1}
 
 
-def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflow, local_digest: str) -> None:
-    """Each worker has saved what it had, and the next one of its shard begins there."""
+def test_cancelled_requeued_and_timed_out_jobs_resume(workflow: Workflow, local_digest: str) -> None:
+    """Each worker saves its finished packs, and the shard's next worker resumes from them."""
     cluster = workflow.cluster
     workers = workflow.start_and_hold()
     jobs = {rank: workflow.job(rank) for rank in range(4)}
-    # A worker that hangs, as the third does, runs into its time limit, which SLURM counts in whole minutes.
+    # The worker of rank 2 stays stopped, so it reaches its time limit; SLURM counts whole minutes.
     workers[3].resume()
     cluster.control("scontrol", "update", f"jobid={jobs[2]}", "TimeLimit=1")
     cluster.control("scancel", jobs[0])
@@ -40,7 +40,7 @@ def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflo
     workflow.wait_until(lambda: not (workers[0].is_running() or workers[1].is_running()), "the workers live on")
     assert workflow.log(1).rstrip().endswith("stopped by SIGTERM; finished packs are saved")
     assert workflow.status(1)["error"] == {"type": "Interrupted", "message": "stopped by SIGTERM"}
-    # SLURM lets a requeued job wait for two minutes.
+    # SLURM makes a requeued job wait two minutes.
     cluster.wait_until(lambda: cluster.state(jobs[1]) == "PENDING", "the requeued job does not wait")
     cluster.control("scontrol", "update", f"jobid={jobs[1]}", "StartTime=now")
     assert workflow.finish() == 0, workflow.said()
@@ -48,11 +48,11 @@ def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflo
     said = workflow.said()
     assert "SLURM status is: 'CANCELLED'" in said
     assert "SLURM status is: 'TIMEOUT'" in said
-    assert [workflow.status(rank)["attempt"] for rank in range(4)] == [2, 1, 2, 1]  # SLURM's requeue is no attempt
+    assert [workflow.status(rank)["attempt"] for rank in range(4)] == [2, 1, 2, 1]  # a SLURM requeue isn't an attempt
     for rank in range(3):
         assert workflow.status(rank)["resumed_packs"] > 0
     assert workflow.status(3)["resumed_packs"] == 0
-    # The next attempt asks for more time and memory. (SLURM's log of the failed one is shown, and says the same.)
+    # The next attempt asks for more time and memory. (The log of the failed attempt repeats its request.)
     asked = re.findall(r"rank=0,.*\n    resources: .*mem_mb=(\d+).* runtime=(\d+).* attempt=(\d)", said)
     (memory, minutes, first), (more_memory, more_minutes, second) = sorted(set(asked), key=lambda values: values[-1])
     assert (first, second) == ("1", "2")
@@ -63,7 +63,7 @@ def test_jobs_that_are_cancelled_requeued_or_out_of_time_go_on(workflow: Workflo
 def test_a_job_over_its_memory_is_ended_and_asks_for_more(cluster: Cluster, tmp_path: Path) -> None:
     workflow = Workflow(cluster, tmp_path / "work", DEMO, shards=1)
     few_then_enough = "embed_shard:mem_mb=300 if attempt == 1 else 4000"
-    # Given on the command line, set-resources replaces that of the profile.
+    # --set-resources on the command line replaces the profile's set-resources.
     assert workflow.run("--set-resources", few_then_enough, "embed_shard:gpu=1") == 0, workflow.said()
     slurm_logs = "\n".join(path.read_text() for path in (workflow.folder / "logs/slurm").rglob("*.log"))
     assert re.search(r"exceeded memory limit", slurm_logs), slurm_logs
@@ -72,7 +72,7 @@ def test_a_job_over_its_memory_is_ended_and_asks_for_more(cluster: Cluster, tmp_
 
 
 def test_a_drained_node_that_returns(workflow: Workflow, local_digest: str) -> None:
-    """While the node takes no new jobs, running ones go on and a cancelled one waits for its return."""
+    """A drained node takes no new jobs: running jobs continue, and the retry of a cancelled job waits."""
     cluster = workflow.cluster
     workers = workflow.start_and_hold()
     cancelled = workflow.job(0)
@@ -93,13 +93,13 @@ def test_a_drained_node_that_returns(workflow: Workflow, local_digest: str) -> N
 
 
 def test_a_node_that_fails(workflow: Workflow, local_digest: str) -> None:
-    """SLURM puts its jobs back into the queue; they are no new attempts to Snakemake."""
+    """SLURM requeues the node's jobs; Snakemake does not count them as new attempts."""
     cluster = workflow.cluster
     workflow.start_and_hold()
     cluster.control("scontrol", "update", f"nodename={cluster.host}", "state=down", "reason=test")
-    # Only once all of it has ended on the node, which SLURM, taking it for dead, does not wait for.
+    # Wait until all job processes have ended; SLURM does not wait for a node that it thinks is dead.
     workflow.wait_until(lambda: not cluster.has_job_processes(), "the jobs live on")
-    # The node may have returned by itself.
+    # No check, because the node may have returned by itself.
     cluster.control("scontrol", "update", f"nodename={cluster.host}", "state=resume", check=False)
     assert set(cluster.jobs().values()) == {"PENDING"}
     for job in cluster.jobs():
@@ -115,7 +115,7 @@ def test_a_shard_that_always_fails_leads_to_its_cause(cluster: Cluster, tmp_path
     with torch.no_grad():
         model.embed_tokens.weight[CYSTEINE] = float("nan")
     checkpoint = save_checkpoint(model, tmp_path / "nan.pt")
-    # Two sequences a pack, in descending length: the one with C is in pack 1, and so in rank 1.
+    # Packs have two sequences, in descending length, so the one with C is in pack 1 and rank 1.
     sequences = [s.replace("C", "A") for s in random_sequences([500, 490, 480, 470, 460, 450])]
     sequences[3] = f"C{sequences[3][1:]}"
     fasta = tmp_path / "six.faa"
@@ -127,24 +127,24 @@ def test_a_shard_that_always_fails_leads_to_its_cause(cluster: Cluster, tmp_path
     assert (workflow.results / "shards/shard_0-of-2.h5").exists()
     assert not (workflow.results / "embeddings.h5").exists()
     status = workflow.status(1)
-    assert (status["status"], status["attempt"]) == ("failed", 3)  # the profile's two retries
+    assert (status["status"], status["attempt"]) == ("failed", 3)  # the profile sets two retries
     assert "no finite embedding" in status["error"]["message"]
     assert "'id3' (record 4)" in status["error"]["message"]
-    # What Snakemake says names both files and shows the cause.
+    # Snakemake's output names both files and shows the cause.
     assert "results/six/nan/shards/shard_1-of-2.status.json" in said
     assert "logs/six/nan/embed_shard_1-of-2.log" in said
     assert "'id3' (record 4)" in said
 
 
 def test_a_killed_workflow_starts_again_and_no_shard_is_computed_twice(workflow: Workflow, local_digest: str) -> None:
-    """Snakemake is killed, its jobs go on; the next run ends them before it submits its own."""
+    """Snakemake is killed and its jobs continue; the next run cancels them before it submits new ones."""
     workflow.start_and_hold()
     workflow.kill()
-    assert set(workflow.workers()) == set(range(4))  # SLURM does not know that Snakemake is gone
+    assert set(workflow.workers()) == set(range(4))  # SLURM does not know that Snakemake is dead
     subprocess.run([*SNAKEMAKE, "--unlock", "--cores", "1"], check=True, capture_output=True, cwd=workflow.folder)
     workflow.start()
     while workflow.running():
-        workflow.workers()  # fails when it finds two on one shard
+        workflow.workers()  # fails if two workers compute one shard
         time.sleep(0.1)
     assert workflow.finish() == 0, workflow.said()
     assert "Cancelled SLURM jobs of an earlier run in this folder" in workflow.said()

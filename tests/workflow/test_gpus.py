@@ -1,6 +1,6 @@
-"""Many GPUs on one machine: as many shards at a time as there are devices, and never two on one.
+"""On a machine with many GPUs, all GPUs work at once, each on one shard at a time.
 
-The devices are pretended (CUDA_VISIBLE_DEVICES); what is tested is who gets which, which needs no torch.
+The devices are fake (CUDA_VISIBLE_DEVICES): the tests check which worker leases which device, which needs no torch.
 """
 
 import json
@@ -21,7 +21,7 @@ LINE = re.compile(r"^(\d\d:\d\d:\d\d) INFO GPU (\d) (of|is free again)", re.MULT
 
 
 def leases(logs: list[Path]) -> dict[str, list[tuple[str, str]]]:
-    """For each device when it was leased and freed, as HH:MM:SS, in this order."""
+    """Return the times, as HH:MM:SS, at which each device was leased and freed, in order."""
     found: dict[str, list[tuple[str, str]]] = {}
     for log in logs:
         (began, device, of), (ended, same, freed) = LINE.findall(log.read_text())
@@ -38,7 +38,7 @@ def test_eight_devices_each_with_one_worker_at_a_time(shards: int, tmp_path: Pat
     command += ["--directory", str(tmp_path), "--cores", "8", "--resources", "gpu=8", "--config", f"fasta={fasta}"]
     command += [f"model={MODEL}", f"shards={shards}", "audit_seconds=0"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(DEVICES), "OMP_NUM_THREADS": "1"}
-    # Leases lie in the folder for temporary files, which other tests on this machine share.
+    # Leases are files in TMPDIR; the default one is shared with other tests on this machine.
     environment["TMPDIR"] = str(tmp_path)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,10 +46,10 @@ def test_eight_devices_each_with_one_worker_at_a_time(shards: int, tmp_path: Pat
     assert len(logs) == shards
     by_device = leases(logs)
     assert sum(map(len, by_device.values())) == shards
-    # Eight workers start at once, and lease a device before they import torch, which takes seconds.
+    # Eight workers start at once, and each leases a device before it imports torch, which takes seconds.
     assert sorted(by_device) == DEVICES
     for times in by_device.values():
         for (_, ended), (began, _) in pairwise(times):
             assert ended <= began
     for status in (tmp_path / "results").rglob("*.status.json"):
-        assert json.loads(status.read_text())["run"]["threads"] == 1  # one core a GPU
+        assert json.loads(status.read_text())["run"]["threads"] == 1  # one core per GPU

@@ -1,4 +1,4 @@
-"""`snakemake plan`: what it says is what a run then does; nothing is embedded, nothing stays, no result is touched."""
+"""`snakemake plan` predicts what a run does. It embeds nothing, leaves no files, and changes no result."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SETTINGS = ("shards=2", "precision=float32", "layers=[2,-1]", "dtype=float16")
 
 
 def snakemake(folder: Path, *arguments: str, settings: tuple[str, ...] = ()) -> tuple[str, list[str]]:
-    """Run the workflow without a terminal; return what it printed, and the rules that ran."""
+    """Run the workflow without a terminal; return its standard output and the rules that ran."""
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(REPOSITORY / "Snakefile")]
     command += ["--directory", str(folder), "--cores", "2", *arguments, "--config", *SETTINGS, *settings]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -29,7 +29,7 @@ def snakemake(folder: Path, *arguments: str, settings: tuple[str, ...] = ()) -> 
 
 
 def states_in(folder: Path) -> dict[Path, tuple[int, int] | None]:
-    """Return of everything in a folder the time and size, of folders that they are there."""
+    """Return the time and size of every file below a folder, and None for every subfolder."""
     found = {path: path.stat() for path in sorted(folder.rglob("*"))}
     return {path: (now.st_mtime_ns, now.st_size) if path.is_file() else None for path, now in found.items()}
 
@@ -41,7 +41,7 @@ def plan_script(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
-    """A folder where two datasets, of 30 and of 2 proteins, were planned; what was printed, the rules that ran."""
+    """Plan two datasets, of 30 and 2 proteins; return the folder, the output, and the rules that ran."""
     folder = tmp_path_factory.mktemp("work") / "a folder"
     (folder / "config").mkdir(parents=True)
     rows = ["dataset\tfasta\tmodel"]
@@ -53,7 +53,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[s
     return folder, *snakemake(folder, "plan")
 
 
-def test_the_plan_is_printed_and_nothing_stays(planned: tuple[Path, str, list[str]]) -> None:
+def test_the_plan_is_printed_and_leaves_no_files(planned: tuple[Path, str, list[str]]) -> None:
     folder, printed, rules = planned
     assert rules == ["plan", "plan_shards", "plan_shards"]
     many, two = (dict(re.findall(r"^(\S+) +(.*)$", part, re.MULTILINE)) for part in printed.strip().split("\n\n"))
@@ -64,13 +64,13 @@ def test_the_plan_is_printed_and_nothing_stays(planned: tuple[Path, str, list[st
     assert f"free on the disk of {folder / RESULTS.format('many')}\n" in printed
     assert "1 shards have no work" in printed  # two proteins in one pack, two shards
     assert not (folder / "results").exists()
-    # Nobody is told that a run has begun.
+    # A plan does not count as a run.
     (folder / "results").mkdir()
     watch = [sys.executable, str(SCRIPTS / "watch.py"), "--once", str(folder / "results")]
     assert "no run has begun in this folder" in subprocess.run(watch, capture_output=True, text=True).stderr
 
 
-def test_a_run_after_it_does_what_was_planned(planned: tuple[Path, str, list[str]]) -> None:
+def test_a_run_does_what_was_planned(planned: tuple[Path, str, list[str]]) -> None:
     folder, printed, _ = planned
     _, rules = snakemake(folder)
     assert (rules.count("build_index"), rules.count("embed_shard")) == (2, 4)
@@ -83,14 +83,14 @@ def test_a_run_after_it_does_what_was_planned(planned: tuple[Path, str, list[str
 
 def test_a_plan_with_other_settings_leaves_finished_results_alone(planned: tuple[Path, str, list[str]]) -> None:
     folder, before_run, _ = planned
-    snakemake(folder)  # finished, if it was not
+    snakemake(folder)  # finish the results if they are not
     before = states_in(folder / "results")
     printed, rules = snakemake(folder, "plan", settings=("max_length=90", "shards=3"))
     assert rules == ["plan", "plan_shards", "plan_shards"]
     assert re.search(r"^records +30: 8 embedded, 22 truncated$", printed, re.MULTILINE)
     assert printed.count("tokens/s") == 2
     assert states_in(folder / "results") == before
-    again, _ = snakemake(folder, "plan")  # of the finished settings, measured anew and not remembered
+    again, _ = snakemake(folder, "plan")  # for the settings of the results, measured again
     assert again.count("tokens/s") == 2
     counts = r"^(?:records|unique|longest|packs|shards|balance) .*$"
     assert re.findall(counts, again, re.MULTILINE) == re.findall(counts, before_run, re.MULTILINE)
@@ -99,10 +99,10 @@ def test_a_plan_with_other_settings_leaves_finished_results_alone(planned: tuple
     assert states_in(folder / "results") == before
 
 
-def test_what_a_run_would_refuse_is_not_priced(planned: tuple[Path, str, list[str]]) -> None:
+def test_a_plan_refuses_what_a_run_would_refuse(planned: tuple[Path, str, list[str]]) -> None:
     folder, *_ = planned
-    snakemake(folder)  # finished, if it was not
-    earlier = folder / RESULTS.format("two") / "embeddings.h5"  # layers 2 and 6, float32, rounded to float16
+    snakemake(folder)  # finish the results if they are not
+    earlier = folder / RESULTS.format("two") / "embeddings.h5"  # layers 2 and 6, computed in float32, stored as float16
     fasta = ("--fasta", folder / "many.faa", "--model", MODEL, "--results", folder, "--reuse", earlier)
     fits = ("--layers", 2, -1, "--dtype", "float16")
     refused = [
@@ -127,6 +127,6 @@ def test_what_a_run_would_refuse_is_not_priced(planned: tuple[Path, str, list[st
     index = folder / "index.h5"
     build_index(folder / "many.faa", index, MODEL, LengthPolicy(), [earlier])
     for arguments, said in refused:
-        if "--max-length" not in arguments:  # the index's own
+        if "--max-length" not in arguments:  # the index sets it
             assert f"{earlier}: can't be reused: {said}" in plan_script("--index", index, *arguments).stderr
     assert plan_script("--index", index, *fits).returncode == 0

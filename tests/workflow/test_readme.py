@@ -1,4 +1,4 @@
-"""The README's commands and its Python, run as they stand; `make run` and `make test` are run by .ci/run."""
+"""Run the README's commands and Python code unchanged; .ci/run covers `make run` and `make test`."""
 
 import functools
 import http.server
@@ -38,7 +38,7 @@ NAME = "esm2_t6_8M_UR50D"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seeded weights under the released name."""
+    """Seeded weights under the name of a released model."""
     return save_checkpoint(fair_esm_model(MODELS[NAME]), tmp_path_factory.mktemp("mirror") / f"{NAME}.pt")
 
 
@@ -59,7 +59,7 @@ def test_ci_runs_the_two_commands() -> None:
 
 
 def write_facts(facts: Path, weights: Path) -> None:
-    """Let the seeded weights be those that are released, as trained ones are not at hand."""
+    """Register the seeded weights as the released ones, because the tests have no trained weights."""
     hidden = fair_esm_hidden(fair_esm_model(MODELS[NAME]), "MKV")[:2, :8].round(4).tolist()
     test = {"from": "fair-esm", "tolerance": 1e-4, "cases": [{"sequence": "MKV", "hidden": hidden}]}
     files = {weights.name: {"size": weights.stat().st_size, "sha256": sha256_of_file(weights)}}
@@ -67,7 +67,7 @@ def write_facts(facts: Path, weights: Path) -> None:
     facts.write_text(json.dumps({NAME: {"sources": sources, "self_test": test}}))
 
 
-def test_every_command_and_the_python_work(mirror: str, weights: Path, tmp_path: Path) -> None:
+def test_every_command_and_the_python_code_work(mirror: str, weights: Path, tmp_path: Path) -> None:
     for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles", "tests/data"):
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)

@@ -1,4 +1,4 @@
-"""The workflow on a FASTA that has grown: only what is new is computed, and it stays done."""
+"""When a FASTA has grown, the workflow computes only the new sequences, and a rerun does nothing."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ SETTINGS = {"model": MODEL, "precision": "float32", "audit_seconds": 0}
 
 
 def grow(folder: Path, results: Path) -> dict[str, object]:
-    """Results of all sequences in `new` beside the earlier ones; returns the settings, in which `reuse` is not."""
+    """Embed all sequences as dataset `new`, reusing the earlier results; return the settings without `reuse`."""
     shutil.copytree(results, folder)
     write_fasta(folder / "new.faa", SEQUENCES[::-1])
     settings = {**SETTINGS, "fasta": "new.faa"}
@@ -32,7 +32,7 @@ def fates(embeddings: Path) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with results of the first six sequences."""
+    """A folder with results for the first six sequences."""
     folder = tmp_path_factory.mktemp("grown")
     write_fasta(folder / "old.faa", SEQUENCES[:6])
     done = snakemake(folder, config={**SETTINGS, "fasta": "old.faa"})
@@ -40,7 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> None:
+def test_only_the_new_sequences_of_a_grown_fasta_are_computed(results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     shutil.copytree(results, folder)
     write_fasta(folder / "new.faa", SEQUENCES[::-1])
@@ -56,7 +56,7 @@ def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> No
     assert (found[2:] == open_embeddings(folder / old)[::-1]).all()
     assert json.loads(found.attrs["fate_counts"])["reused"] == 6
 
-    # Neither taken out of the settings nor with its results gone is it computed again.
+    # Nothing is computed again if `reuse` is removed or the earlier results are gone.
     for reuse in ({"reuse": old}, {}):
         assert "Nothing to be done" in snakemake(folder, config={**settings, **reuse}).stdout
     shutil.rmtree(folder / "results/old")
@@ -66,14 +66,14 @@ def test_a_grown_fasta_costs_what_was_added(results: Path, tmp_path: Path) -> No
     assert "Nothing to be done" in snakemake(folder, config=settings).stdout
     (new / "index.h5").write_bytes(index)
     assert "old" in snakemake(folder, "--dry-run", config={**settings, "reuse": old}).stdout
-    # What is computed otherwise is computed anew, all of it.
+    # Another pooling computes every sequence again.
     done = snakemake(folder, config={**settings, "pooling": "max"})
     assert done.returncode == 0, done.stdout
     assert "build_index" in rules_run(done.stdout)
     assert json.loads(open_embeddings(new / "embeddings.h5").attrs["fate_counts"])["reused"] == 0
 
 
-def test_other_settings_are_not_passed_over_once_the_earlier_results_are_gone(results: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused_when_the_earlier_results_are_gone(results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     settings = grow(folder, results)
     new, old, away = folder / f"results/new/{SLUG}", folder / "results/old", tmp_path / "away"
@@ -89,8 +89,8 @@ def test_other_settings_are_not_passed_over_once_the_earlier_results_are_gone(re
         assert "Traceback" not in done.stdout
         assert rules_run(done.stdout) == []
         assert open_embeddings(new / "embeddings.h5").array.dtype == "float32"
-        (new / "index.h5").unlink(missing_ok=True)  # nor by what the manifest says
-    # Back again, all is as wanted, though not built anew as long as there is an index.
+        (new / "index.h5").unlink(missing_ok=True)  # the manifest alone must give the same error
+    # With the earlier results back, the runs succeed; an existing index is not built again.
     away.rename(old)
     done = snakemake(folder, config={**settings, "dtype": "float16"})
     assert done.returncode == 0, done.stdout
@@ -106,14 +106,14 @@ def test_other_settings_are_not_passed_over_once_the_earlier_results_are_gone(re
         6,
         "float32",
     )
-    # Another result in the place of the earlier one is noticed before the merge removes anything.
+    # A replaced earlier result is noticed before the merge removes anything.
     with (old / SLUG / "embeddings.h5").open("ab") as file:
         file.write(bytes(8))
     done = snakemake(folder, config={**settings, "shards": 2, "dtype": "float16"})
     assert "when the index was built; results/new" in done.stdout
     assert rules_run(done.stdout) == []
     assert (new / "embeddings.h5").exists()
-    # What the errors advise helps.
+    # The errors' advice works.
     (new / "index.h5").unlink()
     (new / "manifest.json").unlink()
     done = snakemake(folder, config=settings)
@@ -138,21 +138,21 @@ def test_a_run_does_not_replace_what_it_reuses(results: Path, tmp_path: Path) ->
     assert "Traceback" not in done.stdout
     assert rules_run(done.stdout) == []
     assert [old.read_bytes(), new.read_bytes()] == before
-    # As it says, one after the other.
+    # One after the other, as the message says.
     done = snakemake(folder, config={**alone, "dtype": "float16"})
     assert rules_run(done.stdout) == ["all", "merge_shards", "report"]
     done = snakemake(folder, config={**both, "dtype": "float16"})
     assert rules_run(done.stdout) == ["all", "merge_shards", "report"]
     for path in (old, new):
         assert open_embeddings(path).array.dtype == "float16"
-    done = snakemake(folder, config=alone)  # nor does a merge remove its results to say that it can't take those
+    done = snakemake(folder, config=alone)  # refused before a merge removes the results
     assert "its vectors are rounded to float16, and dtype is float32" in done.stdout
     assert rules_run(done.stdout) == []
     assert fates(new)["reused"] == 6
     assert "Nothing to be done" in snakemake(folder, config={**both, "dtype": "float16"}).stdout
 
 
-def test_vectors_of_residues_are_left_out_without_computing_anything(results: Path, tmp_path: Path) -> None:
+def test_residue_vectors_are_dropped_without_recomputing(results: Path, tmp_path: Path) -> None:
     write_fasta(tmp_path / "old.faa", SEQUENCES[:2])
     settings = {**SETTINGS, "fasta": "old.faa"}
     assert snakemake(tmp_path, config={**settings, "per_residue": "true"}).returncode == 0
@@ -164,7 +164,7 @@ def test_vectors_of_residues_are_left_out_without_computing_anything(results: Pa
     assert json.loads(found[1].attrs["fate_counts"])["reused"] == 2
 
 
-def test_a_table_takes_what_is_of_its_family(results: Path, tmp_path: Path) -> None:
+def test_each_dataset_reuses_results_of_its_own_family(results: Path, tmp_path: Path) -> None:
     write_fasta(tmp_path / "new.faa", SEQUENCES[:7])
     (tmp_path / "contigs.fna").write_text(">c\nACGTACGTAC\n")
     rows = f"new\tnew.faa\t{MODEL}\ncontigs\tcontigs.fna\tuntrained:dnabert_s\n"
@@ -200,7 +200,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_reused_is_told_before_any_rule_runs(name: str, results: Path) -> None:
+def test_unusable_results_are_refused_before_any_rule_runs(name: str, results: Path) -> None:
     config, message = WRONG[name]
     write_fasta(results / "new.faa", SEQUENCES)
     (results / "contigs.fna").write_text(">c\nACGTACGTAC\n")

@@ -1,4 +1,4 @@
-"""What you ask for is what you get, through Snakemake: also without its records, and by times of modification alone."""
+"""A run through Snakemake matches its request, even without Snakemake's records or by modification times alone."""
 
 import json
 import os
@@ -22,7 +22,7 @@ KNOWN, FORGOTTEN, BY_TIME = "its records", "no records", "times alone"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a finished run of a.fa by model.pt."""
+    """A working directory with a finished run of a.fa with model.pt."""
     folder = tmp_path_factory.mktemp("finished")
     EditedRun(folder, random.Random(0))
     done = run(folder)
@@ -37,7 +37,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 
 def run(folder: Path, how: str = KNOWN, repository: Path = REPOSITORY, **settings: object) -> object:
-    """Run the workflow on a.fa, knowing of earlier runs what `how` says."""
+    """Run the workflow on a.fa; `how` sets what Snakemake knows about earlier runs."""
     if how == FORGOTTEN:
         shutil.rmtree(folder / ".snakemake")
     triggers = ["--rerun-triggers", "mtime"] if how == BY_TIME else []
@@ -67,7 +67,7 @@ def test_a_replaced_fasta_with_an_older_time_is_refused(how: str, folder: Path) 
 
 
 @EACH
-def test_another_file_of_the_same_name_is_refused_also_if_the_first_was_moved(how: str, folder: Path) -> None:
+def test_another_file_of_the_same_name_is_refused_even_if_the_first_was_moved(how: str, folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "a.fa").rename(folder / "first.fa")
     (folder / "other/a.fa").write_text(FASTAS[1])
@@ -79,9 +79,7 @@ def test_another_file_of_the_same_name_is_refused_also_if_the_first_was_moved(ho
 
 
 @EACH
-def test_the_index_of_a_run_that_was_killed_before_the_merge_does_not_serve_another_file(
-    how: str, folder: Path
-) -> None:
+def test_the_index_of_a_run_killed_before_the_merge_is_not_used_for_another_file(how: str, folder: Path) -> None:
     for name in ("embeddings.h5", "records.tsv.gz", "manifest.json"):
         embeddings_of(folder).with_name(name).unlink()
     EditedRun.write(EditedRun(folder, random.Random(0)), "a.fa", FASTAS[1].encode(), 30)
@@ -120,7 +118,7 @@ def test_settings_are_followed(how: str, folder: Path, tmp_path: Path) -> None:
 
 
 @EACH
-def test_replaced_weights_are_refused_or_computed_with(how: str, folder: Path) -> None:
+def test_replaced_weights_are_refused_or_used(how: str, folder: Path) -> None:
     before = np.array(open_embeddings(embeddings_of(folder)).array)
     weights = EditedRun(folder, random.Random(0))
     weights.write("model.pt", checkpoint(1, folder), 30)
@@ -172,13 +170,13 @@ def test_two_datasets_in_one_folder_are_refused(how: str, folder: Path) -> None:
     assert rules_run(done.stdout) == []
 
 
-def test_nothing_is_computed_again_that_need_not_be(folder: Path, tmp_path: Path) -> None:
+def test_nothing_is_recomputed_needlessly(folder: Path, tmp_path: Path) -> None:
     assert "Nothing to be done" in run(folder).stdout
     os.utime(folder / "a.fa")
     os.utime(folder / "model.pt")
     assert "Nothing to be done" in run(folder).stdout
     assert "Nothing to be done" in run(folder, FORGOTTEN).stdout
-    for path in folder.glob("results/**/*.*"):  # as by a copy: all times are new
+    for path in folder.glob("results/**/*.*"):  # like a copy, which changes all times
         os.utime(path, (time.time() - random.Random(str(path)).random() * HOUR,) * 2)
     assert set(rules_run(run(folder).stdout)) <= {"all", "report"}
     folder.rename(tmp_path / "moved")
@@ -191,7 +189,7 @@ def test_nothing_is_computed_again_that_need_not_be(folder: Path, tmp_path: Path
 
 
 def test_a_clock_that_was_set_back_costs_no_computation(folder: Path) -> None:
-    """The index seems to be of the future: Snakemake takes shards that are older for failed, and deletes them."""
+    """The index is dated in the future, so Snakemake considers the older shards failed and deletes them."""
     results = folder / "results/a/model"
     for path in (*results.glob("shards/*.*"), *results.glob("[!i]*.*")):
         path.unlink()
@@ -207,11 +205,11 @@ def test_a_clock_that_was_set_back_costs_no_computation(folder: Path) -> None:
 
 
 def run_while(folder: Path, index: Path, later: float) -> object:
-    """Run, and give the index a time in the future once the run has begun."""
+    """Run, and date the index in the future once the run has started."""
     config = {"fasta": "a.fa", "model": "model.pt", "shards": 1, "precision": "float32", "audit_seconds": 0}
     hook = folder / "hook"
     hook.mkdir()
-    # `python` of the rules: sets the clock of the index ahead before the worker starts.
+    # Loaded by the rules' `python`: sets the index's time before the worker starts.
     python = hook / "sitecustomize.py"
     python.write_text(
         "import os, sys\n"
@@ -221,7 +219,7 @@ def run_while(folder: Path, index: Path, later: float) -> object:
 
 
 def test_a_dataset_of_the_demo_model(tmp_path: Path) -> None:
-    """Untrained weights have no files to compare: their name tells."""
+    """Untrained weights have no files to compare, so their name is compared."""
     (tmp_path / "a.fa").write_text(FASTAS[0])
     settings = {"fasta": "a.fa", "model": MODEL, "audit_seconds": 0}
     assert snakemake(tmp_path, config=settings).returncode == 0
@@ -235,7 +233,7 @@ def test_a_dataset_of_the_demo_model(tmp_path: Path) -> None:
 def test_a_run_gives_what_is_asked_for_whatever_was_edited(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As tests/property/test_edited_runs.py, through Snakemake."""
+    """Like tests/property/test_edited_runs.py, but through Snakemake."""
     monkeypatch.chdir(tmp_path)
     edited = EditedRun(tmp_path, random.Random(f"workflow {seed}"))
 

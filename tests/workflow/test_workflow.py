@@ -1,4 +1,4 @@
-"""Snakemake itself runs the workflow: the demo, re-runs, own data, failures, wrong input."""
+"""Snakemake runs the workflow: the demo, reruns, user data, failures, and wrong input."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ def snakemake(
     repository: Path = REPOSITORY,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the workflow in a folder of its own; both output streams end up in `stdout`."""
+    """Run the workflow in `folder`; `stdout` has both output streams."""
     settings = [f"{key}={value}" for key, value in (config or {}).items()]
     command = [str(BIN / "snakemake"), "--snakefile", str(repository / "Snakefile"), "--directory", str(folder)]
     command += ["--cores", "2", *arguments, *(["--config", *settings] if settings else [])]
@@ -51,7 +51,7 @@ def rules_run(output: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The demo in two shards, in a folder with a space in its name, and what Snakemake said."""
+    """A run of the demo in two shards, in a folder with a space in its name, and Snakemake's output."""
     folder = tmp_path_factory.mktemp("work") / "a folder"
     (folder / "config").mkdir(parents=True)
     header, proteins, *_ = (REPOSITORY / "config/datasets.tsv").read_text().splitlines()
@@ -71,7 +71,7 @@ def test_the_demo_makes_verified_results(demo: tuple[Path, str], tmp_path: Path)
     embeddings = open_embeddings(results / "embeddings.h5")
     assert len(embeddings) == 85
     assert embeddings.ids[0] == "gi|7525080|ref|NP_051037.1|"
-    # The same bits as without Snakemake and in one shard.
+    # The same bits as one shard without Snakemake.
     alone = Run(tmp_path, 1).build(DEMO).embed("float32").merge()
     assert (open_embeddings(alone.embeddings)[:] == embeddings[:]).all()
     with gzip.open(results / "records.tsv.gz", "rt") as table:
@@ -92,12 +92,12 @@ def test_a_second_run_does_nothing(demo: tuple[Path, str]) -> None:
     done = snakemake(demo[0], config={"shards": 2, "precision": "float32"})
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
-    # Another device is no reason to compute everything again.
+    # Another device does not make results stale.
     done = snakemake(demo[0], config={"shards": 2, "precision": "float32", "device": "cpu"})
     assert "Nothing to be done" in done.stdout
 
 
-def test_a_deleted_shard_is_repeated_alone(demo: tuple[Path, str]) -> None:
+def test_only_a_deleted_shard_is_recomputed(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     results = folder / "results/demo" / SLUG
     before = open_embeddings(results / "embeddings.h5")[:]
@@ -124,7 +124,7 @@ def test_the_printed_commands_can_be_pasted(demo: tuple[Path, str], tmp_path: Pa
     assert (open_embeddings(results / "embeddings.h5")[:] == before).all()
 
 
-def test_own_fasta_with_an_odd_name(tmp_path: Path) -> None:
+def test_a_fasta_with_an_odd_name(tmp_path: Path) -> None:
     fasta = tmp_path / "my proteins (v1).faa.gz"
     fasta.write_bytes(gzip.compress(b">x/1 first\nMKVLAA*\n>x/1\nMKJ\n>y\nmkvlaa\n"))
     work = tmp_path / "work"
@@ -139,7 +139,7 @@ def test_own_fasta_with_an_odd_name(tmp_path: Path) -> None:
     }
 
 
-def test_a_table_of_several_datasets_and_a_config_of_ones_own(tmp_path: Path) -> None:
+def test_a_table_of_several_datasets_and_a_custom_config(tmp_path: Path) -> None:
     (tmp_path / "one.faa").write_text(">a\nMKV\n")
     (tmp_path / "two.faa").write_text(">b\n" + "MKVL" * 9 + "\n>c\nMM\n")
     (tmp_path / "table.tsv").write_text(f"dataset\tfasta\tmodel\none\tone.faa\t{MODEL}\ntwo\ttwo.faa\n")
@@ -156,7 +156,7 @@ def test_a_table_of_several_datasets_and_a_config_of_ones_own(tmp_path: Path) ->
 
 
 def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
-    """One call, two shards of each; both as without Snakemake, and the nucleotides by windows on both strands."""
+    """Both match runs without Snakemake; the nucleotides have windows on both strands."""
     model = dnabert_folder()
     (tmp_path / "table.tsv").write_text(
         f"dataset\tfasta\tmodel\nproteins\t{DEMO}\t{MODEL}\ncontigs\t{CONTIGS_DEMO}\t{model}\n"
@@ -180,7 +180,7 @@ def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
         with gzip.open(results / "records.tsv.gz", "rt") as table:
             rows = list(csv.DictReader(table, delimiter="\t"))
         assert [row["id"] for row in rows] == found.ids
-    # Of the contigs, the last that were looked at:
+    # `rows` and `found` are the contigs', from the last iteration.
     assert {row["fate"] for row in rows} == {"embedded", "windowed", "duplicate"}
     assert all((int(row["windows"]) > 1) == (int(row["length"]) > 1000) for row in rows)
     assert (found.attrs["window"], found.attrs["stride"], found.attrs["strand"]) == (1000, 600, "both")
@@ -189,7 +189,7 @@ def test_proteins_and_nucleotides_in_one_table(tmp_path: Path) -> None:
     assert "Nothing to be done" in again.stdout
 
 
-def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
+def test_a_failing_shard_reports_its_error(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 this is no checkpoint")
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
     done = snakemake(tmp_path, config={"fasta": "p.faa", "model": "broken.pt", "shards": 2})
@@ -197,7 +197,7 @@ def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
     for rank in range(2):
         status = json.loads((tmp_path / f"results/p/broken/shards/shard_{rank}-of-2.status.json").read_text())
         assert status["status"] == "failed"
-        assert status["attempt"] == 3  # the profile's two retries
+        assert status["attempt"] == 3  # the profile sets two retries
         assert "cannot be loaded as a fair-esm checkpoint" in status["error"]["message"]
     assert not list((tmp_path / "results/p/broken/shards").glob("*.h5"))
     assert not (tmp_path / "results/p/broken/embeddings.h5").exists()
@@ -208,7 +208,7 @@ def test_a_failing_shard_leaves_its_evidence(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_in_use_until_the_run_ends(tmp_path: Path) -> None:
-    """Another run there would cancel jobs in SLURM if it took this one for dead."""
+    """A second run there would cancel this run's SLURM jobs if it thought this run was dead."""
     command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
     (tmp_path / "p.faa").write_text(">a\nMKV\n>b\nMKLV\n")
     command += ["--cores", "2", "--config", "fasta=p.faa", f"model={MODEL}"]
@@ -216,7 +216,7 @@ def test_a_folder_is_in_use_until_the_run_ends(tmp_path: Path) -> None:
     with said.open("w") as output:
         run = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
         try:
-            while not list(tmp_path.glob("results/*/*/index.h5")):  # its first job is done, others are to come
+            while not list(tmp_path.glob("results/*/*/index.h5")):  # the first job has ended, others follow
                 assert run.poll() is None, said.read_text()
                 time.sleep(0.1)
             claim, alone = claim_folder(tmp_path)
@@ -240,7 +240,7 @@ def test_a_bad_record_stops_the_run_with_its_name(tmp_path: Path) -> None:
     assert not list((tmp_path / "results").rglob("*.h5"))
 
 
-def test_of_several_datasets_the_failed_one_is_named_at_the_end(tmp_path: Path) -> None:
+def test_the_failed_dataset_is_named_at_the_end(tmp_path: Path) -> None:
     for name, sequence in (("one", "MKV"), ("two", "MK-V")):
         (tmp_path / f"{name}.faa").write_text(f">x\n{sequence}\n")
     (tmp_path / "d.tsv").write_text("dataset\tfasta\tmodel\none\tone.faa\ntwo\ttwo.faa\n")
@@ -324,8 +324,8 @@ def test_wrong_input_is_found_before_any_rule_runs(name: str, tmp_path: Path) ->
     assert not (tmp_path / "results").exists()
 
 
-def test_auto_goes_on_with_the_shards_that_are_there(demo: tuple[Path, str], tmp_path: Path) -> None:
-    """On a node with other GPUs, or none, nothing that is done is computed again."""
+def test_auto_continues_with_existing_shards(demo: tuple[Path, str], tmp_path: Path) -> None:
+    """On a node with other GPUs, or none, finished shards are not computed again."""
     for gpus in ("", "0,1,2"):
         done = snakemake(demo[0], "--dry-run", config={"precision": "float32"}, CUDA_VISIBLE_DEVICES=gpus)
         assert "Nothing to be done" in done.stdout, gpus
@@ -345,20 +345,20 @@ def test_results_of_another_file_are_not_overwritten(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "holds the results of one/same.faa; to embed two/same.faa" in done.stdout
     assert (tmp_path / "results/same" / SLUG / "embeddings.h5").read_bytes() == before
-    # A file that was moved is no other file.
+    # A moved file is still the same file.
     (tmp_path / "one/same.faa").rename(tmp_path / "same.faa")
     assert snakemake(tmp_path, "--dry-run", config={"fasta": "same.faa", "model": MODEL}).returncode == 0
 
 
 def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:
-    """`python` in a rule is the interpreter that runs Snakemake."""
+    """The rules' `python` is the interpreter that runs Snakemake."""
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
     done = snakemake(tmp_path, config={"fasta": "p.faa", "model": MODEL}, PATH="/usr/bin:/bin")
     assert done.returncode == 0, done.stdout
 
 
 def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
-    """Two of three files are there, and one of them is not as published."""
+    """Two of the three files exist, and one of them is not the published file."""
     (tmp_path / "c.fna").write_text(">a\nACGT\n")
     folder = tmp_path / "resources/models/dnabert_s"
     folder.mkdir(parents=True)
