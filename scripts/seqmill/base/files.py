@@ -58,7 +58,7 @@ def whole_folder_or_absent(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path, is_folder: bool = False) -> Iterator[Path]:
-    """Yield a temporary path for `path`, which errors name instead; remove what is there when the block ends."""
+    """Yield a temporary path for `path`; errors name `path`. Remove the temporary file or folder at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -170,7 +170,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raises a SeqmillError if the file is unreadable or holds something else."""
+    """Return the JSON object in a file; raise a SeqmillError if the file is unreadable or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -137,7 +137,10 @@ class NewFile(h5py.File):
     def write_strings(
         self, name: str, rows: np.ndarray, texts_of: Callable[[np.ndarray], list[str] | list[bytes]]
     ) -> None:
-        """Write a dataset of strings in blocks of bounded size; `texts_of(rows)` returns str, or faster, UTF-8."""
+        """Write a dataset of strings in blocks of bounded size.
+
+        `texts_of(rows)` returns the strings as str, or as UTF-8, which is faster.
+        """
         strings = self.create_dataset(name, (len(rows),), STRINGS)
         for start in range(0, len(rows), STRING_BLOCK):
             block = rows[start : start + STRING_BLOCK]
@@ -196,9 +199,13 @@ def map_dataset(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def sha256_around(path: Path, name: str) -> dict[str, int | str]:
-    """Return where the values of one contiguous dataset are in a file, and the digest of all other bytes.
+    """Digest a file except the values of one contiguous dataset, for a check without HDF5.
 
-    They serve a check without HDF5: a flipped bit among variable-length strings can make HDF5 2.0 read forever.
+    A flipped bit among variable-length strings can make HDF5 2.0 read forever.
+
+    Returns:
+        data_offset, data_bytes: the position of the dataset's values in the file.
+        rest_sha256: hexadecimal SHA-256 of all other bytes.
     """
     with name_errors(path), path.open("rb") as raw, h5py.File(raw, "r") as file:
         dataset = file[name]

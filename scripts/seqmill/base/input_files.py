@@ -57,7 +57,7 @@ def shown_path(path: Path) -> str:
 
 
 def note_file(path: Path) -> InputFile:
-    """Digest a file; raises a SeqmillError if it changes meanwhile."""
+    """Digest a file; raise a SeqmillError if it changes meanwhile."""
     before = path.stat()
     noted = InputFile(shown_path(path), before.st_size, sha256_of_file(path), stamp_of(before))
     require_unchanged(path, noted.stamp)

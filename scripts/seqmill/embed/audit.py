@@ -79,11 +79,18 @@ class StoredVectors:
 def audit_embeddings(stored: StoredVectors, source: ModelSource, rows: np.ndarray, seconds: float) -> AuditFacts:
     """Recompute a short sequence, the longest and random others, as many as time allows, up to MOST_SEQUENCES.
 
-    Which sequences are tried, and in which order, depends only on the index and `rows` (int64, index rows with a stored
-    embedding, in any order). The worst cosine and relative error are nan if a stored vector is zero or not finite.
-    `source` is the model whose weights the embeddings were computed with; a SeqmillError says if they can't be read.
-    `seconds` limits the loading of the reference, and again the sequences: after the first, one that is expected to
-    exceed it is not started.
+    Which sequences are tried, and in which order, depends only on the index and the rows. The worst cosine and relative
+    error are nan if a stored vector is zero or not finite.
+
+    Args:
+        stored: the vectors.
+        source: the model whose weights the embeddings were computed with.
+        rows: int64, index rows with a stored embedding, in any order.
+        seconds: limit for loading the reference, and again for the sequences: after the first, one that is expected to
+            exceed it is not started.
+
+    Raises:
+        SeqmillError: the weights can't be read.
     """
     start, index = time.perf_counter(), stored.index
     if not len(rows):
@@ -143,7 +150,7 @@ def _recompute(
 ) -> tuple[dict[int, tuple[float, float, int]], str]:
     """Recompute rows within the time limit.
 
-    Returns by row the lowest cosine, the highest relative error and the number of tokens; and why the last skipped row
+    Return by row the lowest cosine, the highest relative error and the number of tokens; and why the last skipped row
     was skipped.
     """
     index, layers = stored.index, stored.outputs.layers

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], parts: PartWriter, signals: Signals) -> None:
     """Compute packs and save their results as parts; note the figures in the status.
 
-    Raises a SeqmillError if a sequence does not fit the memory or too many embeddings are not finite.
+    Raise a SeqmillError if a sequence does not fit the memory or too many embeddings are not finite, and Interrupted
+    after a signal.
     """
     index, device, status = job.index, job.device, job.status
     finite = FiniteResults(index, device, embed.readout, lambda on: job.make_model(on, torch.float32))

@@ -37,8 +37,8 @@ class PackEmbedder:
     """Computes packs, in smaller pieces after one did not fit; a size that failed is never tried again.
 
     `cpu_model` makes the same model on the CPU; it is called if a single segment does not fit the device. `too_large`
-    is the size in tokens of the smallest piece that did not fit (0 if all did), `splits` the number of such pieces, and
-    `on_cpu` that of the segments that the CPU computed.
+    is the size in tokens of the smallest piece that did not fit (0 if all did), `splits` the number of pieces that did
+    not fit, and `on_cpu` the number of segments that the CPU computed.
     """
 
     def __init__(self, model: Encoder, readout: Readout, cpu_model: Callable[[], Encoder]) -> None:
@@ -51,7 +51,10 @@ class PackEmbedder:
         return self._model.architecture
 
     def __call__(self, pack: Pack) -> Vectors:
-        """Return the vectors of a pack, on the model's device, or on the CPU if that lacks the memory."""
+        """Return the vectors of a pack, on the model's device, or on the CPU if that lacks the memory.
+
+        Raise DoesNotFit if neither has the memory for a segment.
+        """
         if pack.windows is None and self.readout.residue_dtype is None:
             return Vectors(self._compute(pack, self.readout), NO_RESIDUES)
         pieces = replace(pack, windows=None).split(CUDA_KEPT_TOKENS if pack.tokens.is_cuda else CPU_KEPT_TOKENS)

@@ -74,7 +74,7 @@ class FiniteResults:
     def _judge(self, row: int, embedding: np.ndarray, residues: np.ndarray) -> bool:
         """Return whether a row is finite in float32, and note it.
 
-        Raises a SeqmillError if the embedding is, but a residue's vector does not fit float16.
+        Raise a SeqmillError if the embedding is, but a residue's vector does not fit float16.
         """
         name = self._index.sequence_name(row)
         whole = np.isfinite(residues).all()

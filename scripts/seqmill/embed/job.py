@@ -87,7 +87,7 @@ class Job:
 def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
     """Open the index, choose the device and load the model; note both in the status.
 
-    Raises a SeqmillError if the task can't be done with this index, device, model or memory.
+    Raise a SeqmillError if the task can't be done with this index, device, model or memory.
     """
     if not 0 <= task.rank < task.world_size:
         raise SeqmillError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
@@ -150,7 +150,7 @@ def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str
 def model_of(index: Index, name: str) -> ModelSource:
     """Return the model of that name (empty for the one the index was built for).
 
-    Raises a SeqmillError if there is none, or if it does not read the index's tokens.
+    Raise a SeqmillError if there is none, or if it does not read the index's tokens.
     """
     source = find_model(name or index.attributes["model"])
     made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"

@@ -25,12 +25,12 @@ OTHERS = 0o077  # mode bits
 def leased_gpu() -> Iterator[str | None]:
     """Hold one of the visible GPUs and make it the only visible one; call this before torch is imported.
 
-    Yields its index or UUID, or None: with at most one visible GPU nothing is locked. It waits while all are taken.
+    Yield its index or UUID. Wait while all GPUs are taken. With at most one visible GPU, lock nothing and yield None.
 
-    A lease locks a file below the temporary folder and, if it is set, one below XDG_RUNTIME_DIR; the kernel ends it
-    however the process ends. Two workers of a user see each other's leases if they share either folder, like a login
-    shell and a cron job that share /tmp; they do not if each has its own TMPDIR and one has no XDG_RUNTIME_DIR.
-    Without XDG_RUNTIME_DIR, a folder of another user or open to others is refused.
+    A lease locks a file below the temporary folder and, if it is set, one below XDG_RUNTIME_DIR; the kernel frees the
+    lock however the process ends. Two workers of a user see each other's leases if they share either folder, like a
+    login shell and a cron job that share /tmp; they do not if each has its own TMPDIR and one has no XDG_RUNTIME_DIR.
+    Raise a SeqmillError if there is no XDG_RUNTIME_DIR and the folder belongs to another user or is open to others.
     """
     gpus = visible_gpus()
     if len(gpus) < 2:

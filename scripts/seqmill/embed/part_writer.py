@@ -33,7 +33,7 @@ class PartWriter:
     def add(self, result: PackResult, computed_by: str) -> None:
         """Take a finished pack, whose arrays must not change afterwards, and who computed it, in words.
 
-        Raises an OSError if an earlier part could not be saved, for example because the disk is full.
+        Raise an OSError if an earlier part could not be saved, for example because the disk is full.
         """
         self._computed_by = computed_by
         self._pending.append(result)

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 def embed_rank(task: ShardTask, status: ShardStatus, signals: Signals) -> Callable[[], None]:
     """Compute the rank's packs and write its shard; note the figures in `status`.
 
-    Returns a function that removes the parts, to be called when the status JSON says that the shard is complete. Raises
-    a SeqmillError if the input can't be used, disk or memory are too small, or an embedding is not finite; and
+    Return a function that removes the parts, to be called when the status JSON says that the shard is complete. Raise a
+    SeqmillError if the input can't be used, disk or memory are too small, or an embedding is not finite, and
     Interrupted after a signal.
     """
     job, embed = load_job(task, status)

@@ -74,7 +74,7 @@ class DonePacks:
     def results(self, packs: range | list[int]) -> Iterator[PackResult]:
         """Yield the results of these packs, in order, each checked as it is read.
 
-        Raises a SeqmillError if a file was damaged after it was written; a damaged part is set aside.
+        Raise a SeqmillError if a file was damaged after it was written; a damaged part is set aside.
         """
         for pack in packs:
             source, place = self._places[pack]

@@ -53,7 +53,7 @@ class ProteinLetters:
     def tokens(self, body: bytes) -> bytes:
         """Return one token id (uint8) per residue, without cls and eos, from a record's lines with their line ends.
 
-        A SeqmillError for no residue or a refused letter lacks file and record.
+        Raise a SeqmillError if there is no residue or a letter is refused; the caller adds file and record.
         """
         tokens = body.translate(ESM2_TOKENS, LAYOUT)
         if tokens and INVALID not in tokens:
@@ -114,7 +114,7 @@ class NucleotideLetters:
     def clean(self, body: bytes) -> bytes:
         """Return the bases, ACGT and IUPAC codes, one byte each, from a record's lines with their line ends.
 
-        A SeqmillError for no base or a refused letter lacks file and record.
+        Raise a SeqmillError if there is no base or a letter is refused; the caller adds file and record.
         """
         bases = body.translate(_BASES_ONLY, LAYOUT)
         if bases and INVALID not in bases:

@@ -26,8 +26,8 @@ class VerifiedSet:
     """All shards of one computation and the vectors it takes from earlier results; every check has passed."""
 
     index: Index
-    shards: list[Shard]  # one per rank, in the order of the ranks, as are the statuses
-    statuses: list[ShardStatus]
+    shards: list[Shard]  # one per rank, in the order of the ranks
+    statuses: list[ShardStatus]  # one per rank, in the order of the ranks
     reused: ReusedVectors
 
     @property

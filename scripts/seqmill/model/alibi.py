@@ -92,7 +92,8 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
         biases: from `make_biases` for this kernel and at least the longest length; float32, or float64 if `qkv` is.
         pack: the boundaries of the sequences.
 
-    Returns (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     if kernel == "avx512":
         return avx512.alibi_attention(qkv, biases, pack.lengths)

@@ -37,7 +37,7 @@ MAX_PACKED_HEAD_DIM = 256  # for all three; head dimensions must be multiples of
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
     """Return the requested kernel's name, or for `auto` that of the fastest usable one.
 
-    Raises a SeqmillError if there is no such kernel, or it can't be used; the message says why.
+    Raise a SeqmillError if there is no such kernel, or it can't be used; the message says why.
     """
     return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
 
@@ -100,7 +100,8 @@ def attend(
         pack: the boundaries of the sequences.
         fuse: rotate in place with Triton; see `fused.available`.
 
-    Returns (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     if kernel == "avx512":
         return avx512.rope_attention(qkv, cos, sin, pack.lengths)
@@ -153,7 +154,10 @@ def by_runs(
 def packed(
     kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack, **biases: torch.Tensor
 ) -> torch.Tensor:
-    """Call a PACKED kernel on q, k and v (num_tokens, num_heads, head_dim), with its own argument for biases if any."""
+    """Call a PACKED kernel on q, k and v (num_tokens, num_heads, head_dim), with its own argument for biases if any.
+
+    Return (num_tokens, num_heads * head_dim).
+    """
     function, scale_name, options = _packed_function(kernel)
     longest = int(pack.lengths.max())
     options = {scale_name: q.shape[-1] ** -0.5, **options, **biases}
@@ -168,7 +172,7 @@ def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
     """Return the function, the name of its scale argument, and options that its version supports.
 
     With num_splits=1 the pack's longest sequence does not determine how keys are divided among thread blocks, so a
-    sequence has the same bits in any pack. Raises an ImportError if it isn't installed for this version of torch.
+    sequence has the same bits in any pack. Raise an ImportError if it isn't installed for this version of torch.
     """
     module, name = PACKED[kernel]
     try:

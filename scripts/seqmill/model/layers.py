@@ -22,8 +22,12 @@ class Linear(torch.nn.Module):
 class Norm(torch.nn.Module):
     """Adds a step's result to the residual stream, normalizes, and rounds to the next step's dtype.
 
-    `eps` is added to the variance. The residual stream, the weight and the bias are of the dtype `exact`, the rounded
-    result of `dtype`. With `fuse` Triton's kernels do it in one pass over memory (`seqmill.model.kernels.fused`).
+    Args:
+        weights, prefix: tensors by name, and the beginning of this layer's names.
+        eps: added to the variance.
+        exact: dtype of the residual stream, the weight and the bias.
+        dtype: of the rounded result.
+        fuse: use Triton's kernels, one pass over memory; see `seqmill.model.kernels.fused`.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ A = TypeVar("A", bound=AnyArchitecture)
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
     """Load a torch.save file as memory maps; only tensors, plain values and `allowed` classes are accepted.
 
-    Raises a SeqmillError if it is damaged, or its pickle calls for other code; `what` is what was expected.
+    Raise a SeqmillError if it is damaged, or its pickle calls for other code; `what` is what was expected.
     """
     try:
         with torch.serialization.safe_globals(list(allowed)):
@@ -46,7 +46,7 @@ def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  #
 
 
 def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Load a folder's tensors (`seqmill.spec.models.weight_files`); raises a SeqmillError if a file is damaged."""
+    """Load a folder's tensors (`seqmill.spec.models.weight_files`); raise a SeqmillError if a file is damaged."""
     state: dict[str, torch.Tensor] = {}
     for file in files:
         if file.name == SAFETENSORS_INDEX:
@@ -81,7 +81,7 @@ def read_architecture(
     """Return a model's shape from its Hugging Face config.json.
 
     `own_fields` returns the fields that only this family has, from the file's content; `settings` are the values that
-    the implementation supports, which the file may leave out; `model` is the name for messages. Raises a SeqmillError
+    the implementation supports, which the file may leave out; `model` is the name for messages. Raise a SeqmillError
     if the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
     """
     config = read_json(path)
@@ -125,7 +125,7 @@ class Naming:
     ) -> dict[str, list[torch.Tensor]]:
         """Return a file's tensors by canonical name; several under one name are to be concatenated by rows.
 
-        `shapes` are the concatenated ones. Raises a SeqmillError if tensors are missing or unknown (all are listed), or
+        `shapes` are the concatenated ones. Raise a SeqmillError if tensors are missing or unknown (all are listed), or
         one has a wrong shape, dtype or layout.
         """
         stripped: dict[str, torch.Tensor] = {}

@@ -36,7 +36,7 @@ class Weights:
 def load_weights(source: ModelSource) -> Weights:
     """Load a model's weights.
 
-    Raises a SeqmillError as `open_weights`, or if a released model's tensors differ from those that were fetched
+    Raise a SeqmillError as `open_weights`, or if a released model's tensors differ from those that were fetched
     (`seqmill.model.weights_record`).
     """
     if source.kind == "untrained":

@@ -136,7 +136,7 @@ def _grid(y_ticks: Sequence[float], rise: Scale) -> list[str]:
 def map_axes(x: tuple[str, float, float], y: tuple[str, float, float]) -> tuple[str, dict[str, float]]:
     """Draw the axes of a map: of each its title, lowest and highest value.
 
-    Returns the SVG, and where in it the points lie: left, top, width, height, in percent of its size; and how far
+    Return the SVG, and where in it the points lie: left, top, width, height, in percent of its size; and how far
     within that the outermost ones are, in percent of its width.
     """
     width, height = MAP_SIZE
@@ -177,7 +177,10 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return 1, 2, and 5 times the powers of ten from low to high; only the powers if that gives more than `most`."""
+    """Return 1, 2 and 5 times the powers of ten from low to high.
+
+    If these are more than `most`, return 1 and 3 times the powers, or else only the powers.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]

@@ -30,9 +30,18 @@ def column_scale(
 
     A column is categories if it has values that are not numbers, or only whole numbers with at most MAX_CATEGORIES
     different values (clusters, for example). A record has no value if its field is in MISSING or it is not in the
-    table. The table is tab-separated, with a header line and ids in the first column; rows for other records are
-    ignored, but an error if all are. `rows` (int64, increasing) are those shown, `left_out` the ids of records without
-    an embedding.
+    table.
+
+    Args:
+        path: tab-separated, with a header line and ids in the first column; rows for other records are ignored.
+        column: the column's name.
+        embeddings: the file whose records the table describes.
+        rows: int64, increasing, the rows shown.
+        left_out: ids of records without an embedding.
+
+    Raises:
+        SeqmillError: the table or the column is missing; an id occurs twice, or no id belongs to a record; a number
+            is not finite.
     """
     ids = ids_of(embeddings, rows)
     values, num_rows = _read_column(path, column, set(ids))

@@ -50,9 +50,9 @@ class Sources:
     """The files that a report is made from; only the first is required."""
 
     embeddings: Path
-    records: Path | None = None  # of the same result, like the manifest and the index
-    manifest: Path | None = None
-    index: Path | None = None
+    records: Path | None = None  # records.tsv.gz of the same result
+    manifest: Path | None = None  # manifest.json of the same result
+    index: Path | None = None  # index.h5 of the same result
     statuses: list[Path] = field(default_factory=list)  # of the shards, used if there is no manifest
     metadata: Path | None = None  # the user's table
     color: str = ""  # its column that colors the map
@@ -61,8 +61,8 @@ class Sources:
 def gather(sources: Sources) -> dict[str, Any]:
     """Return all data of the report as JSON types. The report shows the first output.
 
-    Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings. A file that is missing,
-    damaged or of another result raises a SeqmillError.
+    Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings. Raise a SeqmillError if
+    a file is missing, damaged, or belongs to another result than the embeddings.
     """
     embeddings = open_embeddings(sources.embeddings)
     attributes = embeddings.attrs

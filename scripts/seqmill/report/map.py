@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
     """Return the points of the report's maps as the page holds them.
 
-    shown, total: the number of rows shown (see `shown_rows`), and of all rows.
-    ids, lengths: of the rows shown; empty if there are more than MAX_NAMED.
-    maps: for each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
-    lowest and highest value); x and y, from 0 (lowest) to 65535 (highest), little-endian uint16 in base64. Empty if
-    there are fewer than three rows, or all are alike.
+    Returns:
+        shown, total: the number of rows shown (see `shown_rows`), and of all rows.
+        ids, lengths: of the rows shown; empty if there are more than MAX_NAMED.
+        maps: for each projection its title; how many of the points it shows (again by `shown_rows`); both axes (title,
+            lowest and highest value); x and y, from 0 (lowest) to 65535 (highest), little-endian uint16 in base64.
+            Empty if there are fewer than three rows, or all are alike.
     """
     total, dim = embeddings.array.shape
     rows = shown_rows(total, MAX_SHOWN)
@@ -77,7 +78,7 @@ def principal_components(
     matrices (hidden_dim, hidden_dim). The sign makes a component's largest entry positive. `read` returns the vectors
     (n, `dim`) of given rows (int64, at least two); it is called three times for each row.
 
-    Returns the projections, float64 (len(rows), number), and each component's share of the variance, float64 (number,),
+    Return the projections, float64 (len(rows), number), and each component's share of the variance, float64 (number,),
     zeros if all rows are alike.
     """
     block_rows = max(BLOCK_BYTES // (8 * dim), 1)

@@ -13,7 +13,7 @@ STAGES_BEFORE = ("import", "load", "resume", "warm_up")  # a worker's stages bef
 def read_points(points: list[list[float]] | None) -> np.ndarray:
     """Return a status' `throughput` as float64 (n, 2): seconds, tokens; (0, 2) if there is none.
 
-    Raises a ValueError or TypeError if it is not a series of finite, increasing values.
+    Raise a ValueError or TypeError if it is not a series of finite, increasing values.
     """
     series = np.array(points if points is not None else [], np.float64).reshape(-1, 2)
     if not np.isfinite(series).all() or (np.diff(series, axis=0) < 0).any():

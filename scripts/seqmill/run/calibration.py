@@ -36,8 +36,8 @@ class Calibration:
 
     device: str  # its name, precision and attention kernel, as a worker would choose them
     weights: str  # that untrained weights were used instead of missing ones; else empty
-    packs: int  # of the samples, as are the tokens; 0 if all sequences are too long for the time
-    tokens: int
+    packs: int  # that the samples come from; 0 if all sequences are too long for the time
+    tokens: int  # in the samples
     seconds: float  # wall time of the samples
     flops_per_second: float  # of all threads or of the GPU; see `seqmill.spec.models.model_flop`
     threads: int  # samples computed at a time; 1 on a GPU
@@ -57,7 +57,7 @@ class Calibration:
 def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seconds: float) -> Calibration:
     """Compute samples of packs for about the given time, and drop the results.
 
-    Missing weights of a released model are replaced by untrained ones, which take as long. Raises a SeqmillError for a
+    Missing weights of a released model are replaced by untrained ones, which take as long. Raise a SeqmillError for a
     device, precision or kernel that is not available, damaged weights, or too little memory.
     """
     device = devices.choose_device(settings.device)

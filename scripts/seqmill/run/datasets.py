@@ -34,8 +34,8 @@ class Dataset:
 def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
     """Read the tab-separated table of datasets; a SeqmillError names the table, the line and the mistake.
 
-    Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. `folders` are searched for
-    relative FASTA paths, in this order.
+    Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. A line without a model
+    gets `default_model`. `folders` are searched for relative FASTA paths, in this order.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
@@ -95,7 +95,10 @@ def safe_name(name: str) -> str:
 
 
 def find_fasta(fasta: str, folders: list[Path]) -> Path:
-    """Return the first folder/fasta that exists; raise a SeqmillError if it can't be read or is not like FASTA."""
+    """Return the first folder/fasta that exists.
+
+    Raise a SeqmillError if no folder has it, it can't be read, or it does not begin like FASTA.
+    """
     for folder in folders:
         try:
             path = folder / Path(fasta).expanduser()

@@ -37,7 +37,7 @@ class PlanOptions:
 def plan_index(path: Path, model: str, options: PlanOptions) -> list[str]:
     """Return the forecast of a run with an existing index, in lines; without a model's name, that of the index.
 
-    Raises a SeqmillError if the run would be refused, as far as is known before it starts.
+    Raise a SeqmillError if the run would be refused, as far as is known before it starts.
     """
     index = open_index(path)
     from seqmill.embed.job import model_of  # imports torch

@@ -44,7 +44,7 @@ class Progress:
     total: Amount = Amount()  # zero while the index is built
     resumed: int = 0  # packs done by earlier attempts
     rate: float = field(default=0.0, compare=False)  # tokens per second of all running shards
-    seconds: float = field(default=math.nan, compare=False)  # until the last shard is complete; nan if unknown
+    seconds: float = field(default=math.nan, compare=False)  # until the last shard is complete, at this rate
     merged: bool = False  # whether the merged result is up to date
     notes: list[str] = field(default_factory=list, compare=False)  # on shards that are stale, failed or tried again
     missing: str = ""  # why there is no index yet; all else is unknown then
@@ -54,7 +54,7 @@ class Progress:
 def progress_of(results: Path) -> list[Progress]:
     """Return the progress of each run in `results/`, `results/DATASET/` or `results/DATASET/MODEL/`.
 
-    What can't be read counts as not done, with a note. Raises a SeqmillError if there is no such folder, and an OSError
+    What can't be read counts as not done, with a note. Raise a SeqmillError if there is no such folder, and an OSError
     if none of it can be listed.
     """
     runs = find_runs(results)

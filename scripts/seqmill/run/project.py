@@ -54,7 +54,7 @@ class Project:
             is_main: whether this process plans the run. Only then files are stale: a job's own process would see
                 results that are half replaced.
 
-        Raises a SeqmillError or an OSError if the settings, the datasets and the existing results do not fit.
+        Raise a SeqmillError or an OSError if the settings, the datasets and the existing results do not fit.
         """
         planned, digests = read_runs(settings, repository), KnownDigests(Path(DIGESTS))
         edited = [bool(find_fasta_edit(run.folder.path, run.fasta, digests)) for run in planned]

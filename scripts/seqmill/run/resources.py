@@ -73,8 +73,12 @@ def kept_tokens(family: str, policy: LengthPolicy, num_layers: int, per_residue:
 def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept: int = 0) -> int:
     """Return the memory (MB) for a worker: the weights in float32 twice, as a file and as a model, and activations.
 
-    Each of the CPU `threads` (0 on a GPU) has a piece of the longest segment, in tokens, or of 2,048 tokens; for `kept`
-    see `kept_tokens`.
+    Args:
+        model: the model.
+        longest: tokens of the longest segment.
+        threads: CPU threads, each of which has a piece of the longest segment or of 2,048 tokens; 0 on a GPU.
+        attempt: 1 for the first.
+        kept: see `kept_tokens`.
     """
     needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
     needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _hidden_dim(model) / 1e6

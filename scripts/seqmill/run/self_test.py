@@ -29,7 +29,7 @@ MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memo
 def self_test(source: ModelSource, weights: Weights, published: Published | None) -> str:
     """Compute the published sequences and compare; return the result in words, or why nothing was compared.
 
-    A nucleotide model's tokenizer is tested as well. Raises a SeqmillError if a number differs by more than allowed.
+    A nucleotide model's tokenizer is tested as well. Raise a SeqmillError if a number differs by more than allowed.
     """
     if published is None:
         return "no numbers of its trained weights are published to test it with"

@@ -18,7 +18,10 @@ def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: 
     Args:
         config: the settings as Snakemake reads them; from the command line some are still text.
         schema: see `wrong_settings`; each property has a default as well.
-        files: the configuration files; the SeqmillError about wrong settings, a line for each, ends with them.
+        files: the configuration files, for the error.
+
+    Raises:
+        SeqmillError: settings are unknown or not allowed; a line for each.
     """
     settings = {key: _typed(key, value) for key, value in config.items()}
     if wrong := wrong_settings(settings, schema):

@@ -34,8 +34,8 @@ def stop_orphans(folder: Path) -> IO[str]:
 def claim_folder(folder: Path) -> tuple[IO[str], bool]:
     """Mark a working folder as in use until the returned file is closed, or the process ends.
 
-    Snakemake locks files, not folders: two runs of different datasets may share a folder. Returns the file, and
-    whether no other live run uses the folder; False as well if that is unknown. Raises a SeqmillError if another
+    Snakemake locks files, not folders: two runs of different datasets may share a folder. Return the file, and
+    whether no other live run uses the folder; False as well if that is unknown. Raise a SeqmillError if another
     process holds the exclusive lock.
     """
     path = folder / IN_USE
@@ -85,7 +85,7 @@ def cancel_orphans(folder: Path) -> list[str]:
     """Cancel the SLURM jobs of earlier runs in a folder, and wait for their end.
 
     No other run there may be alive, see `claim_folder`. Snakemake's logs hold the ids of its runs, and the SLURM
-    plugin names the jobs after them. Returns the ids of the cancelled jobs; none without SLURM. Raises a SeqmillError
+    plugin names the jobs after them. Return the ids of the cancelled jobs; none without SLURM. Raise a SeqmillError
     if SLURM does not answer, or jobs are left after 5 minutes.
     """
     runs = _runs_of(folder)

@@ -52,7 +52,7 @@ class Request:
 def stale_results(results: Path, request: Request, shards: Iterable[Path], digests: KnownDigests) -> dict[Path, str]:
     """Return the stale files of a results folder: the index, `shards` and embeddings.h5, each with the reason.
 
-    Nothing in the folder need exist. `digests` are those of input files that were read before. Raises a Refusal, which
+    Nothing in the folder need exist. `digests` are those of input files that were read before. Raise a Refusal, which
     names both, if a result was made from another FASTA or other weights, which no edit explains.
     """
     folder = RunFolder(results)
@@ -71,7 +71,7 @@ def stale_results(results: Path, request: Request, shards: Iterable[Path], diges
 def find_fasta_edit(results: Path, fasta: Path, digests: KnownDigests) -> str:
     """Return how a FASTA was edited since a folder's index, or else its merged result, was made; else "".
 
-    Raises a Refusal, which names both, if it is another file.
+    Raise a Refusal, which names both, if it is another file.
     """
     facts = read_facts(RunFolder(results).index) or _merged_facts(RunFolder(results))
     try:

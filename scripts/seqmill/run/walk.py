@@ -99,7 +99,7 @@ def _failed_builds(results: Path) -> Iterator[FoundRun]:
 
 
 def entries_of(folder: Path) -> Files:
-    """Return the files in a folder; raises an OSError if it can't be listed."""
+    """Return the files in a folder; raise an OSError if it can't be listed."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:

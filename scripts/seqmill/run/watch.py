@@ -27,7 +27,7 @@ ANY_WIDTH = 10_000  # columns, where lines are not to be wrapped
 def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
     """Show how far runs have come until all are merged and no workflow is alive that might start them again.
 
-    It looks every `interval` seconds, or only `once`; `results` as for `progress_of`. Raises a SeqmillError if there is
+    It looks every `interval` seconds, or only `once`; `results` as for `progress_of`. Raise a SeqmillError if there is
     no such folder; with `once` also if no run has begun there.
     """
     console = console_of(out)

@@ -35,7 +35,7 @@ class Fingerprint:
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> "Fingerprint":
-        """Read the fields back; raises a SeqmillError if one is missing or the digest does not match."""
+        """Read the fields back; raise a SeqmillError if one is missing or the digest does not match."""
         if not isinstance(attributes, dict):  # from a damaged JSON
             raise SeqmillError("the fingerprint is not a set of fields")
         try:

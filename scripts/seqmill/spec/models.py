@@ -121,7 +121,7 @@ class ModelSource:
     def files(self) -> list[Path]:
         """All files of the model; none for untrained weights. A released model's files may be missing.
 
-        Raises a SeqmillError if a folder's weight index can't be read, or names a missing file.
+        Raise a SeqmillError if a folder's weight index can't be read, or names a missing file.
         """
         if self.path is None:
             return []

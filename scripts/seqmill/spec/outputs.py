@@ -37,7 +37,7 @@ class Outputs:
         return [(layer, pooling) for layer in self.layers for pooling in self.poolings]
 
     def of(self, num_layers: int) -> "Outputs":
-        """Return the outputs with layers from 0 on; raises a SeqmillError if a layer is not in the model, or twice."""
+        """Return the outputs with layers from 0 on; raise a SeqmillError if a layer is not in the model, or twice."""
         for layer in self.layers:
             if not -num_layers - 1 <= layer <= num_layers:
                 raise SeqmillError(f"layer {layer}: the model has layers 0 to {num_layers}, or -{num_layers + 1} to -1")

@@ -47,7 +47,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: str
     tokens: list[int] | None = None  # its token ids, special ones included
     hidden: list[list[float]] | None = None  # the first dimensions of the last hidden states of the first tokens
-    mean: list[float] | None = None  # its first dimensions (ESM-2: over residues, DNABERT-S: over all tokens)
+    mean: list[float] | None = None  # its first dimensions; over residues (ESM-2) or all tokens (DNABERT-S)
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class Release(msgspec.Struct, frozen=True):
 
 
 def read_releases(path: Path = RELEASED) -> dict[str, Release]:
-    """Return the facts by the model's name; raises a SeqmillError if the file is unreadable or incomplete."""
+    """Return the facts by the model's name; raise a SeqmillError if the file is unreadable or incomplete."""
     try:
         return msgspec.convert(read_json(path), dict[str, Release])
     except msgspec.ValidationError as error:
@@ -74,7 +74,7 @@ def read_releases(path: Path = RELEASED) -> dict[str, Release]:
 
 
 def release_of(name: str, path: Path = RELEASED) -> Release:
-    """Return the facts about a model; raises a SeqmillError for a name that can't be fetched."""
+    """Return the facts about a model; raise a SeqmillError for a name that can't be fetched."""
     releases = read_releases(path)
     if name not in NAMES or name not in releases:
         raise SeqmillError(f"model {name!r} can't be fetched; use one of {', '.join(NAMES)}")

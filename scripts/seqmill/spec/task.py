@@ -28,10 +28,10 @@ class ShardTask:
     """What a worker is asked to do."""
 
     index: Path  # of `index.h5`
-    rank: int  # 0 <= rank < world_size
-    world_size: int
-    shard: Path  # to write, as is the status
-    status: Path
+    rank: int  # this shard's number, 0 <= rank < world_size
+    world_size: int  # number of shards
+    shard: Path  # to write
+    status: Path  # the status JSON to write
     settings: ComputeSettings = field(default_factory=ComputeSettings)
     model: str = ""  # a name or path (`seqmill.spec.models`); empty for the one the index was built for
     on_error: str = "fail"  # or skip: what to do with a sequence whose embedding is not finite, not even in float32

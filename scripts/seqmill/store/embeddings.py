@@ -176,7 +176,7 @@ class Block:
 
 
 def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
-    """Yield all records in order, `BLOCK_BYTES` of vectors at a time; raises a SeqmillError if the file is damaged."""
+    """Yield all records in order, `BLOCK_BYTES` of vectors at a time; raise a SeqmillError if the file is damaged."""
     array = embeddings.array
     rows = max(BLOCK_BYTES // max(array.shape[1] * array.itemsize, 1), 1)
     with open_hdf5(embeddings.path, "embeddings file") as file:

@@ -207,7 +207,7 @@ def residue_offsets(index: Index, rows: np.ndarray) -> np.ndarray:
 
 
 def open_index(path: Path) -> Index:
-    """Open `index.h5`; raises a SeqmillError if it is missing, damaged, not an index, or of another format version."""
+    """Open `index.h5`; raise a SeqmillError if it is missing, damaged, not an index, or of another format version."""
     with open_hdf5(path, "index") as file:
         attributes = read_attributes(file)
         version = attributes.get("index_format")

@@ -128,7 +128,7 @@ def write_part(path: Path, results: list[PackResult], fingerprint: Fingerprint, 
 
 
 def open_part(path: Path) -> Part:
-    """Open a part, without reading its embeddings; raises a SeqmillError if it is truncated, damaged, or not a part."""
+    """Open a part, without reading its embeddings; raise a SeqmillError if it is truncated, damaged, or not a part."""
     with open_hdf5(path, "part file") as file:
         attributes = read_attributes(file)
         if missing := [name for name in (*SMALL_DATASETS, "embeddings", "residues") if name not in file]:

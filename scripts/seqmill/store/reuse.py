@@ -105,7 +105,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Open an embeddings file to take vectors from; raises a SeqmillError if it is missing or damaged."""
+    """Open an embeddings file to take vectors from; raise a SeqmillError if it is missing or damaged."""
     path = path.absolute()
     first = open_embeddings(path)
     try:
@@ -121,7 +121,7 @@ def open_source(path: Path) -> Source:
 
 
 def require_policies(paths: Sequence[Path], tokenizer: str, letter_policy: str, policy: LengthPolicy) -> list[Source]:
-    """Open embeddings files; raises a SeqmillError if one has sequences cleaned, cut or tokenized by other policies."""
+    """Open embeddings files; raise a SeqmillError if one has sequences cleaned, cut or tokenized by other policies."""
     sources = [open_source(path) for path in paths]
     for source in sources:
         wanted = {"tokenizer": tokenizer, "letter_policy": letter_policy, **asdict(policy)}
@@ -174,7 +174,7 @@ def require_same(path: Path | str, found: Mapping[str, Any], wanted: Mapping[str
 
 
 def open_noted(note: Mapping[str, Any]) -> Source:
-    """Open a file that an index names; raises a SeqmillError if it is not as it was when the index was built."""
+    """Open a file that an index names; raise a SeqmillError if it is not as it was when the index was built."""
     source = open_source(Path(note["path"]))
     found = source.note
     for name in ("fingerprint", "rows", "bytes"):
@@ -186,7 +186,7 @@ def open_noted(note: Mapping[str, Any]) -> Source:
 
 
 def require_values(sources: list[Source], reused_files: np.ndarray) -> None:
-    """Read the files that vectors will be taken from; raises a SeqmillError if one is damaged or a vector not finite.
+    """Read the files that vectors will be taken from; raise a SeqmillError if one is damaged or a vector not finite.
 
     `reused_files` (int32) has the number of each sequence's file, -1 if none (`seqmill.index.order.find_reused`).
     """

@@ -87,7 +87,7 @@ def new_shard(
 
 
 def open_shard(path: Path) -> Shard:
-    """Open a shard; raises a SeqmillError if it is missing, truncated, or not a shard."""
+    """Open a shard; raise a SeqmillError if it is missing, truncated, or not a shard."""
     with open_hdf5(path, "shard") as file:
         attributes = read_attributes(file)
         missing = [name for name in DATASETS if name not in file]

@@ -69,7 +69,7 @@ class AuditFacts(msgspec.Struct, omit_defaults=True):
     sequences: Count | None = None  # recomputed
     worst_cosine: float | None = None  # between stored and reference; None in the JSON if it is not finite
     worst_relative_error: float | None = None  # |stored - reference| / |reference| (L2); likewise
-    worst_sequence: str | None = None  # id of that with the worst relative error
+    worst_sequence: str | None = None  # id of the sequence with the highest relative error
     reference: str | None = None  # its name, or why nothing was recomputed
     seconds: Measure | None = None  # including the time to load the reference
     longest_included: bool | None = None  # whether a sequence of the greatest length was recomputed
@@ -140,7 +140,7 @@ def write_status(path: Path, status: ShardStatus) -> None:
 
 
 def read_status(path: Path) -> ShardStatus:
-    """Read a status JSON; raises a SeqmillError if it, or a field, is missing, wrong or unknown."""
+    """Read a status JSON; raise a SeqmillError if the file is missing, or a field is missing, wrong or unknown."""
     try:
         data = path.read_bytes()
         if b"\\u0000" in data:  # HDF5 takes no NUL

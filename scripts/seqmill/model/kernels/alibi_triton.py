@@ -36,7 +36,8 @@ def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor)
         slopes: float32 (num_heads,); see `alibi.slopes`.
         cu_seqlens: int32 (num_sequences + 1,), where each sequence begins, and the end.
 
-    Returns (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
+    Returns:
+        (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     assert qkv.dtype in DTYPES

@@ -63,7 +63,8 @@ def rope_attention(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, leng
         cos, sin: float32 (at least the longest length, head_dim), contiguous; see `esm2.rope_tables`.
         lengths: int64 (num_sequences,), tokens in each sequence.
 
-    Returns bfloat16 (num_tokens, num_heads * head_dim).
+    Returns:
+        bfloat16 (num_tokens, num_heads * head_dim).
     """
     assert cos.dtype == sin.dtype == torch.float32
     assert cos.is_contiguous()
@@ -76,7 +77,15 @@ def alibi_attention(qkv: torch.Tensor, slopes: torch.Tensor, lengths: np.ndarray
     """Attend with linear biases: softmax of scores scaled by head_dim ** -0.5, less slope x distance.
 
     Keys whose weights would vanish in float32's rounding are skipped, by a bound from the norms of the sequence's own
-    queries and keys. `slopes` are float32 (num_heads,), positive (`alibi.slopes`); the rest as in `rope_attention`.
+    queries and keys.
+
+    Args:
+        qkv: bfloat16 (num_tokens, 3, num_heads, head_dim), contiguous, on the CPU.
+        slopes: float32 (num_heads,), positive; see `alibi.slopes`.
+        lengths: int64 (num_sequences,), tokens in each sequence.
+
+    Returns:
+        bfloat16 (num_tokens, num_heads * head_dim).
     """
     assert slopes.dtype == torch.float32
     assert slopes.shape == qkv.shape[2:3]

@@ -44,6 +44,9 @@ def add_norm(
         eps: added to the variance.
         dtype: of the result.
         post: keep the unrounded result in x; for float32 the result is x itself.
+
+    Returns:
+        (num_tokens, hidden_dim).
     """
     num_tokens, dim = x.shape
     assert x.dtype == weight.dtype == bias.dtype == torch.float32
