@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from seqmill.base.files import name_errors, refuse_special, sha256_but_for
+from seqmill.base.digests import sha256_but_for
+from seqmill.base.files import name_errors, refuse_special
 from seqmill.base.signals import held_back_signals
 from seqmill.errors import SeqmillError
 

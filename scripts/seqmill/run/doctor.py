@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seqmill.base.files import sha256_but_for, sha256_of_file
+from seqmill.base.digests import sha256_but_for
+from seqmill.base.files import sha256_of_file
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line, size_in_words

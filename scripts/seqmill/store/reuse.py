@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmill.base.files import sha256_but_for
+from seqmill.base.digests import sha256_but_for
 from seqmill.base.hdf5 import map_dataset, open_hdf5
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint

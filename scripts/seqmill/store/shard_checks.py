@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from seqmill.base.files import sha256_and_finite
+from seqmill.base.digests import sha256_and_finite
 from seqmill.base.hdf5 import STRING_BLOCK, open_hdf5
 from seqmill.base.text_columns import split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError

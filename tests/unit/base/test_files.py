@@ -17,7 +17,6 @@ from seqmill.base.files import (
     name_errors,
     refuse_shared,
     remove_abandoned,
-    sha256_but_for,
     sha256_of_file,
     whole_folder_or_absent,
     whole_or_absent,
@@ -290,15 +289,3 @@ def test_write_json_of_a_path_that_is_not_utf8(tmp_path: Path):
     path = tmp_path / "status.json"
     write_json(path, {"path": os.fsdecode(b"r\xff/s.h5")})
     assert json.loads(path.read_bytes().decode("utf-8")) == {"path": "r\\udcff/s.h5"}
-
-
-@pytest.mark.parametrize(("offset", "size", "rest"), [(0, 2, b"cdef"), (2, 3, b"abf"), (6, 0, b"abcdef")])
-def test_sha256_but_for_a_part(offset: int, size: int, rest: bytes, tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"abcdef")
-    assert sha256_but_for(tmp_path / "file", offset, size) == hashlib.sha256(rest).hexdigest()
-
-
-def test_sha256_but_for_a_part_of_a_truncated_file_ends(tmp_path: Path):
-    (tmp_path / "file").write_bytes(b"abcdef")
-    assert sha256_but_for(tmp_path / "file", 4, 10) == hashlib.sha256(b"abcd").hexdigest()
-    assert sha256_but_for(tmp_path / "file", 10, 5) == hashlib.sha256(b"abcdef").hexdigest()

@@ -1,4 +1,4 @@
-"""Reading a file once gives its digest and its first non-finite number."""
+"""Digests of parts of files; reading a file once gives its digest and its first non-finite number."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seqmill.base.files import READ_BYTES, sha256_and_finite
+from seqmill.base.digests import READ_BYTES, sha256_and_finite, sha256_but_for
 
 NUM_ROWS, WIDTH = 3 * READ_BYTES // 40 + 7, 10  # more than three blocks of float32, which split rows
 
@@ -55,3 +55,15 @@ def test_a_file_without_numbers(size: int, tmp_path: Path):
     digest = hashlib.sha256(b"\xff" * size).hexdigest()
     assert sha256_and_finite(path, []) == (digest, [])
     assert sha256_and_finite(path, [np.empty((0, 3), np.float32)]) == (digest, [None])
+
+
+@pytest.mark.parametrize(("offset", "size", "rest"), [(0, 2, b"cdef"), (2, 3, b"abf"), (6, 0, b"abcdef")])
+def test_sha256_but_for_a_part(offset: int, size: int, rest: bytes, tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", offset, size) == hashlib.sha256(rest).hexdigest()
+
+
+def test_sha256_but_for_a_part_of_a_truncated_file_ends(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"abcdef")
+    assert sha256_but_for(tmp_path / "file", 4, 10) == hashlib.sha256(b"abcd").hexdigest()
+    assert sha256_but_for(tmp_path / "file", 10, 5) == hashlib.sha256(b"abcdef").hexdigest()
