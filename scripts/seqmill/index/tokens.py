@@ -52,7 +52,7 @@ class ProteinTokenizer:
         self._fasta, self._letters, self._policy = fasta, ProteinLetters(), policy
 
     def __call__(self, block: list[FastaRecord]) -> Tokenized:
-        """Tokenize records; a SeqmillError names the record."""
+        """Tokenize records; raise a SeqmillError that names the record if one is unusable."""
         if block[0].number == 1 and looks_like_nucleotides(_sample(block)):
             raise SeqmillError(
                 f"{self._fasta}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
@@ -94,7 +94,7 @@ class NucleotideTokenizer:
         self.name = f"{self._bpe.name} {self._bpe.digest}"
 
     def __call__(self, block: list[FastaRecord]) -> Tokenized:
-        """Tokenize records; a SeqmillError names the record."""
+        """Tokenize records; raise a SeqmillError that names the record if one is unusable."""
         if block[0].number == 1 and looks_like_protein(_sample(block)):
             raise SeqmillError(
                 f"{self._fasta}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "

@@ -53,10 +53,20 @@ def gather_vectors(verified: VerifiedSet) -> Iterator[np.ndarray]:
 def write_outputs(
     path: Path, names: list[str], dtype: str, blocks: Iterable[np.ndarray], name_of: Callable[[int], str]
 ) -> dict[str, str]:
-    """Write blocks of rows, float32 (n, columns of all outputs side by side), into the reserved dataset of each output.
+    """Write blocks of rows into reserved datasets. A thread writes each block while the next one is gathered.
 
-    A thread writes each block in `dtype` (float32 or float16) while the next one is gathered. A SeqmillError names the
-    record (`name_of`) that has a value beyond float16. Return the hexadecimal SHA-256 of the values in each dataset.
+    Args:
+        path, names: the file, and the dataset of each output.
+        dtype: float32 or float16.
+        blocks: float32 (n, columns of all outputs side by side).
+        name_of: returns the name of a row's record, for messages.
+
+    Returns:
+        The hexadecimal SHA-256 of the values in each dataset.
+
+    Raises:
+        SeqmillError: a value is beyond float16.
+        OSError: a block could not be written, as on a full disk.
     """
     digests = {name: hashlib.sha256() for name in names}
     num_rows = 0

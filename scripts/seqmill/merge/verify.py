@@ -111,9 +111,14 @@ def verify_shards(
 ) -> VerifiedSet:
     """Check a set of shards against the index, and the earlier results that the index reuses.
 
-    There is one shard and one status JSON per rank, in the same order; `dtype` is that of the merged embeddings. A
-    SeqmillError names every shard that fails a check and why, names a reused file that has changed, or says that no
-    record has an embedding.
+    Args:
+        index: the index of the shards.
+        shard_paths, status_paths: one of each per rank, in the same order.
+        dtype: of the merged embeddings.
+
+    Raises:
+        SeqmillError: names every shard that fails a check and why, names a reused file that has changed, or says that
+            no record has an embedding.
     """
     if len(status_paths) != len(shard_paths):
         raise SeqmillError(f"{len(shard_paths)} shards but {len(status_paths)} status JSONs were given")

@@ -32,7 +32,7 @@ class Dataset:
 
 
 def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
-    """Read the tab-separated table of datasets; a SeqmillError names the table, the line and the mistake.
+    """Read the tab-separated table of datasets; raise a SeqmillError that names the table, the line and the mistake.
 
     Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. A line without a model
     gets `default_model`. `folders` are searched for relative FASTA paths, in this order.

@@ -44,7 +44,8 @@ class Progress:
     total: Amount = Amount()  # zero while the index is built
     resumed: int = 0  # packs done by earlier attempts
     rate: float = field(default=0.0, compare=False)  # tokens per second of all running shards
-    seconds: float = field(default=math.nan, compare=False)  # until the last shard is complete, at this rate
+    # Until the last shard is complete, at this rate; nan if unknown.
+    seconds: float = field(default=math.nan, compare=False)
     merged: bool = False  # whether the merged result is up to date
     notes: list[str] = field(default_factory=list, compare=False)  # on shards that are stale, failed or tried again
     missing: str = ""  # why there is no index yet; all else is unknown then

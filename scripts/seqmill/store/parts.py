@@ -105,8 +105,8 @@ class PartStore:
         """Remove the parts of a complete shard; first link the shard and its status JSON into the folder.
 
         Snakemake deletes outputs that it takes for failed. The links keep the packs until the merge, for a later
-        attempt of any world size. Only shards with a workflow's file names are linked. Raise an
-        OSError if the file system has no hard links; the parts stay.
+        attempt of any world size. Only shards with a workflow's file names are linked. Raise an OSError if the file
+        system has no hard links; the parts stay.
         """
         if SHARD.fullmatch(shard.name):
             self.folder.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from seqmill.store.status import COMPLETE, ShardStatus, read_status
 def verify_shard(index: Index, path: Path, status_path: Path, world_size: int) -> tuple[Shard, ShardStatus]:
     """Check one of `world_size` shards against its status JSON and the index; the file is read once.
 
-    A SeqmillError names the shard and the fault. An OSError means that the shard can't be read.
+    Raise a SeqmillError that names the shard and the fault, or an OSError if the shard can't be read.
     """
     status = read_status(status_path)
     if status.status != COMPLETE:
