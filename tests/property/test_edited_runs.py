@@ -14,7 +14,7 @@ SEQUENCES, EDITS = 200, 5
 GROUPS = 20
 
 
-@pytest.mark.parametrize("group", [0, 1, *(pytest.param(group, marks=pytest.mark.full) for group in range(2, GROUPS))])
+@pytest.mark.parametrize("group", [0, *(pytest.param(group, marks=pytest.mark.full) for group in range(1, GROUPS))])
 def test_a_run_gives_what_is_asked_for(group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = {"refused": 0, "kept": 0, "computed": 0}
     for seed in range(group * SEQUENCES // GROUPS, (group + 1) * SEQUENCES // GROUPS):

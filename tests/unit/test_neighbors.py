@@ -231,6 +231,7 @@ print(peak() - before, found["row"][0])
 """
 
 
+@pytest.mark.full
 def test_memory_is_bounded(tmp_path: Path) -> None:
     shape = (400_000, 320)
     path = write_blocks(tmp_path / "large.h5", shape, random_blocks(shape))

@@ -169,6 +169,7 @@ def test_16_bits_pass(case: Case, dtype: torch.dtype) -> None:
     assert judge(audit, "float32", DNABERT_S)[0] != "ok"
 
 
+@pytest.mark.full
 def test_bfloat16_passes_in_the_published_shape(tmp_path: Path) -> None:
     """Short sequences have the largest errors."""
     case = make_case(tmp_path / "untrained", "untrained:dnabert_s", [300, 64, 8, 2, 1, 1], WHOLE)
@@ -316,6 +317,7 @@ print(1024 * (kilobytes("VmHWM") - before), memory(architecture, num_tokens))
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_long_contigs_take_no_more_memory_than_estimated() -> None:
     num_tokens = 4000

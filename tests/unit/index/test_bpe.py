@@ -227,6 +227,7 @@ def refusal(path: Path) -> str:
     return message
 
 
+@pytest.mark.full
 def test_the_committed_tokenizer_equals_the_output_of_its_script(tmp_path: Path) -> None:
     output = tmp_path / "tokenizer.json"
     script = SUPPORT / "make_untrained_tokenizer.py"

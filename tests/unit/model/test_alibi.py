@@ -112,6 +112,7 @@ def test_a_nan_affects_only_its_own_sequence(part: int) -> None:
     assert second.isnan().any(dim=1).all() == (part > 0)
 
 
+@pytest.mark.full
 def test_a_long_sequence_needs_no_matrix_of_biases() -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run([sys.executable, "-c", LONG], env=environment, capture_output=True, text=True, check=True)

@@ -111,6 +111,7 @@ def test_agrees_with_numbers_from_the_published_code(small: Weights) -> None:
         np.testing.assert_allclose(found, [*first, norm, *last], rtol=1e-10)
 
 
+@pytest.mark.full
 def test_the_reference_agrees_with_numbers_from_the_published_code() -> None:
     expected = reference_hidden(seeded_state(SMALL), SMALL, random_tokens(GOLDEN_LENGTHS), torch.float64)
     for hidden, (first, norm, last) in zip(expected, GOLDEN, strict=True):

@@ -371,6 +371,7 @@ def test_a_file_of_unknown_size_with_an_md5(mirror: Mirror, output: Path) -> Non
     assert f"its MD5 is {hashlib.md5(mirror.content).hexdigest()}, not {digest}" in failure(None, output)
 
 
+@pytest.mark.full
 def test_a_server_that_keeps_breaking_off_leaves_a_partial_file(mirror: Mirror, output: Path) -> None:
     mirror.cuts = 1000
     assert f"cannot fetch {mirror.url}/{NAME}.pt: " in failure(mirror.url, output, RESUMED)
@@ -422,6 +423,7 @@ def test_an_answer_that_begins_byte_by_byte_is_given_up(
     assert signal.getsignal(signal.SIGALRM) is before
 
 
+@pytest.mark.full
 def test_a_server_that_only_drips_is_an_error(mirror: Mirror, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URL_VARIABLE, mirror.url)
     mirror.drips = 1000

@@ -177,6 +177,7 @@ def test_samples_are_the_first_sequences_of_packs(which: str, limit: int, reques
     assert sample.num_packs == 2 * 10 - 1
 
 
+@pytest.mark.full
 def test_a_calibration_with_enough_time_computes_every_token_once(run: Run, index: Index) -> None:
     found = calibrate(index, find_model(MODEL), ON_CPU, 600.0)
     assert (found.packs, found.tokens) == (index.num_packs, index.attributes["num_tokens"])

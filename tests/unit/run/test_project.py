@@ -301,7 +301,7 @@ def test_memory_grows_with_the_data_that_a_worker_keeps(monkeypatch: pytest.Monk
 
 def test_time_grows_with_the_tokens_of_a_shard(folder: Path) -> None:
     with Path("p.faa").open("w") as file:
-        file.write(">a\n" + "M" * 100_000 + "\n")
+        file.write(">a\n" + "M" * 100_000 + "\n>b\n" + "M" * 4_000_000 + "\n>c\n")
         file.truncate(600_000_000)
     run = open_run()
     assert run.index_minutes(1) > 60
