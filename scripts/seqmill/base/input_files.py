@@ -39,8 +39,8 @@ class InputFile:
 class Change:
     """How an input differs from the one that results were made from."""
 
-    before: str  # a description, like `now`
-    now: str
+    before: str  # the file then, in words
+    now: str  # the file now, in words
     # Whether the path is the same and was modified later, as by an edit. Otherwise it is another file, or one with an
     # earlier modification time was put in its place.
     is_edit: bool
