@@ -20,6 +20,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 from proteins import random_proteins, write_fasta
 
@@ -65,7 +66,7 @@ def measure(model: str, contenders: tuple[str, ...], rounds: int) -> dict:
         folder = Path(temporary)
         sequences = random_proteins(COUNTS[model])
         write_fasta(folder / "proteins.faa", sequences)
-        lengths = [min(len(sequence), MAX_LENGTH) + 2 for sequence in sequences]
+        lengths = np.array([min(len(sequence), MAX_LENGTH) + 2 for sequence in sequences])
         save_weights(model, folder)
         runs: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
         rooflines = []
@@ -77,7 +78,7 @@ def measure(model: str, contenders: tuple[str, ...], rounds: int) -> dict:
                 print(f"{model} round {number + 1}: {contender}: {run['seconds']:.1f} s", file=sys.stderr)
     return {
         "sequences": len(sequences),
-        "tokens": sum(lengths),
+        "tokens": int(lengths.sum()),
         "flop": model_flop(MODELS[model], lengths),
         "roofline_bfloat16_flops": statistics.median(rooflines),
         "runs": runs,

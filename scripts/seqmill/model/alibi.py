@@ -5,12 +5,12 @@ its query, on either side, is reduced by slope x d; each head has its own slope.
 
 | kernel | where | how |
 |---|---|---|
-| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own: `seqmill.model.kernels.avx512` |
+| amx, avx512_bf16, avx512, avx2, neon | CPU, bfloat16 or float32, as in `attention` | our own: `kernels.cpu` |
 | triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.alibi_triton` |
 | flash_attn_2 | CUDA of compute capability 8.0 and later, 16-bit | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
 
-No kernel builds a matrix of biases: the first three compute each bias from its distance; sdpa uses a view of one row
+No kernel builds a matrix of biases: all but sdpa compute each bias from its distance; sdpa uses a view of one row
 per head. `choose_kernel` returns the requested kernel, or the first that the device, the dtype and the installation
 allow.
 """
@@ -23,12 +23,12 @@ import torch.nn.functional as F
 
 from seqmill.model import attention
 from seqmill.model.attention import by_runs, choose, packed, show_overflow
-from seqmill.model.kernels import alibi_triton, avx512
+from seqmill.model.kernels import alibi_triton, compiled, cpu
 from seqmill.model.pack import Pack
 from seqmill.spec.task import AUTO
 
 # triton and flash_attn_2 were not measured against each other; triton also supports float32.
-FASTEST_FIRST = ("avx512", "triton", "flash_attn_2", "sdpa")
+FASTEST_FIRST = (*compiled.KERNELS, "triton", "flash_attn_2", "sdpa")
 
 # Biases per call, over all heads. PyTorch's CPU kernel reads them through the view; a kernel that copies them needs
 # 64 MB in float32.
@@ -95,8 +95,8 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
-    if kernel == "avx512":
-        return avx512.alibi_attention(qkv, biases, pack.lengths)
+    if kernel in compiled.KERNELS:
+        return cpu.alibi_attention(kernel, qkv, biases, pack.lengths)
     if kernel == "triton":
         return alibi_triton.attention(qkv, biases, pack.cu_seqlens)
     q, k, v = qkv.unbind(1)

@@ -2,7 +2,8 @@
 
 | kernel | where | how |
 |---|---|---|
-| avx512 | CPU, bfloat16, AVX512-BF16 and a C compiler | our own, with the rotation fused: `kernels.avx512` |
+| amx, avx512_bf16 | CPU, bfloat16, by the processor's instructions | our own, with the rotation fused: `kernels.cpu` |
+| avx512, avx2, neon | CPU, float32, likewise | the same |
 | flash_attn_3 | CUDA of compute capability 9.0, 16-bit | `flash_attn_interface` from flash-attention's folder hopper |
 | varlen | CUDA of compute capability 8.0 and later, 16-bit | `torch.nn.attention.varlen`: FlashAttention 2 |
 | flash_attn_2 | the same | `flash_attn`, the package of FlashAttention 2 |
@@ -20,11 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.errors import SeqmillError
-from seqmill.model.kernels import avx512, fused
+from seqmill.model.kernels import compiled, cpu, fused
 from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS, AUTO
 
-FASTEST_FIRST = ("avx512", "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
+FASTEST_FIRST = (*compiled.KERNELS, "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
 # Functions over packs, all called with (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
 PACKED = {
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
@@ -60,14 +61,15 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
     if kernel not in FASTEST_FIRST:
         return "it is DNABERT-S's, with linear biases instead of a rotation"
     kind = str(dtype).removeprefix("torch.")
-    if kernel == "avx512":
+    if kernel in compiled.KERNELS:
         if device.type != "cpu":
             return f"it runs on a CPU, and the device is {device.type}"
-        if dtype != torch.bfloat16:
-            return f"it computes in bfloat16, and the precision is {kind}"
-        if head_dim not in avx512.HEAD_DIMS:
-            return f"it has head dimensions {', '.join(map(str, avx512.HEAD_DIMS))}, and the model's is {head_dim}"
-        return "" if avx512.load() else "there is no AVX512-BF16 processor or no working C compiler"
+        if dtype != compiled.KERNELS[kernel].dtype:
+            own = str(compiled.KERNELS[kernel].dtype).removeprefix("torch.")
+            return f"it computes in {own}, and the precision is {kind}"
+        if head_dim not in cpu.HEAD_DIMS:
+            return f"it has head dimensions {', '.join(map(str, cpu.HEAD_DIMS))}, and the model's is {head_dim}"
+        return compiled.why_not(kernel)
     if device.type != "cuda":
         return f"it runs on a CUDA device, and the device is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -103,8 +105,8 @@ def attend(
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
-    if kernel == "avx512":
-        return avx512.rope_attention(qkv, cos, sin, pack.lengths)
+    if kernel in compiled.KERNELS:
+        return cpu.rope_attention(kernel, qkv, cos, sin, pack.lengths)
     if fuse:
         fused.rotate(qkv, cos, sin, pack.positions)
         q, k, v = qkv.unbind(1)

@@ -6,7 +6,11 @@ from pathlib import Path
 from seqmill.spec.outputs import Outputs
 
 AUTO = "auto"
-ATTENTIONS = (AUTO, "avx512", "sdpa", "varlen", "flash_attn_2", "flash_attn_3", "triton")
+ATTENTIONS = (
+    AUTO,
+    *("amx", "avx512_bf16", "avx512", "avx2", "neon"),  # our own, on a CPU
+    *("sdpa", "varlen", "flash_attn_2", "flash_attn_3", "triton"),
+)
 DEVICES = (AUTO, "cpu", "cuda")
 PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
 ON_ERROR = ("fail", "skip")

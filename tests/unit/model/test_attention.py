@@ -17,14 +17,14 @@ from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
 from seqmill.model.attention import FASTEST_FIRST, attend, choose_kernel
 from seqmill.model.esm2 import rope_tables
-from seqmill.model.kernels import avx512
+from seqmill.model.kernels import compiled
 from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [1024, 350, 350, 350, 129, 64, 63, 33, 32, 31, 17, 16, 15, 8, 7, 3, 3, 2, 1]
 HEAD_DIMS = (16, 24, 32, 64, 128)
-needs_avx512 = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 processor or no C compiler")
+needs_avx512 = pytest.mark.skipif(compiled.load("avx512_bf16") is None, reason="no AVX512-BF16 processor or no C compiler")
 CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
 CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
 CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
@@ -116,7 +116,7 @@ def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance
 @pytest.mark.parametrize("kernel", ["avx512", "sdpa"])
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
-    if kernel == "avx512" and avx512.load() is None:
+    if kernel == "avx512" and compiled.load("avx512_bf16") is None:
         pytest.skip("no AVX512-BF16 processor or no C compiler")
     pack = make_pack([40, 17, 9])
     qkv = make_qkv(pack, 2, 16, torch.bfloat16)

@@ -10,22 +10,11 @@
  * PyTorch's kernel is 3 to 5 times slower at ESM-2's head dimensions (16 to 64), for every dtype; see
  * docs/performance.md.
  */
-#include <stdlib.h>
+#include "bfloat16.h"
 
-#include "arithmetic_avx512.c"
+enum { ROWS = 8, KEY_BLOCK = 32 };
 
-enum { ROWS = 8, KEY_BLOCK = 32, MAX_HEAD_DIM = 128 };
-enum kind { ROTATION, LINEAR_BIASES };
-
-#define LOG2_E 1.44269504088896340736f
-#define MASKED -1e30f /* far below any score, and finite */
-#define NEGLIGIBLE 32.0f /* in log2 */
-
-/* The positions of tokens for one head, depending on `kind`. */
-typedef struct {
-    const float *cosines, *sines; /* ROTATION: [position][head_dim] */
-    float slope;                  /* LINEAR_BIASES: reduction of a score per token of distance, in log2 */
-} Positions;
+typedef uint16_t element;
 
 /* A query or key as the dot products' operand. A rotation rounds anyway, so it applies the scale as well. */
 INLINE void place(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, float scale,
@@ -42,6 +31,20 @@ typedef struct {
     float *scores;    /* [ROWS][padded length] */
     uint16_t *weights; /* [ROWS][padded length] */
 } Workspace;
+
+INLINE size_t workspace_bytes(long longest, long head_dim) {
+    const size_t padded = (longest + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+    const size_t width = (head_dim + LANES - 1) / LANES * LANES;
+    return padded * (2 * head_dim + 2 * width + 6 * ROWS);
+}
+
+INLINE Workspace arrange(long longest, long head_dim, char *memory) {
+    const size_t padded = (longest + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
+    const size_t width = (head_dim + LANES - 1) / LANES * LANES;
+    char *values = memory + padded * 2 * head_dim, *scores = values + padded * 2 * width;
+    return (Workspace){(uint32_t *)memory, (uint32_t *)values, (float *)scores,
+                       (uint16_t *)(scores + padded * 4 * ROWS)};
+}
 
 /* Arrange one head's keys and values for the dot products; pad with zeros.
  *
@@ -189,8 +192,9 @@ INLINE void weigh(int head_dim, int first, int vectors, int rows, const float *i
 
 /* Compute one head of one sequence. `head_dim` and `kind` are constants where this is inlined. */
 INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const uint16_t *keys, const uint16_t *values,
-                   long stride, Positions positions, long length, Workspace work, uint16_t *output,
+                   long stride, Positions positions, long length, long longest, char *memory, uint16_t *output,
                    long output_stride) {
+    const Workspace work = arrange(longest, head_dim, memory);
     const long padded = (length + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
     const float scale = LOG2_E / sqrtf((float)head_dim);
     const float largest_key =
@@ -218,56 +222,7 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
     }
 }
 
-/* Let every sequence of a pack attend to itself.
- *
- * qkv: bfloat16 [tokens][3][num_heads][head_dim]; output: bfloat16 [tokens][num_heads][head_dim];
- * starts, lengths: the sequences, in tokens. Positions by `kind`:
- * cosines, sines: float [longest length][head_dim]; slopes: float [num_heads].
- * Returns 0 on success, 1 if memory is short, 2 if head_dim is not supported.
- */
-INLINE int attend_pack(enum kind kind, const uint16_t *qkv, const float *cosines, const float *sines,
-                       const float *slopes, const int64_t *starts, const int64_t *lengths, int64_t num_sequences,
-                       int64_t num_heads, int64_t head_dim, uint16_t *output) {
-    long longest = 0;
-    for (long i = 0; i < num_sequences; i++)
-        if (lengths[i] > longest) longest = lengths[i];
-    const size_t padded = (size_t)(longest + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
-    const size_t width = (size_t)(head_dim + LANES - 1) / LANES * LANES;
-    const size_t keys = padded * head_dim * 2, values = padded * width * 2, scores = padded * ROWS * 4;
-    char *memory = aligned_alloc(64, (keys + values + scores + padded * ROWS * 2 + 63) / 64 * 64);
-    if (!memory) return 1;
-    const Workspace work = {(uint32_t *)memory, (uint32_t *)(memory + keys), (float *)(memory + keys + values),
-                            (uint16_t *)(memory + keys + values + scores)};
-    const long stride = 3 * num_heads * head_dim, output_stride = num_heads * head_dim;
-    int status = 0;
-    for (long i = 0; i < num_sequences && !status; i++)
-        for (long h = 0; h < num_heads; h++) {
-            const uint16_t *q = qkv + starts[i] * stride + h * head_dim;
-            const uint16_t *k = q + output_stride, *v = k + output_stride;
-            uint16_t *place = output + starts[i] * output_stride + h * head_dim;
-            const Positions positions = {cosines, sines, kind == LINEAR_BIASES ? slopes[h] * LOG2_E : 0.0f};
-#define CASE(n)                                                                                                 \
-    case n:                                                                                                     \
-        attend(n, kind, q, k, v, stride, positions, lengths[i], work, place, output_stride);                    \
-        break;
-            switch (head_dim) {
-                CASE(16) CASE(24) CASE(32) CASE(64) CASE(128)
-                default: status = 2;
-            }
-        }
-    free(memory);
-    return status;
-}
+INLINE void prepare(long head_dim) { (void)head_dim; }
+INLINE void finish(void) {}
 
-int rope_attention(const uint16_t *qkv, const float *cosines, const float *sines, const int64_t *starts,
-                   const int64_t *lengths, int64_t num_sequences, int64_t num_heads, int64_t head_dim,
-                   uint16_t *output) {
-    return attend_pack(ROTATION, qkv, cosines, sines, NULL, starts, lengths, num_sequences, num_heads, head_dim,
-                       output);
-}
-
-int alibi_attention(const uint16_t *qkv, const float *slopes, const int64_t *starts, const int64_t *lengths,
-                    int64_t num_sequences, int64_t num_heads, int64_t head_dim, uint16_t *output) {
-    return attend_pack(LINEAR_BIASES, qkv, NULL, NULL, slopes, starts, lengths, num_sequences, num_heads, head_dim,
-                       output);
-}
+#include "pack.h"

@@ -1,12 +1,7 @@
-/* Arithmetic in bfloat16 and float32, included by attention_avx512.c. */
+/* Arithmetic in bfloat16 and float32 on AVX512-BF16. */
 #include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-enum { LANES = 16 }; /* float32 values per vector */
-
-#define INLINE static inline __attribute__((always_inline))
+#include "positions.h"
 
 INLINE float to_float(uint16_t value) {
     const uint32_t bits = (uint32_t)value << 16;

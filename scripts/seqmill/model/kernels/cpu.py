@@ -1,0 +1,89 @@
+"""Our C kernels on a CPU: attention over packs, and the elementwise steps around it, each in one pass over memory.
+
+A call computes on the calling thread and lets other threads run. See `compiled.KERNELS` for the kernels by name.
+"""
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from seqmill.model.kernels import compiled
+
+HEAD_DIMS = (16, 24, 32, 64, 128)
+STATUS = {1: "not enough memory for the attention's workspace", 2: "no attention kernel for this head dimension"}
+
+
+def rope_attention(
+    kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: np.ndarray
+) -> torch.Tensor:
+    """Rotate queries and keys, then attend: softmax with scores scaled by head_dim ** -0.5.
+
+    Args:
+        kernel: a name from `compiled.KERNELS`; the library must load.
+        qkv: (num_tokens, 3, num_heads, head_dim) in the kernel's dtype, contiguous, on the CPU.
+        cos, sin: float32 (at least the longest length, head_dim), contiguous; see `esm2.rope_tables`.
+        lengths: int64 (num_sequences,), tokens in each sequence.
+
+    Returns:
+        (num_tokens, num_heads * head_dim) in the kernel's dtype.
+    """
+    assert cos.dtype == sin.dtype == torch.float32
+    assert cos.is_contiguous()
+    assert sin.is_contiguous()
+    assert int(lengths.max()) <= len(cos) == len(sin)
+    return _attention(kernel, "rope_attention", qkv, (cos, sin), lengths)
+
+
+def alibi_attention(kernel: str, qkv: torch.Tensor, slopes: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
+    """Attend with linear biases: softmax of scores scaled by head_dim ** -0.5, less slope x distance.
+
+    Keys whose weights would vanish in float32's rounding are skipped, by a bound from the norms of the sequence's own
+    queries and keys.
+
+    Args:
+        kernel, qkv, lengths: as for `rope_attention`.
+        slopes: float32 (num_heads,), positive; see `alibi.slopes`.
+
+    Returns:
+        (num_tokens, num_heads * head_dim) in the kernel's dtype.
+    """
+    assert slopes.dtype == torch.float32
+    assert slopes.shape == qkv.shape[2:3]
+    return _attention(kernel, "alibi_attention", qkv, (slopes.contiguous(),), lengths)
+
+
+def _attention(
+    kernel: str, name: str, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], lengths: np.ndarray
+) -> torch.Tensor:
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    assert qkv.dtype == compiled.KERNELS[kernel].dtype
+    assert qkv.is_contiguous()
+    assert int(lengths.sum()) == num_tokens
+    lengths = np.ascontiguousarray(lengths, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    output = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype)
+    status = _function(kernel, name)(
+        _pointer(qkv),
+        *map(_pointer, tables),
+        ctypes.c_void_p(starts.ctypes.data),
+        ctypes.c_void_p(lengths.ctypes.data),
+        ctypes.c_int64(len(lengths)),
+        ctypes.c_int64(num_heads),
+        ctypes.c_int64(head_dim),
+        _pointer(output),
+    )
+    if status:
+        raise MemoryError(STATUS[status]) if status == 1 else AssertionError(STATUS[status])
+    return output
+
+
+def _function(kernel: str, name: str) -> Callable[..., int]:
+    library = compiled.load(kernel)
+    assert library is not None
+    return getattr(library, name)
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

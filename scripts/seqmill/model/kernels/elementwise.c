@@ -1,0 +1,1 @@
+/* The elementwise steps around the matrix products, each in one pass over memory. */
