@@ -1,4 +1,4 @@
-"""The C kernels by name, and how each is compiled; without imports from the package, because setup.py loads this file."""
+"""The C kernels by name, and how each is compiled. It imports nothing of the package, because setup.py loads it."""
 
 import hashlib
 import os

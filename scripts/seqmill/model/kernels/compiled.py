@@ -12,7 +12,7 @@ import os
 import stat
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
+_OPEN: list[ExitStack] = []  # the files of loaded libraries
 
 
 def of_dtype(dtype: "torch.dtype") -> str | None:
@@ -115,14 +116,18 @@ def _cache_folder() -> Path:
 
 def _load_sound(library: Path) -> ctypes.CDLL:
     """Check that a library is ours and ends with the digest of its content, and load the very file checked."""
-    with os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb"))
         state = os.fstat(file.fileno())
         content = file.read()
         if state.st_uid != os.getuid() or state.st_mode & WRITABLE_BY_OTHERS:
             raise _NotSoundError(f"{library} can be written by another user")
         if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
             raise _NotSoundError(f"{library} is damaged")
-        return ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+        loaded = ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+        # The loader takes a second library with the same name for the first, so the descriptor stays in use.
+        _OPEN.append(stack.pop_all())
+        return loaded
 
 
 def _compile(name: str, library: Path) -> None:
