@@ -24,9 +24,7 @@ from seqmill.spec.task import ATTENTIONS
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [1024, 350, 350, 350, 129, 64, 63, 33, 32, 31, 17, 16, 15, 8, 7, 3, 3, 2, 1]
 HEAD_DIMS = (16, 24, 32, 64, 128)
-needs_avx512 = pytest.mark.skipif(
-    compiled.load("avx512_bf16") is None, reason="no AVX512-BF16 processor or no C compiler"
-)
+needs_avx512 = pytest.mark.skipif(compiled.load("avx512_bf16") is None, reason="no AVX512-BF16 processor or no C compiler")
 CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
 CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
 CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
