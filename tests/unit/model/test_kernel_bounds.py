@@ -1,0 +1,78 @@
+"""Kernels stay within their arrays, at any alignment: each array is next to memory that must not be accessed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import SCRIPTS
+from seqmill.model.kernels import compiled
+from seqmill.model.kernels.cpu import HEAD_DIMS
+
+USABLE = [name for name in compiled.KERNELS if compiled.load(name)]
+pytestmark = pytest.mark.skipif(not USABLE, reason="no kernel for this processor, or no C compiler")
+# Arguments: the kernel, whether arrays are before or after the forbidden memory, an array to make too short, head dims.
+CODE = """
+import ctypes, mmap, sys
+import numpy as np
+from seqmill.model.kernels import compiled
+
+kernel, side, short, *head_dims = sys.argv[1:]
+element = {"bfloat16": np.uint16, "float32": np.float32}[compiled.KERNELS[kernel].dtype]
+random = np.random.default_rng(0)
+held = []
+
+def values(*shape, dtype=np.float32):
+    numbers = random.standard_normal(shape, np.float32)
+    return numbers if dtype == np.float32 else (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+def place(name, array):
+    if name == short:
+        array = array[:-1]
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    start = mmap.PAGESIZE + (size - array.nbytes if side == "before" else 0)
+    memory[start : start + array.nbytes] = array.tobytes()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (address, address + mmap.PAGESIZE + size):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+    held.append(memory)
+    return ctypes.c_void_p(address + start)
+
+def call(function, arrays, *numbers, output):
+    inputs = [place(name, array) for name, array in arrays.items()]
+    return getattr(compiled.load(kernel), function)(*inputs, *map(ctypes.c_int64, numbers), place("output", output))
+
+lengths = np.array([65, 33, 32, 17, 2, 1])
+num_tokens, num_heads = lengths.sum(), 3
+sequences = {"starts": lengths.cumsum() - lengths, "lengths": lengths}
+for head_dim in map(int, head_dims):
+    qkv = {"qkv": values(num_tokens, 3, num_heads, head_dim, dtype=element)}
+    tables = {name: values(lengths.max(), head_dim) for name in ("cosines", "sines")}
+    slopes = {"slopes": np.full(num_heads, 0.5, np.float32)}
+    for function, positions in (("rope_attention", tables), ("alibi_attention", slopes)):
+        output = np.zeros((num_tokens, num_heads, head_dim), element)
+        arrays = qkv | positions | sequences
+        assert call(function, arrays, len(lengths), num_heads, head_dim, output=output) == 0
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, "-c", CODE, *arguments, *map(str, HEAD_DIMS)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kernel", USABLE)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_kernels_stay_within_their_arrays(kernel: str, side: str) -> None:
+    done = run(kernel, side, "none")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("short", ["qkv", "cosines", "sines", "slopes", "starts", "lengths", "output"])
+def test_an_access_past_the_end_is_noticed(short: str) -> None:
+    """Shows that the test above can fail."""
+    assert run(USABLE[0], "before", short).returncode == -signal.SIGSEGV
