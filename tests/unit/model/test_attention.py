@@ -24,10 +24,11 @@ from seqmill.spec.task import ATTENTIONS
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [1024, 350, 350, 350, 129, 64, 63, 33, 32, 31, 17, 16, 15, 8, 7, 3, 3, 2, 1]
 HEAD_DIMS = (16, 24, 32, 64, 128)
-needs_avx512 = pytest.mark.skipif(compiled.load("avx512_bf16") is None, reason="no AVX512-BF16 processor or no C compiler")
-CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
-CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
-CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
+# Our own kernels that this machine can run.
+OURS = [(name, kernel.dtype) for name, kernel in compiled.KERNELS.items() if not compiled.why_not(name)]
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+CASES = [pytest.param("sdpa", dtype, tolerance) for dtype, tolerance in TOLERANCES.items()]
+CASES += [pytest.param(name, dtype, TOLERANCES[dtype]) for name, dtype in OURS]
 # Stand-ins for packages: their published signatures, with PyTorch's attention behind them.
 FLASH_ATTN_2 = """
 from stand_in import dense
@@ -113,13 +114,11 @@ def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance
     assert close >= (1.0 if dtype == torch.float32 else 0.93)
 
 
-@pytest.mark.parametrize("kernel", ["avx512", "sdpa"])
+@pytest.mark.parametrize(("kernel", "dtype"), [("sdpa", torch.bfloat16), *OURS])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
-    if kernel == "avx512" and compiled.load("avx512_bf16") is None:
-        pytest.skip("no AVX512-BF16 processor or no C compiler")
+def test_a_nan_affects_only_its_own_sequence(kernel: str, dtype: torch.dtype, part: int) -> None:
     pack = make_pack([40, 17, 9])
-    qkv = make_qkv(pack, 2, 16, torch.bfloat16)
+    qkv = make_qkv(pack, 2, 16, dtype)
     qkv[45, part, 1, 3] = float("nan")
     first, second, third = run(kernel, qkv, pack).split([40, 17, 9])
     assert first.isfinite().all()
@@ -128,22 +127,22 @@ def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
     assert second.isnan().any(dim=1).all() == (part > 0)
 
 
-@needs_avx512
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(head_dim: int) -> None:
+@pytest.mark.parametrize(("kernel", "dtype"), OURS)
+def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
     pack = make_pack(LENGTHS)
-    qkv = make_qkv(pack, 2, head_dim, torch.bfloat16)
-    together = run("avx512", qkv, pack).split(LENGTHS)
+    qkv = make_qkv(pack, 2, head_dim, dtype)
+    together = run(kernel, qkv, pack).split(LENGTHS)
     for sequence, expected in zip(qkv.split(LENGTHS), together, strict=True):
-        alone = run("avx512", sequence.contiguous(), make_pack([len(sequence)]))
+        alone = run(kernel, sequence.contiguous(), make_pack([len(sequence)]))
         assert torch.equal(alone, expected)
 
 
-@needs_avx512
-def test_our_kernel_is_chosen_where_possible() -> None:
-    assert choose_kernel(CPU, torch.bfloat16, 16) == "avx512"
-    assert choose_kernel(CPU, torch.float32, 16) == "sdpa"
-    assert choose_kernel(CPU, torch.bfloat16, 48) == "sdpa"
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_our_kernel_is_chosen_where_possible(dtype: torch.dtype) -> None:
+    expected = next((name for name, own in OURS if own == dtype), "sdpa")
+    assert choose_kernel(CPU, dtype, 16) == expected
+    assert choose_kernel(CPU, dtype, 48) == "sdpa"
 
 
 @pytest.fixture
@@ -219,13 +218,13 @@ def test_a_requested_kernel_is_used(capability: Callable[[int, int], None]) -> N
 @pytest.mark.parametrize(
     ("requested", "device", "dtype", "head_dim", "reason"),
     [
-        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, avx512, sdpa"),
+        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, amx, avx512_bf16, "),
         ("varlen", CPU, torch.bfloat16, 64, "varlen can't be used: it runs on a CUDA device, and the device is cpu"),
         ("flash_attn_2", CPU, torch.bfloat16, 64, "the device is cpu"),
-        ("avx512", CUDA, torch.bfloat16, 64, "it runs on a CPU, and the device is cuda"),
+        ("avx512_bf16", CUDA, torch.bfloat16, 64, "it runs on a CPU, and the device is cuda"),
         ("triton", CUDA, torch.bfloat16, 64, "triton can't be used: it is DNABERT-S's"),
-        ("avx512", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
-        ("avx512", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
+        ("avx512_bf16", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
+        ("avx512_bf16", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
         ("varlen", CUDA, torch.float32, 64, "it computes in bfloat16 or float16, and the precision is float32"),
         ("varlen", CUDA, torch.bfloat16, 20, "multiples of 8 up to 256; the model's is 20"),
         ("varlen", CUDA, torch.bfloat16, 64, "it needs compute capability 8.0, and the GPU has 7.5"),
@@ -268,14 +267,14 @@ def test_pytorchs_kernel_is_used_without_a_compiler(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "XDG_CACHE_HOME": str(tmp_path), "PATH": "", "CC": "none"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "sdpa"
-    if avx512.load() is not None:
+    if OURS:
         assert "no C compiler found" in done.stderr
 
 
 @pytest.mark.full
-@needs_avx512
+@pytest.mark.skipif(not OURS, reason="no kernel for this processor, or no C compiler")
 def test_processes_that_compile_at_once_share_one_library(tmp_path: Path) -> None:
-    code = "from seqmill.model.kernels import avx512; assert avx512.load() is not None"
+    code = f"from seqmill.model.kernels import compiled; assert compiled.load({OURS[0][0]!r}) is not None"
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "XDG_CACHE_HOME": str(tmp_path)}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
