@@ -1,70 +1,40 @@
-"""The C kernels as shared libraries: compiled once by the system's C compiler, kept in the user's cache."""
+"""The C kernels as shared libraries: from the wheel, or compiled once by the system's C compiler.
+
+A wheel ships them next to their sources (see setup.py). A source checkout compiles each at its first use and keeps it
+in the user's cache.
+"""
 
 import ctypes
 import functools
 import hashlib
 import logging
 import os
-import platform
-import shutil
 import stat
 import subprocess
 import tempfile
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from seqmill.base.files import whole_or_absent
 from seqmill.base.machine import processor
+from seqmill.model.kernels.build import KERNELS, SOURCES, compile_command, find_compiler, library_file
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent
-# No contraction: the sources say where products and sums are fused, so compilers and processors agree on the bits.
-FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
 _OPEN: list[ExitStack] = []  # the files of loaded libraries
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A library for one kind of processor and one dtype: attention, and the elementwise steps around it.
-
-    `features` are those that the processor must have, by Linux's names; `flags` name them to the compiler instead of
-    -march=native, so that a cache in a shared home works on every node.
-    """
-
-    dtype: torch.dtype
-    attention: str  # source file; elementwise.c is the other
-    features: frozenset[str]
-    flags: tuple[str, ...]
-
-
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
-_AVX512_FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
-_AVX512_BF16 = (*_AVX512, "-mavx512bf16")
-_AVX512_BF16_FEATURES = _AVX512_FEATURES | {"avx512_bf16"}
-# Fastest first, for each dtype.
-KERNELS = {
-    "amx": Kernel(
-        torch.bfloat16,
-        "attention_amx.c",
-        _AVX512_BF16_FEATURES | {"amx_tile", "amx_bf16"},
-        (*_AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
-    ),
-    "avx512_bf16": Kernel(torch.bfloat16, "attention_avx512_bf16.c", _AVX512_BF16_FEATURES, _AVX512_BF16),
-    "avx512": Kernel(torch.float32, "attention_float32.c", _AVX512_FEATURES, _AVX512),
-    "avx2": Kernel(torch.float32, "attention_float32.c", frozenset({"avx2", "fma"}), ("-mavx2", "-mfma")),
-    "neon": Kernel(torch.float32, "attention_float32.c", frozenset({"asimd"}), ()),
-}
-
-
-def of_dtype(dtype: torch.dtype) -> str | None:
+def of_dtype(dtype: "torch.dtype") -> str | None:
     """Return the name of the fastest kernel for a dtype that works on this machine; None if there is none."""
-    return next((name for name, kernel in KERNELS.items() if kernel.dtype == dtype and load(name)), None)
+    return next(
+        (name for name, kernel in KERNELS.items() if str(dtype) == f"torch.{kernel.dtype}" and load(name)), None
+    )
 
 
 def why_not(name: str) -> str:
@@ -72,47 +42,63 @@ def why_not(name: str) -> str:
     missing = KERNELS[name].features - processor()[1]
     if missing:
         return f"the processor has no {', '.join(sorted(missing))}"
-    return "" if load(name) else "there is no working C compiler"
+    return "" if load(name) else "this installation has no compiled library for it, and there is no working C compiler"
 
 
 @functools.cache
 def load(name: str) -> ctypes.CDLL | None:
     """Return a kernel's library; None, with the reason in the log unless it is the processor, if it can't be used."""
-    kernel = KERNELS[name]
-    if not kernel.features <= processor()[1]:
+    if not KERNELS[name].features <= processor()[1]:
         return None
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if compiler is None:
-        log.warning("no C compiler found: PyTorch's attention will be used, 3 to 5 times slower than our kernel")
-        return None
+    file = library_file(name)
     try:
-        library = _loaded(compiler, name, kernel)
+        return _load_shipped(file) or _load_compiled(name, file)
+    except _NoCompilerError:
+        _warn_without_compiler()
     except (OSError, subprocess.CalledProcessError, _NotSoundError) as error:
         reason = getattr(error, "stderr", None) or error
-        log.warning("our %s kernel can't be compiled, PyTorch's will be used: %s", name, reason)
+        log.warning("our %s kernel can't be compiled, a slower one will be used: %s", name, reason)
+    return None
+
+
+@functools.cache  # once per process, not once per kernel
+def _warn_without_compiler() -> None:
+    log.warning(
+        "no C compiler found, and this installation has no compiled kernel for this processor: attention may be 3 to 6 "
+        "times slower; install seqmill from a wheel built for this platform, or install a C compiler"
+    )
+
+
+def _load_shipped(file: str) -> ctypes.CDLL | None:
+    """Load the library that came with the package, if it was built from these sources; None if that is impossible.
+
+    It needs no check of owner or content: it is as trustworthy as the Python files next to it.
+    """
+    library = SOURCES / file
+    if not library.exists():
         return None
-    return library
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:  # for example, it needs a newer C library than this system's
+        log.info("the kernel that came with seqmill can't be loaded, it will be compiled: %s", error)
+        return None
 
 
-def _loaded(compiler: str, name: str, kernel: Kernel) -> ctypes.CDLL:
+def _load_compiled(name: str, file: str) -> ctypes.CDLL:
     """Load the library from the user's cache, or build it for this process if the cache can't be used or trusted.
 
     A half-written library would crash the process with SIGBUS, and another user's library would run with our rights.
     """
-    digest = hashlib.sha256(" ".join((*FLAGS, *kernel.flags, platform.machine())).encode())
-    for source in sorted(SOURCES.glob("*.[ch]")):
-        digest.update(source.read_bytes())
-    file = f"{name}-{digest.hexdigest()[:16]}.so"
     try:
         folder = _cache_folder()
         with suppress(FileNotFoundError, _NotSoundError):
             return _load_sound(folder / file)
-        _compile(compiler, kernel, folder / file)
+        _compile(name, folder / file)
         return _load_sound(folder / file)
     except (OSError, RuntimeError, _NotSoundError) as error:  # RuntimeError: there is no home folder
         log.info("our %s kernel is compiled for this process alone: %s", name, error)
     with tempfile.TemporaryDirectory(prefix="seqmill-") as private:
-        _compile(compiler, kernel, Path(private, file))
+        _compile(name, Path(private, file))
         return _load_sound(Path(private, file))
 
 
@@ -144,16 +130,21 @@ def _load_sound(library: Path) -> ctypes.CDLL:
         return loaded
 
 
-def _compile(compiler: str, kernel: Kernel, library: Path) -> None:
+def _compile(name: str, library: Path) -> None:
     """Compile the library and append its digest; the file is whole or absent, even if others compile it as well."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise _NoCompilerError
     with whole_or_absent(library) as built:
-        sources = [str(SOURCES / name) for name in (kernel.attention, "elementwise.c")]
-        command = [compiler, *FLAGS, *kernel.flags, *sources, "-o", str(built), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(compile_command(compiler, name, built), check=True, capture_output=True, text=True)
         built.chmod(0o600)
         digest = hashlib.sha256(built.read_bytes()).digest()
         with built.open("ab") as file:
             file.write(digest)  # the loader ignores bytes after the library
+
+
+class _NoCompilerError(Exception):
+    """There is no C compiler."""
 
 
 class _NotSoundError(Exception):
