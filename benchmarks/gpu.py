@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure seqmill on this machine's GPU, and transformers and fair-esm if they are installed.
 
-For each model: tokens/s of every attention kernel that works here, with and without fused elementwise operations, in
+For each model: tokens/s of every attention kernel that works here, with elementwise steps fused and eager, in
 bfloat16 and float16; the share of the GEMM peak; GPU utilization; host time per pack; memory; the worst cosine to
 float32. Then one run from FASTA to HDF5, then the peers. The weights are seeded, and the proteins have lengths as in
 UniProt. Each result is written at once, so a killed run loses none. Steps that would begin after the time limit are
@@ -39,6 +39,7 @@ from seqmill.embed.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.model.attention import FASTEST_FIRST, choose_kernel, why_not
+from seqmill.model.elementwise import EAGER, choose_elementwise
 from seqmill.model.esm2 import ESM2
 from seqmill.model.kernels import fused
 from seqmill.model.pack import Pack
@@ -71,7 +72,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "gemm_flops": {kind: gemm_peak(device, getattr(torch, kind)) for kind in ("bfloat16", "float16", "float32")},
-        "fused": fused.available(device),
+        "triton": fused.available(device),
         "models": {},
         "left_out": [],
     }
@@ -115,15 +116,16 @@ def make_index(folder: Path, sequences: list[str]) -> Index:
     return open_index(folder / f"{len(sequences)}.h5")
 
 
-def ways(architecture: Architecture, device: torch.device) -> list[tuple[str, str, bool]]:
-    """Return the variants (precision, attention kernel, fused elementwise operations), the default first."""
-    head_dim, fuse = architecture.head_dim, fused.available(device)
+def ways(architecture: Architecture, device: torch.device) -> list[tuple[str, str, str]]:
+    """Return the variants (precision, attention kernel, elementwise kernel), the default first."""
+    head_dim = architecture.head_dim
+    elementwise = choose_elementwise(device, torch.bfloat16, (architecture.hidden_dim, architecture.ffn_dim))
     best = choose_kernel(device, torch.bfloat16, head_dim)
     others = [name for name in FASTEST_FIRST if name != best and not why_not(name, device, torch.bfloat16, head_dim)]
-    found = [("bfloat16", best, fuse), ("float16", choose_kernel(device, torch.float16, head_dim), fuse)]
-    if fuse:
-        found.append(("bfloat16", best, False))
-    return found + [("bfloat16", name, fuse) for name in others]
+    found = [("bfloat16", best, elementwise), ("float16", choose_kernel(device, torch.float16, head_dim), elementwise)]
+    if elementwise != EAGER:
+        found.append(("bfloat16", best, EAGER))
+    return found + [("bfloat16", name, elementwise) for name in others]
 
 
 def measure(name: str, index: Index, device: torch.device, rounds: int, results: dict, step: Callable) -> None:
@@ -141,9 +143,9 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
         model = ESM2(architecture, tensors, torch.float32, index.max_tokens).to(device)
         exact.append(embeddings(model, index, checked, device))
 
-    def way(precision: str, kernel: str, fuse: bool) -> None:
+    def way(precision: str, kernel: str, elementwise: str) -> None:
         dtype = getattr(torch, precision)
-        model = ESM2(architecture, tensors, dtype, index.max_tokens, kernel, fuse).to(device)
+        model = ESM2(architecture, tensors, dtype, index.max_tokens, kernel, elementwise).to(device)
         cosine = worst_cosine(embeddings(model, index, checked, device), exact[0]) if exact else None
         if not packs:
             rate = 1 / timed(model, index, checked[:1] * 4, device)
@@ -157,7 +159,7 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
             {
                 "precision": precision,
                 "attention": kernel,
-                "fused": fuse,
+                "elementwise": elementwise,
                 "seconds": seconds,
                 "peak_bytes": torch.cuda.max_memory_allocated(device) - held,
                 "worst_cosine_to_float32": cosine,
@@ -167,8 +169,8 @@ def measure(name: str, index: Index, device: torch.device, rounds: int, results:
         )
 
     step(f"{name} float32 reference", reference)
-    for precision, kernel, fuse in ways(architecture, device):
-        step(f"{name} {precision} {kernel} {'fused' if fuse else 'eager'}", lambda w=(precision, kernel, fuse): way(*w))
+    for precision, kernel, elementwise in ways(architecture, device):
+        step(f"{name} {precision} {kernel} {elementwise}", lambda w=(precision, kernel, elementwise): way(*w))
 
 
 def embedder(model: ESM2) -> PackEmbedder:
@@ -255,9 +257,9 @@ def measure_peers(
 
     def ours() -> None:
         index, architecture = make_index(folder, proteins), MODELS[FLAGSHIP]
-        precision, kernel, fuse = ways(architecture, device)[0]
+        precision, kernel, elementwise = ways(architecture, device)[0]
         weights = untrained_tensors(architecture)
-        model = ESM2(architecture, weights, getattr(torch, precision), index.max_tokens, kernel, fuse).to(device)
+        model = ESM2(architecture, weights, getattr(torch, precision), index.max_tokens, kernel, elementwise).to(device)
         timed(model, index, [0], device)
         peers["seconds"][f"seqmill {precision}"] = timed(model, index, list(range(index.num_packs)), device)
 

@@ -34,7 +34,7 @@ def model_lines(results: dict) -> list[str]:
             peak = results["gemm_flops"][way["precision"]]
             busy, cosine = way.get("gpu_utilization_mean"), way["worst_cosine_to_float32"]
             lines.append(
-                f"| {name} | {way['precision']} | {way['attention']} | {'fused' if way['fused'] else 'eager'} "
+                f"| {name} | {way['precision']} | {way['attention']} | {way['elementwise']} "
                 f"| {measured['tokens'] / seconds:,.0f} | {measured['flop'] / seconds / peak:.0%} "
                 f"| {'' if busy is None else f'{busy:.0f} %'} | {way['host_seconds'] * 1e3:.2f} "
                 f"| {way['device_seconds'] * 1e3:.2f} | {way['peak_bytes'] / 1e9:.1f} GB "

@@ -18,8 +18,9 @@ from seqmill.embed.worker import embed_shard
 from seqmill.model import alibi, dnabert_s
 from seqmill.model.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
 from seqmill.model.dnabert_s import DnabertS
+from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
-from seqmill.model.kernels import fused
+from seqmill.model.kernels import compiled, fused
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.lengths import LengthPolicy
@@ -34,8 +35,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 LENGTHS = [1024, 700, 350, 350, 129, 64, 33, 16, 7, 3]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 COSINES = {torch.float32: 0.9999999, torch.bfloat16: 0.9999, torch.float16: 0.999999}
-KERNELS = [name for name in FASTEST_FIRST if name != "avx512"]
-ALIBI_KERNELS = [name for name in alibi.FASTEST_FIRST if name != "avx512"]
+KERNELS = [name for name in FASTEST_FIRST if name not in compiled.KERNELS]
+ALIBI_KERNELS = [name for name in alibi.FASTEST_FIRST if name not in compiled.KERNELS]
 # For the whole forward pass of DNABERT-S. Its seeded weights amplify rounding; the CPU's errors are half as large.
 DNABERT_ERRORS = {torch.float32: 5e-5, torch.bfloat16: 7e-2, torch.float16: 8e-3}
 # The relative error of one rounding: half a step of the dtype, and float32's own error.
@@ -64,24 +65,29 @@ def embedder(model: ESM2) -> PackEmbedder:
     return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
 
 
-def make_model(architecture: Architecture, dtype: torch.dtype, fuse: bool, max_tokens: int = 1024) -> ESM2:
+def make_model(architecture: Architecture, dtype: torch.dtype, elementwise: str, max_tokens: int = 1024) -> ESM2:
     kernel = choose_kernel(cuda(), dtype, architecture.head_dim)
-    return ESM2(architecture, untrained_tensors(architecture), dtype, max_tokens, kernel, fuse).cuda()
+    return ESM2(architecture, untrained_tensors(architecture), dtype, max_tokens, kernel, elementwise).cuda()
 
 
 @pytest.mark.parametrize("head_dim", [16, 24, 32, 64, 128])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("elementwise", [EAGER, TRITON])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_agrees_with_float32_on_the_cpu(
-    kernel: str, fuse: bool, dtype: torch.dtype, head_dim: int
+    kernel: str, elementwise: str, dtype: torch.dtype, head_dim: int
 ) -> None:
     skip_unless_usable(kernel, dtype, head_dim)
     pack = make_pack(LENGTHS)
     qkv = torch.randn(sum(LENGTHS), 3, 4, head_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
     cos, sin = rope_tables(1024, head_dim, torch.float32)
     expected = attend("sdpa", qkv.float(), cos, sin, pack).numpy()
-    found = attend(kernel, qkv.cuda(), cos.cuda(), sin.cuda(), on(cuda(), pack), fuse).float().cpu().numpy()
+    found = (
+        attend(kernel, qkv.cuda(), cos.cuda(), sin.cuda(), on(cuda(), pack), elementwise == TRITON)
+        .float()
+        .cpu()
+        .numpy()
+    )
     assert relative_error(found, expected) < TOLERANCES[dtype]
 
 
@@ -152,16 +158,18 @@ def test_a_long_sequence_allocates_no_bias_matrix_on_the_gpu() -> None:
 
 
 @pytest.mark.parametrize("dtype", list(DNABERT_ERRORS))
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("elementwise", [EAGER, TRITON])
 @pytest.mark.parametrize("kernel", ALIBI_KERNELS)
-def test_the_forward_of_dnabert_s_agrees_with_float64_on_the_cpu(kernel: str, fuse: bool, dtype: torch.dtype) -> None:
+def test_the_forward_of_dnabert_s_agrees_with_float64_on_the_cpu(
+    kernel: str, elementwise: str, dtype: torch.dtype
+) -> None:
     architecture = DNABERT_MODELS["dnabert_s"]
     skip_unless_usable_with_biases(kernel, dtype, architecture.head_dim)
     lengths = [700, 350, 129, 64, 33, 16, 7, 3]
     pack, tensors = make_pack(lengths), untrained_tensors(architecture)
     expected = mean_over_tokens(DnabertS(architecture, tensors, torch.float64, 700)(pack), pack).numpy()
     gpu_pack = on(cuda(), pack)
-    model = DnabertS(architecture, tensors, dtype, 700, kernel, fuse).cuda()
+    model = DnabertS(architecture, tensors, dtype, 700, kernel, elementwise).cuda()
     found = mean_over_tokens(model(gpu_pack), gpu_pack).double().cpu().numpy()
     assert relative_error(found, expected) < DNABERT_ERRORS[dtype]
 
@@ -230,13 +238,13 @@ def test_rotation_and_pooling_agree_with_the_cpu() -> None:
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D", "esm2_t30_150M_UR50D"])
 @pytest.mark.parametrize("dtype", list(COSINES))
-@pytest.mark.parametrize("fuse", [False, True])
-def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtype, fuse: bool) -> None:
+@pytest.mark.parametrize("elementwise", [EAGER, TRITON])
+def test_the_forward_agrees_with_float32_on_the_cpu(name: str, dtype: torch.dtype, elementwise: str) -> None:
     pack = make_pack(LENGTHS)
     exact = ESM2(MODELS[name], untrained_tensors(MODELS[name]), torch.float32, 1024)
     expected = mean_over_residues(exact(pack), pack).numpy().astype(np.float64)
     gpu_pack = on(cuda(), pack)
-    hidden = make_model(MODELS[name], dtype, fuse)(gpu_pack)
+    hidden = make_model(MODELS[name], dtype, elementwise)(gpu_pack)
     found = mean_over_residues(hidden, gpu_pack).cpu().numpy().astype(np.float64)
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > COSINES[dtype]

@@ -123,7 +123,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
     status.run.num_layers = weights.architecture.num_layers
     status.run.attention = model.attention
-    status.run.elementwise = "Triton" if model.fuse else "eager"
+    status.run.elementwise = model.elementwise
     log.info("%s, attention %s, elementwise %s", source.name, model.attention, status.run.elementwise)
     if not weights.trained:
         status.warning = UNTRAINED_WARNING

@@ -4,7 +4,7 @@ The reference is the model's published code (MAGICS-LAB/DNABERT_S, `evaluate/mod
 path), run in float32: Zhou et al. 2024, arXiv:2402.08777. The architecture is that of DNABERT-2 (Zhou et al. 2023,
 arXiv:2306.15006) and MosaicBERT (Portes et al. 2023, arXiv:2312.17482): ALiBi for positions, a gated feed-forward, a
 layer norm after each step. Here there is no padding and no pooler; each norm first adds the previous step's result, so
-that both are one pass over memory with Triton's kernels.
+that both are one pass over memory with our kernels.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.model.alibi import attend, make_biases
-from seqmill.model.kernels import fused
+from seqmill.model.elementwise import EAGER, gate
 from seqmill.model.layers import Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
@@ -39,18 +39,18 @@ class DnabertS(torch.nn.Module):
         dtype: torch.dtype,
         max_tokens: int,
         attention: str = "sdpa",
-        fuse: bool = False,
+        elementwise: str = EAGER,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        self.fuse = fuse and exact == torch.float32
+        self.elementwise = elementwise
         # Every token has type 0, so the two embeddings are one table.
         self.embed = parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
-        self.embed_norm = Norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, self.fuse)
+        self.embed_norm = Norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
         self.layers = torch.nn.ModuleList(
-            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, self.fuse)
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise)
             for layer in range(architecture.num_layers)
         )
         biases = make_biases(attention, architecture.num_heads, max_tokens, exact)
@@ -89,17 +89,17 @@ class Layer(torch.nn.Module):
         prefix: str,
         dtype: torch.dtype,
         exact: torch.dtype,
-        fuse: bool,
+        elementwise: str,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.fuse = fuse
+        self.elementwise = elementwise
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
         self.gated = Linear(weights, prefix + "gated.", dtype)
         self.down = Linear(weights, prefix + "down.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
 
     def forward(
         self, x: torch.Tensor, rounded: torch.Tensor, attention: str, biases: torch.Tensor, pack: Pack
@@ -112,11 +112,7 @@ class Layer(torch.nn.Module):
         return self.ffn_norm.post(x, delta)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.fuse:
-            return self.down(fused.gate(self.gated(x)))
-        # Two products with dense results are faster on the CPU than one product that is then split.
-        gate, value = (F.linear(x, half) for half in self.gated.weight.chunk(2))
-        return self.down(F.gelu(gate).mul_(value))  # the exact (erf) GELU
+        return self.down(gate(self.elementwise, self.gated(x)))
 
 
 def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, ...]]:

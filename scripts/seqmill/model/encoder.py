@@ -4,8 +4,8 @@ import torch
 
 from seqmill.model import alibi, attention
 from seqmill.model.dnabert_s import DnabertS
+from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
-from seqmill.model.kernels import fused
 from seqmill.model.weights import Weights
 from seqmill.spec.models import DnabertArchitecture
 from seqmill.spec.task import AUTO
@@ -29,9 +29,9 @@ def make_encoder(
         SeqmillError: the kernel can't be used; the message says why.
     """
     architecture = weights.architecture
-    fuse = fused.available(device)
+    elementwise = choose_elementwise(device, dtype, (architecture.hidden_dim, architecture.ffn_dim))
     if isinstance(architecture, DnabertArchitecture):
         kernel = alibi.choose_kernel(device, dtype, architecture.head_dim, requested)
-        return DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, fuse).to(device)
+        return DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)
     kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
-    return ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, fuse).to(device)
+    return ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)

@@ -3,7 +3,7 @@
 The reference is fair-esm 2.0.0 (`esm/model/esm2.py`, `esm/modules.py`, `esm/rotary_embedding.py`),
 run in float32: Lin et al. 2023, doi:10.1126/science.ade2574. Here there is no padding, one GEMM for
 query, key and value, and no language-model head; each norm first adds the previous step's result to the
-residual stream, so that both are one pass over memory with Triton's kernels.
+residual stream, so that both are one pass over memory with our kernels.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.model.attention import attend
+from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.layers import Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
@@ -35,7 +36,7 @@ class ESM2(torch.nn.Module):
         dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
         max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
-        fuse: do elementwise work in Triton's kernels (`seqmill.model.kernels.fused.available`), except for float64.
+        elementwise: the kernel of the steps between, a name from `seqmill.model.elementwise.choose_elementwise`.
     """
 
     def __init__(
@@ -45,19 +46,19 @@ class ESM2(torch.nn.Module):
         dtype: torch.dtype,
         max_tokens: int,
         attention: str = "sdpa",
-        fuse: bool = False,
+        elementwise: str = EAGER,
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.attention = attention
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        self.fuse = fuse = fuse and exact == torch.float32
+        self.elementwise = elementwise
         self.embed = parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
-            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, fuse)
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise)
             for layer in range(architecture.num_layers)
         )
-        self.final_norm = Norm(weights, "final_norm.", LAYER_NORM_EPS, exact, exact, fuse)
+        self.final_norm = Norm(weights, "final_norm.", LAYER_NORM_EPS, exact, exact, elementwise)
         cos, sin = rope_tables(max_tokens, architecture.head_dim, exact)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -99,16 +100,16 @@ class Layer(torch.nn.Module):
         prefix: str,
         dtype: torch.dtype,
         exact: torch.dtype,
-        fuse: bool,
+        elementwise: str,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.fuse = fuse
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
+        self.elementwise = elementwise
+        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, fuse)
-        self.fc1 = Linear(weights, prefix + "fc1.", dtype)
+        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.fc1 = Linear(weights, prefix + "fc1.", dtype, gelu=True)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
     def forward(
@@ -121,9 +122,8 @@ class Layer(torch.nn.Module):
         pack: Pack,
     ) -> torch.Tensor:
         qkv = self.qkv(self.attention_norm.pre(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
-        delta = self.out(attend(attention, qkv, cos, sin, pack, self.fuse))
-        h = self.fc1(self.ffn_norm.pre(x, delta))
-        return self.fc2(F.gelu(h))  # the exact (erf) GELU
+        delta = self.out(attend(attention, qkv, cos, sin, pack, self.elementwise == TRITON))
+        return self.fc2(self.fc1(self.ffn_norm.pre(x, delta)))
 
 
 def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

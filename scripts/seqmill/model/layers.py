@@ -3,20 +3,35 @@
 import torch
 import torch.nn.functional as F
 
-from seqmill.model.kernels import fused
+from seqmill.model.elementwise import post_norm, pre_norm
 
 
 class Linear(torch.nn.Module):
-    """A matrix product in `dtype`, with a bias if the weights have one."""
+    """A matrix product in `dtype`, with a bias if the weights have one, and with the exact (erf) GELU if asked for.
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype) -> None:
+    On a CPU one call of oneDNN does all three. `F.linear` first copies the bias into the result, and in float32 its
+    bits depend on the number of tokens if there are fewer than four.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype, gelu: bool = False) -> None:
         super().__init__()
         self.weight = parameter(weights[prefix + "weight"], dtype)
         bias = weights.get(prefix + "bias")
         self.bias = None if bias is None else parameter(bias, dtype)
+        self.gelu, self.onednn = gelu, _onednn_supports(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if self.onednn and x.is_cpu:
+            after = ("gelu", [], "none") if self.gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.gelu else y
+
+
+def _onednn_supports(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Norm(torch.nn.Module):
@@ -27,7 +42,7 @@ class Norm(torch.nn.Module):
         eps: added to the variance.
         exact: dtype of the residual stream, the weight and the bias.
         dtype: of the rounded result.
-        fuse: use Triton's kernels, one pass over memory; see `seqmill.model.kernels.fused`.
+        elementwise: the kernel, a name from `seqmill.model.elementwise.choose_elementwise`.
     """
 
     def __init__(
@@ -37,30 +52,20 @@ class Norm(torch.nn.Module):
         eps: float,
         exact: torch.dtype,
         dtype: torch.dtype,
-        fuse: bool,
+        elementwise: str,
     ) -> None:
         super().__init__()
         self.weight = parameter(weights[prefix + "weight"], exact)
         self.bias = parameter(weights[prefix + "bias"], exact)
-        self.eps, self.dtype, self.fuse = eps, dtype, fuse
+        self.eps, self.dtype, self.elementwise = eps, dtype, elementwise
 
     def pre(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
         """Add delta to x in place; return the layer norm of x in `dtype`."""
-        if self.fuse:
-            return fused.add_norm(x, delta, self.weight, self.bias, self.eps, self.dtype)
-        if delta is not None:
-            x += delta
-        return self._normalized(x).to(self.dtype)
+        return pre_norm(self.elementwise, x, delta, self.weight, self.bias, self.eps, self.dtype)
 
     def post(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer norm of x + delta, and the same in `dtype`; x may change."""
-        if self.fuse:
-            return x, fused.add_norm(x, delta, self.weight, self.bias, self.eps, self.dtype, post=True)
-        x = self._normalized(x if delta is None else x + delta)
-        return x, x.to(self.dtype)
-
-    def _normalized(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return post_norm(self.elementwise, x, delta, self.weight, self.bias, self.eps, self.dtype)
 
 
 def parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:

@@ -17,7 +17,8 @@ from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
 from seqmill.model.alibi import FASTEST_FIRST, attend, choose_kernel, make_biases
 from seqmill.model.dnabert_s import DnabertS
-from seqmill.model.kernels import alibi_triton, avx512
+from seqmill.model.kernels import alibi_triton, cpu
+from seqmill.model.kernels.compiled import KERNELS, why_not
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import DnabertArchitecture
@@ -27,7 +28,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [2000, 500, 65, 64, 63, 33, 32, 31, 17, 3, 2, 1]
 TRITON_LENGTHS = [260, 129, 128, 65, 33, 17, *[3] * 5, 2, 1, 1]  # blocks have 32, 64 or 128 tokens
 TRITON_TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}
-needs_avx512 = pytest.mark.skipif(avx512.load() is None, reason="no AVX512-BF16 processor or no C compiler")
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 3e-3}
+UNUSABLE = {name: pytest.mark.skipif(bool(why_not(name)), reason=f"{name}: {why_not(name)}") for name in KERNELS}
+OUR_KERNELS = pytest.mark.parametrize(
+    ("kernel", "dtype"), [pytest.param(name, KERNELS[name].dtype, marks=UNUSABLE[name]) for name in KERNELS]
+)
 # A stand-in for the package, with its published signature and documented biases.
 FLASH_ATTN_2 = """
 import torch
@@ -82,49 +87,51 @@ def run(kernel: str, qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     return attend(kernel, qkv, make_biases(kernel, qkv.shape[2], max(lengths), torch.float32), make_pack(lengths))
 
 
-@needs_avx512
+@OUR_KERNELS
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])  # the larger the scores, the fewer keys are skipped
-def test_our_kernel_agrees_with_attention_written_out(scale: float) -> None:
-    qkv = make_qkv(LENGTHS, 12, 64, torch.bfloat16, scale)
-    found = run("avx512", qkv, LENGTHS)
-    assert found.dtype == torch.bfloat16
-    assert worst_error(found, qkv, LENGTHS) < 3e-3
+def test_our_kernel_agrees_with_attention_written_out(kernel: str, dtype: torch.dtype, scale: float) -> None:
+    qkv = make_qkv(LENGTHS, 12, 64, dtype, scale)
+    found = run(kernel, qkv, LENGTHS)
+    assert found.dtype == dtype
+    assert worst_error(found, qkv, LENGTHS) < TOLERANCES[dtype]
 
 
-@needs_avx512
-@pytest.mark.parametrize("head_dim", avx512.HEAD_DIMS)
-def test_our_kernel_supports_other_head_dimensions(head_dim: int) -> None:
-    qkv = make_qkv(LENGTHS[1:], 5, head_dim, torch.bfloat16)
-    assert worst_error(run("avx512", qkv, LENGTHS[1:]), qkv, LENGTHS[1:]) < 3e-3
+@OUR_KERNELS
+@pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
+def test_our_kernel_supports_other_head_dimensions(kernel: str, dtype: torch.dtype, head_dim: int) -> None:
+    qkv = make_qkv(LENGTHS[1:], 5, head_dim, dtype)
+    assert worst_error(run(kernel, qkv, LENGTHS[1:]), qkv, LENGTHS[1:]) < TOLERANCES[dtype]
 
 
-@needs_avx512
-def test_a_distant_key_that_outweighs_its_bias_is_not_skipped() -> None:
+@OUR_KERNELS
+def test_a_distant_key_that_outweighs_its_bias_is_not_skipped(kernel: str, dtype: torch.dtype) -> None:
     """The last of 2,000 keys adds 1,568 to its score with the first query; its distance takes at most 1,413 off."""
     length = 2000
-    qkv = make_qkv([length], 12, 64, torch.bfloat16)
+    qkv = make_qkv([length], 12, 64, dtype)
     qkv[0, 0] = qkv[-1, 1] = 14.0
-    found = run("avx512", qkv, [length])
+    found = run(kernel, qkv, [length])
     assert torch.equal(found[0], qkv[-1, 2].flatten())
-    assert worst_error(found, qkv, [length]) < 3e-3
+    assert worst_error(found, qkv, [length]) < TOLERANCES[dtype]
 
 
-@needs_avx512
-def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack() -> None:
-    qkv = make_qkv(LENGTHS, 12, 64, torch.bfloat16)
-    together = run("avx512", qkv, LENGTHS).split(LENGTHS)
+@OUR_KERNELS
+def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(kernel: str, dtype: torch.dtype) -> None:
+    qkv = make_qkv(LENGTHS, 12, 64, dtype)
+    together = run(kernel, qkv, LENGTHS).split(LENGTHS)
     for sequence, expected in zip(qkv.split(LENGTHS), together, strict=True):
-        assert torch.equal(run("avx512", sequence.contiguous(), [len(sequence)]), expected)
+        assert torch.equal(run(kernel, sequence.contiguous(), [len(sequence)]), expected)
 
 
-@needs_avx512
+@OUR_KERNELS
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_nonfinite_values_affect_their_own_sequence_at_any_distance_and_no_other(part: int, value: float) -> None:
+def test_nonfinite_values_affect_their_own_sequence_at_any_distance_and_no_other(
+    kernel: str, dtype: torch.dtype, part: int, value: float
+) -> None:
     lengths = [1000, 900, 9]
-    qkv = make_qkv(lengths, 2, 64, torch.bfloat16)
+    qkv = make_qkv(lengths, 2, 64, dtype)
     qkv[1890, part, 0, 3] = value  # in the steeper head, which would skip most of the sequence
-    first, second, third = run("avx512", qkv, lengths).split(lengths)
+    first, second, third = run(kernel, qkv, lengths).split(lengths)
     assert first.isfinite().all()
     assert third.isfinite().all()
     rows = second.isfinite().all(dim=1)
@@ -135,8 +142,8 @@ def test_nonfinite_values_affect_their_own_sequence_at_any_distance_and_no_other
         assert rows.any() == (part == 0)  # the query's own row; all rows for a key or a value
 
 
-@needs_avx512
-def test_the_forward_with_our_kernel_is_as_accurate_as_with_pytorchs() -> None:
+@OUR_KERNELS
+def test_the_forward_with_our_kernel_is_as_accurate_as_with_pytorchs(kernel: str, dtype: torch.dtype) -> None:
     architecture = DnabertArchitecture(num_layers=2, hidden_dim=192, num_heads=3)
     lengths = [600, 37, 128, 128, 17, 2, 1]
     tokens = np.random.default_rng(2).integers(5, 4000, sum(lengths)).astype(np.uint16)
@@ -144,28 +151,29 @@ def test_the_forward_with_our_kernel_is_as_accurate_as_with_pytorchs() -> None:
     tensors = untrained_tensors(architecture)
     exact = DnabertS(architecture, tensors, torch.float64, 600)(pack)
     ours, pytorchs = (
-        ((DnabertS(architecture, tensors, torch.bfloat16, 600, kernel)(pack) - exact).norm() / exact.norm()).item()
-        for kernel in ("avx512", "sdpa")
+        ((DnabertS(architecture, tensors, dtype, 600, attention)(pack) - exact).norm() / exact.norm()).item()
+        for attention in (kernel, "sdpa")
     )
     assert 0 < ours < 1.1 * pytorchs
 
 
 def test_our_kernel_is_chosen_where_possible() -> None:
-    assert choose_kernel(CPU, torch.bfloat16, 64) == ("avx512" if avx512.load() else "sdpa")
-    assert choose_kernel(CPU, torch.float32, 64) == choose_kernel(CPU, torch.float64, 64) == "sdpa"
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        usable = [name for name, kernel in KERNELS.items() if kernel.dtype == dtype and not why_not(name)]
+        assert choose_kernel(CPU, dtype, 64) == [*usable, "sdpa"][0]
     assert choose_kernel(CPU, torch.bfloat16, 64, "sdpa") == "sdpa"
 
 
 @pytest.mark.parametrize(
     ("requested", "device", "dtype", "head_dim", "reason"),
     [
-        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, avx512, sdpa"),
+        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, amx, avx512_bf16"),
         ("varlen", CUDA, torch.bfloat16, 64, "attention varlen can't be used: it has no linear biases"),
         ("flash_attn_3", CUDA, torch.bfloat16, 64, "it has no linear biases, .*; use attention auto or another"),
         ("triton", CPU, torch.bfloat16, 64, "triton can't be used: it runs on a CUDA device, and the device is cpu"),
         ("triton", CUDA, torch.float64, 64, "in float32, bfloat16 or float16, and the precision is float64"),
         ("triton", CUDA, torch.bfloat16, 192, "it takes head dimensions up to 128; the model's is 192"),
-        ("avx512", CPU, torch.float32, 64, "it computes in bfloat16, and the precision is float32"),
+        ("avx512_bf16", CPU, torch.float32, 64, "it computes in bfloat16, and the precision is float32"),
         ("flash_attn_2", CPU, torch.bfloat16, 64, "it runs on a CUDA device, and the device is cpu"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import SCRIPTS
+from seqmill.base.machine import processor
 from seqmill.embed.pooling import _by_segments, mean_over_residues
 from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
@@ -22,12 +24,18 @@ from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+X86 = platform.machine() == "x86_64"
 LENGTHS = [1024, 350, 350, 350, 129, 64, 63, 33, 32, 31, 17, 16, 15, 8, 7, 3, 3, 2, 1]
 HEAD_DIMS = (16, 24, 32, 64, 128)
-needs_avx512 = pytest.mark.skipif(compiled.load("avx512_bf16") is None, reason="no AVX512-BF16 processor or no C compiler")
-CASES = [pytest.param("sdpa", torch.float32, 2e-6), pytest.param("sdpa", torch.bfloat16, 6e-3)]
-CASES += [pytest.param("sdpa", torch.float16, 8e-4)]
-CASES += [pytest.param("avx512", torch.bfloat16, 6e-3, marks=needs_avx512)]
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
+CASES = [pytest.param("sdpa", dtype, tolerance) for dtype, tolerance in TOLERANCES.items()]
+for name, compiled_kernel in compiled.KERNELS.items():
+    unusable = pytest.mark.skipif(bool(compiled.why_not(name)), reason=f"{name}: {compiled.why_not(name)}")
+    CASES.append(pytest.param(name, compiled_kernel.dtype, TOLERANCES[compiled_kernel.dtype], marks=unusable))
+SDPA_BFLOAT16, OUR_CASES = CASES[1], CASES[len(TOLERANCES) :]
+needs_both_widths = pytest.mark.skipif(
+    bool(compiled.why_not("avx512") or compiled.why_not("avx2")), reason="needs kernels avx512 and avx2"
+)
 # Stand-ins for packages: their published signatures, with PyTorch's attention behind them.
 FLASH_ATTN_2 = """
 from stand_in import dense
@@ -113,13 +121,11 @@ def test_large_scores_do_not_overflow(kernel: str, dtype: torch.dtype, tolerance
     assert close >= (1.0 if dtype == torch.float32 else 0.93)
 
 
-@pytest.mark.parametrize("kernel", ["avx512", "sdpa"])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
-    if kernel == "avx512" and compiled.load("avx512_bf16") is None:
-        pytest.skip("no AVX512-BF16 processor or no C compiler")
+@pytest.mark.parametrize(("kernel", "dtype", "tolerance"), [SDPA_BFLOAT16, *OUR_CASES])
+def test_a_nan_affects_only_its_own_sequence(kernel: str, dtype: torch.dtype, tolerance: float, part: int) -> None:
     pack = make_pack([40, 17, 9])
-    qkv = make_qkv(pack, 2, 16, torch.bfloat16)
+    qkv = make_qkv(pack, 2, 16, dtype)
     qkv[45, part, 1, 3] = float("nan")
     first, second, third = run(kernel, qkv, pack).split([40, 17, 9])
     assert first.isfinite().all()
@@ -128,22 +134,33 @@ def test_a_nan_affects_only_its_own_sequence(kernel: str, part: int) -> None:
     assert second.isnan().any(dim=1).all() == (part > 0)
 
 
-@needs_avx512
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(head_dim: int) -> None:
+@pytest.mark.parametrize(("kernel", "dtype", "tolerance"), OUR_CASES)
+def test_our_kernels_give_a_sequence_the_same_bits_in_any_pack(
+    kernel: str, dtype: torch.dtype, tolerance: float, head_dim: int
+) -> None:
     pack = make_pack(LENGTHS)
-    qkv = make_qkv(pack, 2, head_dim, torch.bfloat16)
-    together = run("avx512", qkv, pack).split(LENGTHS)
+    qkv = make_qkv(pack, 2, head_dim, dtype)
+    together = run(kernel, qkv, pack).split(LENGTHS)
     for sequence, expected in zip(qkv.split(LENGTHS), together, strict=True):
-        alone = run("avx512", sequence.contiguous(), make_pack([len(sequence)]))
+        alone = run(kernel, sequence.contiguous(), make_pack([len(sequence)]))
         assert torch.equal(alone, expected)
 
 
-@needs_avx512
-def test_our_kernel_is_chosen_where_possible() -> None:
-    assert choose_kernel(CPU, torch.bfloat16, 16) == "avx512"
-    assert choose_kernel(CPU, torch.float32, 16) == "sdpa"
-    assert choose_kernel(CPU, torch.bfloat16, 48) == "sdpa"
+@needs_both_widths
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_float32_has_the_same_bits_on_avx2_and_avx512(head_dim: int) -> None:
+    pack = make_pack(LENGTHS)
+    qkv = make_qkv(pack, 3, head_dim, torch.float32)
+    assert torch.equal(run("avx2", qkv, pack), run("avx512", qkv, pack))
+
+
+def test_the_fastest_of_our_kernels_is_chosen() -> None:
+    for dtype in TOLERANCES:
+        usable = [name for name, kernel in compiled.KERNELS.items() if kernel.dtype == dtype]
+        usable = [name for name in usable if not compiled.why_not(name)]
+        assert choose_kernel(CPU, dtype, 16) == [*usable, "sdpa"][0]
+        assert choose_kernel(CPU, dtype, 48) == "sdpa"
 
 
 @pytest.fixture
@@ -219,13 +236,14 @@ def test_a_requested_kernel_is_used(capability: Callable[[int, int], None]) -> N
 @pytest.mark.parametrize(
     ("requested", "device", "dtype", "head_dim", "reason"),
     [
-        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, avx512, sdpa"),
+        ("flash_attn_4", CPU, torch.bfloat16, 64, "'flash_attn_4' is not known; use one of auto, amx, avx512_bf16"),
         ("varlen", CPU, torch.bfloat16, 64, "varlen can't be used: it runs on a CUDA device, and the device is cpu"),
         ("flash_attn_2", CPU, torch.bfloat16, 64, "the device is cpu"),
-        ("avx512", CUDA, torch.bfloat16, 64, "it runs on a CPU, and the device is cuda"),
+        ("avx2", CUDA, torch.float32, 64, "it runs on a CPU, and the device is cuda"),
+        ("neon" if X86 else "avx2", CPU, torch.float32, 64, "the processor has no (asimd|avx2, fma)"),
         ("triton", CUDA, torch.bfloat16, 64, "triton can't be used: it is DNABERT-S's"),
-        ("avx512", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
-        ("avx512", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
+        ("avx512_bf16", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
+        ("avx512_bf16", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
         ("varlen", CUDA, torch.float32, 64, "it computes in bfloat16 or float16, and the precision is float32"),
         ("varlen", CUDA, torch.bfloat16, 20, "multiples of 8 up to 256; the model's is 20"),
         ("varlen", CUDA, torch.bfloat16, 64, "it needs compute capability 8.0, and the GPU has 7.5"),
@@ -268,14 +286,14 @@ def test_pytorchs_kernel_is_used_without_a_compiler(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "XDG_CACHE_HOME": str(tmp_path), "PATH": "", "CC": "none"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "sdpa"
-    if avx512.load() is not None:
+    if processor()[1] & {"avx2", "asimd"}:
         assert "no C compiler found" in done.stderr
 
 
 @pytest.mark.full
-@needs_avx512
+@needs_both_widths
 def test_processes_that_compile_at_once_share_one_library(tmp_path: Path) -> None:
-    code = "from seqmill.model.kernels import avx512; assert avx512.load() is not None"
+    code = "from seqmill.model.kernels import compiled; assert compiled.load('avx2') is not None"
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "XDG_CACHE_HOME": str(tmp_path)}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4

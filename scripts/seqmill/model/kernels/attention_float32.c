@@ -14,7 +14,7 @@ enum { ROWS = 8, VECTORS = 2 };
 #else
 enum { ROWS = 4, VECTORS = 1 };
 #endif
-enum { KEY_BLOCK = VECTORS * LANES };
+enum { KEY_BLOCK = VECTORS * LANES, AHEAD = 8 };
 
 typedef float element;
 
@@ -34,6 +34,11 @@ INLINE size_t workspace_bytes(long longest, long head_dim) {
 INLINE Workspace arrange(long longest, long head_dim, char *memory) {
     float *keys = (float *)memory, *values = keys + padded_length(longest) * head_dim;
     return (Workspace){keys, values, values + padded_length(longest) * padded_width(head_dim)};
+}
+
+/* Tokens of one head are far apart in memory, so the processor does not foresee them. */
+INLINE void prefetch(int head_dim, const float *x) {
+    for (int d = 0; d < head_dim; d += 16) __builtin_prefetch(x + d);
 }
 
 /* A query or key with its position, times `scale`. */
@@ -76,6 +81,8 @@ INLINE float arrange_keys_and_values(int head_dim, enum kind kind, const float *
             memset(row, 0, width * sizeof *row);
             continue;
         }
+        prefetch(head_dim, keys + (t + AHEAD) * stride);
+        prefetch(head_dim, values + (t + AHEAD) * stride);
         place(head_dim, kind, keys + t * stride, t, positions, 1.0f, placed);
         for (int d = 0; d < head_dim; d++) column[d * LANES] = placed[d];
         memcpy(row, values + t * stride, head_dim * sizeof *row);
@@ -204,6 +211,7 @@ INLINE void attend(int head_dim, enum kind kind, const float *queries, const flo
         float placed[ROWS][MAX_HEAD_DIM], maxima[ROWS], inverse_sums[ROWS];
         for (int r = 0; r < ROWS; r++) {
             const long t = r < rows ? first + r : length - 1; /* the last block repeats the last query */
+            prefetch(head_dim, queries + (t + ROWS) * stride);
             place(head_dim, kind, queries + t * stride, t, positions, scale, placed[r]);
         }
         long begin = 0, end = padded;

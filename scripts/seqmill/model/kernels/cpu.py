@@ -11,6 +11,7 @@ import torch
 
 from seqmill.model.kernels import compiled
 
+LANES = 16  # widths of activations must be multiples
 HEAD_DIMS = (16, 24, 32, 64, 128)
 STATUS = {1: "not enough memory for the attention's workspace", 2: "no attention kernel for this head dimension"}
 
@@ -52,6 +53,67 @@ def alibi_attention(kernel: str, qkv: torch.Tensor, slopes: torch.Tensor, length
     assert slopes.dtype == torch.float32
     assert slopes.shape == qkv.shape[2:3]
     return _attention(kernel, "alibi_attention", qkv, (slopes.contiguous(),), lengths)
+
+
+def add_norm(
+    kernel: str,
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    post: bool = False,
+) -> torch.Tensor:
+    """Add to the residual stream, and return the layer norm of the sum (Ba et al. 2016, arXiv:1607.06450).
+
+    Args:
+        kernel: as for `rope_attention`.
+        x: float32 (num_tokens, hidden_dim), contiguous; becomes x + delta, or the layer norm of that if `post`.
+        delta: the same shape in the kernel's dtype, contiguous; None adds nothing.
+        weight, bias: float32 (hidden_dim,).
+        eps: added to the variance.
+        dtype: of the result: the kernel's, or float32, which makes x the result.
+        post: keep the unrounded result in x.
+
+    Returns:
+        (num_tokens, hidden_dim).
+    """
+    own = compiled.KERNELS[kernel].dtype
+    num_tokens, dim = x.shape
+    assert x.dtype == weight.dtype == bias.dtype == torch.float32
+    assert x.is_contiguous()
+    assert delta is None or (delta.dtype == own and delta.is_contiguous() and delta.shape == x.shape)
+    assert dim % LANES == 0
+    in_place = dtype == torch.float32 and (post or own != dtype)
+    assert in_place or dtype == own
+    y = x if in_place else torch.empty_like(x, dtype=dtype)
+    _function(kernel, "add_norm")(
+        _pointer(x),
+        None if delta is None else _pointer(delta),
+        _pointer(weight),
+        _pointer(bias),
+        ctypes.c_float(eps),
+        ctypes.c_int64(num_tokens),
+        ctypes.c_int64(dim),
+        None if in_place else _pointer(y),
+        ctypes.c_int32(post or in_place),
+    )
+    return y
+
+
+def gate(kernel: str, h: torch.Tensor) -> torch.Tensor:
+    """Return the exact (erf) GELU of the first half of each row times the second: (num_tokens, dim).
+
+    `h` is (num_tokens, 2 * dim) in the kernel's dtype, contiguous.
+    """
+    num_tokens, dim = h.shape[0], h.shape[1] // 2
+    assert h.dtype == compiled.KERNELS[kernel].dtype
+    assert h.is_contiguous()
+    assert dim % LANES == 0
+    gated = torch.empty((num_tokens, dim), dtype=h.dtype)
+    _function(kernel, "gate")(_pointer(h), _pointer(gated), ctypes.c_int64(num_tokens), ctypes.c_int64(dim))
+    return gated
 
 
 def _attention(
