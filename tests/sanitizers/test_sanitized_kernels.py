@@ -59,7 +59,7 @@ import ctypes, sys
 import torch
 from seqmill.model.kernels import compiled
 kernel, case = sys.argv[1:]
-dtype = getattr(torch, compiled.KERNELS[kernel].dtype)
+dtype = compiled.KERNELS[kernel].dtype
 arrays = {
     "qkv": torch.zeros(53, 3, 2, 16, dtype=dtype),
     "cosines": torch.zeros(33, 16),

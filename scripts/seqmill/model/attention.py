@@ -64,8 +64,8 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
     if kernel in compiled.KERNELS:
         if device.type != "cpu":
             return f"it runs on a CPU, and the device is {device.type}"
-        if kind != compiled.KERNELS[kernel].dtype:
-            return f"it computes in {compiled.KERNELS[kernel].dtype}, and the precision is {kind}"
+        if kind != (own := compiled.KERNELS[kernel].precision):
+            return f"it computes in {own}, and the precision is {kind}"
         if head_dim not in cpu.HEAD_DIMS:
             return f"it has head dimensions {', '.join(map(str, cpu.HEAD_DIMS))}, and the model's is {head_dim}"
         return compiled.why_not(kernel)

@@ -20,7 +20,7 @@ import numpy as np
 from seqmill.model.kernels import compiled
 
 kernel, side, short, *head_dims = sys.argv[1:]
-element = {"bfloat16": np.uint16, "float32": np.float32}[compiled.KERNELS[kernel].dtype]
+element = {"bfloat16": np.uint16, "float32": np.float32}[compiled.KERNELS[kernel].precision]
 random = np.random.default_rng(0)
 held = []
 

@@ -36,7 +36,7 @@ for name in sys.argv[1:]:
         continue
     digest = hashlib.sha256()
     for head_dim in cpu.HEAD_DIMS:
-        qkv = torch.randn(int(lengths.sum()), 3, 2, head_dim).to(getattr(torch, compiled.KERNELS[name].dtype))
+        qkv = torch.randn(int(lengths.sum()), 3, 2, head_dim).to(compiled.KERNELS[name].dtype)
         tables = torch.randn(2, 350, head_dim)
         for output in (
             cpu.rope_attention(name, qkv, *tables, lengths),

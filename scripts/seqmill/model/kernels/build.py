@@ -6,6 +6,10 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCES = Path(__file__).parent
 # No contraction: the sources say where products and sums are fused, so compilers and processors agree on the bits.
@@ -16,15 +20,22 @@ FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 class Kernel:
     """A library for one kind of processor and one dtype: attention, and the elementwise steps around it.
 
-    `dtype` is PyTorch's name. `machine` and `features` are what the processor must have, by Linux's names; `flags` name
-    the features to the compiler instead of -march=native, so that a library works on every such processor.
+    `machine` and `features` are what the processor must have, by Linux's names; `flags` name the features to the
+    compiler instead of -march=native, so that a library works on every such processor.
     """
 
-    dtype: str
+    precision: str  # PyTorch's name of the dtype
     attention: str  # source file; elementwise.c is the other
     machine: str
     features: frozenset[str]
     flags: tuple[str, ...]
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The dtype of queries, keys, values, and results."""
+        import torch  # setup.py may not have it
+
+        return getattr(torch, self.precision)
 
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")

@@ -120,7 +120,7 @@ def _attention(
     kernel: str, name: str, qkv: torch.Tensor, tables: tuple[torch.Tensor, ...], lengths: np.ndarray
 ) -> torch.Tensor:
     num_tokens, _, num_heads, head_dim = qkv.shape
-    assert str(qkv.dtype) == f"torch.{compiled.KERNELS[kernel].dtype}"
+    assert qkv.dtype == compiled.KERNELS[kernel].dtype
     assert qkv.is_contiguous()
     assert int(lengths.sum()) == num_tokens
     lengths = np.ascontiguousarray(lengths, np.int64)
