@@ -15,7 +15,7 @@ from seqmill.base.machine import processor
 from seqmill.model.kernels.build import KERNELS
 
 RUNNABLE = [name for name, kernel in KERNELS.items() if kernel.features <= processor()[1]]
-TESTS = ["test_attention.py", "test_alibi_kernels.py"]
+TESTS = ["test_attention.py", "test_alibi_kernels.py", "test_elementwise.py"]
 # -O1, because gcc takes minutes for -O3 with sanitizers.
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 

@@ -13,6 +13,8 @@ from seqmill.model.kernels.cpu import HEAD_DIMS
 
 USABLE = [name for name in compiled.KERNELS if compiled.load(name)]
 pytestmark = pytest.mark.skipif(not USABLE, reason="no kernel for this processor, or no C compiler")
+ARRAYS = ["qkv", "cosines", "sines", "slopes", "starts", "lengths", "output"]
+ARRAYS += ["x", "delta", "weight", "bias", "y", "h", "gated"]
 # Arguments: the kernel, whether arrays are before or after the forbidden memory, an array to make too short, head dims.
 CODE = """
 import ctypes, mmap, sys
@@ -41,21 +43,31 @@ def place(name, array):
     held.append(memory)
     return ctypes.c_void_p(address + start)
 
-def call(function, arrays, *numbers, output):
-    inputs = [place(name, array) for name, array in arrays.items()]
-    return getattr(compiled.load(kernel), function)(*inputs, *map(ctypes.c_int64, numbers), place("output", output))
+def converted(argument):
+    if isinstance(argument, tuple):
+        return place(*argument)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
+
+def call(function, *arguments):
+    return getattr(compiled.load(kernel), function)(*map(converted, arguments))
 
 lengths = np.array([65, 33, 32, 17, 2, 1])
-num_tokens, num_heads = lengths.sum(), 3
-sequences = {"starts": lengths.cumsum() - lengths, "lengths": lengths}
+num_tokens, num_heads = int(lengths.sum()), 3
+sequences = ("starts", lengths.cumsum() - lengths), ("lengths", lengths)
 for head_dim in map(int, head_dims):
-    qkv = {"qkv": values(num_tokens, 3, num_heads, head_dim, dtype=element)}
-    tables = {name: values(lengths.max(), head_dim) for name in ("cosines", "sines")}
-    slopes = {"slopes": np.full(num_heads, 0.5, np.float32)}
-    for function, positions in (("rope_attention", tables), ("alibi_attention", slopes)):
-        output = np.zeros((num_tokens, num_heads, head_dim), element)
-        arrays = qkv | positions | sequences
-        assert call(function, arrays, len(lengths), num_heads, head_dim, output=output) == 0
+    qkv = "qkv", values(num_tokens, 3, num_heads, head_dim, dtype=element)
+    output = "output", np.zeros((num_tokens, num_heads, head_dim), element)
+    tables = [(name, values(lengths.max(), head_dim)) for name in ("cosines", "sines")]
+    slopes = "slopes", np.full(num_heads, 0.5, np.float32)
+    for function, positions in (("rope_attention", tables), ("alibi_attention", [slopes])):
+        assert call(function, qkv, *positions, *sequences, len(lengths), num_heads, head_dim, output) == 0
+
+rows, dim = 5, 48
+x, delta = ("x", values(rows, dim)), ("delta", values(rows, dim, dtype=element))
+weight, bias = ("weight", values(dim)), ("bias", values(dim))
+y = "y", np.zeros((rows, dim), element)
+call("add_norm", x, delta, weight, bias, ctypes.c_float(1e-5), rows, dim, y, ctypes.c_int32(1))
+call("gate", ("h", values(rows, 2 * dim, dtype=element)), ("gated", np.zeros((rows, dim), element)), rows, dim)
 """
 
 
@@ -72,7 +84,7 @@ def test_kernels_stay_within_their_arrays(kernel: str, side: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("short", ["qkv", "cosines", "sines", "slopes", "starts", "lengths", "output"])
+@pytest.mark.parametrize("short", ARRAYS)
 def test_an_access_past_the_end_is_noticed(short: str) -> None:
     """Shows that the test above can fail."""
     assert run(USABLE[0], "before", short).returncode == -signal.SIGSEGV
