@@ -32,9 +32,7 @@ _OPEN: list[ExitStack] = []  # the files of loaded libraries
 
 def of_dtype(dtype: "torch.dtype") -> str | None:
     """Return the name of the fastest kernel for a dtype that works on this machine; None if there is none."""
-    return next(
-        (name for name, kernel in KERNELS.items() if str(dtype) == f"torch.{kernel.dtype}" and load(name)), None
-    )
+    return next((name for name, kernel in KERNELS.items() if kernel.dtype == dtype and load(name)), None)
 
 
 def why_not(name: str) -> str:
