@@ -4,6 +4,7 @@
 #
 # Settings: config/config.yaml, explained in config/README.md. Results: results/{dataset}/{model}/.
 
+import threading
 import time
 
 from snakemake.utils import min_version
@@ -64,6 +65,10 @@ onsuccess:
     from seqmill.run.summary import results_message
 
     print(results_message(RUN))
+    # Snakemake's scheduler starts one after each job, and Snakemake 9.27 would wait for the last, a second.
+    for timer in threading.enumerate():
+        if isinstance(timer, threading.Timer):
+            timer.cancel()
 
 
 onerror:

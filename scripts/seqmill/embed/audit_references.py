@@ -12,9 +12,11 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from seqmill.model.esm2 import ESM2, ROPE_BASE
 from seqmill.model.esm2_weights import FAIR_ESM
@@ -136,7 +138,7 @@ def _fair_esm(architecture: Architecture, tensors: Tensors) -> Embed:
     import esm
 
     num_layers = architecture.num_layers
-    with torch.device("meta"):  # the values are replaced at once
+    with _WithoutValues():  # they are replaced at once
         d, heads = architecture.hidden_dim, architecture.num_heads
         model = esm.ESM2(num_layers, d, heads, token_dropout=architecture.token_dropout)
     model.lm_head = torch.nn.Identity()  # our weights lack these two
@@ -149,6 +151,20 @@ def _fair_esm(architecture: Architecture, tensors: Tensors) -> Embed:
         return {layer: hidden[0] for layer, hidden in found.items()}
 
     return embed
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Gives a model's parameters neither values nor memory.
+
+    With `torch.device("meta")` alone, fair-esm would also compute its rotary frequencies and normal numbers on that
+    device, for which torch imports its compiler: that takes a second.
+    """
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
 
 
 def _fair_esm_state(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:

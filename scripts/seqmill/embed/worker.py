@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from seqmill.base.files import refuse_shared
+from seqmill.base.imports import importing_much
 from seqmill.base.locks import locked_shard
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.embed.lease import leased_gpu
@@ -53,7 +54,7 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
         refuse_shared([task.shard], _inputs(task))
         if task.settings.device != "cpu":
             lease.enter_context(leased_gpu())
-        with stage(status, "import"):
+        with stage(status, "import"), importing_much():
             from seqmill.embed.rank import embed_rank  # only now: torch must not see the GPUs of other workers
         remove_parts = embed_rank(task, status, signals)
         signals.ignore()  # from here on the shard is complete

@@ -6,8 +6,9 @@ from seqmill.model import alibi, attention
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
+from seqmill.model.kernels import compiled
 from seqmill.model.weights import Weights
-from seqmill.spec.models import DnabertArchitecture
+from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
 from seqmill.spec.task import AUTO
 
 Encoder = ESM2 | DnabertS
@@ -35,3 +36,20 @@ def make_encoder(
         return DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)
     kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
     return ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)
+
+
+def faster_kernels(
+    architecture: AnyArchitecture, dtype: torch.dtype, device: torch.device, kernel: str
+) -> list[tuple[str, str]]:
+    """Return the attention kernels that this machine's processor could run and that are faster than the given one.
+
+    With each comes the reason why it can't be used now; empty if it can.
+    """
+    family = alibi if isinstance(architecture, DnabertArchitecture) else attention
+    faster = family.FASTEST_FIRST[: family.FASTEST_FIRST.index(kernel)]
+    ours = [name for name in faster if name in compiled.KERNELS and compiled.KERNELS[name].dtype == dtype]
+    return [
+        (name, family.why_not(name, device, dtype, architecture.head_dim))
+        for name in ours
+        if device.type == "cpu" and not compiled.missing_features(name)
+    ]

@@ -17,7 +17,7 @@ from seqmill.embed.embedder import PackEmbedder, is_out_of_memory
 from seqmill.embed.readout import Readout
 from seqmill.embed.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs, warm_up
 from seqmill.errors import SeqmillError
-from seqmill.model.encoder import Encoder, make_encoder
+from seqmill.model.encoder import Encoder, faster_kernels, make_encoder
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
 from seqmill.run.forecast import Shares, line
@@ -34,7 +34,8 @@ MOST_SAMPLES = 512
 class Calibration:
     """The speed of this device."""
 
-    device: str  # its name, precision and attention kernel, as a worker would choose them
+    device: str  # its name, precision and kernels, as a worker would choose them
+    faster: list[str]  # other settings or an installation that would be faster on this device
     weights: str  # that untrained weights were used instead of missing ones; else empty
     packs: int  # that the samples come from; 0 if all sequences are too long for the time
     tokens: int  # in the samples
@@ -70,6 +71,7 @@ def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seco
     make = partial(_make_model, index, source, getattr(torch, precision))
     model = make(device, settings.attention)
     name = f"{devices.describe_device(device)['device']}, {precision}, attention {model.attention}"
+    name += f", elementwise {model.elementwise}"
     readout = Readout(source.family, settings.outputs.of(model.architecture.num_layers))
     embed = PackEmbedder(model, readout, lambda: make(torch.device("cpu"), AUTO))
     load_seconds = time.perf_counter() - began
@@ -99,6 +101,7 @@ def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seco
     took = time.perf_counter() - began
     return Calibration(
         device=name,
+        faster=what_is_faster(model, precision, device),
         weights=weights,
         packs=len(taken),
         tokens=int(sum(sample.pack_lengths(pack).sum() for pack in taken)),
@@ -109,6 +112,14 @@ def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seco
         peak=devices.peak_memory(device),
         splits=embed.splits,
     )
+
+
+def what_is_faster(model: Encoder, precision: str, device: torch.device) -> list[str]:
+    """Return the settings, or the installation, that would be faster on this device, in words."""
+    best = devices.choose_precision(AUTO, device)
+    found = [f"precision {best} instead of {precision}"] if precision == "float32" != best else []
+    kernels = faster_kernels(model.architecture, getattr(torch, precision), device, model.attention)
+    return found + [f"attention {name}" + (f" ({reason})" if reason else "") for name, reason in kernels[:1]]
 
 
 def _make_model(index: Index, source: ModelSource, dtype: torch.dtype, device: torch.device, attention: str) -> Encoder:
@@ -186,6 +197,7 @@ def describe_calibration(measured: Calibration, shares: Shares) -> list[str]:
     splits = f"{measured.splits} packs do not fit the device and are computed in pieces"
     return [
         line("device", measured.device),
+        *(line("faster", way) for way in measured.faster),
         *([line("", measured.weights)] if measured.weights else []),
         line("speed", speed),
         line("time", f"{longest} for the longest shard, {together} one after another"),

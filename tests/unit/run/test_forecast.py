@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from families import WINDOWS
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
+from seqmill.embed.device import choose_precision
 from seqmill.embed.embedder import PackEmbedder
 from seqmill.embed.job import model_of
 from seqmill.embed.readout import Vectors
 from seqmill.embed.runner import CPU_PIECE_TOKENS
 from seqmill.errors import SeqmillError
 from seqmill.merge.merge import merge_shards
+from seqmill.model.attention import choose_kernel
+from seqmill.model.kernels import compiled
 from seqmill.model.pack import Pack
 from seqmill.model.weights import open_weights
 from seqmill.run.calibration import Calibration, calibrate, sample_order, sample_packs
@@ -205,8 +209,31 @@ def test_the_speed_is_guessed_if_no_pack_fits_the_time(index: Index) -> None:
 
 def test_a_shard_takes_at_least_the_time_of_its_longest_sequence_on_one_thread() -> None:
     shares = Shares(np.array([2, 2]), np.array([20, 20]), np.array([100.0, 100.0]), np.array([90.0, 10.0]))
-    found = Calibration("", "", 1, 1, 1.0, flops_per_second=10.0, threads=4, load_seconds=0, peak={}, splits=0)
+    found = Calibration("", [], "", 1, 1, 1.0, flops_per_second=10.0, threads=4, load_seconds=0, peak={}, splits=0)
     assert found.shard_seconds(shares).tolist() == [36.0, 10.0]
+
+
+def test_a_calibration_says_what_is_chosen_and_what_would_be_faster(index: Index) -> None:
+    best = choose_kernel(torch.device("cpu"), torch.float32, ARCHITECTURE.head_dim)
+    found = calibrate(index, find_model(MODEL), replace(ON_CPU, precision="float32", attention="sdpa"), 0.1)
+    assert ", float32, attention sdpa, elementwise " in found.device
+    native = choose_precision("auto", torch.device("cpu"))
+    expected = [] if native == "float32" else [f"precision {native} instead of float32"]
+    assert found.faster == expected + ([] if best == "sdpa" else [f"attention {best}"])
+    assert calibrate(index, find_model(MODEL), ComputeSettings(device="cpu"), 0.1).faster == []
+
+
+def test_a_calibration_without_a_compiler_says_how_to_be_faster(
+    index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wanted = next((name for name in compiled.KERNELS if not compiled.missing_features(name)), None)
+    if wanted is None or choose_precision("auto", torch.device("cpu")) != compiled.KERNELS[wanted].precision:
+        pytest.skip("the processor has none of our kernels for its precision")
+    for name, value in {"PATH": "", "CC": "none", "XDG_CACHE_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(compiled, "load", compiled.load.__wrapped__)
+    (way,) = calibrate(index, find_model(MODEL), ComputeSettings(device="cpu"), 0.1).faster
+    assert way.startswith(f"attention {wanted} (this installation has no compiled library for it")
 
 
 def test_a_calibration_computes_the_outputs_of_a_worker(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

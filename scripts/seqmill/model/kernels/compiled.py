@@ -35,18 +35,22 @@ def of_dtype(dtype: "torch.dtype") -> str | None:
     return next((name for name, kernel in KERNELS.items() if kernel.dtype == dtype and load(name)), None)
 
 
+def missing_features(name: str) -> list[str]:
+    """Return the features that the processor lacks for a kernel, by Linux's names."""
+    return sorted(KERNELS[name].features - processor()[1])
+
+
 def why_not(name: str) -> str:
     """Return why a kernel can't be used on this machine; empty if it can."""
-    missing = KERNELS[name].features - processor()[1]
-    if missing:
-        return f"the processor has no {', '.join(sorted(missing))}"
+    if missing := missing_features(name):
+        return f"the processor has no {', '.join(missing)}"
     return "" if load(name) else "this installation has no compiled library for it, and there is no working C compiler"
 
 
 @functools.cache
 def load(name: str) -> ctypes.CDLL | None:
     """Return a kernel's library; None, with the reason in the log unless it is the processor, if it can't be used."""
-    if not KERNELS[name].features <= processor()[1]:
+    if missing_features(name):
         return None
     file = library_file(name)
     try:

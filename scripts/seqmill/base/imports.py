@@ -1,0 +1,20 @@
+"""Imports of large libraries."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def importing_much() -> Iterator[None]:
+    """Import in the block without looking for garbage, then or later.
+
+    The hundreds of thousands of objects that torch creates live to the end. Looking for garbage among them takes a
+    sixth of its import, and half a second when the process ends (docs/performance.md).
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
