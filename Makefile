@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/pipeline tests/property
 
-.PHONY: help setup run test test-full test-workflow faults faults-all fuzz test-slurm lint bench clean
+.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint bench clean
 
 help:
 	@echo "make setup          set up .venv only"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-full      run the long tests that make test leaves out"
 	@echo "make test-workflow  run the workflow with Snakemake on this machine (about 5 minutes)"
 	@echo "make test-slurm     run the workflow on a test SLURM (needs root, slurm-wlm, and munge)"
+	@echo "make sanitize       test the C kernels with gcc's sanitizers (about 4 minutes)"
 	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
@@ -48,6 +49,9 @@ test-full: $(READY)
 
 test-workflow: $(READY)
 	$(PYTEST) tests/workflow
+
+sanitize: $(READY)
+	OMP_NUM_THREADS=1 python -m pytest tests/sanitizers
 
 faults: $(READY)
 	$(PYTEST) tests/faults

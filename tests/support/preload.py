@@ -70,8 +70,12 @@ int close(int file) {
 
 
 def preloaded(source: str, folder: Path, **variables: object) -> dict[str, str]:
-    """Compile C code; return an environment that preloads it into processes and has these variables."""
+    """Compile C code; return an environment that preloads it into processes and has these variables.
+
+    What this process preloads stays first: a sanitizer must be.
+    """
     code, library = folder / "preload.c", folder / "preload.so"
     code.write_text(source)
     subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", library, code, "-ldl"], check=True)
-    return {**os.environ, "LD_PRELOAD": str(library), **{key: str(value) for key, value in variables.items()}}
+    libraries = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    return {**os.environ, "LD_PRELOAD": libraries, **{key: str(value) for key, value in variables.items()}}

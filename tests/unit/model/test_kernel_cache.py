@@ -9,12 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import SCRIPTS
 from seqmill.model.kernels import compiled
 from seqmill.model.kernels.build import find_compiler
 
-KERNEL = next(filter(compiled.load, compiled.KERNELS), "")  # any one
+KERNEL = next(filter(compiled.load, compiled.KERNELS), "")  # the first
 pytestmark = pytest.mark.skipif(not KERNEL, reason="no kernel for this processor, or no C compiler")
 COMPILER = find_compiler()
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
@@ -89,6 +90,11 @@ def test_damaged_libraries_are_built_again(library: Path, tmp_path: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_fastest_kernel_of_a_dtype_is_found() -> None:
+    assert compiled.of_dtype(compiled.KERNELS[KERNEL].dtype) == KERNEL
+    assert compiled.of_dtype(torch.float16) is None
 
 
 def test_a_sound_library_is_not_built_again(library: Path) -> None:
