@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
+_OPEN: list[ExitStack] = []  # the files of loaded libraries
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def why_not(name: str) -> str:
     missing = KERNELS[name].features - processor()[1]
     if missing:
         return f"the processor has no {', '.join(sorted(missing))}"
-    return "" if load(name) else "there is no working C compiler"
+    return "" if load(name) else _REFUSED.get(name, "there is no working C compiler")
 
 
 @functools.cache
@@ -85,12 +86,25 @@ def load(name: str) -> ctypes.CDLL | None:
         log.warning("no C compiler found: PyTorch's attention will be used, 3 to 5 times slower than our kernel")
         return None
     try:
-        library = _loaded(compiler, name, kernel)
+        library = _prepared(name, _loaded(compiler, name, kernel))
     except (OSError, subprocess.CalledProcessError, _NotSoundError) as error:
         reason = getattr(error, "stderr", None) or error
         log.warning("our %s kernel can't be compiled, PyTorch's will be used: %s", name, reason)
         return None
     return library
+
+
+_REFUSED: dict[str, str] = {}  # kernels that load but can't be used, with the reason
+
+
+def _prepared(name: str, library: ctypes.CDLL) -> ctypes.CDLL | None:
+    """Ask Linux, once per process, for what a kernel needs beyond the processor: the permission to use AMX tiles."""
+    error = library.prepare_processor() if hasattr(library, "prepare_processor") else 0
+    if error == 0:
+        return library
+    _REFUSED[name] = f"Linux does not let this process use AMX tiles ({os.strerror(error)})"
+    log.warning("attention avx512_bf16 is used instead of %s: %s", name, _REFUSED[name])
+    return None
 
 
 def _loaded(compiler: str, name: str, kernel: Kernel) -> ctypes.CDLL:
@@ -129,14 +143,18 @@ def _cache_folder() -> Path:
 
 def _load_sound(library: Path) -> ctypes.CDLL:
     """Check that a library is ours and ends with the digest of its content, and load the very file checked."""
-    with os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(os.fdopen(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb"))
         state = os.fstat(file.fileno())
         content = file.read()
         if state.st_uid != os.getuid() or state.st_mode & WRITABLE_BY_OTHERS:
             raise _NotSoundError(f"{library} can be written by another user")
         if hashlib.sha256(content[:-DIGEST_BYTES]).digest() != content[-DIGEST_BYTES:]:
             raise _NotSoundError(f"{library} is damaged")
-        return ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+        loaded = ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
+        # The loader takes a second library with the same name for the first, so the descriptor stays in use.
+        _OPEN.append(stack.pop_all())
+        return loaded
 
 
 def _compile(compiler: str, kernel: Kernel, library: Path) -> None:
