@@ -32,11 +32,11 @@ typedef struct {
     uint8_t rows[16];
 } TileShapes;
 
-/* Compilers do not know that tile instructions read memory, so this makes them finish all stores before. */
-#define FINISH_STORES __asm__ volatile("" ::: "memory")
-#define LOAD_TILE(tile, base, row_bytes)  \
-    do {                                  \
-        FINISH_STORES;                    \
+/* Compilers do not know that tile instructions read this memory, so this makes them finish all stores before. */
+#define FINISH_STORES(memory) __asm__ volatile("" ::"r"(memory) : "memory")
+#define LOAD_TILE(tile, base, row_bytes)    \
+    do {                                    \
+        FINISH_STORES(base);                \
         _tile_loadd(tile, base, row_bytes); \
     } while (0)
 
@@ -54,7 +54,7 @@ INLINE void prepare(long head_dim) {
         shapes.rows[tile] = tile < 6 ? LANES : (uint8_t)pairs;
         shapes.row_bytes[tile] = tile == 2 ? (uint16_t)(4 * pairs) : 4 * LANES;
     }
-    FINISH_STORES;
+    FINISH_STORES(&shapes);
     _tile_loadconfig(&shapes);
 }
 
@@ -114,18 +114,24 @@ INLINE float complete_scores(enum kind kind, float *scores, long t, long begin, 
     return _mm512_reduce_max_ps(_mm512_max_ps(even, odd));
 }
 
-/* Compute the softmax weights and the mean of the values, 64 dimensions at a time. */
+/* Compute the softmax weights and the mean of the values, 64 dimensions at a time.
+ *
+ * In the last block, rows past `rows` have any weights: no other row depends on them, and they are not written.
+ */
 INLINE void average(int head_dim, int rows, const float maxima[ROWS], long begin, long end, Workspace work,
                     uint16_t *output, long output_stride) {
     const int width = (int)padded_width(head_dim);
     float sums[ROWS][4 * LANES] __attribute__((aligned(64))), inverse_sums[ROWS];
     __m512 totals[ROWS];
     for (int r = 0; r < ROWS; r++) totals[r] = _mm512_setzero_ps();
-#define EXPONENTIATE(from, to, key)                                                                          \
-    for (int r = from; r < to; r++)                                                                          \
+#define EXPONENTIATE(from, key)                                                                              \
+    for (int r = from; r < from + 4 && from < rows; r++)                                                     \
         totals[r] = exponentiate(work.scores + r * work.row + (key), _mm512_set1_ps(maxima[r]),              \
                                  work.weights + r * work.row + (key), totals[r]);
-    EXPONENTIATE(0, ROWS, begin)
+    EXPONENTIATE(0, begin)
+    EXPONENTIATE(4, begin)
+    EXPONENTIATE(8, begin)
+    EXPONENTIATE(12, begin)
     for (int d = 0; d < width; d += 4 * LANES) {
         const int tiles = (width - d) / LANES < 4 ? (width - d) / LANES : 4;
         _tile_zero(0);
@@ -142,7 +148,7 @@ INLINE void average(int head_dim, int rows, const float maxima[ROWS], long begin
         LOAD_TILE(5, values + tile * LANES, 4 * width);                                                      \
         _tile_dpbf16ps(tile, 4, 5);                                                                          \
     }                                                                                                        \
-    if (d == 0 && next < end) EXPONENTIATE(4 * tile, 4 * tile + 4, next)
+    if (d == 0 && next < end) EXPONENTIATE(4 * tile, next)
             ADD_VALUES(0)
             ADD_VALUES(1)
             ADD_VALUES(2)
@@ -179,8 +185,8 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
             find_span(head_dim, queries, keys, stride, first, rows, scale, positions.slope, largest_key, length, padded,
                       &begin, &end);
         score(head_dim, placed, begin, end, work);
-        float maxima[ROWS];
-        for (int r = 0; r < ROWS; r++)
+        float maxima[ROWS] = {0};
+        for (int r = 0; r < rows; r++)
             maxima[r] = complete_scores(kind, work.scores + r * work.row, first + r, begin, end, scale, positions.slope,
                                         length);
         average(head_dim, rows, maxima, begin, end, work, output + first * output_stride, output_stride);
