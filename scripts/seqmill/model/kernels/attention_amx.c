@@ -11,9 +11,10 @@
  * length 350 with 20 heads of 16 dimensions, 13.0 with 64, most of it in scalar rotation, packing and softmax, which
  * are in vectors here. Without its tile instructions this kernel takes 1.5 and 2.2 us at 3.6 GHz on AMD's Zen 4.
  * What follows is estimated from the prototype's and published figures, to be checked on Intel:
- * - A product takes 16 cycles, a tile load 8 from L1 and some 20 from L2, a store 16. The products take 350 / 16 cycles
- *   a token for each 16 dimensions of a head, twice; the softmax takes 6 to 7 cycles for each 16 keys: some 150 a token.
- *   So the exponentials decide, and tile products run while AVX512 computes exponentials, as in `average`.
+ * - A product takes 16 cycles, a tile load 8 from L1 and some 20 from L2, a store 16. At length 350 a token of one
+ *   head takes 22 cycles for each 32 dimensions of its scores, 22 for their stores, and 11 for each 16 dimensions of its
+ *   mean; the softmax takes 6 to 7 cycles for each 16 keys, so some 150. So the exponentials decide, and tile products
+ *   run while AVX512 computes exponentials, as in `average`.
  * - Blocks of 32 queries would halve the loads of keys and values, but a row block of 32 * 350 scores fills L1, and its
  *   tiles leave none for the queries of 64 dimensions, which would be loaded again for each key.
  */
