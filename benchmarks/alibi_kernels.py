@@ -32,9 +32,9 @@ ROUNDS = 9
 
 def main() -> None:
     torch.set_num_threads(1)
-    choose_kernel(torch.device("cpu"), torch.bfloat16, SHAPE.head_dim, "avx512")  # raises an error with the reason
+    choose_kernel(torch.device("cpu"), torch.bfloat16, SHAPE.head_dim, "avx512_bf16")  # raises an error with the reason
     print(f"{processor()[0]}, one thread, torch {torch.__version__}, bfloat16, median of {ROUNDS} rounds\n")
-    print("| tokens | scores x | sdpa, ms | avx512, ms | ratio |")
+    print("| tokens | scores x | sdpa, ms | avx512_bf16, ms | ratio |")
     print("|---|---|---|---|---|")
     for length in LENGTHS:
         for factor in FACTORS:
@@ -43,14 +43,14 @@ def main() -> None:
 
 
 def compare(length: int, factor: float) -> tuple[float, float, float]:
-    """Return median seconds of sdpa and of avx512, and the median of their ratios, over sequences of one length."""
+    """Return median seconds of sdpa and avx512_bf16, and the median of their ratios, over sequences of one length."""
     count = max(TOKENS // length, 1)
     pack = Pack.from_tokens(np.zeros(count * length, np.uint16), np.full(count, length, np.int64))
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(count * length, 3, SHAPE.num_heads, SHAPE.head_dim, generator=generator)
     qkv[:, :2] *= factor
     qkv = qkv.bfloat16()
-    tables = {kernel: make_biases(kernel, SHAPE.num_heads, length, torch.float32) for kernel in ("sdpa", "avx512")}
+    tables = {kernel: make_biases(kernel, SHAPE.num_heads, length, torch.float32) for kernel in ("sdpa", "avx512_bf16")}
     seconds: dict[str, list[float]] = {kernel: [] for kernel in tables}
     for _ in range(ROUNDS + 1):
         for kernel, biases in tables.items():

@@ -44,7 +44,7 @@ COUNTS = {
     "esm2_t6_8M_UR50D": 400,
     "esm2_t12_35M_UR50D": 120,
     "esm2_t30_150M_UR50D": 40,
-    "esm2_t33_650M_UR50D": 8,
+    "esm2_t33_650M_UR50D": 6,
     "dnabert_s": 40,
 }
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -7,6 +7,7 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
 from seqmill.model.kernels import compiled
+from seqmill.model.layers import Linear
 from seqmill.model.weights import Weights
 from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
 from seqmill.spec.task import AUTO
@@ -33,9 +34,15 @@ def make_encoder(
     elementwise = choose_elementwise(device, dtype, (architecture.hidden_dim, architecture.ffn_dim))
     if isinstance(architecture, DnabertArchitecture):
         kernel = alibi.choose_kernel(device, dtype, architecture.head_dim, requested)
-        return DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)
-    kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
-    return ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise).to(device)
+        model: Encoder = DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
+    else:
+        kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
+        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.pack()
+    return model.to(device)
 
 
 def faster_kernels(

@@ -101,6 +101,8 @@ def test_a_product_has_the_same_bits_for_any_number_of_tokens(dim: int, dtype: t
     x = normal(2048, dim).to(dtype)
     linear = Linear({"weight": normal(3 * dim, dim, seed=2), "bias": normal(3 * dim, seed=3)}, "", dtype)
     whole = linear(x)
+    linear.pack()
+    assert torch.equal(linear(x), whole)
     for count in (2, 3, 4, 5, 17, 33, 65, 500, 1025):
         assert torch.equal(linear(x[-count:].contiguous()), whole[-count:]), count
 
