@@ -66,8 +66,8 @@ def load(name: str) -> ctypes.CDLL | None:
 @functools.cache  # once per process, not once per kernel
 def _warn_without_compiler() -> None:
     log.warning(
-        "no C compiler found, and this installation lacks a compiled kernel for this processor: attention may be 3 to 6 "
-        "times slower; install seqmill from a wheel built for this platform, or install a C compiler"
+        "no C compiler found, and this installation lacks a compiled kernel for this processor: attention may be 3 to "
+        "6 times slower; install seqmill from a wheel built for this platform, or install a C compiler"
     )
 
 
