@@ -24,7 +24,7 @@ help:
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
 	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter"
-	@echo "make bench          time seqmill, fair-esm, and transformers on this CPU (about 15 minutes)"
+	@echo "make bench          time seqmill and other programs on this CPU (about 30 minutes)"
 	@echo "make clean          remove .venv; results stay"
 
 setup: $(READY)
@@ -73,7 +73,7 @@ lint: $(READY)
 	cd scripts && lint-imports --no-cache ../pyproject.toml
 
 bench: $(READY)
-	python benchmarks/cpu.py --output benchmarks/results/cpu
+	python benchmarks/cpu.py
 
 clean:
 	rm -rf $(VENV)

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Time whole processes, from FASTA to file, on this machine's CPU: seqmill, fair-esm, transformers.
+"""Time whole processes, from FASTA to file, on this machine's CPU: seqmill and other programs.
 
-All contenders use the same seeded weights from disk, the same proteins with lengths as in UniProt, truncated at 1022
-residues, and all cores. They take turns, so a machine whose speed drifts is fair to all. Writes a Markdown table and a
-JSON file for comparison with a later run.
+All contenders use the same seeded weights from disk, the same random proteins with lengths as in UniProt (truncated at
+1022 residues) or contigs with lengths as in an assembly, and all cores. They take turns, so that a machine whose speed
+drifts is fair to all. Also measures the limits of the processor in the same run.
 
-    python benchmarks/cpu.py --output benchmarks/results/cpu
+    python benchmarks/cpu.py
+
+esm.cpp takes part if it is installed: pip install --no-deps esm-cpp. The published code of DNABERT-S takes part if
+--published names its folder, see peer_dnabert.py. Writes a Markdown table, and a JSON file to compare with a later run.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -16,25 +20,61 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
-from proteins import random_proteins, write_fasta
+from processor_kind import processor_kind
+from proteins import random_contigs, random_proteins, write_fasta
 
 BENCHMARKS = Path(__file__).parent
 sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
-from reference import fair_esm_model, save_checkpoint
-from seqmill.base.machine import processor
-from seqmill.spec.models import MODELS, Architecture, model_flop
+from checkpoints import save_weights
+from machine_limits import instruction_rates, product_rates
 
-MAX_LENGTH = 1022
-# Fewer proteins for the larger models, so that a round takes minutes.
-COUNTS = {"esm2_t6_8M_UR50D": 500, "esm2_t12_35M_UR50D": 250, "esm2_t30_150M_UR50D": 80}
-CONTENDERS = ("seqmill", "fair-esm", "transformers float32", "transformers bfloat16")
+from seqmill import open_embeddings
+from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
+from seqmill.store.index import open_index
+
+# Fewer sequences for larger models, so that a round takes minutes.
+COUNTS = {
+    "esm2_t6_8M_UR50D": 400,
+    "esm2_t12_35M_UR50D": 120,
+    "esm2_t30_150M_UR50D": 40,
+    "esm2_t33_650M_UR50D": 8,
+    "dnabert_s": 40,
+}
+PRECISIONS = ("float32", "bfloat16", "int8")
+COMPARED = 8  # proteins of which esm.cpp's embeddings are compared: it computes them one by one
+SEQMILL = ("seqmill bfloat16", "seqmill float32")
+EXACT = {"esm2": "fair-esm", "dnabert_s": "published code"}  # in float32: the others' errors are differences from it
+CONTENDERS = (
+    *SEQMILL,
+    *("fair-esm", "transformers float32", "transformers bfloat16", "esm.cpp float32", "esm.cpp int8"),
+    "published code",
+)
+# In a small process, because Linux counts the memory of the process that starts another as the other's.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(["bash", "-c", sys.argv[1]])
+_, status, usage = os.wait4(child.pid, 0)
+print(json.dumps({"seconds": round(time.perf_counter() - start, 2), "peak_bytes": usage.ru_maxrss * 1024}))
+sys.exit(status != 0)
+"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A program, and how to run it."""
+
+    name: str
+    command: str  # for bash, in the folder of the weights
+    output: str  # the file with its embeddings
+    compare: str = ""  # a command that makes the output, if the timed one does not
 
 
 def main() -> None:
@@ -42,147 +82,153 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="models to time")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contender (default: 2)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="who takes part")
-    parser.add_argument("--output", type=Path, required=True, help="writes OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--published", type=Path, help="folder with the published code of DNABERT-S")
+    slug, kind = processor_kind()
+    output = BENCHMARKS / "results" / f"cpu-{slug}"
+    parser.add_argument("--output", type=Path, default=output, help=f"writes OUTPUT.md and OUTPUT.json ({output})")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rates = instruction_rates(Path(folder))
     results = {
         "date": date.today().isoformat(),
-        "processor": processor()[0],
+        "processor": kind,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "instructions": rates,
         "models": {},
     }
     for model in arguments.models:
-        results["models"][model] = measure(model, arguments.contenders, arguments.rounds)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        found = [one for one in contenders(model, arguments.published) if one.name in arguments.contenders]
+        results["models"][model] = measure(model, found, arguments.rounds)
         arguments.output.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
         arguments.output.with_suffix(".md").write_text(table(results))
     print(table(results))
 
 
-def measure(model: str, contenders: tuple[str, ...], rounds: int) -> dict:
-    """Return tokens, FLOP, the GEMM roofline, and seconds and peak memory of every run."""
+def contenders(model: str, published: Path | None) -> list[Contender]:
+    """Return the contenders for a model that are installed."""
+    python, scripts, peers = sys.executable, BENCHMARKS.parent / "scripts", BENCHMARKS
+    weights = "dnabert" if model in DNABERT_MODELS else f"{model}.pt"
+    found = []
+    for name in SEQMILL:
+        precision = name.split()[1]
+        steps = [
+            f"{python} {scripts}/build_index.py --fasta input.fa --model {weights} --output index.h5",
+            f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu --audit-seconds 0"
+            f" --precision {precision} --output s.h5 --status s.status.json",
+            f"{python} {scripts}/merge_shards.py --index index.h5 --shards s.h5 --output {precision}.h5",
+        ]
+        found.append(Contender(name, " && ".join(steps), f"{precision}.h5"))
+    if model in DNABERT_MODELS:
+        if published:
+            command = f"{python} {peers}/peer_dnabert.py {published.resolve()} input.fa {weights} exact.npy"
+            found.append(Contender("published code", command, "exact.npy"))
+        return found
+    found.append(Contender("fair-esm", f"{python} {peers}/peer_fair_esm.py input.fa {weights} exact.pt", "exact.pt"))
+    for dtype in ("float32", "bfloat16"):
+        command = f"{python} {peers}/peer_transformers.py input.fa hugging_face {dtype} {dtype}.npy"
+        found.append(Contender(f"transformers {dtype}", command, f"{dtype}.npy"))
+    if importlib.util.find_spec("esm_cpp") is None:
+        print("esm.cpp takes no part: pip install --no-deps esm-cpp", file=sys.stderr)
+        return found
+    for precision in ("float32", "int8"):
+        command = f"{python} {peers}/peer_esm_cpp.py input.fa esm_cpp.safetensors {precision}"
+        output = f"esm_cpp_{precision}.npy"
+        found.append(Contender(f"esm.cpp {precision}", command, output, f"{command} {COMPARED} {output}"))
+    return found
+
+
+def measure(model: str, found: list[Contender], rounds: int) -> dict:
+    """Return tokens, FLOP, limits, errors, and seconds and peak memory of every run."""
+    is_dna = model in DNABERT_MODELS
+    architecture = DNABERT_MODELS[model] if is_dna else MODELS[model]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sequences = random_proteins(COUNTS[model])
-        write_fasta(folder / "proteins.faa", sequences)
-        lengths = np.array([min(len(sequence), MAX_LENGTH) + 2 for sequence in sequences])
+        write_fasta(folder / "input.fa", random_contigs(COUNTS[model]) if is_dna else random_proteins(COUNTS[model]))
         save_weights(model, folder)
-        runs: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
-        rooflines = []
+        limits: dict[str, list[float]] = {}
+        runs: dict[str, list[dict[str, float]]] = {one.name: [] for one in found}
         for number in range(rounds):
-            rooflines.append(gemm_roofline(MODELS[model]))
-            for contender in contenders:
-                run = timed(command_of(contender, model, folder))
-                runs[contender].append(run)
-                print(f"{model} round {number + 1}: {contender}: {run['seconds']:.1f} s", file=sys.stderr)
-    return {
-        "sequences": len(sequences),
-        "tokens": int(lengths.sum()),
-        "flop": model_flop(MODELS[model], lengths),
-        "roofline_bfloat16_flops": statistics.median(rooflines),
-        "runs": runs,
-    }
+            for name, rate in product_rates(architecture.hidden_dim, architecture.ffn_dim).items():
+                limits.setdefault(name, []).append(rate)
+            for one in found:
+                runs[one.name].append(timed(one.command, folder))
+                print(f"{model} round {number + 1}: {one.name}: {runs[one.name][-1]}", file=sys.stderr)
+        for one in found:
+            if one.compare:
+                timed(one.compare, folder)
+        index = open_index(folder / "index.h5")  # of seqmill's last run
+        lengths = np.concatenate([index.pack_lengths(pack) for pack in range(index.num_packs)])
+        return {
+            "sequences": COUNTS[model],
+            "tokens": int(lengths.sum()),
+            "flop": model_flop(architecture, lengths),
+            "limits": {name: statistics.median(rates) for name, rates in limits.items()},
+            "errors": errors(found, EXACT["dnabert_s" if is_dna else "esm2"], folder),
+            "runs": runs,
+        }
 
 
-def save_weights(model: str, folder: Path) -> None:
-    """Save the same seeded weights as a fair-esm checkpoint and as a Hugging Face folder."""
-    from transformers import EsmConfig, EsmForMaskedLM
-
-    from seqmill.model.esm2 import parameter_shapes
-    from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
-
-    architecture = MODELS[model]
-    reference = fair_esm_model(architecture)
-    save_checkpoint(reference, folder / f"{model}.pt")
-    config = EsmConfig(
-        vocab_size=33,
-        hidden_size=architecture.hidden_dim,
-        num_hidden_layers=architecture.num_layers,
-        num_attention_heads=architecture.num_heads,
-        intermediate_size=architecture.ffn_dim,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        emb_layer_norm_before=False,
-        layer_norm_eps=1e-5,
-        pad_token_id=1,
-        mask_token_id=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    target = EsmForMaskedLM(config)
-    state, source = target.state_dict(), reference.state_dict()
-    for parameter in parameter_shapes(architecture):
-        for one, other in zip(FAIR_ESM.names_of(parameter), HUGGING_FACE.names_of(parameter), strict=True):
-            state[f"esm.{other}"].copy_(source[one])
-    target.load_state_dict(state)
-    target.save_pretrained(folder / "hugging_face")
+def errors(found: list[Contender], exact: str, folder: Path) -> dict[str, float]:
+    """Return each contender's worst relative L2 error of an embedding against `exact`, which is one of them."""
+    outputs = {one.name: embeddings(folder / one.output) for one in found}
+    if exact not in outputs:
+        return {}
+    reference = outputs.pop(exact)
+    worst = {}
+    for name, rows in outputs.items():
+        expected = reference[: len(rows)]
+        worst[name] = float((np.linalg.norm(rows - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
+    return worst
 
 
-def command_of(contender: str, model: str, folder: Path) -> list[str]:
-    """Return a contender's shell command, from the FASTA to its file."""
-    python, scripts = sys.executable, BENCHMARKS.parent / "scripts"
-    if contender == "seqmill":
-        steps = [
-            f"{python} {scripts}/build_index.py --fasta proteins.faa --model {model}.pt --output index.h5",
-            f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu --audit-seconds 0"
-            " --output s.h5 --status s.status.json",
-            f"{python} {scripts}/merge_shards.py --index index.h5 --shards s.h5 --output embeddings.h5",
-        ]
-    elif contender == "fair-esm":
-        steps = [f"{python} {BENCHMARKS}/peer_fair_esm.py proteins.faa {model}.pt embeddings.pt"]
-    else:
-        dtype = contender.split()[1]
-        steps = [f"{python} {BENCHMARKS}/peer_transformers.py proteins.faa hugging_face {dtype} embeddings.npy"]
-    return ["bash", "-c", f"cd {folder} && " + " && ".join(steps)]
+def embeddings(path: Path) -> np.ndarray:
+    """Read a contender's embeddings in the order of the FASTA, float32 (sequences, hidden_dim)."""
+    if path.suffix == ".pt":
+        rows = torch.load(path)
+        return np.stack([rows[f"p{number}"].numpy() for number in range(len(rows))])
+    return np.load(path) if path.suffix == ".npy" else open_embeddings(path).array[:]
 
 
-def timed(command: list[str]) -> dict[str, float]:
-    """Run a command; return wall seconds and the peak memory of its largest process, in bytes."""
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"failed: {command[-1]}")
-    return {"seconds": round(seconds, 2), "peak_bytes": usage.ru_maxrss * 1024}
-
-
-def gemm_roofline(architecture: Architecture) -> float:
-    """Return FLOP/s of this model's largest bfloat16 matrix product, on all cores at once."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    x = torch.randn(4096, architecture.hidden_dim).bfloat16()
-    weight = torch.randn(architecture.ffn_dim, architecture.hidden_dim).bfloat16()
-    best = 0.0
-    for _ in range(20):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        best = max(best, 2 * x.shape[0] * weight.numel() / (time.perf_counter() - start))
-    return best
+def timed(command: str, folder: Path) -> dict[str, float]:
+    """Run a command in bash; return wall seconds and the peak memory of its largest process, in bytes."""
+    launcher = [sys.executable, "-c", LAUNCHER, command]
+    done = subprocess.run(launcher, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if done.returncode:
+        raise SystemExit(f"failed: {command}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(results: dict) -> str:
     """Return the results in Markdown: medians over the rounds."""
     lines = [
         f"{results['processor']}, {results['cores']} cores, torch {results['torch']}, {results['date']}.",
-        "Whole processes, FASTA to file; real tokens; median of the rounds, which took turns.",
+        "Whole processes, FASTA to file; real tokens; medians of the rounds, which took turns. The error is the worst",
+        "relative L2 error of an embedding against fair-esm in float32 (DNABERT-S: its published code). The peak is",
+        "that of the bfloat16 matrix product below.",
         "",
-        "| model | contender | seconds | tokens/s | speedup of seqmill | peak memory | of bfloat16 GEMM peak |",
-        "|---|---|---|---|---|---|---|",
+        "| model | contender | seconds | tokens/s | seqmill bfloat16 is | peak memory | worst error | of peak |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for model, measured in results["models"].items():
-        medians = {
-            name: statistics.median(run["seconds"] for run in runs) for name, runs in measured["runs"].items() if runs
-        }
+        medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in measured["runs"].items()}
         for name, seconds in medians.items():
             peak = max(run["peak_bytes"] for run in measured["runs"][name])
-            share = measured["flop"] / seconds / measured["roofline_bfloat16_flops"]
-            ratio = f"{seconds / medians['seqmill']:.1f}x" if "seqmill" in medians else ""
+            share = measured["flop"] / seconds / measured["limits"]["bfloat16"]
+            ratio = f"{seconds / medians[SEQMILL[0]]:.1f}x" if SEQMILL[0] in medians else ""
+            error = f"{measured['errors'][name]:.1e}" if name in measured["errors"] else ""
             lines.append(
                 f"| {model} | {name} | {seconds:.1f} | {measured['tokens'] / seconds:,.0f} | {ratio} "
-                f"| {peak / 1e9:.2f} GB | {share:.0%} |"
+                f"| {peak / 1e9:.2f} GB | {error} | {share:.0%} |"
             )
-    return "\n".join(lines) + "\n"
+    lines += ["", "GFLOP/s of the largest matrix product, on all cores:", "", "| model | float32 | bfloat16 | int8 |"]
+    lines.append("|---|---|---|---|")
+    for model, measured in results["models"].items():
+        rates = (f"{measured['limits'][name] / 1e9:,.0f}" if name in measured["limits"] else "" for name in PRECISIONS)
+        lines.append(f"| {model} | {' | '.join(rates)} |")
+    instructions = [f"{name} {rate / 1e9:,.0f}" for name, rate in results["instructions"].items()]
+    return "\n".join(lines) + f"\n\nGFLOP/s of one core's instructions, without memory: {', '.join(instructions)}.\n"
 
 
 if __name__ == "__main__":

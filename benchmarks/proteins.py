@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a FASTA of random proteins with the distribution of lengths in UniProt."""
+"""Random sequences with the lengths of real ones; as a program, writes a FASTA of proteins."""
 
 import argparse
 from pathlib import Path
@@ -22,6 +22,14 @@ def random_proteins(count: int, seed: int = 1) -> list[str]:
     letters = np.array(list(COMPOSITION))
     weights = np.array(list(COMPOSITION.values()))
     return ["".join(generator.choice(letters, length, p=weights / weights.sum())) for length in lengths]
+
+
+def random_contigs(count: int, seed: int = 3) -> list[str]:
+    """Return seeded random DNA with log-normal lengths as in an assembly, median 2,000 bases, 300 to 10,000."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.lognormal(np.log(2000), 0.9, count).clip(300, 10_000).astype(int)
+    letters = np.frombuffer(b"ACGT", np.uint8)
+    return [letters[generator.integers(0, 4, length)].tobytes().decode() for length in lengths.tolist()]
 
 
 def write_fasta(path: Path, sequences: list[str]) -> None:

@@ -11,6 +11,7 @@ from reference import (
     fair_esm_hidden,
     fair_esm_model,
     one_pack,
+    packed_hidden_and_means,
     plant_outliers,
     save_checkpoint,
     worst_errors,
@@ -25,10 +26,12 @@ from sequences import random_sequences
 
 MODEL = "esm2_t6_8M_UR50D"
 CPU = torch.device("cpu")
+# The least cosine, of the worst sequence and on average. The worst have 1 and 3 residues, over which no errors average
+# out: their cosines vary with every change of rounding.
 SIXTEEN_BITS = [
-    (torch.bfloat16, "sdpa", 0.99994),
-    (torch.bfloat16, "auto", 0.99994),
-    (torch.float16, "sdpa", 0.999995),
+    (torch.bfloat16, "sdpa", 0.9999, 0.99997),
+    (torch.bfloat16, "auto", 0.9999, 0.99997),
+    (torch.float16, "sdpa", 0.999995, 0.999998),
 ]
 
 
@@ -63,12 +66,17 @@ def test_float32_agrees_with_fair_esm_despite_outliers(planted) -> None:
     assert mean < 5e-5
 
 
-@pytest.mark.parametrize(("dtype", "kernel", "least"), SIXTEEN_BITS)
-def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, least: float) -> None:
+@pytest.mark.parametrize(("dtype", "kernel", "worst", "average"), SIXTEEN_BITS)
+def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, worst: float, average: float) -> None:
+    reference, checkpoint, sequences = planted
     kernel = choose_kernel(CPU, dtype, MODELS[MODEL].head_dim, kernel)
-    _, mean, cosine = worst_errors(*planted, dtype, kernel)
-    print(f"{dtype} {kernel}: mean {mean:.2e}, worst cosine {cosine:.7f}")
-    assert cosine > least
+    _, means = packed_hidden_and_means(checkpoint, sequences, dtype, kernel)
+    expected = [fair_esm_hidden(reference, sequence)[1:-1].mean(axis=0) for sequence in sequences]
+    pairs = zip(means, expected, strict=True)
+    cosines = [mean @ other / np.linalg.norm(mean) / np.linalg.norm(other) for mean, other in pairs]
+    print(f"{dtype} {kernel}: worst cosine {min(cosines):.7f}, average {np.mean(cosines):.7f}")
+    assert min(cosines) > worst
+    assert np.mean(cosines) > average
 
 
 # Overflow. A channel of the residual stream marks the letter W; weights that read it overflow float16.

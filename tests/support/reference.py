@@ -9,6 +9,7 @@ import torch
 
 from seqmill.embed.pooling import mean_over_residues
 from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
+from seqmill.model.elementwise import EAGER
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
@@ -106,7 +107,9 @@ def one_pack(sequences: list[str]) -> Pack:
 
 def packed_hidden_and_means(checkpoint: Path, sequences: list[str], dtype: torch.dtype, attention: str):
     weights = load_weights(find_model(str(checkpoint)))
-    model = ESM2(weights.architecture, weights.tensors, dtype, max(map(len, sequences)) + 2, attention)
+    # With PyTorch's attention, all else is PyTorch's too; one of our kernels does its elementwise steps as well.
+    elementwise = EAGER if attention == "sdpa" else attention
+    model = ESM2(weights.architecture, weights.tensors, dtype, max(map(len, sequences)) + 2, attention, elementwise)
     pack = one_pack(sequences)
     hidden = model(pack)
     per_sequence = np.split(hidden.numpy(), np.cumsum(pack.lengths)[:-1])

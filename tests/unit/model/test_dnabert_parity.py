@@ -19,6 +19,7 @@ from dnabert_reference import (
 from seqmill.embed.pooling import mean_over_tokens
 from seqmill.model import dnabert_s
 from seqmill.model.dnabert_s import DnabertS
+from seqmill.model.encoder import make_encoder
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
 
@@ -34,9 +35,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 def hidden_states(weights: Weights, sequences: list[np.ndarray], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Return each sequence's hidden states, and the pooled vectors, computed as one pack."""
+    """Return each sequence's hidden states, and the pooled vectors, computed as one pack with the fastest kernels."""
     pack = one_pack(sequences)
-    hidden = DnabertS(weights.architecture, weights.tensors, dtype, int(pack.lengths.max()))(pack)
+    hidden = make_encoder(weights, dtype, int(pack.lengths.max()), torch.device("cpu"))(pack)
     return hidden.split(pack.lengths.tolist()), mean_over_tokens(hidden, pack)
 
 

@@ -4,7 +4,7 @@
 #include "positions.h"
 
 /* Lanes 0 to count - 1, or all. */
-INLINE __mmask16 first_lanes(int count) { return count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1); }
+INLINE __mmask16 lane_mask(int count) { return count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1); }
 
 INLINE __m512 to_float(__m256i values) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));

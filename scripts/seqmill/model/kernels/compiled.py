@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
 _OPEN: list[ExitStack] = []  # the files of loaded libraries
+_REFUSED: dict[str, str] = {}  # kernels that load but can't be used, with the reason
 
 
 def of_dtype(dtype: "torch.dtype") -> str | None:
@@ -44,7 +45,8 @@ def why_not(name: str) -> str:
     """Return why a kernel can't be used on this machine; empty if it can."""
     if missing := missing_features(name):
         return f"the processor has no {', '.join(missing)}"
-    return "" if load(name) else "this installation has no compiled library for it, and there is no working C compiler"
+    no_library = "this installation has no compiled library for it, and there is no working C compiler"
+    return "" if load(name) else _REFUSED.get(name, no_library)
 
 
 @functools.cache
@@ -54,7 +56,7 @@ def load(name: str) -> ctypes.CDLL | None:
         return None
     file = library_file(name)
     try:
-        return _load_shipped(file) or _load_compiled(name, file)
+        return _prepared(name, _load_shipped(file) or _load_compiled(name, file))
     except _NoCompilerError:
         _warn_without_compiler()
     except (OSError, subprocess.CalledProcessError, _NotSoundError) as error:
@@ -84,6 +86,16 @@ def _load_shipped(file: str) -> ctypes.CDLL | None:
     except OSError as error:  # for example, it needs a newer C library than this system's
         log.info("the kernel that came with seqmill can't be loaded, it will be compiled: %s", error)
         return None
+
+
+def _prepared(name: str, library: ctypes.CDLL) -> ctypes.CDLL | None:
+    """Ask Linux, once per process, for what a kernel needs beyond the processor: the permission to use AMX tiles."""
+    error = library.prepare_processor() if hasattr(library, "prepare_processor") else 0
+    if error == 0:
+        return library
+    _REFUSED[name] = f"Linux does not let this process use AMX tiles ({os.strerror(error)})"
+    log.warning("attention avx512_bf16 is used instead of %s: %s", name, _REFUSED[name])
+    return None
 
 
 def _load_compiled(name: str, file: str) -> ctypes.CDLL:

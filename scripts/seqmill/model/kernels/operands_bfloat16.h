@@ -44,7 +44,7 @@ INLINE void prefetch_next_head(int head_dim, const uint16_t *x) {
 INLINE __m512i load_halves(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, float scale,
                            int d) {
     const int half = head_dim / 2;
-    const __mmask16 live = first_lanes(half - d);
+    const __mmask16 live = lane_mask(half - d);
     __m256i low = _mm256_maskz_loadu_epi16(live, x + d), high = _mm256_maskz_loadu_epi16(live, x + d + half);
     if (kind == ROTATION) {
         const float *cosines = positions.cosines + t * head_dim + d, *sines = positions.sines + t * head_dim + d;
@@ -126,7 +126,7 @@ INLINE int pack_values(int head_dim, enum kind kind, const uint16_t *values, lon
         prefetch_next_head(head_dim, x);
         prefetch_next_head(head_dim, x + stride);
         for (int d = 0; d < width; d += LANES) {
-            const __mmask16 live = first_lanes(head_dim - d);
+            const __mmask16 live = lane_mask(head_dim - d);
             const __m256i first = _mm256_maskz_loadu_epi16(t < length ? live : 0, x + d);
             const __m256i second = _mm256_maskz_loadu_epi16(t + 1 < length ? live : 0, x + stride + d);
             const __m512i pair = _mm512_or_si512(_mm512_cvtepu16_epi32(first),
@@ -173,5 +173,5 @@ INLINE void write_means(int left, __m512 sums, float inverse_sum, uint16_t *outp
     if (left >= LANES)
         _mm256_storeu_si256((__m256i *)output, means);
     else
-        _mm256_mask_storeu_epi16(output, first_lanes(left), means);
+        _mm256_mask_storeu_epi16(output, lane_mask(left), means);
 }

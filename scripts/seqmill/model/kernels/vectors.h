@@ -146,16 +146,18 @@ INLINE float largest_lane(Floats a) {
     return lanes[0];
 }
 
-/* 2^x for x <= 0 to 3e-7 relative (Taylor series of 2^r, |r| <= 1/2, to degree 6), at least 2^-126; NaN stays NaN. */
+/* 2^x for x <= 0 to 1.7e-7 relative, at least 2^-126, and 1 at 0; NaN stays NaN.
+ *
+ * The polynomial of degree 5 is a minimax fit to 2^r, |r| <= 1/2, with 1 as its constant.
+ */
 INLINE Floats exp2_of(Floats x) {
     x = largest(splat(-126.0f), x);
     const Floats whole = round_even(x), rest = subtract(x, whole);
-    Floats p = splat(1.5403530e-4f);
-    p = multiply_add(p, rest, splat(1.3333558e-3f));
-    p = multiply_add(p, rest, splat(9.6181291e-3f));
-    p = multiply_add(p, rest, splat(5.5504109e-2f));
-    p = multiply_add(p, rest, splat(2.4022651e-1f));
-    p = multiply_add(p, rest, splat(6.9314718e-1f));
+    Floats p = splat(1.326472615e-3f);
+    p = multiply_add(p, rest, splat(9.671512991e-3f));
+    p = multiply_add(p, rest, splat(5.550733581e-2f));
+    p = multiply_add(p, rest, splat(2.402224243e-1f));
+    p = multiply_add(p, rest, splat(6.931470037e-1f));
     p = multiply_add(p, rest, splat(1.0f));
     return scale_by_power(p, whole);
 }

@@ -1,0 +1,59 @@
+"""Seeded weights of a model in the formats that the contenders read."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import EsmConfig, EsmForMaskedLM
+
+from dnabert_reference import save_folder, seeded_state
+from reference import fair_esm_model, save_checkpoint
+from seqmill.model.esm2 import parameter_shapes
+from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
+
+
+def save_weights(model: str, folder: Path) -> None:
+    """Save the same weights as MODEL.pt, hugging_face/, and esm_cpp.safetensors; those of DNABERT-S as dnabert/."""
+    if model in DNABERT_MODELS:
+        save_folder(seeded_state(DNABERT_MODELS[model]), DNABERT_MODELS[model], folder / "dnabert")
+        return
+    architecture = MODELS[model]
+    reference = fair_esm_model(architecture)
+    save_checkpoint(reference, folder / f"{model}.pt")
+    source = reference.state_dict()
+    tensors = {
+        f"esm.{other}": source[one]
+        for parameter in parameter_shapes(architecture)
+        for one, other in zip(FAIR_ESM.names_of(parameter), HUGGING_FACE.names_of(parameter), strict=True)
+    }
+    _save_for_transformers(architecture, tensors, folder / "hugging_face")
+    # esm.cpp also wants the rotary frequencies and the language-model head, by the names of transformers 4.
+    for layer in range(architecture.num_layers):
+        name = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
+        tensors[name] = source[f"layers.{layer}.self_attn.rot_emb.inv_freq"]
+    for name in ("dense.weight", "dense.bias", "layer_norm.weight", "layer_norm.bias", "bias"):
+        tensors[f"lm_head.{name}"] = source[f"lm_head.{name}"]
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "esm_cpp.safetensors", metadata={"format": "pt"})
+
+
+def _save_for_transformers(architecture: Architecture, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    config = EsmConfig(
+        vocab_size=33,
+        hidden_size=architecture.hidden_dim,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        intermediate_size=architecture.ffn_dim,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        emb_layer_norm_before=False,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+        mask_token_id=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    target = EsmForMaskedLM(config)
+    target.load_state_dict({**target.state_dict(), **tensors})
+    target.save_pretrained(folder)
