@@ -19,7 +19,7 @@ help:
 	@echo "make test-full      run the long tests that make test leaves out"
 	@echo "make test-workflow  run the workflow with Snakemake on this machine (about 5 minutes)"
 	@echo "make test-slurm     run the workflow on a test SLURM (needs root, slurm-wlm, and munge)"
-	@echo "make sanitize       test the C kernels with gcc's sanitizers (about 4 minutes)"
+	@echo "make sanitize       test the C kernels with gcc's sanitizers (about 5 minutes)"
 	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"

@@ -1,5 +1,6 @@
 """The C kernels' tests pass with AddressSanitizer and UndefinedBehaviorSanitizer compiled into the kernels.
 
+The emulator of AMX tiles is compiled with them as well, so that the tiles' loads and stores are checked.
 gcc does not instrument masked vector loads and stores; `tests/unit/model/test_kernel_bounds.py` covers those.
 """
 
@@ -15,7 +16,7 @@ from seqmill.base.machine import processor
 from seqmill.model.kernels.build import KERNELS
 
 RUNNABLE = [name for name, kernel in KERNELS.items() if kernel.features <= processor()[1]]
-TESTS = ["test_attention.py", "test_alibi_kernels.py", "test_elementwise.py"]
+TESTS = ["test_attention.py", "test_alibi_kernels.py", "test_elementwise.py", "test_amx.py"]
 # -O1, because gcc takes minutes for -O3 with sanitizers.
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 

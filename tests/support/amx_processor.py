@@ -14,12 +14,16 @@ EMULATOR = Path(__file__).with_name("amx_emulator.c")
 
 
 def emulated(folder: Path, **variables: str) -> dict[str, str]:
-    """Compile the emulator; return an environment that preloads it into processes and has these variables."""
+    """Compile the emulator; return an environment that preloads it into processes and has these variables.
+
+    What this process preloads stays first: a sanitizer must be.
+    """
     library = folder / "amx_emulator.so"
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-O3", "-mfma", "-mavx512f", "-shared", "-fPIC", EMULATOR, "-o", library], check=True)
     path = os.pathsep.join((str(SCRIPTS), str(EMULATOR.parent)))
-    return {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path, **variables}
+    libraries = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    return {**os.environ, "LD_PRELOAD": libraries, "PYTHONPATH": path, **variables}
 
 
 def pretend() -> None:

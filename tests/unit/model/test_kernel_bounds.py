@@ -4,21 +4,27 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from amx_processor import emulated
 
 from pipeline import SCRIPTS
 from seqmill.model.kernels import compiled
 from seqmill.model.kernels.cpu import HEAD_DIMS
 
 USABLE = [name for name in compiled.KERNELS if compiled.load(name)]
+EMULATED = ["amx"] if "avx512_bf16" in USABLE and "amx" not in USABLE else []
 pytestmark = pytest.mark.skipif(not USABLE, reason="no kernel for this processor, or no C compiler")
 ARRAYS = ["qkv", "cosines", "sines", "slopes", "starts", "lengths", "output"]
 ARRAYS += ["x", "delta", "weight", "bias", "y", "h", "gated"]
 # Arguments: the kernel, whether arrays are before or after the forbidden memory, an array to make too short, head dims.
 CODE = """
-import ctypes, mmap, sys
+import ctypes, mmap, os, sys
 import numpy as np
+if "amx_emulator" in os.environ.get("LD_PRELOAD", ""):
+    import amx_processor
+    amx_processor.pretend()
 from seqmill.model.kernels import compiled
 
 kernel, side, short, *head_dims = sys.argv[1:]
@@ -71,20 +77,20 @@ call("gate", ("h", values(rows, 2 * dim, dtype=element)), ("gated", np.zeros((ro
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-    command = [sys.executable, "-c", CODE, *arguments, *map(str, HEAD_DIMS)]
+def run(kernel: str, side: str, short: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = emulated(folder) if kernel in EMULATED else {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, "-c", CODE, kernel, side, short, *map(str, HEAD_DIMS)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("kernel", USABLE)
+@pytest.mark.parametrize("kernel", [*USABLE, *EMULATED])
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_kernels_stay_within_their_arrays(kernel: str, side: str) -> None:
-    done = run(kernel, side, "none")
+def test_kernels_stay_within_their_arrays(kernel: str, side: str, tmp_path: Path) -> None:
+    done = run(kernel, side, "none", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("short", ARRAYS)
-def test_an_access_past_the_end_is_noticed(short: str) -> None:
+def test_an_access_past_the_end_is_noticed(short: str, tmp_path: Path) -> None:
     """Shows that the test above can fail."""
-    assert run(USABLE[0], "before", short).returncode == -signal.SIGSEGV
+    assert run(USABLE[0], "before", short, tmp_path).returncode == -signal.SIGSEGV
