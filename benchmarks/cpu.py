@@ -74,6 +74,7 @@ class Contender:
     name: str
     command: str  # for bash, in the folder of the weights
     output: str  # the file with its embeddings
+    prepare: str = ""  # a command that runs once before, not timed
     compare: str = ""  # a command that makes the output, if the timed one does not
 
 
@@ -132,10 +133,11 @@ def contenders(model: str, published: Path | None) -> list[Contender]:
     if importlib.util.find_spec("esm_cpp") is None:
         print("esm.cpp takes no part: pip install --no-deps esm-cpp", file=sys.stderr)
         return found
-    for precision in ("float32", "int8"):
-        command = f"{python} {peers}/peer_esm_cpp.py input.fa esm_cpp.safetensors {precision}"
-        output = f"esm_cpp_{precision}.npy"
-        found.append(Contender(f"esm.cpp {precision}", command, output, f"{command} {COMPARED} {output}"))
+    peer = f"{python} {peers}/peer_esm_cpp.py"
+    exact, small = f"{peer} input.fa esm_cpp.safetensors", f"ESM_AMX_ATTENTION=on {peer} input.fa esm_cpp.gguf"
+    quantize = f"{peer} quantize esm_cpp.safetensors esm_cpp.gguf"
+    found.append(Contender("esm.cpp float32", exact, "cpp32.npy", compare=f"{exact} {COMPARED} cpp32.npy"))
+    found.append(Contender("esm.cpp int8", small, "cpp8.npy", quantize, f"{small} {COMPARED} cpp8.npy"))
     return found
 
 
@@ -147,6 +149,9 @@ def measure(model: str, found: list[Contender], rounds: int) -> dict:
         folder = Path(temporary)
         write_fasta(folder / "input.fa", random_contigs(COUNTS[model]) if is_dna else random_proteins(COUNTS[model]))
         save_weights(model, folder)
+        for one in found:
+            if one.prepare:
+                timed(one.prepare, folder)
         limits: dict[str, list[float]] = {}
         runs: dict[str, list[dict[str, float]]] = {one.name: [] for one in found}
         for number in range(rounds):
@@ -194,7 +199,10 @@ def embeddings(path: Path) -> np.ndarray:
 def timed(command: str, folder: Path) -> dict[str, float]:
     """Run a command in bash; return wall seconds and the peak memory of its largest process, in bytes."""
     launcher = [sys.executable, "-c", LAUNCHER, command]
-    done = subprocess.run(launcher, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        launcher, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     if done.returncode:
         raise SystemExit(f"failed: {command}")
     return json.loads(done.stdout.splitlines()[-1])

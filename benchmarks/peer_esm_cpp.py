@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Run esm.cpp (PyPI esm-cpp) at its fastest: packed and scheduled by length, in float32 or int8.
+"""Run esm.cpp (PyPI esm-cpp) at its fastest: packed and scheduled by length.
 
-usage: peer_esm_cpp.py FASTA SAFETENSORS float32|int8 [COUNT OUTPUT]
+usage: peer_esm_cpp.py FASTA WEIGHTS
+       peer_esm_cpp.py FASTA WEIGHTS COUNT OUTPUT
+       peer_esm_cpp.py quantize WEIGHTS GGUF
 
-Its packed forward gives logits only, so nothing is written. With COUNT, computes the first proteins one by one instead,
-and writes the means of their last hidden states over the residues, to compare them.
+WEIGHTS is a .safetensors or .gguf file. Its packed forward gives logits only, so the first form writes nothing. The
+second computes the first COUNT proteins one by one and writes the means of their last hidden states over the residues.
+The third makes int8 weights; ESM_AMX_ATTENTION=on in the environment makes their attention faster, in bfloat16.
 """
 
 import sys
@@ -15,15 +18,19 @@ import numpy as np
 
 MAX_LENGTH = 1022
 
-fasta, weights, precision = sys.argv[1:4]
+if sys.argv[1] == "quantize":
+    model = esm_cpp.Model.load(sys.argv[2])
+    model.quantize_weights()
+    model.save_to_gguf(sys.argv[3])
+    sys.exit()
+
+fasta, weights = sys.argv[1:3]
 tokenizer = esm_cpp.Tokenizer()
 proteins = ["".join(record.split("\n")[1:])[:MAX_LENGTH] for record in Path(fasta).read_text().split(">")[1:]]
 ids = [np.asarray(tokenizer.encode(protein), np.int32) for protein in proteins]
-model = esm_cpp.Model.load_from_safetensors(weights)
-if precision == "int8":
-    model.quantize_weights()
-if len(sys.argv) > 4:
-    count, output = int(sys.argv[4]), sys.argv[5]
+model = esm_cpp.Model.load(weights)
+if len(sys.argv) > 3:
+    count, output = int(sys.argv[3]), sys.argv[4]
     means = [model.forward_with_hidden_states(tokens)[1][-1][1:-1].mean(axis=0) for tokens in ids[:count]]
     np.save(output, np.stack(means))
 else:
