@@ -1,44 +1,50 @@
 #!/usr/bin/env python3
-"""Time each step of the CPU engine: precision, threads, attention kernel; and the kernels alone.
+"""Time the CPU engine: each precision and kernel, each step of the forward, and the attention kernels alone.
 
 python benchmarks/cpu_steps.py --output benchmarks/results/cpu_steps.md
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from processor_kind import processor_kind
 from proteins import random_proteins, write_fasta
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from seqmill.base.machine import processor
 from seqmill.embed.embedder import PackEmbedder
 from seqmill.embed.pooling import mean_over_residues
 from seqmill.embed.readout import Readout
 from seqmill.embed.runner import CPU_PIECE_TOKENS, embed_packs
 from seqmill.index.build import build_index
-from seqmill.model.attention import attend, choose_kernel
+from seqmill.model import attention, esm2
+from seqmill.model.attention import choose_kernel
+from seqmill.model.elementwise import EAGER, choose_elementwise
 from seqmill.model.esm2 import ESM2, rope_tables
+from seqmill.model.kernels import compiled
+from seqmill.model.layers import Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import MODELS
+from seqmill.spec.models import MODELS, Architecture
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 
 CPU = torch.device("cpu")
 THREADS = os.cpu_count() or 1
-EVERY = {"esm2_t6_8M_UR50D": 4, "esm2_t12_35M_UR50D": 8, "esm2_t30_150M_UR50D": 32}  # every n-th pack is timed
+EVERY = {"esm2_t6_8M_UR50D": 8, "esm2_t12_35M_UR50D": 16, "esm2_t30_150M_UR50D": 64}  # every n-th pack is timed
 ROUNDS = 3
 
 
@@ -50,35 +56,100 @@ def main() -> None:
         write_fasta(Path(folder, "p.faa"), random_proteins(500))
         build_index(Path(folder, "p.faa"), Path(folder, "i.h5"), "", LengthPolicy())
         index = open_index(Path(folder, "i.h5"))
-        head = f"{processor()[0]}, {THREADS} cores, torch {torch.__version__}, {date.today().isoformat()}."
-        lines = [head, "", *engine_table(index), "", *kernel_table(), "", *host_lines(index)]
+        head = f"{processor_kind()[1]}, {THREADS} cores, torch {torch.__version__}, {date.today().isoformat()}."
+        lines = [head, "", *engine_table(index), "", *step_table(), "", *kernel_table(), "", *host_lines(index)]
     output.write_text("\n".join(lines) + "\n")
     print(output.read_text())
 
 
 def engine_table(index: Index) -> list[str]:
     """Return a table of tokens/s of the computation alone. The variants take turns; median of the rounds."""
-    lines = ["| model | precision | attention | threads | tokens/s |", "|---|---|---|---|---|"]
+    lines = ["| model | precision | attention | elementwise | threads | tokens/s |", "|---|---|---|---|---|---|"]
     for name, every in EVERY.items():
         architecture, packs = MODELS[name], range(0, index.num_packs, every)
         tensors = untrained_tensors(architecture)
         num_tokens = sum(int(index.pack_lengths(pack).sum()) for pack in packs)
         models = {
-            ("float32", "sdpa"): ESM2(architecture, tensors, torch.float32, index.max_tokens, "sdpa"),
-            ("bfloat16", "sdpa"): ESM2(architecture, tensors, torch.bfloat16, index.max_tokens, "sdpa"),
+            (str(dtype).removeprefix("torch."), attention, elementwise): ESM2(
+                architecture, tensors, dtype, index.max_tokens, attention, elementwise
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+            for attention, elementwise in dict.fromkeys([("sdpa", EAGER), kernels(architecture, dtype)])
         }
-        kernel = choose_kernel(CPU, torch.bfloat16, architecture.head_dim)
-        models["bfloat16", kernel] = ESM2(architecture, tensors, torch.bfloat16, index.max_tokens, kernel)
-        rates: dict[tuple[str, str, str], list[float]] = {}
+        rates: dict[tuple[str, ...], list[float]] = {}
         for _ in range(ROUNDS):
-            for (precision, attention), model in models.items():
+            for variant, model in models.items():
                 for way in (threads_within_operations, one_thread_per_piece):
                     start = time.perf_counter()
                     way(model, index, packs)
                     rate = num_tokens / (time.perf_counter() - start)
-                    rates.setdefault((precision, attention, way.__name__.replace("_", " ")), []).append(rate)
+                    rates.setdefault((*variant, way.__name__.replace("_", " ")), []).append(rate)
         lines += [f"| {name} | {' | '.join(key)} | {statistics.median(found):,.0f} |" for key, found in rates.items()]
     return lines
+
+
+def kernels(architecture: Architecture, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the attention and elementwise kernels that a worker would choose here."""
+    dims = architecture.hidden_dim, architecture.ffn_dim
+    return choose_kernel(CPU, dtype, architecture.head_dim), choose_elementwise(CPU, dtype, dims)
+
+
+def step_table() -> list[str]:
+    """Return a table of the time of each step, in microseconds per token, on one thread at length 350."""
+    lines = ["| model | precision | products | attention | norms and the rest | all |", "|---|---|---|---|---|---|"]
+    torch.set_num_threads(1)
+    pack = Pack.from_tokens(np.full(5 * 350, 5, np.uint8), np.full(5, 350))
+    for name in EVERY:
+        architecture = MODELS[name]
+        tensors = untrained_tensors(architecture)
+        for dtype in (torch.bfloat16, torch.float32):
+            attention, elementwise = kernels(architecture, dtype)
+            model = ESM2(architecture, tensors, dtype, 350, attention, elementwise)
+            products = attended = total = float("inf")
+            for _ in range(ROUNDS):
+                spent = {"products": 0.0, "attention": 0.0}
+                with timed_steps(model, spent):
+                    start = time.perf_counter()
+                    model(pack)
+                    took = time.perf_counter() - start
+                if took < total:
+                    products, attended, total = spent["products"], spent["attention"], took
+            each = [seconds / len(pack.tokens) * 1e6 for seconds in (products, attended, total - products - attended)]
+            cells = " | ".join(f"{value:,.1f}" for value in (*each, sum(each)))
+            lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {cells} |")
+    return lines
+
+
+@contextmanager
+def timed_steps(model: ESM2, spent: dict[str, float]) -> Iterator[None]:
+    """Add the time of a model's products (with bias and GELU) and of its attention to `spent`, in seconds."""
+    started = [0.0]
+
+    def begin(*_: object) -> None:
+        started[0] = time.perf_counter()
+
+    def end(*_: object) -> None:
+        spent["products"] += time.perf_counter() - started[0]
+
+    def attend(*arguments: object) -> torch.Tensor:
+        start = time.perf_counter()
+        result = attention.attend(*arguments)
+        spent["attention"] += time.perf_counter() - start
+        return result
+
+    hooks = [
+        register(hook)
+        for module in model.modules()
+        if isinstance(module, Linear)
+        for register, hook in ((module.register_forward_pre_hook, begin), (module.register_forward_hook, end))
+    ]
+    esm2.attend = attend
+    try:
+        yield
+    finally:
+        esm2.attend = attention.attend
+        for hook in hooks:
+            hook.remove()
 
 
 def threads_within_operations(model: ESM2, index: Index, packs: range) -> None:
@@ -101,19 +172,20 @@ def one_thread_per_piece(model: ESM2, index: Index, packs: range) -> None:
 
 def kernel_table() -> list[str]:
     """Return a table of microseconds per token for rotation and attention, on one thread with 20 heads."""
-    lines = ["| head dim | length | sdpa, us/token | avx512, us/token | ratio |", "|---|---|---|---|---|"]
+    lines = ["| kernel | head dim | length | sdpa, us/token | ours, us/token | ratio |", "|---|---|---|---|---|---|"]
     torch.set_num_threads(1)
-    for head_dim in (16, 24, 32, 64):
-        if choose_kernel(CPU, torch.bfloat16, head_dim) != "avx512":
-            return ["This machine has no avx512 kernel."]
-        for length in (50, 128, 350, 1024):
+    for name in (name for name in compiled.KERNELS if compiled.load(name)):
+        dtype = compiled.KERNELS[name].dtype
+        for head_dim, length in itertools.product((16, 24, 32, 64), (50, 128, 350, 1024)):
             count = max(2048 // length, 1)
             pack = Pack.from_tokens(np.zeros(count * length, np.uint8), np.full(count, length))
-            qkv = torch.randn(count * length, 3, 20, head_dim).bfloat16()
+            qkv = torch.randn(count * length, 3, 20, head_dim).to(dtype)
             cos, sin = rope_tables(length, head_dim, torch.float32)
-            times = {k: best(partial(attend, k, qkv, cos, sin, pack)) for k in ("sdpa", "avx512")}
-            each = [times[kernel] / len(pack.tokens) * 1e6 for kernel in ("sdpa", "avx512")]
-            lines.append(f"| {head_dim} | {length} | {each[0]:.2f} | {each[1]:.2f} | {each[0] / each[1]:.1f}x |")
+            times = [best(partial(attention.attend, kernel, qkv, cos, sin, pack)) for kernel in ("sdpa", name)]
+            each = [seconds / len(pack.tokens) * 1e6 for seconds in times]
+            lines.append(
+                f"| {name} | {head_dim} | {length} | {each[0]:.2f} | {each[1]:.2f} | {each[0] / each[1]:.1f}x |"
+            )
     return lines
 
 
@@ -121,8 +193,8 @@ def host_lines(index: Index) -> list[str]:
     """Return the share of reading, packing, and pooling in the time of the smallest model."""
     torch.set_num_threads(1)
     architecture = MODELS["esm2_t6_8M_UR50D"]
-    kernel = choose_kernel(CPU, torch.bfloat16, architecture.head_dim)
-    model = ESM2(architecture, untrained_tensors(architecture), torch.bfloat16, index.max_tokens, kernel)
+    tensors, dtype = untrained_tensors(architecture), torch.bfloat16
+    model = ESM2(architecture, tensors, dtype, index.max_tokens, *kernels(architecture, dtype))
     number = index.num_packs // 2
 
     def read() -> list[Pack]:
