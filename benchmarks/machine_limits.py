@@ -26,6 +26,7 @@ def product_rates(hidden_dim: int, ffn_dim: int) -> dict[str, float]:
 
     def linear(dtype: torch.dtype) -> Callable[[], object]:
         layer, rows = Linear({"weight": weight}, "", dtype), x.to(dtype)
+        layer.pack()
         return lambda: layer(rows)
 
     small = torch.randint(-100, 100, (ROWS, hidden_dim), dtype=torch.int8)

@@ -10,6 +10,7 @@ import torch
 from seqmill.embed.pooling import mean_over_residues
 from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.elementwise import EAGER
+from seqmill.model.encoder import pack_weights
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
@@ -110,6 +111,8 @@ def packed_hidden_and_means(checkpoint: Path, sequences: list[str], dtype: torch
     # With PyTorch's attention, all else is PyTorch's too; one of our kernels does its elementwise steps as well.
     elementwise = EAGER if attention == "sdpa" else attention
     model = ESM2(weights.architecture, weights.tensors, dtype, max(map(len, sequences)) + 2, attention, elementwise)
+    if attention != "sdpa":
+        pack_weights(model)
     pack = one_pack(sequences)
     hidden = model(pack)
     per_sequence = np.split(hidden.numpy(), np.cumsum(pack.lengths)[:-1])

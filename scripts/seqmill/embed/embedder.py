@@ -14,8 +14,11 @@ from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack, boundaries
 from seqmill.spec.models import AnyArchitecture
 
-# Texts in out-of-memory errors that have no type of their own: PyTorch's CPU allocator, CUDA, cuBLAS and cuDNN.
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+# Texts in out-of-memory errors that have no type of their own: PyTorch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN.
+OUT_OF_MEMORY = (
+    *("can't allocate memory", "could not create a memory object", "could not execute a primitive"),
+    *("CUDA error: out of memory", "_STATUS_ALLOC_FAILED"),
+)
 
 # Tokens in a piece of a pack when all hidden states are kept.
 CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768

@@ -39,10 +39,15 @@ def make_encoder(
         kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
         model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     if device.type == "cpu":
-        for module in model.modules():
-            if isinstance(module, Linear):
-                module.pack()
+        pack_weights(model)
     return model.to(device)
+
+
+def pack_weights(model: Encoder) -> None:
+    """Arrange a model's weights for products on a CPU, once and not in every product."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.pack()
 
 
 def faster_kernels(

@@ -1,5 +1,7 @@
 """The layers that both architectures are made of: a linear layer, and a layer norm with the addition before it."""
 
+import platform
+
 import torch
 import torch.nn.functional as F
 
@@ -20,17 +22,17 @@ class Linear(torch.nn.Module):
         self.weight = parameter(weights[prefix + "weight"], dtype)
         bias = weights.get(prefix + "bias")
         self.bias = None if bias is None else parameter(bias, dtype)
-        self.gelu, self.onednn = gelu, _onednn_supports(dtype)
+        self.gelu, self.uses_onednn = gelu, _onednn_supports(dtype)
 
     def pack(self) -> None:
         """Arrange the weights for oneDNN once, not in every call; for a CPU. The products keep their bits."""
-        if self.onednn:
+        if self.uses_onednn:
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), PACKED_FOR_TOKENS)
             del self.weight  # a parameter can't be of this layout
             self.weight = packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.onednn and x.is_cpu:
+        if self.uses_onednn and x.is_cpu:
             after = ("gelu", [], "none") if self.gelu else ("none", [], "")
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
         y = F.linear(x, self.weight, self.bias)
@@ -38,7 +40,9 @@ class Linear(torch.nn.Module):
 
 
 def _onednn_supports(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    # These operations of torch's compiler were tried on x86 only.
+    operations = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    if platform.machine() != "x86_64" or not all(hasattr(torch.ops.mkldnn, name) for name in operations):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

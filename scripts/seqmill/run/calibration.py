@@ -117,7 +117,8 @@ def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seco
 def what_is_faster(model: Encoder, precision: str, device: torch.device) -> list[str]:
     """Return the settings, or the installation, that would be faster on this device, in words."""
     best = devices.choose_precision(AUTO, device)
-    found = [f"precision {best} instead of {precision}"] if precision == "float32" != best else []
+    slower = precision == "float32" if device.type == "cuda" else True
+    found = [f"precision {best} instead of {precision}"] if slower and precision != best else []
     kernels = faster_kernels(model.architecture, getattr(torch, precision), device, model.attention)
     return found + [f"attention {name}" + (f" ({reason})" if reason else "") for name, reason in kernels[:1]]
 

@@ -114,6 +114,13 @@ def test_a_distant_key_that_outweighs_its_bias_is_not_skipped(kernel: str, dtype
     assert worst_error(found, qkv, [length]) < TOLERANCES[dtype]
 
 
+@pytest.mark.skipif(bool(why_not("avx512") or why_not("avx2")), reason="needs kernels avx512 and avx2")
+@pytest.mark.parametrize("scale", [0.0, 1.0])  # 0: every key counts up to a distance that its slope alone decides
+def test_float32_has_the_same_bits_on_avx2_and_avx512(scale: float) -> None:
+    qkv = make_qkv([700, 65, 33, 17, 1], 12, 64, torch.float32, scale)
+    assert torch.equal(*(run(name, qkv, [700, 65, 33, 17, 1]) for name in ("avx2", "avx512")))
+
+
 @OUR_KERNELS
 def test_our_kernel_gives_a_sequence_the_same_bits_in_any_pack(kernel: str, dtype: torch.dtype) -> None:
     qkv = make_qkv(LENGTHS, 12, 64, dtype)

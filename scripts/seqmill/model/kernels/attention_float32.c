@@ -3,8 +3,8 @@
  *
  * A head is computed in blocks of ROWS queries: scores, exact softmax over the whole row (no rescaling), weighted sum of
  * the values. Each score and each output is a sum in the order of dimensions and keys, so the bits are the same on every
- * processor. Scores never leave the cache: the working memory is 4 * ROWS bytes per key, plus the keys and values of one
- * head.
+ * processor. The working memory is 4 * ROWS bytes per key, plus the keys and values of one head: for proteins it stays in
+ * the cache.
  */
 #include "vectors.h"
 
@@ -15,6 +15,7 @@ enum { ROWS = 8, VECTORS = 2 };
 enum { ROWS = 4, VECTORS = 1 };
 #endif
 enum { KEY_BLOCK = VECTORS * LANES, AHEAD = 8 };
+enum { SPAN_ROWS = 8, SPAN_KEYS = 32 }; /* multiples of all ROWS and KEY_BLOCKs: the same keys count everywhere */
 
 typedef float element;
 
@@ -96,7 +97,7 @@ INLINE float arrange_keys_and_values(int head_dim, enum kind kind, const float *
     return odd == 0 ? sqrtf(largest_key) : INFINITY;
 }
 
-/* Find the range of keys, in whole blocks, whose weights count for the queries from `first` on.
+/* Find the range of keys, in blocks of SPAN_KEYS, whose weights count for SPAN_ROWS queries from `first` on.
  *
  * A score is at most |query| |key| minus its bias, and a query's largest score is at least that with its own
  * key, which has no bias. So each key beyond some distance has less than 2^-NEGLIGIBLE of the total weight, and
@@ -104,12 +105,13 @@ INLINE float arrange_keys_and_values(int head_dim, enum kind kind, const float *
  * thus grows with the length, not with its square. The distance depends only on this sequence; if it is not a
  * number, no key is skipped.
  */
-INLINE void find_span(int head_dim, const float *queries, const float *keys, long stride, long first, int rows,
-                      float scale, float slope, float largest_key, long length, long *begin, long *end) {
+INLINE void find_span(int head_dim, const float *queries, const float *keys, long stride, long first, float scale,
+                      float slope, float largest_key, long length, long padded, long *begin, long *end) {
+    *begin = 0;
+    *end = padded;
     if (!(slope * (float)length > NEGLIGIBLE)) return;
     long from = length, to = 0;
-    for (int r = 0; r < rows; r++) {
-        const long t = first + r;
+    for (long t = first; t < first + SPAN_ROWS && t < length; t++) {
         const float *query = queries + t * stride;
         const float best = sqrtf(dot(head_dim, query, query)) * largest_key;
         const float own = dot(head_dim, query, keys + t * stride);
@@ -118,8 +120,9 @@ INLINE void find_span(int head_dim, const float *queries, const float *keys, lon
         if (t - (long)distance < from) from = t - (long)distance;
         if (t + (long)distance > to) to = t + (long)distance;
     }
-    if (from > 0) *begin = from / KEY_BLOCK * KEY_BLOCK;
-    if (to < length) *end = (to / KEY_BLOCK + 1) * KEY_BLOCK;
+    if (from > 0) *begin = from / SPAN_KEYS * SPAN_KEYS;
+    to = (to / SPAN_KEYS + 1) * SPAN_KEYS;
+    if (to < padded) *end = to;
 }
 
 /* Compute the scores of ROWS queries from `first` on with the keys from `begin` to `end`, in units of log2;
@@ -206,6 +209,7 @@ INLINE void attend(int head_dim, enum kind kind, const float *queries, const flo
     const float scale = LOG2_E / sqrtf((float)head_dim);
     const float largest_key =
         arrange_keys_and_values(head_dim, kind, keys, values, stride, positions, length, padded, work);
+    long begin = 0, end = padded;
     for (long first = 0; first < length; first += ROWS) {
         const int rows = length - first < ROWS ? (int)(length - first) : ROWS;
         float placed[ROWS][MAX_HEAD_DIM], maxima[ROWS], inverse_sums[ROWS];
@@ -214,9 +218,8 @@ INLINE void attend(int head_dim, enum kind kind, const float *queries, const flo
             prefetch(head_dim, queries + (t + ROWS) * stride);
             place(head_dim, kind, queries + t * stride, t, positions, scale, placed[r]);
         }
-        long begin = 0, end = padded;
-        if (kind == LINEAR_BIASES)
-            find_span(head_dim, queries, keys, stride, first, rows, scale, positions.slope, largest_key, length, &begin,
+        if (kind == LINEAR_BIASES && first % SPAN_ROWS == 0)
+            find_span(head_dim, queries, keys, stride, first, scale, positions.slope, largest_key, length, padded, &begin,
                       &end);
         score(head_dim, kind, placed, first, begin, end, positions.slope, length, padded, work, maxima);
         for (int r = 0; r < ROWS; r++) inverse_sums[r] = softmax(work.scores + r * padded, begin, end, maxima[r]);

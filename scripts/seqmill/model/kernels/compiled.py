@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 WRITABLE_BY_OTHERS = 0o022  # mode bits
 DIGEST_BYTES = 32
 _OPEN: list[ExitStack] = []  # the files of loaded libraries
-_REFUSED: dict[str, str] = {}  # kernels that load but can't be used, with the reason
+_REFUSED: dict[str, str] = {}  # kernels that this process can't use, with the reason
 
 
 def of_dtype(dtype: "torch.dtype") -> str | None:
@@ -60,7 +60,8 @@ def load(name: str) -> ctypes.CDLL | None:
     except _NoCompilerError:
         _warn_without_compiler()
     except (OSError, subprocess.CalledProcessError, _NotSoundError) as error:
-        reason = getattr(error, "stderr", None) or error
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        _REFUSED[name] = f"it can't be compiled: {reason}"
         log.warning("our %s kernel can't be compiled, a slower one will be used: %s", name, reason)
     return None
 

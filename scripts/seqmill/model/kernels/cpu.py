@@ -82,7 +82,8 @@ def add_norm(
     own = compiled.KERNELS[kernel].dtype
     num_tokens, dim = x.shape
     assert x.dtype == weight.dtype == bias.dtype == torch.float32
-    assert x.is_contiguous()
+    assert weight.shape == bias.shape == (dim,)
+    assert all(tensor.is_contiguous() for tensor in (x, weight, bias))
     assert delta is None or (delta.dtype == own and delta.is_contiguous() and delta.shape == x.shape)
     assert dim % LANES == 0
     in_place = dtype == torch.float32 and (post or own != dtype)
