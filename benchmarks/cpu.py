@@ -44,7 +44,7 @@ COUNTS = {
     "esm2_t6_8M_UR50D": 400,
     "esm2_t12_35M_UR50D": 120,
     "esm2_t30_150M_UR50D": 40,
-    "esm2_t33_650M_UR50D": 6,
+    "esm2_t33_650M_UR50D": 24,
     "dnabert_s": 40,
 }
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -109,13 +109,12 @@ def main() -> None:
 
 def contenders(model: str, published: Path | None) -> list[Contender]:
     """Return the contenders for a model that are installed."""
-    python, scripts, peers = sys.executable, BENCHMARKS.parent / "scripts", BENCHMARKS
-    weights = "dnabert" if model in DNABERT_MODELS else f"{model}.pt"
+    python, scripts, peers, weights = sys.executable, BENCHMARKS.parent / "scripts", BENCHMARKS, weights_of(model)
     found = []
     for name in SEQMILL:
         precision = name.split()[1]
         steps = [
-            f"{python} {scripts}/build_index.py --fasta input.fa --model {weights} --output index.h5",
+            index_command(model),
             f"{python} {scripts}/embed_shard.py --index index.h5 --rank 0 --world-size 1 --device cpu --audit-seconds 0"
             f" --precision {precision} --output s.h5 --status s.status.json",
             f"{python} {scripts}/merge_shards.py --index index.h5 --shards s.h5 --output {precision}.h5",
@@ -141,6 +140,16 @@ def contenders(model: str, published: Path | None) -> list[Contender]:
     return found
 
 
+def weights_of(model: str) -> str:
+    """Return the name of the weights that `save_weights` saves for seqmill."""
+    return "dnabert" if model in DNABERT_MODELS else f"{model}.pt"
+
+
+def index_command(model: str) -> str:
+    program = BENCHMARKS.parent / "scripts/build_index.py"
+    return f"{sys.executable} {program} --fasta input.fa --model {weights_of(model)} --output index.h5"
+
+
 def measure(model: str, found: list[Contender], rounds: int) -> dict:
     """Return tokens, FLOP, limits, errors, and seconds and peak memory of every run."""
     is_dna = model in DNABERT_MODELS
@@ -149,6 +158,9 @@ def measure(model: str, found: list[Contender], rounds: int) -> dict:
         folder = Path(temporary)
         write_fasta(folder / "input.fa", random_contigs(COUNTS[model]) if is_dna else random_proteins(COUNTS[model]))
         save_weights(model, folder)
+        timed(index_command(model), folder)
+        index = open_index(folder / "index.h5")
+        lengths = np.concatenate([index.pack_lengths(pack) for pack in range(index.num_packs)])
         for one in found:
             if one.prepare:
                 timed(one.prepare, folder)
@@ -163,8 +175,6 @@ def measure(model: str, found: list[Contender], rounds: int) -> dict:
         for one in found:
             if one.compare:
                 timed(one.compare, folder)
-        index = open_index(folder / "index.h5")  # of seqmill's last run
-        lengths = np.concatenate([index.pack_lengths(pack) for pack in range(index.num_packs)])
         return {
             "sequences": COUNTS[model],
             "tokens": int(lengths.sum()),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from processor_kind import processor_kind
 from proteins import random_proteins, write_fasta
 
@@ -31,7 +32,7 @@ from seqmill.embed.runner import CPU_PIECE_TOKENS, embed_packs
 from seqmill.index.build import build_index
 from seqmill.model import attention, esm2
 from seqmill.model.attention import choose_kernel
-from seqmill.model.elementwise import EAGER, choose_elementwise
+from seqmill.model.elementwise import EAGER, choose_elementwise, pre_norm
 from seqmill.model.encoder import pack_weights
 from seqmill.model.esm2 import ESM2, rope_tables
 from seqmill.model.kernels import compiled
@@ -58,7 +59,19 @@ def main() -> None:
         build_index(Path(folder, "p.faa"), Path(folder, "i.h5"), "", LengthPolicy())
         index = open_index(Path(folder, "i.h5"))
         head = f"{processor_kind()[1]}, {THREADS} cores, torch {torch.__version__}, {date.today().isoformat()}."
-        lines = [head, "", *engine_table(index), "", *step_table(), "", *kernel_table(), "", *host_lines(index)]
+        lines = [
+            head,
+            "",
+            *engine_table(index),
+            "",
+            *step_table(),
+            "",
+            *part_table(),
+            "",
+            *kernel_table(),
+            "",
+            *host_lines(index),
+        ]
     output.write_text("\n".join(lines) + "\n")
     print(output.read_text())
 
@@ -191,6 +204,33 @@ def kernel_table() -> list[str]:
                 f"| {name} | {head_dim} | {length} | {each[0]:.2f} | {each[1]:.2f} | {each[0] / each[1]:.1f}x |"
             )
     return lines
+
+
+def part_table() -> list[str]:
+    """Return a table of PyTorch's time over ours, on one thread, of a norm and of the widest product with its GELU."""
+    lines = ["| model | precision | residual, norm, rounding | product, bias, GELU |", "|---|---|---|---|"]
+    torch.set_num_threads(1)
+    for name, dtype in itertools.product(EVERY, (torch.bfloat16, torch.float32)):
+        architecture = MODELS[name]
+        dim, wide = architecture.hidden_dim, architecture.ffn_dim
+        x, weight, bias = torch.randn(CPU_PIECE_TOKENS, dim), torch.randn(wide, dim), torch.randn(wide)
+        delta, rows = x.to(dtype), x.to(dtype)
+        one, zero = torch.ones(dim), torch.zeros(dim)
+        norms = [
+            best(partial(pre_norm, kernel, x, delta, one, zero, 1e-5, dtype))
+            for kernel in (EAGER, kernels(architecture, dtype)[1])
+        ]
+        product = Linear({"weight": weight, "bias": bias}, "", dtype, gelu=True)
+        plain = best(partial(product_then_gelu, rows, weight.to(dtype), bias.to(dtype)))
+        product.pack()
+        ratio = plain / best(partial(product, rows))
+        precision = str(dtype).removeprefix("torch.")
+        lines.append(f"| {name} | {precision} | {norms[0] / norms[1]:.1f}x | {ratio:.2f}x |")
+    return lines
+
+
+def product_then_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.gelu(F.linear(x, weight, bias))
 
 
 def host_lines(index: Index) -> list[str]:

@@ -163,3 +163,28 @@ def test_a_private_cache_replaces_one_that_cannot_be_made(tmp_path: Path, caplog
     (message,) = caplog.messages
     assert str(tmp_path / "cache") in message
     assert not list(tmp_path.glob("seqmill-*"))
+
+
+def test_a_processor_without_our_kernels_is_noted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "processor", lambda: ("an old processor", frozenset()))
+    monkeypatch.setattr(compiled, "load", compiled.load.__wrapped__)
+    compiled._warn_without_kernel.cache_clear()
+    for dtype in (torch.float32, torch.float32, torch.float64):
+        assert compiled.of_dtype(dtype) is None
+    (message,) = caplog.messages
+    assert "no kernel of ours is for this processor in float32" in message
+
+
+def test_a_compiler_that_fails_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho 'unknown option -mavx2' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CC", str(failing))
+    monkeypatch.setattr(compiled, "load", compiled.load.__wrapped__)
+    monkeypatch.setattr(compiled, "_REFUSED", {})
+    assert compiled.why_not(KERNEL) == "it can't be compiled: unknown option -mavx2"
+    assert "unknown option" in caplog.text

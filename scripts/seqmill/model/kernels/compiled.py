@@ -33,7 +33,15 @@ _REFUSED: dict[str, str] = {}  # kernels that this process can't use, with the r
 
 def of_dtype(dtype: "torch.dtype") -> str | None:
     """Return the name of the fastest kernel for a dtype that works on this machine; None if there is none."""
-    return next((name for name, kernel in KERNELS.items() if kernel.dtype == dtype and load(name)), None)
+    names = [name for name, kernel in KERNELS.items() if kernel.dtype == dtype]
+    if names and all(map(missing_features, names)):
+        _warn_without_kernel(KERNELS[names[0]].precision)
+    return next(filter(load, names), None)
+
+
+@functools.cache  # once per process
+def _warn_without_kernel(precision: str) -> None:
+    log.warning("no kernel of ours is for this processor in %s: attention may be 3 to 6 times slower", precision)
 
 
 def missing_features(name: str) -> list[str]:
