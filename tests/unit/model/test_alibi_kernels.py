@@ -25,7 +25,7 @@ from seqmill.spec.models import DnabertArchitecture
 from triton_checks import compiled, run_in_the_interpreter
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LENGTHS = [2000, 500, 65, 64, 63, 33, 32, 31, 17, 3, 2, 1]
+LENGTHS = [1000, 500, 65, 64, 63, 33, 32, 31, 17, 3, 2, 1]
 TRITON_LENGTHS = [260, 129, 128, 65, 33, 17, *[3] * 5, 2, 1, 1]  # blocks have 32, 64 or 128 tokens
 TRITON_TOLERANCES = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 6e-3}
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 3e-3}
