@@ -67,7 +67,9 @@ onsuccess:
     print(results_message(RUN))
     # Snakemake's scheduler starts one after each job, and Snakemake 9.27 would wait for the last, a second.
     for timer in threading.enumerate():
-        if isinstance(timer, threading.Timer) and timer.function.__module__.startswith("snakemake."):
+        if isinstance(timer, threading.Timer) and timer.function.__module__.startswith(
+            "snakemake."
+        ):
             timer.cancel()
 
 
