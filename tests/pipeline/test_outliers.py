@@ -26,12 +26,11 @@ from sequences import random_sequences
 
 MODEL = "esm2_t6_8M_UR50D"
 CPU = torch.device("cpu")
-# The least cosine, of the worst sequence and on average. The worst have 1 and 3 residues, over which no errors average
-# out: their cosines vary with every change of rounding.
+# The least cosine: of sequences of more than 3 residues, and of shorter ones, over which no errors average out.
 SIXTEEN_BITS = [
-    (torch.bfloat16, "sdpa", 0.9999, 0.99997),
-    (torch.bfloat16, "auto", 0.9999, 0.99997),
-    (torch.float16, "sdpa", 0.999995, 0.999998),
+    (torch.bfloat16, "sdpa", 0.99994, 0.9999),
+    (torch.bfloat16, "auto", 0.99994, 0.9999),
+    (torch.float16, "sdpa", 0.999995, 0.999995),
 ]
 
 
@@ -66,8 +65,8 @@ def test_float32_agrees_with_fair_esm_despite_outliers(planted) -> None:
     assert mean < 5e-5
 
 
-@pytest.mark.parametrize(("dtype", "kernel", "worst", "average"), SIXTEEN_BITS)
-def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, worst: float, average: float) -> None:
+@pytest.mark.parametrize(("dtype", "kernel", "least", "least_short"), SIXTEEN_BITS)
+def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, least: float, least_short: float) -> None:
     reference, checkpoint, sequences = planted
     kernel = choose_kernel(CPU, dtype, MODELS[MODEL].head_dim, kernel)
     _, means = packed_hidden_and_means(checkpoint, sequences, dtype, kernel)
@@ -75,8 +74,8 @@ def test_16_bits_tolerate_outliers(planted, dtype: torch.dtype, kernel: str, wor
     pairs = zip(means, expected, strict=True)
     cosines = [mean @ other / np.linalg.norm(mean) / np.linalg.norm(other) for mean, other in pairs]
     print(f"{dtype} {kernel}: worst cosine {min(cosines):.7f}, average {np.mean(cosines):.7f}")
-    assert min(cosines) > worst
-    assert np.mean(cosines) > average
+    for sequence, cosine in zip(sequences, cosines, strict=True):
+        assert cosine > (least if len(sequence) > 3 else least_short), len(sequence)
 
 
 # Overflow. A channel of the residual stream marks the letter W; weights that read it overflow float16.

@@ -1,5 +1,6 @@
 /* The elementwise steps around the matrix products, each in one pass over memory: residual + layer norm + rounding, and
- * gated GELU (a plain GELU is part of the product before it). The arithmetic is in float32, rounded once when the result is stored; a row's bits depend only on that row.
+ * gated GELU (a plain GELU is part of the product before it). The arithmetic is in float32, rounded once when the result
+ * is stored; a row's bits depend only on that row.
  *
  * An `element` is bfloat16 where the processor rounds to it, else float32.
  */
