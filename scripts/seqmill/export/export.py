@@ -7,7 +7,7 @@ from pathlib import Path
 from seqmill.base.files import refuse_folder, refuse_shared, require_space
 from seqmill.errors import SeqmillError
 from seqmill.export.formats import FORMATS
-from seqmill.store.embeddings import Embeddings, open_embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def export_embeddings(
     if format_name not in FORMATS:
         raise SeqmillError(f"no format is called {format_name!r}; the formats are {', '.join(FORMATS)}")
     source, output, form = Path(source), Path(output), FORMATS[format_name]
-    embeddings = open_embeddings(source, layer, pooling)
+    embeddings = EmbeddingsFile(source, layer, pooling)
     outputs = [output, *([output.with_name(output.name + form.beside)] if form.beside else [])]
     refuse_shared(outputs, filter(None, (source, records)))
     for path in [] if form.is_folder else outputs:
@@ -60,7 +60,7 @@ def export_embeddings(
         log.warning(embeddings.attrs["warning"])
 
 
-def _require_room(folder: Path, embeddings: Embeddings, format_name: str) -> None:
+def _require_room(folder: Path, embeddings: EmbeddingsFile, format_name: str) -> None:
     """Raise a SeqmillError if the disk of `folder` has too few bytes or files left for an export."""
     form, what = FORMATS[format_name], f"{len(embeddings)} embeddings as {format_name}"
     require_space(folder, form.bytes_needed(embeddings), what)
