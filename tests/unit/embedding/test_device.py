@@ -141,7 +141,8 @@ def test_the_cpu_is_described() -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_the_cpus_instructions_are_named(capability: str) -> None:
     """Rounding depends on them, and so do float32 results."""
-    code = "import torch; from seqmill.embedding.device import describe_device as d; print(d(torch.device('cpu'))['device'])"
+    code = "import torch; from seqmill.embedding.device import describe_device"
+    code += "; print(describe_device(torch.device('cpu'))['device'])"
     code += "; print(torch.backends.cpu.get_cpu_capability())"
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
