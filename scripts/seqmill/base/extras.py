@@ -19,7 +19,7 @@ EXTRAS = {
         "tqdm": "tqdm",
         "zstandard": "zstandard",
     },
-    "workflow": {"jsonschema": "jsonschema", "rich": "rich", "snakemake": "snakemake"},
+    "workflow": {"jsonschema": "jsonschema", "rich": "rich", "snakemake": "snakemake", "yaml": "pyyaml"},
     "slurm": {"snakemake_executor_plugin_slurm": "snakemake-executor-plugin-slurm"},
     "export": {"anndata": "anndata", "faiss": "faiss-cpu", "pyarrow": "pyarrow"},
 }
