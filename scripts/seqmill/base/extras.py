@@ -23,6 +23,7 @@ EXTRAS = {
     "slurm": {"snakemake_executor_plugin_slurm": "snakemake-executor-plugin-slurm"},
     "export": {"anndata": "anndata", "faiss": "faiss-cpu", "pyarrow": "pyarrow"},
 }
+EXTRA_OF = {module: extra for extra, packages in EXTRAS.items() for module in packages}
 
 
 @contextmanager
@@ -36,14 +37,18 @@ def optional_packages() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        for extra, packages in EXTRAS.items():
-            if module in packages:
-                raise SeqmillError(f"this needs {packages[module]}: pip install 'seqmill[{extra}]'") from error
-        raise
+        if module not in EXTRA_OF:
+            raise
+        raise SeqmillError(_advice([module])) from error
 
 
-def require_module(name: str) -> None:
-    """Raise a SeqmillError that names the extra to install if a module of `EXTRAS` is missing; do not import it."""
-    with optional_packages():
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(name=name)
+def require_modules(*names: str) -> None:
+    """Raise a SeqmillError that names the extras to install if modules of `EXTRAS` are missing; import none."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise SeqmillError(_advice(missing))
+
+
+def _advice(modules: list[str]) -> str:
+    packages = " and ".join(EXTRAS[EXTRA_OF[module]][module] for module in modules)
+    extras = ",".join(sorted({EXTRA_OF[module] for module in modules}))
+    return f"this needs {packages}: pip install 'seqmill[{extras}]'"
