@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 
+from seqmill.base.extras import optional_packages
 from seqmill.base.files import refuse_folder, refuse_shared, require_space
 from seqmill.errors import SeqmillError
 from seqmill.export.formats import FORMATS
@@ -44,12 +45,8 @@ def export_embeddings(
         raise SeqmillError(f"{source}: has no vectors of residues; make it with per_residue: float16")
     output.parent.mkdir(parents=True, exist_ok=True)
     _require_room(output.parent, embeddings, format_name)
-    try:
+    with optional_packages():
         form.write(embeddings, output, records)
-    except ModuleNotFoundError as error:
-        package = "faiss-cpu" if error.name == "faiss" else error.name
-        needed = f"{package}: pip install 'seqmill[export]' (or {package})"
-        raise SeqmillError(f"the format {format_name} needs {needed}") from error
     rows, width = embeddings.array.shape
     what = f"layer {embeddings.layer}" + ("" if form.per_residue else f", {embeddings.pooling}")
     log.info("%s: %d embeddings of %d dimensions (%s) as %s", output, rows, width, what, format_name)
