@@ -128,10 +128,8 @@ def require_writable(folder: Path) -> None:
 
 
 def fetch_missing(names: Iterable[str]) -> None:
-    """Fetch the files of released models that are not on this disk, as a cluster's nodes may have no internet."""
-    from seqmill.run.fetch import fetch_weights
-    from seqmill.spec.models import find_model
+    """Fetch the files of models that are not on this disk, as a cluster's nodes may have no internet."""
+    from seqmill.fetch.models import fetch_model
 
-    for model in map(find_model, names):
-        if model.kind == "released" and model.path and not all(path.exists() for path in model.files):
-            fetch_weights(model.name, model.path)
+    for name in names:
+        fetch_model(name)

@@ -43,16 +43,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_worker_imports_fair_esm_only_for_the_audit_and_never_torch_s_compiler(run: Run, tmp_path: Path) -> None:
     shard, status = tmp_path / "shard.h5", tmp_path / "status.json"
     options = ("--index", run.index, "--rank", 0, "--world-size", 1, "--device", "cpu")
-    found = imported("embed_shard", *options, "--output", shard, "--status", status, watch=WATCHED)
+    found = imported("shard", *options, "--output", shard, "--status", status, watch=WATCHED)
     assert found == {"first pack": ["torch"], "end": ["esm", "torch"]}
     audit = json.loads(status.read_text())["audit"]
     assert (audit["sequences"], audit["verdict"], audit["reference"][:8]) == (3, "ok", "fair-esm")
 
 
 def test_the_programs_around_the_worker_do_not_import_torch(run: Run, tmp_path: Path) -> None:
-    build = ("build_index", "--fasta", run.folder / "proteins.faa", "--model", MODEL, "--output", tmp_path / "index.h5")
+    build = ("index", "--fasta", run.folder / "proteins.faa", "--model", MODEL, "--output", tmp_path / "index.h5")
     assert imported(*build) == {"end": []}
-    merge = ("merge_shards", "--index", run.index, "--shards", *run.shards, "--statuses", *run.statuses)
+    merge = ("merge", "--index", run.index, "--shards", *run.shards, "--statuses", *run.statuses)
     assert imported(*merge, "--output", tmp_path / "embeddings.h5") == {"end": []}
     report = ("report", "--embeddings", run.embeddings, "--output", tmp_path / "report.html")
     assert imported(*report) == {"end": ["pandas"]}
