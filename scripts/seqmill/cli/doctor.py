@@ -9,6 +9,7 @@ from seqmill.base.commands import command
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.findings import Remedy
+from seqmill.run.next_steps import snakemake
 from seqmill.spec.models import DEFAULT_MODEL, NAMES, released_sources
 
 STATES = {
@@ -20,9 +21,17 @@ STATES = {
     Remedy.ACCESS: "not readable",
 }
 
+EPILOG = """examples:
+  seqmill doctor
+  seqmill doctor results/proteins --check
+  seqmill doctor --weights
+
+exit codes: 0 if all results are complete and sound; 1 if not, or without results
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "exit code: 0 if all results are complete and sound; 1 if not, or without results"
+    parser.epilog = EPILOG
     program.add_results_argument(parser)
     parser.add_argument("--check", action="store_true", help="read all files and compare them with their digests")
     parser.add_argument(
@@ -77,14 +86,6 @@ def next_step(reports: list[Report]) -> str:
     return step
 
 
-def snakemake(root: Path, *arguments: str) -> str:
-    """Return the command for the current directory, from which the Snakefile and the results may be elsewhere."""
-    command = ["snakemake", *arguments]
-    if not Path("Snakefile").exists():
-        command += ["--snakefile", str(Path(__file__).absolute().parents[3] / "Snakefile")]
-    return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
-
-
 def work(arguments: argparse.Namespace) -> int:
     if arguments.weights:
         return check_weights()
@@ -93,5 +94,6 @@ def work(arguments: argparse.Namespace) -> int:
         print("\n".join(describe(reports, arguments.check)))
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
-        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: snakemake --cores all")
+        make = snakemake(Path(), "--cores", "all")
+        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: {make}")
     return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

@@ -1,21 +1,21 @@
 """The summary at the end of a run: where its results are, or which datasets failed and why."""
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from seqmill.base.commands import command
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
 from seqmill.run.datasets import Dataset
+from seqmill.run.next_steps import snakemake
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
-DOCTOR = Path(__file__).absolute().parents[2] / "doctor.py"
 SLACK = 60.0  # seconds by which clocks of a cluster may differ
 STATUS = ".status.json"
 
@@ -41,10 +41,10 @@ def results_message(datasets: Iterable[Dataset]) -> str:
             )
         if dataset.model.kind == "untrained":
             trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
+            again = snakemake(Path(), "--cores", "all", "--config", f"fasta={dataset.fasta}", f"model={trained}")
             warnings.append(
                 f"\nUNTRAINED WEIGHTS: the embeddings of {name} are random projections without any "
-                "biological meaning.\nFor real ones give a trained model, e.g. "
-                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
+                f"biological meaning.\nFor real ones give a trained model, e.g. {again}"
             )
     lines.append(f"\nIn Python:\n    import seqmill; e = seqmill.open_embeddings({str(done[0].folder.embeddings)!r})")
     return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
@@ -71,10 +71,7 @@ def failure_message(root: Path, names: Iterable[str], since: float) -> str:
             lines += [f"  {in_one_line(name)}: {said}"] if said else []
     if not lines:
         return ""
-    command = ["python", "scripts/doctor.py"]
-    if root.absolute() != DOCTOR.parents[1]:
-        command = ["python", str(DOCTOR), str((root / "results").absolute())]
-    return "\n".join(["Failed:", *lines, f"See more: {shlex.join(command)}"])
+    return "\n".join(["Failed:", *lines, f"See more: {command('doctor', str((root / 'results').absolute()))}"])
 
 
 def _errors(root: Path, name: str, since: float) -> Iterator[str]:
