@@ -5,8 +5,8 @@
 
 from seqmill.spec.models import DNABERT_MODELS, MODELS, RELEASED_FILES
 
-
-if "fetch_models" in workflow.dag_settings.targets and workflow.is_main_process:
+# Snakemake knows its targets only later, and would say that there is nothing to be done.
+if "fetch_models" in sys.argv and workflow.is_main_process:
     with errors_in_one_line():
         for line in RUN.describe_weights():
             print(f"seqmill: {line}", file=sys.stderr)
