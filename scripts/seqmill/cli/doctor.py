@@ -9,7 +9,7 @@ from seqmill.base.commands import command
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.findings import Remedy
-from seqmill.run.next_steps import snakemake
+from seqmill.run.workflow_files import workflow_folder
 from seqmill.spec.models import DEFAULT_MODEL, NAMES, released_sources
 
 STATES = {
@@ -86,6 +86,14 @@ def next_step(reports: list[Report]) -> str:
     return step
 
 
+def snakemake(root: Path, *arguments: str) -> str:
+    """Return the command for the current directory, from which the Snakefile and the results may be elsewhere."""
+    command = ["snakemake", *arguments]
+    if not Path("Snakefile").exists():
+        command += ["--snakefile", str(workflow_folder() / "Snakefile")]
+    return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
+
+
 def work(arguments: argparse.Namespace) -> int:
     if arguments.weights:
         return check_weights()
@@ -94,6 +102,5 @@ def work(arguments: argparse.Namespace) -> int:
         print("\n".join(describe(reports, arguments.check)))
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
-        make = snakemake(Path(), "--cores", "all")
-        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: {make}")
+        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: {command('run', '--help')}")
     return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

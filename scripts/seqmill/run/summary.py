@@ -1,6 +1,7 @@
 """The summary at the end of a run: where its results are, or which datasets failed and why."""
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,6 @@ from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
 from seqmill.run.datasets import Dataset
-from seqmill.run.next_steps import snakemake
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
 from seqmill.store.layout import RunFolder
@@ -41,10 +41,10 @@ def results_message(datasets: Iterable[Dataset]) -> str:
             )
         if dataset.model.kind == "untrained":
             trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
-            again = snakemake(Path(), "--cores", "all", "--config", f"fasta={dataset.fasta}", f"model={trained}")
             warnings.append(
                 f"\nUNTRAINED WEIGHTS: the embeddings of {name} are random projections without any "
-                f"biological meaning.\nFor real ones give a trained model, e.g. {again}"
+                "biological meaning.\nFor real ones give a trained model, e.g. "
+                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
             )
     lines.append(f"\nIn Python:\n    import seqmill; e = seqmill.open_embeddings({str(done[0].folder.embeddings)!r})")
     return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
