@@ -33,6 +33,29 @@ def imported(*arguments: object, watch: str = "") -> dict[str, list[str]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--help",), {"main"}),
+        (("--version",), {"main"}),
+        (("docter",), {"main"}),
+        (("plan", "--help"), {"main", "plan", "program"}),
+        (("fetch", "--help"), {"main", "fetch", "program"}),
+        (("completion", "--help"), {"main", "completion", "program"}),
+    ],
+)
+def test_only_the_named_subcommand_is_imported(arguments: tuple[str, ...], expected: set[str]) -> None:
+    program = """
+import atexit, sys
+from seqmill.cli.main import main
+names = lambda: sorted(name.removeprefix("seqmill.cli.") for name in sys.modules if name.startswith("seqmill.cli."))
+atexit.register(lambda: print("imported", *names()))
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=SCRIPTS, capture_output=True, text=True)
+    assert set(done.stdout.splitlines()[-1].split()) == {"imported", *expected}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("run"), 1)
