@@ -1,6 +1,7 @@
 """`seqmill NAME ...`: each program of the workflow as a subcommand."""
 
 import argparse
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -51,7 +52,7 @@ def launch(name: str, usage_name: str | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(usage_name, description=module.__doc__)
     module.add_options(parser)
     arguments = parser.parse_args()
-    if sys.stdout is not None:  # closed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # or None, if it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     try:
         sys.exit(exit_code_of(lambda: module.work(arguments), getattr(module, "KEPT", "")))

@@ -69,6 +69,7 @@ def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[t
             f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py, or put "
             f"{what} there"
         )
+    architecture: AnyArchitecture
     if source.family == DNABERT_S:
         architecture, parts = dnabert_weights.open_folder(path)
     else:

@@ -89,8 +89,9 @@ def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iter
     for name, release in read_releases(facts).items():
         source = find_model(name)
         assert source.path is not None
-        source = replace(source, path=folder / source.path.name)
-        if source.path.exists():
+        path = folder / source.path.name
+        source = replace(source, path=path)
+        if path.exists():
             try:
                 yield f"{name}: {_check(source, release)}", True
             except (SeqmillError, OSError) as error:
