@@ -23,7 +23,7 @@ help:
 	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
-	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter"
+	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter, mypy"
 	@echo "make bench          time seqmill and other programs on this CPU (about 30 minutes)"
 	@echo "make clean          remove .venv; results stay"
 
@@ -71,6 +71,7 @@ lint: $(READY)
 	snakefmt --check Snakefile rules
 	snakemake --lint
 	cd scripts && lint-imports --no-cache ../pyproject.toml
+	mypy
 
 bench: $(READY)
 	python benchmarks/cpu.py

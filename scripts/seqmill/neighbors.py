@@ -115,9 +115,10 @@ def _neighbors(query: np.ndarray | EmbeddingsFile, target: EmbeddingsFile, k: in
 
 def _table(query: np.ndarray | EmbeddingsFile, start: int, target: EmbeddingsFile, k: int) -> pandas.DataFrame:
     numbers = np.arange(start, min(start + QUERY_ROWS, len(query)))
-    is_file = isinstance(query, EmbeddingsFile)
-    vectors = read_rows(query, start, start + len(numbers)) if is_file else query[numbers]
-    names = ids_of(query, numbers) if is_file else numbers
+    if isinstance(query, EmbeddingsFile):
+        vectors, names = read_rows(query, start, start + len(numbers)), ids_of(query, numbers)
+    else:
+        vectors, names = query[numbers], numbers
     exact = vectors.astype(np.float64)
     # Scaled by powers of two, so that no square overflows or vanishes.
     exact = np.ldexp(exact, -np.frexp(np.abs(exact).max(axis=1, keepdims=True, initial=0))[1])

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -14,6 +14,9 @@ from seqmill.base.digests import sha256_but_for
 from seqmill.base.files import name_errors, refuse_special
 from seqmill.base.signals import held_back_signals
 from seqmill.errors import SeqmillError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 STRINGS = h5py.string_dtype("utf-8")
 STRING_BLOCK = 65536
@@ -119,7 +122,7 @@ class RowWriter:
             assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
 
 
-class NewFile(h5py.File):
+class NewFile(h5py.File):  # type: ignore[misc]  # h5py has no types
     """An HDF5 file open for writing (`new_hdf5`)."""
 
     def __init__(self, raw: "_PatientFile", held: ExitStack) -> None:
@@ -150,7 +153,7 @@ class NewFile(h5py.File):
             strings[start : start + len(block)] = texts
             self.check()
 
-    def reserve(self, name: str, shape: tuple[int, int], dtype: str | type) -> None:
+    def reserve(self, name: str, shape: tuple[int, int], dtype: str | type | np.dtype) -> None:
         """Create a contiguous dataset whose values a `RowWriter` writes after the file is closed."""
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_layout(h5py.h5d.CONTIGUOUS)
@@ -171,14 +174,14 @@ class _PatientFile(io.FileIO):
         super().__init__(str(path), "w+")  # str, because errors show the name as given
         self.error: OSError | None = None
 
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data)
+    def write(self, data: "ReadableBuffer", /) -> int:
+        rest = whole = memoryview(data)
         while len(rest) and self.error is None:
             try:
                 rest = rest[super().write(rest) :]
             except OSError as error:
                 self.error = error
-        return len(data)
+        return len(whole)
 
     def truncate(self, size: int | None = None) -> int:
         try:

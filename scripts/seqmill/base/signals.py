@@ -18,6 +18,8 @@ POLL_SECONDS = 0.5
 class Interrupted(SystemExit):
     """A signal asked the program to stop; the exit code is 128 + its number, as shells count."""
 
+    code: int
+
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
         self.signal_name = signal.Signals(signal_number).name
@@ -45,8 +47,8 @@ def held_back_signals() -> Iterator[None]:
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
+        for late in came:
+            signal.raise_signal(late)
 
 
 class Signals:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -81,7 +82,7 @@ def launch(name: str, usage_name: str | None = None) -> NoReturn:
     module = import_module(f"seqmill.cli.{name}")
     parser = make_parser(name, usage_name)
     arguments = parser.parse_args()
-    if sys.stdout is not None:  # closed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # or None, if it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     try:
         sys.exit(exit_code_of(lambda: module.work(arguments), getattr(module, "KEPT", "")))

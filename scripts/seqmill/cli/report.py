@@ -41,6 +41,7 @@ def work(arguments: argparse.Namespace) -> None:
 
     given, folder = arguments, RunFolder(arguments.embeddings.parent)
     pairs = ((given.records, folder.records), (given.manifest, folder.manifest), (given.index, folder.index))
-    others = [path or (default if default.exists() else None) for path, default in pairs]
-    sources = Sources(given.embeddings, *others, given.statuses, given.metadata, given.color or "")
+    records, manifest, index = (path or (default if default.exists() else None) for path, default in pairs)
+    given_too = (given.statuses, given.metadata, given.color or "")
+    sources = Sources(given.embeddings, records, manifest, index, *given_too)
     write_report(sources, arguments.output)

@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="settings, such as shards=4 or 'exports=[npy,parquet]'",
     )
     # argparse itself would lose a FASTA file, an option and then --, in this order.
-    parser.parse_known_args = partial(_parse_known_args, parser.parse_known_args)  # type: ignore[method-assign]
+    parser.parse_known_args = partial(_parse_known_args, parser.parse_known_args)  # type: ignore[assignment]  # a method
 
 
 def _parse_known_args(

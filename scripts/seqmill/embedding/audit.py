@@ -97,6 +97,7 @@ def audit_embeddings(stored: StoredVectors, source: ModelSource, rows: np.ndarra
         return not_audited("there are no sequences")
     is_untrained = source.kind == "untrained"
     architecture, tensors = (source.architecture, None) if is_untrained else open_weights(source)
+    assert architecture is not None  # untrained weights have one
     speed = MADE_BYTES_PER_SECOND if is_untrained else READ_BYTES_PER_SECOND
     if reason := _why_not_loaded(architecture, speed, seconds):
         return not_audited(reason, time.perf_counter() - start)
@@ -188,7 +189,9 @@ def _recompute(
 def judge(audit: AuditFacts, precision: str, family: str) -> tuple[str, str]:
     """Return the verdict on embeddings computed in `precision` ("ok", "warn", "fail" or "none") and a message."""
     if not audit.sequences:
-        return "none", f"not audited: {audit.reference.removeprefix('none: ')}"
+        return "none", f"not audited: {(audit.reference or '').removeprefix('none: ')}"
+    assert audit.worst_cosine is not None
+    assert audit.worst_relative_error is not None
     message = (
         f"{audit.sequences} sequences recomputed ({audit.reference}): worst cosine {audit.worst_cosine:.6f}, "
         f"worst relative error {audit.worst_relative_error:.1e} at {audit.worst_sequence!r}"

@@ -160,7 +160,9 @@ class _WithoutValues(TorchFunctionMode):
     device, for which torch imports its compiler: that takes a second.
     """
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         if func is torch.nn.init.normal_:
             return kwargs["tensor"]

@@ -36,6 +36,8 @@ def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], parts: PartWr
     """
     index, device, status = job.index, job.device, job.status
     finite = FiniteResults(index, device, embed.readout, lambda on: job.make_model(on, torch.float32))
+    assert status.run.num_tokens is not None
+    assert status.run.threads is not None
     sizes = np.diff(index.token_offsets[index.pack_offsets])
     resumed_tokens = status.run.num_tokens - int(sizes[np.array(packs, np.int64)].sum())
     num_sequences = num_tokens = 0
@@ -115,7 +117,7 @@ def _note_speed(job: Job, packs: list[int], architecture: AnyArchitecture) -> No
     status.run.model_flops_per_second = round(model_flop(architecture, lengths) * rate)
     if device.type == "cuda" and packs:
         try:
-            peak = gemm_peak(device, getattr(torch, status.run.precision))
+            peak = gemm_peak(device, getattr(torch, job.precision))
             status.run.model_flop_utilization = round(status.run.model_flops_per_second / peak, 4)
         except RuntimeError as error:  # for example when the model leaves no memory for it
             log.warning("the GPU's peak can't be measured: %s", error)

@@ -99,8 +99,10 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
     rows = rows_of_rank(index.pack_offsets, task.rank, task.world_size)
     status.num_sequences = len(rows)
     status.num_packs = len(packs_of_rank(index.num_packs, task.rank, task.world_size))
+    described = devices.describe_device(device)
     status.run = RunFacts(
-        **devices.describe_device(device),
+        device=described["device"],
+        device_uuid=described["device_uuid"],
         precision=precision,
         precision_asked=settings.precision,
         threads=threads,

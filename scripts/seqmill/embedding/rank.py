@@ -130,6 +130,7 @@ def _audit(job: Job, rows: np.ndarray, done: DonePacks) -> dict[str, Any]:
     log.log(logging.WARNING if verdict in ("warn", "fail") else logging.INFO, "audit: %s", message)
     names = ("sequences", "worst_cosine", "worst_relative_error", "reference")
     numbers = (audit.worst_cosine, audit.worst_relative_error)
-    cosine, error = (number if math.isfinite(number) else None for number in numbers)  # JSON has no NaN or infinity
-    status.audit = msgspec.structs.replace(audit, worst_cosine=cosine, worst_relative_error=error, verdict=verdict)
+    # JSON has no NaN or infinity.
+    cosine, worst = (number if number is not None and math.isfinite(number) else None for number in numbers)
+    status.audit = msgspec.structs.replace(audit, worst_cosine=cosine, worst_relative_error=worst, verdict=verdict)
     return {f"audit_{name}": getattr(audit, name) for name in names}

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -34,7 +34,7 @@ Staged = tuple[int, bool, Pack, torch.cuda.Event]
 
 def embed_packs(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device, threads: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+) -> Generator[tuple[int, np.ndarray, np.ndarray], None, None]:
     """Yield each pack's number, embeddings and vectors of residues.
 
     Embeddings are float32 (sequences in the pack, outputs x hidden_dim); those of a sequence's segments are combined
@@ -67,7 +67,9 @@ def _joined(pieces: list[Arrays]) -> Arrays:
     return (rows[0], residues[0]) if len(pieces) == 1 else (np.concatenate(rows), np.concatenate(residues))
 
 
-def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int) -> Iterator[tuple[int, Arrays]]:
+def _on_cpu(
+    embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int
+) -> Generator[tuple[int, Arrays], None, None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # pieces run in parallel; inside a piece nothing does
 
@@ -96,7 +98,7 @@ def _on_cpu(embed: PackEmbedder, index: Index, packs: Iterable[int], threads: in
 
 def _on_cuda(
     embed: PackEmbedder, index: Index, packs: Iterable[int], device: torch.device
-) -> Iterator[tuple[int, Arrays]]:
+) -> Generator[tuple[int, Arrays], None, None]:
     """Compute so that the device never waits for the host: pieces are staged ahead, results are fetched behind.
 
     Results are copied to the host on a stream of their own. The host waits for a result when IN_FLIGHT later pieces are
@@ -145,7 +147,7 @@ def _float32_sums() -> Iterator[None]:
         matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
 
 
-def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Iterator[Staged]:
+def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Generator[Staged, None, None]:
     """Yield pieces of packs on a GPU. A thread copies them there on a stream of its own, up to STAGED pieces ahead."""
     to_device = torch.cuda.Stream(device)
     staged: Queue[Staged | BaseException | None] = Queue(STAGED)

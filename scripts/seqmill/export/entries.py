@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from seqmill.base.files import name_errors, whole_folder_or_absent, whole_or_absent
 from seqmill.base.hdf5 import new_hdf5
@@ -71,7 +72,7 @@ def write_pt(embeddings: EmbeddingsFile, output: Path, records: Path | None = No
         unique = unique_names(partial(read_ids, embeddings), file_name)
         for block in read_blocks(embeddings):
             for row, (id_, vector) in enumerate(zip(block.ids, block.vectors, strict=True), start=block.start):
-                entry = {"label": next(labels)}
+                entry: dict[str, Any] = {"label": next(labels)}
                 if embeddings.has_residues:
                     entry["representations"] = {layer: torch.from_numpy(embeddings.residues(row)).float()}
                 # A copy: a view would be saved with the whole block.
@@ -88,7 +89,13 @@ def _headers(embeddings: EmbeddingsFile, path: Path) -> Iterator[str]:
     import pandas
 
     rows, columns = enumerate(read_ids(embeddings)), ["row", "id", "description"]
-    form = {"sep": "\t", "usecols": columns, "dtype": str, "keep_default_na": False, "compression": "gzip"}
+    form: dict[str, Any] = {
+        "sep": "\t",
+        "usecols": columns,
+        "dtype": str,
+        "keep_default_na": False,
+        "compression": "gzip",
+    }
     try:
         with pandas.read_csv(path, **form, chunksize=4096) as blocks:
             for block in blocks:

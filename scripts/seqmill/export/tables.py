@@ -90,7 +90,7 @@ def write_h5ad(embeddings: EmbeddingsFile, output: Path, records: Path | None = 
             _encode(obs.create_dataset("length", data=embeddings.lengths), "array")
             ids = partial(read_ids, embeddings)
             for name, texts in (("id", ids()), ("_index", unique_names(ids))):
-                file.write_strings(f"obs/{name}", np.arange(rows), lambda some, all=texts: [*islice(all, len(some))])
+                file.write_strings(f"obs/{name}", np.arange(rows), partial(_following, texts))
                 _encode(obs[name], "string-array")
             var = _new_frame(file, "var", [])
             _encode(var.create_dataset("_index", data=[str(n) for n in range(width)], dtype=STRINGS), "string-array")
@@ -104,6 +104,10 @@ def write_h5ad(embeddings: EmbeddingsFile, output: Path, records: Path | None = 
         with RowWriter(temporary, "X") as writer:
             for block in read_blocks(embeddings):
                 writer.append(block.vectors)
+
+
+def _following(texts: Iterator[str], rows: np.ndarray) -> list[str]:
+    return [*islice(texts, len(rows))]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +107,7 @@ def _client_of(pace: Pace) -> Iterator[None]:
 
 
 def _client(pace: Pace) -> httpx2.Client:
-    hooks = {
+    hooks: dict[str, list[Callable[..., None]]] = {
         "request": [_require_https, partial(_set_alarm, pace.seconds)],
         "response": [partial(_set_alarm, 0.0), _refuse_downgrade, partial(_set_pace, pace)],
     }

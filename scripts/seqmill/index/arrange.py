@@ -108,7 +108,11 @@ def _segments(records: Records, first_records: np.ndarray) -> tuple[dict[str, np
         chosen = np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])
         segment_offsets = offsets_of(np.concatenate(records.segment_tokens)[chosen])
         lengths = np.concatenate(records.segment_lengths)[chosen]
-    columns = {"sequence_segments": offsets, "segment_offsets": segment_offsets, "segment_lengths": lengths}
+    columns: dict[str, np.ndarray] = {
+        "sequence_segments": offsets,
+        "segment_offsets": segment_offsets,
+        "segment_lengths": lengths,
+    }
     return columns, int(counts.sum())
 
 

@@ -7,11 +7,14 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from seqmill.base.files import refuse_special
 from seqmill.base.input_files import require_unchanged, stamp_of
 from seqmill.errors import SeqmillError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BLOCK_BYTES = 2 << 20
 READ_BYTES = 1 << 20
@@ -167,7 +170,7 @@ class _HashingReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         count = self.raw.readinto(buffer)
         self.size += count
         data = memoryview(buffer)[:count]
@@ -176,13 +179,13 @@ class _HashingReader(io.RawIOBase):
         return count
 
 
-def _read_gzip(file: io.BufferedReader, read_bytes: int) -> Iterator[bytes]:
+def _read_gzip(file: BinaryIO, read_bytes: int) -> Iterator[bytes]:
     with gzip.GzipFile(fileobj=file) as stream:  # bgzip has many gzip members, which GzipFile joins
         while chunk := stream.read(read_bytes):
             yield chunk
 
 
-def _read_zstd(file: io.BufferedReader) -> Iterator[bytes]:
+def _read_zstd(file: BinaryIO) -> Iterator[bytes]:
     import zstandard  # here, because a workflow reads FASTA files without the worker's packages
 
     # zstandard's stream_reader silently ends at a truncated frame; a decompression object reports it.

@@ -34,7 +34,7 @@ def index_in_memory(
     Raises:
         SeqmillError: a record is unusable, or the policy rejects all; the message has its number and its id.
     """
-    records = Records(*(Spill(io.BytesIO()) for _ in range(3)))
+    records = Records(Spill(io.BytesIO()), Spill(io.BytesIO()), Spill(io.BytesIO()))
     for block in blocks:
         records.append(block, tokenizer(block, name))
     arranged = arrange(records, policy, [], name)

@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -159,9 +160,9 @@ def packed(
 
     Return (num_tokens, num_heads * head_dim).
     """
-    function, scale_name, options = _packed_function(kernel)
+    function, scale_name, supported = _packed_function(kernel)
     longest = int(pack.lengths.max())
-    options = {scale_name: q.shape[-1] ** -0.5, **options, **biases}
+    options: dict[str, Any] = {scale_name: q.shape[-1] ** -0.5, **supported, **biases}
     output = function(q, k, v, pack.cu_seqlens, pack.cu_seqlens, longest, longest, **options)
     if isinstance(output, tuple):  # early versions of flash_attn_interface add the log-sum-exp
         output = output[0]
@@ -169,7 +170,7 @@ def packed(
 
 
 @functools.cache
-def _packed_function(kernel: str) -> tuple[Callable, str, dict[str, int]]:
+def _packed_function(kernel: str) -> tuple[Callable[..., Any], str, dict[str, int]]:
     """Return the function, the name of its scale argument, and options that its version supports.
 
     With num_splits=1 the pack's longest sequence does not determine how keys are divided among thread blocks, so a

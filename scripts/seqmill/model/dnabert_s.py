@@ -32,6 +32,8 @@ class DnabertS(torch.nn.Module):
     The arguments are those of `esm2.ESM2`; `attention` is a name from `seqmill.model.alibi.choose_kernel`.
     """
 
+    biases: torch.Tensor
+
     def __init__(
         self,
         architecture: DnabertArchitecture,

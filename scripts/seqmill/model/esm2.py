@@ -39,6 +39,9 @@ class ESM2(torch.nn.Module):
         elementwise: the kernel of the steps between, a name from `seqmill.model.elementwise.choose_elementwise`.
     """
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(
         self,
         architecture: Architecture,

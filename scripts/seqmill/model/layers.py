@@ -33,7 +33,7 @@ class Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.uses_onednn and x.is_cpu:
-            after = ("gelu", [], "none") if self.gelu else ("none", [], "")
+            after: tuple[str, list[float], str] = ("gelu", [], "none") if self.gelu else ("none", [], "")
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if self.gelu else y

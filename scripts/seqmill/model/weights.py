@@ -68,6 +68,7 @@ def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[t
         what = "the model's Hugging Face folder" if is_folder else "the model's fair-esm .pt file"
         fetch = f"run `{command('fetch', source.name)}`, or " if source.kind == "released" else ""
         raise SeqmillError(f"{path}: no such weights; {fetch}put {what} there")
+    architecture: AnyArchitecture
     if source.family == DNABERT_S:
         architecture, parts = dnabert_weights.open_folder(path)
     else:

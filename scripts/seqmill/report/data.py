@@ -178,9 +178,16 @@ def _read_records(path: Path, embeddings: EmbeddingsFile, with_left_out: bool) -
     """Return what the report shows from the table of fates, after checking that it belongs to the embeddings."""
     import pandas
 
-    lengths, fates, left_out = [np.empty(0, np.int32)], {fate.name.lower(): 0 for fate in Fate}, set()
+    lengths, fates = [np.empty(0, np.int32)], {fate.name.lower(): 0 for fate in Fate}
+    left_out: set[str] = set()
     embedded = windows = 0
-    columns = {"id": str, "length": "int32", "embedded_length": "int64", "windows": "int64", "fate": str}
+    columns: dict[str, Any] = {
+        "id": str,
+        "length": "int32",
+        "embedded_length": "int64",
+        "windows": "int64",
+        "fate": str,
+    }
     try:
         with pandas.read_csv(
             path, sep="\t", usecols=list(columns), dtype=columns, keep_default_na=False, chunksize=RECORDS_BLOCK
@@ -191,7 +198,7 @@ def _read_records(path: Path, embeddings: EmbeddingsFile, with_left_out: bool) -
                 embedded += int(computed["embedded_length"].sum())
                 windows += int(computed["windows"].sum())
                 for fate, number in block["fate"].value_counts().items():
-                    fates[fate] += number
+                    fates[str(fate)] += number
                 if with_left_out:
                     left_out.update(block["id"][block["fate"].isin(LEFT_OUT)])
     except FileNotFoundError:

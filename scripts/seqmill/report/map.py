@@ -106,6 +106,7 @@ def _read(embeddings: EmbeddingsFile, rows: np.ndarray) -> np.ndarray:
     if rows[-1] - rows[0] == len(rows) - 1:
         return read_rows(embeddings, int(rows[0]), int(rows[-1]) + 1)
     array = embeddings.array
+    assert isinstance(array, np.memmap)  # as there are rows
     vectors = np.empty((len(rows), array.shape[1]), array.dtype)
     with name_errors(embeddings.path), embeddings.path.open("rb", buffering=0) as file:
         for vector, row in zip(vectors, rows.tolist(), strict=True):

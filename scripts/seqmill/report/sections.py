@@ -77,7 +77,7 @@ def _stages(shards: Shards, merge: dict[str, float]) -> list[tuple[str, float, s
     return [(name, value, duration(value)) for name, value in seconds.items()]
 
 
-def _shard_table(shards: Shards) -> dict[str, list]:
+def _shard_table(shards: Shards) -> dict[str, list[Any]]:
     """Return the header and the rows of the table of shards; columns without any value are left out."""
 
     def column(name: str, form: str, unit: float = 1) -> list[str]:

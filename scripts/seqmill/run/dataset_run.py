@@ -113,8 +113,9 @@ class DatasetRun(Dataset):
 
     @property
     def request(self) -> Request:
-        asked = [self.settings[name] for name in ("precision", "on_error", "dtype")]
-        return Request(self.fasta, self.model, self.policy, self.outputs, *asked, tuple(self.reused.values()))
+        asked = {name: self.settings[name] for name in ("precision", "on_error", "dtype")}
+        reused = tuple(self.reused.values())
+        return Request(self.fasta, self.model, self.policy, self.outputs, **asked, reused=reused)
 
     def choose_world_size(self, num_gpus: int, is_edited: bool) -> int:
         """Return the number of shards; auto is that of the run before unless the FASTA was edited, else one per GPU."""

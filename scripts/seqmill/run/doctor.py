@@ -96,8 +96,9 @@ def _open_index(path: Path, check: bool) -> Index:
 
 def _open_part(path: Path, index: Index | None) -> Part:
     part = open_part(path)
-    for place in range(len(part.packs) if index else 0):
-        part.result(place, index)  # raises if the checksum is wrong
+    if index:
+        for place in range(len(part.packs)):
+            part.result(place, index)  # raises if the checksum is wrong
     return part
 
 

@@ -80,7 +80,7 @@ def choose_length_policy(
     if window == FAMILY_DEFAULT:
         window = max_length
     if stride == FAMILY_DEFAULT:  # windows of a protein overlap, so that every residue is well inside one
-        stride = window if family == DNABERT_S else -(-window // 2)
+        stride = window if family == DNABERT_S else -(-int(window) // 2)
     strand = strand if family == DNABERT_S else "forward"
     return LengthPolicy(long_sequences, int(max_length), int(window), int(stride), strand)
 

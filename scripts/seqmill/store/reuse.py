@@ -87,7 +87,7 @@ class Source:
             log.warning("%s: of another result: the values of %s can't be checked", path, self.path)
             return
         first = self.outputs[0]
-        same_place = (offset, size) == (first.offset, first.nbytes)  # type: ignore[attr-defined]
+        same_place = (offset, size) == (first.offset, first.nbytes)  # type: ignore[attr-defined]  # a map: it has rows
         if not same_place or digests != (digest, sha256_but_for(self.path, offset, size)):
             raise SeqmillError(f"{self.path}: is damaged: its bytes differ from the digests in {path}")
 
@@ -97,7 +97,7 @@ class Source:
         block_rows = max(BLOCK_BYTES // (values.itemsize * values.shape[1]), 1)
         for start in range(0, len(values), block_rows):
             block = values[start : start + block_rows]
-            digest.update(block)  # type: ignore[arg-type]
+            digest.update(block)
             finite = np.isfinite(block).all(axis=1)
             if not finite.all():
                 raise SeqmillError(f"{self.path}: the vector in its row {start + int(np.argmin(finite))} is not finite")

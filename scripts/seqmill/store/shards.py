@@ -48,6 +48,7 @@ class ShardWriter:
     def append(self, embeddings: np.ndarray, residues: np.ndarray | None = None) -> None:
         """Write the next embeddings, and their residue vectors if they are kept."""
         for writer, rows in zip(self.writers, (embeddings, residues), strict=False):
+            assert rows is not None
             writer.append(rows)
 
 
@@ -101,7 +102,10 @@ def open_shard(path: Path) -> Shard:
         names = [*DATASETS[:3], *(RESIDUE_DATASETS if fingerprint.per_residue else ())]
         if missing := [name for name in names if name not in file]:
             raise SeqmillError(f"{path}: lacks {', '.join(missing)}")
-        arrays = {"residues": np.empty((0, 0), np.float16), "residue_offsets": np.empty(0, np.int64)}
+        arrays: dict[str, np.ndarray] = {
+            "residues": np.empty((0, 0), np.float16),
+            "residue_offsets": np.empty(0, np.int64),
+        }
         return Shard(
             path,
             attributes["rank"],
@@ -110,5 +114,5 @@ def open_shard(path: Path) -> Shard:
             attributes["num_layers"],
             [kind for kind in attributes["computed_by"].split("; ") if kind],
             {name: value for name, value in attributes.items() if name.startswith("audit_")},
-            **{**arrays, **{name: map_dataset(path, file[name]) for name in names}},
+            **arrays | {name: map_dataset(path, file[name]) for name in names},
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -13,7 +13,9 @@ from seqmill.base.files import write_json
 from seqmill.errors import SeqmillError
 
 SHOWN_ERROR = 300  # characters
-RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RUNNING: Final = "running"
+COMPLETE: Final = "complete"
+FAILED: Final = "failed"
 MOST_POINTS = 120
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]

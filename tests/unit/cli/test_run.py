@@ -156,3 +156,9 @@ def test_wrong_usage_has_exit_code_2(folder: Path, arguments: list[str], line: s
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(line)
     assert files(folder) == ["p.faa"]
+
+
+def test_the_exit_code_is_that_of_snakemake(folder: Path) -> None:
+    done = run(folder, "p.faa", "--model", MODEL, "--", "--no-such-option")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --no-such-option" in done.stderr

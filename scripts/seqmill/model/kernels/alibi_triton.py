@@ -11,6 +11,7 @@ from __future__ import annotations  # triton may be missing
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -94,7 +95,7 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
     return ""
 
 
-def _jit(kernel: Callable) -> Callable:
+def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
     # Otherwise variants for one sequence and for multiples of 16 would be compiled in the middle of a run.
     return triton.jit(kernel, do_not_specialize=["num_sequences"]) if triton else kernel
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from seqmill.base.files import cache_folder, whole_or_absent
 from seqmill.base.machine import processor
-from seqmill.model.kernels.build import KERNELS, SOURCES, compile_command, find_compiler, library_file
+from seqmill.model.kernels.build import KERNELS as KERNELS  # for users of this module
+from seqmill.model.kernels.build import SOURCES, compile_command, find_compiler, library_file
 
 if TYPE_CHECKING:
     import torch

@@ -10,6 +10,7 @@ from __future__ import annotations  # triton may be missing
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -111,7 +112,7 @@ def available(device: torch.device) -> bool:
     return True
 
 
-def _jit(kernel: Callable) -> Callable:
+def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
     return triton.jit(kernel) if triton else kernel
 
 
