@@ -97,7 +97,7 @@ def test_every_program_explains_every_option(program: str) -> None:
 
 
 def test_every_relative_link_in_the_documentation_resolves() -> None:
-    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("config/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
     assert len(links) > 3
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
