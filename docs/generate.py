@@ -1,0 +1,123 @@
+"""Write the generated parts of the reference: python docs/generate.py (make docs runs it).
+
+In a page, such a part is between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is written by hand. The
+pages are in git, so that they can be read without the site; tests/unit/test_docs.py compares them with their sources.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from seqmill.base.files import read_json
+from seqmill.cli.main import PROGRAMS
+from seqmill.spec.models import DNABERT_MODELS, MODELS
+from seqmill.spec.released import RELEASED
+
+REPOSITORY = Path(__file__).parents[1]
+REFERENCE = REPOSITORY / "docs/reference"
+PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGE = re.compile(r"docs/([\w-]+)/([\w-]+)\.md")
+
+
+def settings() -> Iterator[str]:
+    """Yield a section per setting of the schema."""
+    schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
+    for name, rule in schema["properties"].items():
+        default = rule["default"]
+        yield f"## {name}\n"
+        text = PAGE.sub(lambda page: f"[{page[2].replace('-', ' ')}](../{page[1]}/{page[2]}.md)", rule["description"])
+        yield f"{text}\n"
+        yield f"- Values: {values_of(rule)}"
+        yield f"- Default: {'none' if default in ('', []) else f'`{yaml_word(default)}`'}\n"
+
+
+def values_of(rule: dict[str, Any]) -> str:
+    """Return the values that a rule of the schema allows, in words."""
+    if "enum" in rule:
+        return ", ".join(f"`{yaml_word(value)}`" for value in rule["enum"])
+    if "const" in rule:
+        return f"`{yaml_word(rule['const'])}`"
+    if choices := rule.get("oneOf") or rule.get("anyOf"):
+        return "; or ".join(values_of(choice) for choice in choices)
+    if rule["type"] == "array":
+        return f"a list of {values_of(rule['items'])}"
+    bounds = f" from {rule['minimum']:,} to {rule['maximum']:,}" if "minimum" in rule else ""
+    return {"string": "a text", "integer": "a whole number", "number": "a number"}[rule["type"]] + bounds
+
+
+def yaml_word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def models() -> Iterator[str]:
+    """Yield a table of the released models; parameters are those of the published files."""
+    released = read_json(RELEASED)
+    yield "| model | layers | dimensions | download |"
+    yield "|---|---|---|---|"
+    for name, shape in {**MODELS, **DNABERT_MODELS}.items():
+        sizes = [file.get("size") for file in released[name]["sources"][0]["files"].values()]
+        size = f"{sum(sizes) / 1e9:.2f} GB" if all(sizes) else "size not published"
+        yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} |"
+
+
+def commands() -> Iterator[str]:
+    """Yield a section per command, from its parser."""
+    for name in PROGRAMS:
+        module = import_module(f"seqmill.cli.{name}")
+        parser = argparse.ArgumentParser(f"seqmill {name}", description=module.__doc__)
+        module.add_options(parser)
+        yield from command(parser)
+
+
+def command(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield a command's section: what it does, its arguments and options, and its epilog."""
+    actions = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
+    names = [str(action.metavar or action.dest).upper() for action in actions if not action.option_strings]
+    yield f"### {parser.prog}\n"
+    yield f"{markdown(parser.description or '')}\n"
+    yield f"```text\n{' '.join([parser.prog, *names, '[options]'])}\n```\n"
+    if actions:
+        yield "| option | meaning |"
+        yield "|---|---|"
+    for action in actions:
+        yield f"| {invocation(action)} | {explanation(parser, action)} |"
+    yield ""
+    if parser.epilog:
+        yield f"```text\n{parser.epilog.strip()}\n```\n"
+
+
+def invocation(action: argparse.Action) -> str:
+    """Return an option or argument such as `--cores CORES`."""
+    value = "" if action.nargs == 0 else str(action.metavar or action.dest).upper()
+    return f"`{' '.join(part for part in (', '.join(action.option_strings), value) if part)}`"
+
+
+def explanation(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Return an option's help, with the values that it allows."""
+    text = markdown((action.help or "") % {**vars(action), "prog": parser.prog})
+    choices = f" One of {', '.join(f'`{choice}`' for choice in action.choices)}." if action.choices else ""
+    needed = " Required." if action.required and action.option_strings else ""
+    return f"{text}.{choices}{needed}" if choices or needed else text
+
+
+def markdown(text: str) -> str:
+    """Escape what is not meant as Markdown or HTML."""
+    return re.sub(r"([|<*])", r"\\\1", text)
+
+
+PARTS = {"settings": settings, "models": models, "commands": commands}
+
+
+def generated(page: str) -> str:
+    """Return a page with its generated parts as their sources are now."""
+    return PART.sub(lambda part: f"{part[1]}\n" + "\n".join(PARTS[part[2]]()).rstrip() + f"\n\n{part[3]}", page)
+
+
+if __name__ == "__main__":
+    for path in REFERENCE.glob("*.md"):
+        path.write_text(generated(path.read_text()))
