@@ -64,7 +64,7 @@ onstart:
 onsuccess:
     from seqmill.run.summary import results_message
 
-    print(results_message(RUN))
+    print(results_message(RUN, is_elsewhere=workflow.overwrite_workdir is not None))
     # Snakemake's scheduler starts one after each job, and Snakemake 9.27 would wait for the last, a second.
     for timer in threading.enumerate():
         if isinstance(timer, threading.Timer) and timer.function.__module__.startswith(

@@ -1,10 +1,12 @@
-"""Adds the compiled C kernels to the wheel; pyproject.toml says everything else about the package.
+"""Adds the workflow and the compiled C kernels to the wheel; pyproject.toml says everything else about the package.
 
-Editable installs get none: `compiled.load` compiles at first use, from sources that may change.
+Editable installs get neither: the workflow is in the repository (`run.workflow_files`), and `compiled.load` compiles at
+first use, from sources that may change.
 """
 
 import platform
 import runpy
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,21 +14,47 @@ from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
+REPOSITORY = Path(__file__).absolute().parent
+WORKFLOW = ("Snakefile", "config", "envs", "profiles", "rules", "tests/data")  # and the launchers in scripts/
+# In the repository the package is next to its launchers. In the wheel this module is, and loads the package that they
+# belong to: under --software-deployment-method conda they run with a Python that has no seqmill.
+BESIDE_LAUNCHERS = '''"""Loads the package seqmill that these launchers belong to, whatever Python runs them."""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+spec = spec_from_file_location("seqmill", Path(__file__).absolute().parents[2] / "__init__.py")
+sys.modules["seqmill"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["seqmill"])
+'''
 FOLDER = "seqmill/model/kernels"
 # Not imported: seqmill's dependencies are absent when a wheel is built.
-kernels = runpy.run_path(str(Path(__file__).parent / "scripts" / FOLDER / "build.py"))
+kernels = runpy.run_path(str(REPOSITORY / "scripts" / FOLDER / "build.py"))
 KERNELS = [name for name, kernel in kernels["KERNELS"].items() if kernel.machine == platform.machine()]
 
 
-class BuildWithKernels(build_py):
-    """Copies the package, then compiles what the compiler can of this machine's kernels."""
+class BuildAll(build_py):
+    """Copies the package and the workflow, then compiles what the compiler can of this machine's kernels."""
 
     def run(self) -> None:
-        """Leave out a kernel that can't be compiled, with a warning: it is compiled at first use if possible."""
         super().run()
-        if self.editable_mode:
-            return
-        folder = Path(self.build_lib, FOLDER)
+        if not self.editable_mode:
+            self.copy_workflow(Path(self.build_lib, "seqmill/workflow"))
+            self.compile_kernels(Path(self.build_lib, FOLDER))
+
+    def copy_workflow(self, folder: Path) -> None:
+        """Copy the workflow's files, with the same paths as in the repository."""
+        shutil.rmtree(folder, ignore_errors=True)  # from an earlier build in the same folder
+        launchers = [f"scripts/{path.name}" for path in (REPOSITORY / "scripts").glob("*.py")]
+        for name in (*WORKFLOW, *launchers):
+            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copy(REPOSITORY / name, folder / name)
+        (folder / "scripts/seqmill.py").write_text(BESIDE_LAUNCHERS)
+
+    def compile_kernels(self, folder: Path) -> None:
+        """Leave out a kernel that can't be compiled, with a warning: it is compiled at first use if possible."""
         for stale in folder.glob("*.so"):  # from an earlier build in the same folder
             stale.unlink()
         compiler = kernels["find_compiler"]()
@@ -56,4 +84,4 @@ class WithKernels(Distribution):
         return bool(KERNELS) and kernels["find_compiler"]() is not None
 
 
-setup(distclass=WithKernels, cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel})
+setup(distclass=WithKernels, cmdclass={"build_py": BuildAll, "bdist_wheel": PlatformWheel})

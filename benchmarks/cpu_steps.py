@@ -25,10 +25,10 @@ from proteins import random_proteins, write_fasta
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.pooling import mean_over_residues
-from seqmill.embed.readout import Readout
-from seqmill.embed.runner import CPU_PIECE_TOKENS, embed_packs
+from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.pooling import mean_over_residues
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import CPU_PIECE_TOKENS, embed_packs
 from seqmill.index.build import build_index
 from seqmill.model import attention, esm2
 from seqmill.model.attention import choose_kernel

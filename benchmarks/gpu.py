@@ -30,12 +30,12 @@ from proteins import random_proteins, write_fasta
 BENCHMARKS = Path(__file__).parent
 sys.path[:0] = [str(BENCHMARKS.parent / "scripts"), str(BENCHMARKS.parent / "tests/support")]
 
-from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
-from seqmill.embed.pooling import mean_over_residues
-from seqmill.embed.readout import Readout
-from seqmill.embed.runner import embed_packs
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
+from seqmill.embedding.pooling import mean_over_residues
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import embed_packs
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.model.attention import FASTEST_FIRST, choose_kernel, why_not

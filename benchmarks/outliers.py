@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / folder) for folder in ("scrip
 
 from reference import fair_esm_model, one_pack, plant_outliers, save_checkpoint
 from seqmill.base.machine import processor
-from seqmill.embed.pooling import mean_over_residues
+from seqmill.embedding.pooling import mean_over_residues
 from seqmill.model.attention import attend
 from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, TOKEN_DROPOUT_SCALE, rope_tables
 from seqmill.model.pack import Pack

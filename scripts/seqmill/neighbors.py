@@ -9,16 +9,16 @@ import pandas
 
 from seqmill.base.files import refuse_folder, refuse_shared, whole_or_absent
 from seqmill.errors import SeqmillError
-from seqmill.store.embeddings import Embeddings, ids_of, open_embeddings, read_rows
+from seqmill.store.embeddings import EmbeddingsFile, ids_of, read_rows
 
 QUERY_ROWS, TARGET_ROWS = 1024, 8192  # per block
 COLUMNS = ("query", "query_row", "rank", "id", "row", "score")
-Queries = np.ndarray | Embeddings | str | Path
+Queries = np.ndarray | EmbeddingsFile | str | Path
 
 log = logging.getLogger(__name__)
 
 
-def search(query: Queries, embeddings: Embeddings | str | Path, k: int = 10) -> pandas.DataFrame:
+def search(query: Queries, embeddings: EmbeddingsFile | str | Path, k: int = 10) -> pandas.DataFrame:
     """Return the `k` nearest neighbors of each query by cosine, found by comparing it with every record.
 
     Args:
@@ -34,8 +34,8 @@ def search(query: Queries, embeddings: Embeddings | str | Path, k: int = 10) -> 
     Raises:
         SeqmillError: the dimensions, or the models, layers or poolings of two files, differ; a vector is not finite.
     """
-    target = embeddings if isinstance(embeddings, Embeddings) else open_embeddings(embeddings)
-    frames = list(_neighbors(open_embeddings(query) if isinstance(query, str | Path) else query, target, k))
+    target = embeddings if isinstance(embeddings, EmbeddingsFile) else EmbeddingsFile(embeddings)
+    frames = list(_neighbors(EmbeddingsFile(query) if isinstance(query, str | Path) else query, target, k))
     return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame(columns=list(COLUMNS))
 
 
@@ -45,8 +45,8 @@ def write_neighbors(
     """Write what `search` finds as a tab-separated table; `layer` and `pooling` choose the output of both files."""
     refuse_shared([output], (query, target))
     refuse_folder(output)
-    embeddings = open_embeddings(target, layer, pooling)
-    frames = _neighbors(open_embeddings(query, layer, pooling), embeddings, k)
+    embeddings = EmbeddingsFile(target, layer, pooling)
+    frames = _neighbors(EmbeddingsFile(query, layer, pooling), embeddings, k)
     with whole_or_absent(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
         text.write("\t".join(COLUMNS) + "\n")
         for frame in frames:
@@ -57,7 +57,7 @@ def write_neighbors(
         log.warning(embeddings.attrs["warning"])
 
 
-def nearest(queries: np.ndarray, norms: np.ndarray, target: Embeddings, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(queries: np.ndarray, norms: np.ndarray, target: EmbeddingsFile, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows (int64) and cosines (float64) of the nearest neighbors, each (n, min(k, records)).
 
     A float32 product finds the candidates: the records whose cosine may be among the k best, given its rounding error.
@@ -93,18 +93,18 @@ def _norms(vectors: np.ndarray, start: int, what: str, remedy: str = "") -> np.n
     return np.where(norms == 0, 1, norms)
 
 
-def _neighbors(query: np.ndarray | Embeddings, target: Embeddings, k: int) -> Iterator[pandas.DataFrame]:
+def _neighbors(query: np.ndarray | EmbeddingsFile, target: EmbeddingsFile, k: int) -> Iterator[pandas.DataFrame]:
     """Check the arguments, then return an iterator over the tables of the blocks of queries."""
     if k < 1:
         raise SeqmillError(f"k is {k}; ask for at least one neighbor")
-    if not isinstance(query, Embeddings):
+    if not isinstance(query, EmbeddingsFile):
         query = np.atleast_2d(np.asarray(query))
         if query.ndim != 2 or query.dtype.kind not in "fiu":
             raise SeqmillError(f"a query is a vector or an array of vectors, not {query.dtype} {query.shape}")
-    width, dim = (query.array if isinstance(query, Embeddings) else query).shape[1], target.array.shape[1]
+    width, dim = (query.array if isinstance(query, EmbeddingsFile) else query).shape[1], target.array.shape[1]
     if width != dim:
         raise SeqmillError(f"the queries have {width} dimensions, {target.path} has {dim}; embed both with one model")
-    if isinstance(query, Embeddings):
+    if isinstance(query, EmbeddingsFile):
         spaces = [(e.attrs.get("model_digest"), e.layer, e.pooling) for e in (query, target)]
         pairs = zip(("model_digest", "layer", "pooling"), *spaces, strict=True)
         if different := "; ".join(f"{name} is {one} and {other}" for name, one, other in pairs if one != other):
@@ -113,9 +113,9 @@ def _neighbors(query: np.ndarray | Embeddings, target: Embeddings, k: int) -> It
     return (_table(query, start, target, k) for start in range(0, len(query), QUERY_ROWS))
 
 
-def _table(query: np.ndarray | Embeddings, start: int, target: Embeddings, k: int) -> pandas.DataFrame:
+def _table(query: np.ndarray | EmbeddingsFile, start: int, target: EmbeddingsFile, k: int) -> pandas.DataFrame:
     numbers = np.arange(start, min(start + QUERY_ROWS, len(query)))
-    is_file = isinstance(query, Embeddings)
+    is_file = isinstance(query, EmbeddingsFile)
     vectors = read_rows(query, start, start + len(numbers)) if is_file else query[numbers]
     names = ids_of(query, numbers) if is_file else numbers
     exact = vectors.astype(np.float64)

@@ -27,7 +27,7 @@ MODULES = {
         ),
         *("faiss", "numpy.random", "pandas", "pyarrow.parquet"),
     ),
-    WITH_TORCH: ("seqmill.embed.rank", "seqmill.embed.worker", "seqmill.export.export"),
+    WITH_TORCH: ("seqmill.embedding.rank", "seqmill.embedding.worker", "seqmill.export.export"),
 }
 UNFINISHED = (".tmp", ".lock")
 # JSON fields that differ from run to run.

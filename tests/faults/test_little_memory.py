@@ -23,13 +23,13 @@ TIGHT = """
 import json, re, resource, sys
 from pathlib import Path
 import numpy as np, torch
-from seqmill.embed.embedder import DoesNotFit, PackEmbedder
+from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.model.esm2 import ESM2
 from seqmill.spec.models import MODELS
 from seqmill.model.weights import untrained_tensors
 from seqmill.model.pack import Pack
 from seqmill.spec.outputs import Outputs
-from seqmill.embed.readout import Readout
+from seqmill.embedding.readout import Readout
 
 number, length, megabytes = map(int, sys.argv[1:])
 torch.set_num_threads(1)

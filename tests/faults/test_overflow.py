@@ -9,9 +9,9 @@ from workers import embed, status_of
 
 from pipeline import Run
 from reference import ALPHABET, fair_esm_model, save_checkpoint
-from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.readout import Readout
-from seqmill.embed.runner import embed_packs
+from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import embed_packs
 from seqmill.model.esm2 import ESM2
 from seqmill.model.weights import load_weights
 from seqmill.spec.models import MODELS, find_model

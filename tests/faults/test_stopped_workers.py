@@ -16,7 +16,7 @@ from sequences import random_sequences
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ENDS_WITHIN = 60.0  # seconds; the stop takes no longer than to compute and save a pack
-SAYS_EVERY_PACK = "import seqmill.embed.compute; seqmill.embed.compute.PROGRESS_SECONDS = 0"
+SAYS_EVERY_PACK = "import seqmill.embedding.compute; seqmill.embedding.compute.PROGRESS_SECONDS = 0"
 
 
 def heed_interrupts() -> None:

@@ -20,12 +20,12 @@ import numpy as np
 from damage import bits_flipped, damaged, failures, parts_of
 
 from pipeline import Run
+from seqmill.api.embeddings import open_embeddings
 from seqmill.base.files import sha256_of_file
 from seqmill.errors import SeqmillError
 from seqmill.merge.merge import merge_shards
 from seqmill.merge.records import write_records
 from seqmill.spec.packing import rows_of_rank
-from seqmill.store.embeddings import open_embeddings
 from seqmill.store.index import open_index
 
 

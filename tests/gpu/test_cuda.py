@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from pipeline import DEMO, MODEL, Run
 from seqmill import open_embeddings
-from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
-from seqmill.embed.pooling import mean_over_residues, mean_over_tokens
-from seqmill.embed.readout import Readout
-from seqmill.embed.runner import embed_packs
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
+from seqmill.embedding.pooling import mean_over_residues, mean_over_tokens
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import embed_packs
+from seqmill.embedding.worker import embed_shard
 from seqmill.model import alibi, dnabert_s
 from seqmill.model.attention import FASTEST_FIRST, attend, choose_kernel, rotate, why_not
 from seqmill.model.dnabert_s import DnabertS

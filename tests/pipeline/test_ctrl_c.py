@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import DEMO, MODEL, Run
 from seqmill.base import hdf5
-from seqmill.index import build
+from seqmill.index import arrange, build
 from seqmill.index.build import build_index
 from seqmill.merge import records
 from seqmill.merge.records import write_records
@@ -42,8 +42,8 @@ class Calls:
 
 
 STEPS = [
-    (build, "unique_sequences", build, "find_reused"),
-    (build, "choose_pack_tokens", build, "plan_packs"),
+    (arrange, "unique_sequences", arrange, "find_reused"),
+    (arrange, "choose_pack_tokens", arrange, "plan_packs"),
     (build, "_copy", build, "_write_tokens"),
     (build, "_write_tokens", build, "content_digest"),
     (build, "content_digest", build, "write_attributes"),

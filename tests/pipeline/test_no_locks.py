@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import DEMO, SCRIPTS, SUPPORT, Run
 from preload import NO_LOCKS, preloaded
-from seqmill.store.embeddings import open_embeddings
+from seqmill.api.embeddings import open_embeddings
 
 ERRNOS = {"ENOLCK": errno.ENOLCK, "EOPNOTSUPP": errno.EOPNOTSUPP, "EINVAL": errno.EINVAL, "ENOSYS": errno.ENOSYS}
 CODE = """

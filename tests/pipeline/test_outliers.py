@@ -16,7 +16,7 @@ from reference import (
     save_checkpoint,
     worst_errors,
 )
-from seqmill.embed.pooling import mean_over_residues
+from seqmill.embedding.pooling import mean_over_residues
 from seqmill.model.attention import choose_kernel
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack

@@ -20,8 +20,8 @@ from pipeline import Run, results_of, run_script, save_parts
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.base.files import sha256_of_file
-from seqmill.embed import embedder, runner
-from seqmill.embed.audit import StoredVectors, audit_embeddings, judge
+from seqmill.embedding import embedder, runner
+from seqmill.embedding.audit import StoredVectors, audit_embeddings, judge
 from seqmill.errors import SeqmillError
 from seqmill.export.export import export_embeddings
 from seqmill.spec.fingerprint import Fingerprint

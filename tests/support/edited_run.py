@@ -14,7 +14,7 @@ from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.base.input_files import KnownDigests
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.worker import embed_shard
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.run.stale import Request, find_fasta_edit, stale_results, started_world_size, status_path_of

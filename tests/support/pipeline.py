@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import DonePacks
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.part_writer import PartWriter
+from seqmill.embedding.resume import DonePacks
+from seqmill.embedding.worker import embed_shard
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.fingerprint import Fingerprint

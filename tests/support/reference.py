@@ -7,7 +7,7 @@ import esm
 import numpy as np
 import torch
 
-from seqmill.embed.pooling import mean_over_residues
+from seqmill.embedding.pooling import mean_over_residues
 from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
 from seqmill.model.elementwise import EAGER
 from seqmill.model.encoder import pack_weights

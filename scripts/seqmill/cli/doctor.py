@@ -8,6 +8,7 @@ from pathlib import Path
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.findings import Remedy
+from seqmill.run.workflow_files import workflow_folder
 
 STATES = {
     Remedy.NOTHING: "complete",
@@ -78,7 +79,7 @@ def snakemake(root: Path, *arguments: str) -> str:
     """Return the command for the current directory, from which the Snakefile and the results may be elsewhere."""
     command = ["snakemake", *arguments]
     if not Path("Snakefile").exists():
-        command += ["--snakefile", str(Path(__file__).absolute().parents[3] / "Snakefile")]
+        command += ["--snakefile", str(workflow_folder() / "Snakefile")]
     return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
 
 

@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def work(arguments: argparse.Namespace) -> None:
     if arguments.parent:
         stop_with_parent(arguments.parent)
-    from seqmill.embed.worker import embed_shard
+    from seqmill.embedding.worker import embed_shard
 
     task = ShardTask(
         index=arguments.index,

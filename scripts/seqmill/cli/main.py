@@ -7,8 +7,9 @@ from typing import NoReturn
 
 from seqmill.cli.program import exit_code_of
 
-# In the order of the pipeline.
+# The workflow, then its programs in the order of the pipeline.
 PROGRAMS = {
+    "run": "run the whole workflow, in any folder",
     "fetch_weights": "download the weights of a released model and test them",
     "plan": "forecast what a run needs: shards, time, disk, memory",
     "build_index": "read a FASTA file: validate, deduplicate, tokenize, pack",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from seqmill.base.extras import optional_packages
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import FAMILY_DEFAULT, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
@@ -29,10 +30,11 @@ log = logging.getLogger("seqmill")
 def exit_code_of(work: Callable[[], int | None], kept: str = "") -> int:
     """Do the work of a program and return its exit code: its own, 0, 1 after an error, or 130 after Ctrl-C.
 
-    A SeqmillError or an error of the operating system (disk full, no permission) is logged in one line; any other is a
-    defect of seqmill and keeps its traceback. Any other signal that ends a process, as at a cluster's time limit, also
-    lets the work clean up; the process then ends with 128 + the signal's number. The log goes to standard error, which
-    a workflow redirects to the rule's log file. `kept` is added to the messages after a full disk or a signal.
+    A SeqmillError, a missing optional package, or an error of the operating system (disk full, no permission) is logged
+    in one line; any other is a defect of seqmill and keeps its traceback. Any other signal that ends a process, as at a
+    cluster's time limit, also lets the work clean up; the process then ends with 128 + the signal's number. The log
+    goes to standard error, which a workflow redirects to the rule's log file. `kept` is added to the messages after a
+    full disk or a signal.
     """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
@@ -42,7 +44,8 @@ def exit_code_of(work: Callable[[], int | None], kept: str = "") -> int:
     signals = Signals(ENDING_SIGNALS)
     try:
         signals.catch()
-        return work() or 0
+        with optional_packages():
+            return work() or 0
     except SeqmillError as error:
         log.error("%s", error)
         return 1

@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from seqmill.cli import program
-from seqmill.errors import SeqmillError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    try:
-        from seqmill.run.watch import watch
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != "rich":  # which no worker needs
-            raise
-        raise SeqmillError("watch needs rich: pip install 'seqmill[workflow]' (or rich)") from error
+    from seqmill.run.watch import watch  # imports rich, which readers of results may lack
 
     interval = arguments.interval if arguments.interval is not None else 2.0 if sys.stdout.isatty() else 60.0
     watch(arguments.results, interval, arguments.once, sys.stdout)

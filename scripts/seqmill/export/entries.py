@@ -11,7 +11,7 @@ from seqmill.base.files import name_errors, whole_folder_or_absent, whole_or_abs
 from seqmill.base.hdf5 import new_hdf5
 from seqmill.errors import SeqmillError
 from seqmill.export.names import NAMES, file_name, hdf5_name, unique_names, whole_export
-from seqmill.store.embeddings import Embeddings, read_blocks, read_ids
+from seqmill.store.embeddings import EmbeddingsFile, read_blocks, read_ids
 
 NAME_COLUMNS = ("name", "id", "row")
 CHECKED_ROWS = 256  # how often to check for a full disk and for signals
@@ -19,7 +19,7 @@ CHECKED_ROWS = 256  # how often to check for a full disk and for signals
 REPRESENTATIONS = {"cls": "bos", "mean_tokens": "mean"}
 
 
-def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, per_residue: bool = False) -> None:
+def write_h5(embeddings: EmbeddingsFile, output: Path, records: Path | None = None, per_residue: bool = False) -> None:
     """Write a dataset (hidden_dim,) per record at the root, with the id in its attribute `original_id`.
 
     UniProt's files have accessions as names (help page "Protein Embeddings"), those of bio_embeddings the attribute.
@@ -49,7 +49,7 @@ def write_h5(embeddings: Embeddings, output: Path, records: Path | None = None, 
                 text.flush()
 
 
-def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
+def write_pt(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:
     """Write a folder with a NAME.pt per record, as fair-esm's scripts/extract.py does, and names.tsv.
 
     Each file holds `label` (the id, with `records` the whole header, as in fair-esm) and `mean_representations` (for
@@ -83,7 +83,7 @@ def write_pt(embeddings: Embeddings, output: Path, records: Path | None = None) 
                 table.writerow((name, id_, row))
 
 
-def _headers(embeddings: Embeddings, path: Path) -> Iterator[str]:
+def _headers(embeddings: EmbeddingsFile, path: Path) -> Iterator[str]:
     """Yield the header of each record of the embeddings, from the records.tsv.gz of the same merge."""
     import pandas
 

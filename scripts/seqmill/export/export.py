@@ -4,10 +4,11 @@ import logging
 import os
 from pathlib import Path
 
+from seqmill.base.extras import optional_packages
 from seqmill.base.files import refuse_folder, refuse_shared, require_space
 from seqmill.errors import SeqmillError
 from seqmill.export.formats import FORMATS
-from seqmill.store.embeddings import Embeddings, open_embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def export_embeddings(
     if format_name not in FORMATS:
         raise SeqmillError(f"no format is called {format_name!r}; the formats are {', '.join(FORMATS)}")
     source, output, form = Path(source), Path(output), FORMATS[format_name]
-    embeddings = open_embeddings(source, layer, pooling)
+    embeddings = EmbeddingsFile(source, layer, pooling)
     outputs = [output, *([output.with_name(output.name + form.beside)] if form.beside else [])]
     refuse_shared(outputs, filter(None, (source, records)))
     for path in [] if form.is_folder else outputs:
@@ -44,12 +45,8 @@ def export_embeddings(
         raise SeqmillError(f"{source}: has no vectors of residues; make it with per_residue: float16")
     output.parent.mkdir(parents=True, exist_ok=True)
     _require_room(output.parent, embeddings, format_name)
-    try:
+    with optional_packages():
         form.write(embeddings, output, records)
-    except ModuleNotFoundError as error:
-        package = "faiss-cpu" if error.name == "faiss" else error.name
-        needed = f"{package}: pip install 'seqmill[export]' (or {package})"
-        raise SeqmillError(f"the format {format_name} needs {needed}") from error
     rows, width = embeddings.array.shape
     what = f"layer {embeddings.layer}" + ("" if form.per_residue else f", {embeddings.pooling}")
     log.info("%s: %d embeddings of %d dimensions (%s) as %s", output, rows, width, what, format_name)
@@ -60,7 +57,7 @@ def export_embeddings(
         log.warning(embeddings.attrs["warning"])
 
 
-def _require_room(folder: Path, embeddings: Embeddings, format_name: str) -> None:
+def _require_room(folder: Path, embeddings: EmbeddingsFile, format_name: str) -> None:
     """Raise a SeqmillError if the disk of `folder` has too few bytes or files left for an export."""
     form, what = FORMATS[format_name], f"{len(embeddings)} embeddings as {format_name}"
     require_space(folder, form.bytes_needed(embeddings), what)

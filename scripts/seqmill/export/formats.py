@@ -11,7 +11,7 @@ from pathlib import Path
 from seqmill.export.entries import write_h5, write_pt
 from seqmill.export.names import IDS, NAMES
 from seqmill.export.tables import write_faiss, write_h5ad, write_npy, write_parquet
-from seqmill.store.embeddings import Embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 
 DISK_BLOCK = 4096  # bytes; most file systems round the size of a file up to a multiple of it
 NAME_ROW_BYTES = 64  # in names.tsv
@@ -21,14 +21,14 @@ NAME_ROW_BYTES = 64  # in names.tsv
 class Format:
     """How a format is written, and about how much room it takes."""
 
-    write: Callable[[Embeddings, Path, Path | None], None]  # embeddings, output, records.tsv.gz (only `pt` reads it)
+    write: Callable[[EmbeddingsFile, Path, Path | None], None]  # file, output, records.tsv.gz (only `pt` reads it)
     record_bytes: int  # on disk besides the vector, with ids of about 20 characters
     beside: str = ""  # the suffix of the file of ids or names next to the output
     float32: bool = False  # also if the embeddings file has another type
     per_residue: bool = False
     is_folder: bool = False  # with a file per record
 
-    def bytes_needed(self, embeddings: Embeddings) -> int:
+    def bytes_needed(self, embeddings: EmbeddingsFile) -> int:
         rows, width = embeddings.array.shape
         if self.per_residue:
             return embeddings.residue_bytes + rows * self.record_bytes

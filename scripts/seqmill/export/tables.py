@@ -16,12 +16,12 @@ from seqmill.base.files import whole_or_absent
 from seqmill.base.hdf5 import STRINGS, NewFile, RowWriter, new_hdf5
 from seqmill.errors import SeqmillError
 from seqmill.export.names import IDS, unique_names, whole_export
-from seqmill.store.embeddings import Embeddings, read_blocks, read_ids
+from seqmill.store.embeddings import EmbeddingsFile, read_blocks, read_ids
 
 FLAT_INNER_PRODUCT = b"IxFI"  # the first bytes of a file of faiss.IndexFlatIP
 
 
-def write_parquet(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
+def write_parquet(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:
     """Write columns `id`, `length` (int32) and `embedding` (a list of fixed size, float32), a row group per block.
 
     The schema's metadata holds the attributes of the embeddings file as JSON, under `seqmill`.
@@ -45,7 +45,7 @@ def write_parquet(embeddings: Embeddings, output: Path, records: Path | None = N
             writer.write_table(pyarrow.table(columns, schema), row_group_size=len(block.ids))
 
 
-def write_npy(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
+def write_npy(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:
     """Write an array (records, hidden_dim) that `numpy.load(mmap_mode="r")` can map, and the ids next to it."""
     array = embeddings.array
     header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
@@ -55,7 +55,7 @@ def write_npy(embeddings: Embeddings, output: Path, records: Path | None = None)
             file.write(block.vectors)
 
 
-def write_faiss(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
+def write_faiss(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:
     """Write a faiss.IndexFlatIP of the vectors divided by their norms (scores are cosines), and the ids next to it.
 
     FAISS itself would hold all vectors in memory to write them. The file of a flat index is that of an empty one with
@@ -76,7 +76,7 @@ def write_faiss(embeddings: Embeddings, output: Path, records: Path | None = Non
             file.write((exact / np.where(norms == 0, 1, norms)).astype(np.float32))  # zero stays zero
 
 
-def write_h5ad(embeddings: Embeddings, output: Path, records: Path | None = None) -> None:
+def write_h5ad(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:
     """Write an AnnData file: `X`, `obs` (unique names; `id`, `length`), `uns` (the attributes of the embeddings file).
 
     It follows AnnData's file specification (docs/fileformat-prose.md there, encoding versions of 0.8 and later),
@@ -107,7 +107,7 @@ def write_h5ad(embeddings: Embeddings, output: Path, records: Path | None = None
 
 
 @contextmanager
-def _with_ids(embeddings: Embeddings, output: Path) -> Iterator[BinaryIO]:
+def _with_ids(embeddings: EmbeddingsFile, output: Path) -> Iterator[BinaryIO]:
     """Write the ids, one per line, next to the output; yield the output, open for writing."""
     ids = output.with_name(output.name + IDS)
     with whole_or_absent(ids) as new_ids:

@@ -4,7 +4,6 @@ The pass spills tokens, ids and descriptions to unnamed temporary files and keep
 Duplicates and the order are then found by sorting those small columns.
 """
 
-import itertools
 import json
 import logging
 import tempfile
@@ -18,17 +17,14 @@ import numpy as np
 from seqmill.base.files import name_errors, refuse_shared, remove_abandoned, whole_or_absent
 from seqmill.base.hdf5 import NewFile, new_hdf5, write_attributes
 from seqmill.base.input_files import require_unchanged, shown_path
-from seqmill.base.text_columns import offsets_of
-from seqmill.errors import SeqmillError
+from seqmill.index.arrange import Arranged, arrange, count_fates, log_changes, token_blocks
 from seqmill.index.fasta import FastaFile
-from seqmill.index.order import find_reused, reused_last, unique_sequences
 from seqmill.index.spill import Records, Spill
 from seqmill.index.tokens import RecordTokenizer, make_tokenizer
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource, find_model
-from seqmill.spec.packing import choose_pack_tokens, plan_packs
-from seqmill.store.index_format import INDEX_FORMAT, Fate, content_digest
-from seqmill.store.reuse import Source, require_policies, require_values
+from seqmill.store.index_format import INDEX_FORMAT, content_digest
+from seqmill.store.reuse import Source, require_policies
 from seqmill.version import __version__
 
 COPY_BYTES = 16 << 20
@@ -45,18 +41,6 @@ class _Origin:
     tokenizer: RecordTokenizer
     policy: LengthPolicy
     reuse: list[Source]
-
-
-@dataclass(frozen=True)
-class _Arranged:
-    """The records in the index's order, before anything is written."""
-
-    columns: dict[str, np.ndarray]  # datasets by name (`seqmill.store.index_format`), in the order of writing
-    record_offsets: np.ndarray  # int64 (num_records + 1,), where each record's spilled tokens begin
-    blocks: np.ndarray  # int64, sequence numbers: where packs begin, then blocks of reused sequences, and the end
-    pack_tokens: int  # as in the index
-    totals: dict[str, int]  # attributes of the index
-    num_reused: list[int]  # for each earlier result, the number of vectors taken from it
 
 
 def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reuse: Sequence[Path] = ()) -> None:
@@ -77,7 +61,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
     refuse_shared([output], [fasta, *reuse, *model_source.files])
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned([output])
-    tokenizer = make_tokenizer(model_source, fasta, policy)
+    tokenizer = make_tokenizer(model_source, policy)
     sources = require_policies(reuse, tokenizer.name, tokenizer.letter_policy, policy)
     origin = _Origin(FastaFile(fasta), model_source, tokenizer, policy, sources)
     with (
@@ -88,8 +72,8 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
     ):
         records = Records(Spill(ids), Spill(descriptions), Spill(tokens))
         for block in origin.fasta.blocks():
-            records.append(block, tokenizer(block))
-        arranged = _arrange(records, origin)  # before the HDF5 file is open, which delays signals
+            records.append(block, tokenizer(block, str(fasta)))
+        arranged = arrange(records, policy, sources, str(fasta))  # before the HDF5 file is open, which delays signals
         with whole_or_absent(output) as temporary:
             with new_hdf5(temporary) as file:
                 _write(file, records, arranged, origin)
@@ -97,70 +81,7 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
     remove_abandoned([output])  # some may have become old enough
 
 
-def _arrange(records: Records, origin: _Origin) -> _Arranged:
-    """Find duplicates and sequences to reuse, and determine the order, the fates and the packs."""
-    policy = origin.policy
-    lengths, digests = np.concatenate(records.lengths), records.digest_rows()
-    too_long = (lengths > policy.max_length) & (policy.max_length > 0)
-    rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
-    if rejected.all():
-        raise SeqmillError(
-            f"{origin.fasta.path}: all {len(lengths)} records are longer than max_length={policy.max_length} and "
-            "rejected; nothing is left to embed"
-        )
-    record_offsets = records.tokens.offsets()
-    first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
-    reused_files, reused_rows = find_reused(digests[first_records], origin.reuse)
-    require_values(origin.reuse, reused_files)
-    first_records, rows, order = reused_last(first_records, rows, reused_files >= 0)
-    num_computed = int(np.count_nonzero(reused_files < 0))
-
-    token_offsets = offsets_of(np.diff(record_offsets)[first_records])
-    pack_tokens = choose_pack_tokens(int(token_offsets[num_computed]))
-    pack_offsets = plan_packs(token_offsets[: num_computed + 1], pack_tokens)
-    blocks_of_reused = num_computed + plan_packs(token_offsets[num_computed:], pack_tokens)[1:]
-    embedded = lengths[first_records[:num_computed]].astype(np.int64)
-    if policy.long_sequences == "truncate":
-        embedded = np.minimum(embedded, policy.max_length)
-    segments, num_segments = _segments(records, first_records)
-    columns = {
-        "record_lengths": lengths,
-        "record_fates": _fates(first_records, num_computed, too_long, rejected, policy),
-        "record_rows": rows,
-        "token_offsets": token_offsets,
-        "sequence_digests": digests[first_records],
-        "sequence_records": first_records,
-        "pack_offsets": pack_offsets,
-        "reused_files": reused_files[order][num_computed:],
-        "reused_rows": reused_rows[order][num_computed:],
-        **segments,
-    }
-    totals = {
-        "num_records": len(lengths),
-        "num_sequences": len(first_records),
-        "num_reused": len(first_records) - num_computed,
-        "num_segments": num_segments,
-        "num_tokens": int(token_offsets[num_computed]),
-        "num_residues": int(embedded.sum()),
-        "num_packs": len(pack_offsets) - 1,
-    }
-    num_reused = [int(np.count_nonzero(reused_files == number)) for number in range(len(origin.reuse))]
-    blocks = np.concatenate((pack_offsets, blocks_of_reused))
-    return _Arranged(columns, record_offsets, blocks, pack_tokens, totals, num_reused)
-
-
-def _fates(
-    first_records: np.ndarray, num_computed: int, too_long: np.ndarray, rejected: np.ndarray, policy: LengthPolicy
-) -> np.ndarray:
-    fates = np.full(len(rejected), Fate.DUPLICATE, np.uint8)
-    fate_of_long = Fate.WINDOWED if policy.long_sequences == "window" else Fate.TRUNCATED
-    fates[first_records] = np.where(too_long[first_records], fate_of_long, Fate.EMBEDDED)
-    fates[rejected] = Fate.REJECTED
-    fates[first_records[num_computed:]] = Fate.REUSED
-    return fates
-
-
-def _write(file: NewFile, records: Records, arranged: _Arranged, origin: _Origin) -> None:
+def _write(file: NewFile, records: Records, arranged: Arranged, origin: _Origin) -> None:
     file["record_id_offsets"] = records.ids.offsets()
     file["record_description_offsets"] = records.descriptions.offsets()
     for name, values in arranged.columns.items():
@@ -171,8 +92,7 @@ def _write(file: NewFile, records: Records, arranged: _Arranged, origin: _Origin
     checksums = _write_tokens(file, records.tokens.mapped(origin.tokenizer.dtype), arranged)
     file["pack_checksums"] = checksums[: arranged.totals["num_packs"]]
 
-    fates = arranged.columns["record_fates"]
-    fate_counts = {fate.name.lower(): int(np.count_nonzero(fates == fate)) for fate in Fate}
+    fate_counts = count_fates(arranged)
     settings = {  # the digest covers these and the datasets
         "tokenizer": origin.tokenizer.name,
         "letter_policy": origin.tokenizer.letter_policy,
@@ -199,22 +119,6 @@ def _write(file: NewFile, records: Records, arranged: _Arranged, origin: _Origin
     _report(origin, arranged, fate_counts)
 
 
-def _segments(records: Records, first_records: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
-    """Return the datasets of the unique sequences' segments, empty if all have one segment, and the total number."""
-    of_record = np.concatenate(records.num_segments)
-    counts = of_record[first_records].astype(np.int64)
-    offsets = segment_offsets = np.empty(0, np.int64)
-    lengths = np.empty(0, np.int32)
-    if (counts > 1).any():
-        begins = offsets_of(of_record)[first_records]
-        offsets = offsets_of(counts)
-        chosen = np.repeat(begins - offsets[:-1], counts) + np.arange(offsets[-1])
-        segment_offsets = offsets_of(np.concatenate(records.segment_tokens)[chosen])
-        lengths = np.concatenate(records.segment_lengths)[chosen]
-    columns = {"sequence_segments": offsets, "segment_offsets": segment_offsets, "segment_lengths": lengths}
-    return columns, int(counts.sum())
-
-
 def _copy(file: NewFile, name: str, values: np.ndarray) -> None:
     dataset = file.create_dataset(name, values.shape, values.dtype)
     for start in range(0, len(values), COPY_BYTES):
@@ -222,40 +126,31 @@ def _copy(file: NewFile, name: str, values: np.ndarray) -> None:
         file.check()
 
 
-def _write_tokens(file: NewFile, spilled: np.ndarray, arranged: _Arranged) -> np.ndarray:
+def _write_tokens(file: NewFile, spilled: np.ndarray, arranged: Arranged) -> np.ndarray:
     """Write the unique sequences' tokens in order, block by block; return the blocks' checksums (CRC-32)."""
-    first_records, token_offsets = (arranged.columns[name] for name in ("sequence_records", "token_offsets"))
-    dataset = file.create_dataset("tokens", (int(token_offsets[-1]),), spilled.dtype)
-    view = memoryview(spilled)
-    starts, ends = arranged.record_offsets[first_records], arranged.record_offsets[first_records + 1]
+    num_tokens = int(arranged.columns["token_offsets"][-1])
+    dataset = file.create_dataset("tokens", (num_tokens,), spilled.dtype)
     checksums = np.empty(len(arranged.blocks) - 1, np.uint32)
     waiting = bytearray()  # several blocks, because writing one takes as long as gathering it
     written = 0
-    for block, (first, last) in enumerate(itertools.pairwise(arranged.blocks.tolist())):
-        spans = zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True)
-        tokens = b"".join([view[start:end] for start, end in spans])
+    for block, tokens in enumerate(token_blocks(spilled, arranged)):
         checksums[block] = zlib.crc32(tokens)
         waiting += tokens
-        if len(waiting) >= COPY_BYTES or last == len(first_records):
-            dataset[written : token_offsets[last]] = np.frombuffer(waiting, spilled.dtype)
-            waiting, written = bytearray(), token_offsets[last]
+        if len(waiting) >= COPY_BYTES or block == len(checksums) - 1:
+            values = np.frombuffer(waiting, spilled.dtype)
+            dataset[written : written + len(values)] = values
+            waiting, written = bytearray(), written + len(values)
             file.check()
     return checksums
 
 
-def _report(origin: _Origin, arranged: _Arranged, fates: dict[str, int]) -> None:
+def _report(origin: _Origin, arranged: Arranged, fates: dict[str, int]) -> None:
     log.info(
         "%s: %d records, %d unique sequences, %d tokens to compute in %d packs",
         origin.fasta.path,
         *(arranged.totals[name] for name in ("num_records", "num_sequences", "num_tokens", "num_packs")),
     )
     log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))
-    for change, count in origin.tokenizer.letter_counts().items():
-        if count:  # lower case is no warning: it marks repeats in genomes
-            log.log(logging.INFO if change == "lower_case" else logging.WARNING, "letters: %s: %d", change, count)
-    for fate in ("truncated", "rejected", "windowed"):
-        if fates[fate]:
-            length = origin.policy.max_length
-            log.warning("%d records are longer than max_length=%d and were %s", fates[fate], length, fate)
+    log_changes(origin.tokenizer.letter_counts(), fates, origin.policy)
     for number, reused in zip(arranged.num_reused, origin.reuse, strict=True):
         log.info("reused: %d sequences from %s", number, reused.path)

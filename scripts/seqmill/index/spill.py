@@ -1,5 +1,6 @@
-"""The records seen by the pass over the FASTA: text and tokens in temporary files, small columns in memory."""
+"""The records seen by the pass over the input: text and tokens in temporary files, small columns in memory."""
 
+import io
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -12,7 +13,7 @@ from seqmill.index.tokens import DIGEST_BYTES, Tokenized
 
 @dataclass
 class Spill:
-    """A growing column of variable-length values: bytes on disk, their lengths in memory."""
+    """A growing column of variable-length values: bytes in a file, their lengths in memory."""
 
     file: IO[bytes]
     lengths: list[np.ndarray] = field(default_factory=list)
@@ -30,7 +31,9 @@ class Spill:
         return offsets_of(np.concatenate(self.lengths))
 
     def mapped(self, dtype: type = np.uint8) -> np.ndarray:
-        """Return the whole column as a memory map."""
+        """Return the whole column, as a memory map unless the file is in memory."""
+        if isinstance(self.file, io.BytesIO):
+            return np.frombuffer(self.file.getbuffer(), dtype)
         self.file.flush()
         size = self.file.tell() // np.dtype(dtype).itemsize
         return np.memmap(self.file, dtype, mode="r", shape=(size,)) if size else np.empty(0, dtype)

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -48,17 +47,17 @@ class ProteinTokenizer:
     name = "esm2"  # recorded in the index, as is the policy
     letter_policy = ProteinLetters.policy
 
-    def __init__(self, fasta: Path, policy: LengthPolicy) -> None:
-        self._fasta, self._letters, self._policy = fasta, ProteinLetters(), policy
+    def __init__(self, policy: LengthPolicy) -> None:
+        self._letters, self._policy = ProteinLetters(), policy
 
-    def __call__(self, block: list[FastaRecord]) -> Tokenized:
-        """Tokenize records; raise a SeqmillError that names the record if one is unusable."""
+    def __call__(self, block: list[FastaRecord], name: str) -> Tokenized:
+        """Tokenize records; raise a SeqmillError that names the input (`name`) and the record if one is unusable."""
         if block[0].number == 1 and looks_like_nucleotides(_sample(block)):
             raise SeqmillError(
-                f"{self._fasta}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
+                f"{name}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
                 "for proteins; translate the sequences, or embed them with dnabert_s"
             )
-        residues = _clean(block, self._letters.tokens, self._fasta)
+        residues = _clean(block, self._letters.tokens, name)
         if self._policy.long_sequences == "window":
             segments = [self._windows(sequence) for sequence in residues]
         else:
@@ -86,21 +85,21 @@ class NucleotideTokenizer:
     dtype = np.uint16
     letter_policy = f"{NucleotideLetters.policy}; windows weigh by their known bases"  # in the index digest
 
-    def __init__(self, source: ModelSource, fasta: Path, policy: LengthPolicy) -> None:
+    def __init__(self, source: ModelSource, policy: LengthPolicy) -> None:
         assert source.tokenizer is not None
-        self._fasta, self._letters, self._policy = fasta, NucleotideLetters(), policy
+        self._letters, self._policy = NucleotideLetters(), policy
         self._bpe = BpeTokenizer.from_file(source.tokenizer, _vocabulary(source))
         self._gapped = 0
         self.name = f"{self._bpe.name} {self._bpe.digest}"
 
-    def __call__(self, block: list[FastaRecord]) -> Tokenized:
-        """Tokenize records; raise a SeqmillError that names the record if one is unusable."""
+    def __call__(self, block: list[FastaRecord], name: str) -> Tokenized:
+        """Tokenize records; raise a SeqmillError that names the input (`name`) and the record if one is unusable."""
         if block[0].number == 1 and looks_like_protein(_sample(block)):
             raise SeqmillError(
-                f"{self._fasta}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
+                f"{name}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
                 "the model is for nucleotides; use an ESM-2 model"
             )
-        sequences = _clean(block, self._letters.clean, self._fasta)
+        sequences = _clean(block, self._letters.clean, name)
         self._gapped += sum(len(one) - known_bases(one) > GAPPED * len(one) for one in sequences)
         segments, weights = zip(*(weigh(self._cut(sequence)) for sequence in sequences), strict=True)
         tokens, segment_tokens = self._bpe.encode(list(itertools.chain(*segments)))
@@ -124,9 +123,9 @@ class NucleotideTokenizer:
 RecordTokenizer = ProteinTokenizer | NucleotideTokenizer
 
 
-def make_tokenizer(source: ModelSource, fasta: Path, policy: LengthPolicy) -> RecordTokenizer:
-    """Return a model's tokenizer; `fasta` is for messages."""
-    return NucleotideTokenizer(source, fasta, policy) if source.family == DNABERT_S else ProteinTokenizer(fasta, policy)
+def make_tokenizer(source: ModelSource, policy: LengthPolicy) -> RecordTokenizer:
+    """Return a model's tokenizer."""
+    return NucleotideTokenizer(source, policy) if source.family == DNABERT_S else ProteinTokenizer(policy)
 
 
 def _vocabulary(source: ModelSource) -> int:
@@ -141,13 +140,13 @@ def _vocabulary(source: ModelSource) -> int:
         raise SeqmillError(f"{config}: has no usable vocab_size: {error}") from error
 
 
-def _clean(block: list[FastaRecord], clean: Callable[[bytes], bytes], fasta: Path) -> list[bytes]:
+def _clean(block: list[FastaRecord], clean: Callable[[bytes], bytes], name: str) -> list[bytes]:
     cleaned = []
     for record in block:
         try:
             cleaned.append(clean(record.body))
         except SeqmillError as error:
-            raise SeqmillError(f"{fasta}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
+            raise SeqmillError(f"{name}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
     return cleaned
 
 

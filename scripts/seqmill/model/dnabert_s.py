@@ -53,8 +53,16 @@ class DnabertS(torch.nn.Module):
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise)
             for layer in range(architecture.num_layers)
         )
+        self.max_tokens = max_tokens
         biases = make_biases(attention, architecture.num_heads, max_tokens, exact)
         self.register_buffer("biases", biases, persistent=False)
+
+    def reserve(self, max_tokens: int) -> None:
+        """Make the table of biases long enough for a segment of `max_tokens` tokens."""
+        if max_tokens > self.max_tokens:
+            self.max_tokens = max_tokens
+            biases = make_biases(self.attention, self.architecture.num_heads, max_tokens, self.biases.dtype)
+            self.biases = biases.to(self.biases.device)
 
     @torch.inference_mode()
     def forward(self, pack: Pack) -> torch.Tensor:

@@ -63,6 +63,12 @@ class ESM2(torch.nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
+    def reserve(self, max_tokens: int) -> None:
+        """Make the tables of positions long enough for a segment of `max_tokens` tokens."""
+        if max_tokens > len(self.cos):
+            tables = rope_tables(max_tokens, self.architecture.head_dim, self.cos.dtype)
+            self.cos, self.sin = (table.to(self.cos.device) for table in tables)
+
     @torch.inference_mode()
     def forward(self, pack: Pack) -> torch.Tensor:
         """Return the hidden states after the last layer and its layer norm, (num_tokens, hidden_dim).

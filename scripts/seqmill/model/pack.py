@@ -12,7 +12,7 @@ from seqmill.spec.packing import plan_packs
 
 @dataclass(frozen=True)
 class Windows:
-    """How a pack's segments are windows of sequences, to be blended (`seqmill.embed.embedder`)."""
+    """How a pack's segments are windows of sequences, to be blended (`seqmill.embedding.embedder`)."""
 
     begins: np.ndarray  # int64 (num_sequences + 1,), each sequence's first segment, and the end
     stride: int  # residues from one window's start to the next

@@ -12,7 +12,7 @@ import numpy as np
 
 from seqmill.base.files import refuse_special
 from seqmill.errors import SeqmillError
-from seqmill.store.embeddings import Embeddings, ids_of, read_ids
+from seqmill.store.embeddings import EmbeddingsFile, ids_of, read_ids
 
 MISSING = ("", "NA", "N/A", "NaN", "nan")
 MAX_CATEGORIES = 10  # map.js has as many colors
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def column_scale(
-    path: Path, column: str, embeddings: Embeddings, rows: np.ndarray, left_out: set[str]
+    path: Path, column: str, embeddings: EmbeddingsFile, rows: np.ndarray, left_out: set[str]
 ) -> dict[str, Any]:
     """Return the scale of a column of a table: numbers or categories.
 
@@ -115,7 +115,7 @@ def _read_column(path: Path, column: str, wanted: set[str]) -> tuple[dict[str, s
     return values, num_rows
 
 
-def _require_known(path: Path, column: str, embeddings: Embeddings, left_out: set[str]) -> None:
+def _require_known(path: Path, column: str, embeddings: EmbeddingsFile, left_out: set[str]) -> None:
     """Raise a SeqmillError if no row of the table belongs to a record, shown or not."""
     named = dict.fromkeys(id_ for _, id_, _ in _rows_of(path, column))
     if named.keys().isdisjoint(left_out) and named.keys().isdisjoint(read_ids(embeddings)):

@@ -16,7 +16,7 @@ from seqmill.errors import SeqmillError
 from seqmill.report.colors import column_scale, number_scale
 from seqmill.report.map import MAX_SHOWN, draw_maps, shown_rows
 from seqmill.report.throughput import read_points, speeds
-from seqmill.store.embeddings import Embeddings, open_embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import open_index
 from seqmill.store.index_format import Fate
 from seqmill.store.status import read_status
@@ -64,7 +64,7 @@ def gather(sources: Sources) -> dict[str, Any]:
     Memory holds the lengths (8 bytes per record) and the points shown, but not all embeddings. Raise a SeqmillError if
     a file is missing, damaged, or belongs to another result than the embeddings.
     """
-    embeddings = open_embeddings(sources.embeddings)
+    embeddings = EmbeddingsFile(sources.embeddings)
     attributes = embeddings.attrs
     manifest = _read_manifest(sources.manifest, embeddings) if sources.manifest else {}
     shards = manifest["shards"] if manifest else _read_statuses(sources.statuses, embeddings)
@@ -108,7 +108,7 @@ def gather(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _read_manifest(path: Path, embeddings: Embeddings) -> dict[str, Any]:
+def _read_manifest(path: Path, embeddings: EmbeddingsFile) -> dict[str, Any]:
     """Return what the report shows from the manifest, after checking that it belongs to the embeddings."""
     try:
         with name_errors(path):
@@ -132,7 +132,7 @@ def _read_manifest(path: Path, embeddings: Embeddings) -> dict[str, Any]:
     return found
 
 
-def _read_statuses(paths: list[Path], embeddings: Embeddings) -> list[dict[str, Any]]:
+def _read_statuses(paths: list[Path], embeddings: EmbeddingsFile) -> list[dict[str, Any]]:
     shards = []
     for path in paths:
         status = read_status(path)
@@ -174,7 +174,7 @@ def _time(text: str | None) -> float | None:
     return datetime.fromisoformat(text).timestamp() if text else None
 
 
-def _read_records(path: Path, embeddings: Embeddings, with_left_out: bool) -> dict[str, Any]:
+def _read_records(path: Path, embeddings: EmbeddingsFile, with_left_out: bool) -> dict[str, Any]:
     """Return what the report shows from the table of fates, after checking that it belongs to the embeddings."""
     import pandas
 
@@ -231,7 +231,7 @@ def _length_histogram(lengths: np.ndarray, of_all: bool) -> dict[str, Any]:
     }
 
 
-def _pack_fill(path: Path, embeddings: Embeddings) -> dict[str, Any]:
+def _pack_fill(path: Path, embeddings: EmbeddingsFile) -> dict[str, Any]:
     """Return how full the packs are: tokens divided by pack_tokens, or 1 for a pack of one longer sequence."""
     index = open_index(path)
     if index.digest != embeddings.attrs.get("index_digest"):

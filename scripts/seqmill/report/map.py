@@ -12,7 +12,7 @@ import numpy as np
 
 from seqmill.base.files import name_errors
 from seqmill.errors import SeqmillError
-from seqmill.store.embeddings import Embeddings, ids_of, read_rows
+from seqmill.store.embeddings import EmbeddingsFile, ids_of, read_rows
 
 MAX_SHOWN = 100_000  # points
 MAX_NAMED = 20_000  # with more points, the page does not hold their ids
@@ -26,7 +26,7 @@ GOLDEN = (5**0.5 - 1) / 2
 log = logging.getLogger(__name__)
 
 
-def draw_maps(embeddings: Embeddings) -> dict[str, Any]:
+def draw_maps(embeddings: EmbeddingsFile) -> dict[str, Any]:
     """Return the points of the report's maps as the page holds them.
 
     Returns:
@@ -98,7 +98,7 @@ def principal_components(
     return places, np.zeros(number) if alike else values / total
 
 
-def _read(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
+def _read(embeddings: EmbeddingsFile, rows: np.ndarray) -> np.ndarray:
     """Read the vectors of rows (int64, increasing).
 
     Not through the memory map: rows spread over the file would bring every page of it into memory.

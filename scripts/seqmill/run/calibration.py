@@ -12,10 +12,10 @@ import torch
 
 from seqmill.base.machine import available_memory
 from seqmill.base.words import size_in_words, time_in_words
-from seqmill.embed import device as devices
-from seqmill.embed.embedder import PackEmbedder, is_out_of_memory
-from seqmill.embed.readout import Readout
-from seqmill.embed.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs, warm_up
+from seqmill.embedding import device as devices
+from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs, warm_up
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder, faster_kernels, make_encoder
 from seqmill.model.pack import Pack
@@ -43,7 +43,7 @@ class Calibration:
     flops_per_second: float  # of all threads or of the GPU; see `seqmill.spec.models.model_flop`
     threads: int  # samples computed at a time; 1 on a GPU
     load_seconds: float  # to load the model
-    peak: dict[str, int]  # `seqmill.embed.device.peak_memory`, in bytes
+    peak: dict[str, int]  # `seqmill.embedding.device.peak_memory`, in bytes
     splits: int  # samples that did not fit the device's memory
 
     def shard_seconds(self, shares: Shares) -> np.ndarray:

@@ -35,7 +35,7 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     """Read the tab-separated table of datasets; raise a SeqmillError that names the table, the line and the mistake.
 
     Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. A line without a model
-    gets `default_model`. `folders` are searched for relative FASTA paths, in this order.
+    gets `default_model`. `folders` and then the table's own are searched for relative FASTA paths, in this order.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
@@ -49,7 +49,7 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     datasets: list[Dataset] = []
     for number, line in numbered[1:]:
         try:
-            dataset = _read_row(line, default_model, folders)
+            dataset = _read_row(line, default_model, [*folders, table.parent])
             if dataset.folder in [other.folder for other in datasets]:
                 raise SeqmillError(f"dataset {dataset.name} with model {dataset.model.slug} is listed twice")
         except (SeqmillError, csv.Error) as error:

@@ -20,7 +20,7 @@ from seqmill.run.stale import find_changed_inputs, started_world_size
 from seqmill.run.walk import FoundRun, entries_of, exists, find_runs, last_error
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.packing import packs_of_rank
-from seqmill.store.embeddings import Embeddings, open_embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index, open_index
 from seqmill.store.layout import SHARD_FILE
 from seqmill.store.part_file import Part, open_part
@@ -127,7 +127,7 @@ def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], che
     if path not in run.files:
         yield _not_made("embeddings.h5: not merged", None if any(finding for _, finding in shards) else run.merge_log)
         return
-    embeddings = open_embeddings(path)
+    embeddings = EmbeddingsFile(path)
     attributes, (rows, dimensions) = embeddings.attrs, embeddings.array.shape
     fates = {fate: number for fate, number in json.loads(attributes["fate_counts"]).items() if number}
     yield Finding(f"embeddings.h5: {rows} x {dimensions}; " + ", ".join(f"{fates[fate]} {fate}" for fate in fates))
@@ -142,7 +142,7 @@ def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], che
         yield Finding(str(attributes["warning"]))
 
 
-def _by_manifest(run: FoundRun, embeddings: Embeddings, check: bool) -> Iterator[Finding]:
+def _by_manifest(run: FoundRun, embeddings: EmbeddingsFile, check: bool) -> Iterator[Finding]:
     """Yield how the merged files differ from the manifest, and the audit; raises if the manifest is damaged."""
     if missing := [path.name for path in (run.manifest, run.records) if path not in run.files]:
         yield Finding(f"missing next to embeddings.h5: {', '.join(missing)}", Remedy.RUN)

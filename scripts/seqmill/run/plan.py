@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seqmill.base.signals import Signals
 from seqmill.base.words import time_in_words
-from seqmill.embed.lease import leased_gpu
+from seqmill.embedding.lease import leased_gpu
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.run import forecast
@@ -40,7 +40,7 @@ def plan_index(path: Path, model: str, options: PlanOptions) -> list[str]:
     Raise a SeqmillError if the run would be refused, as far as is known before it starts.
     """
     index = open_index(path)
-    from seqmill.embed.job import model_of  # imports torch
+    from seqmill.embedding.job import model_of  # imports torch
 
     source = model_of(index, model)
     policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})

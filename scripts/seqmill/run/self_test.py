@@ -12,7 +12,7 @@ import torch
 
 from seqmill.base.files import sha256_of_file
 from seqmill.base.machine import available_memory
-from seqmill.embed.pooling import mean_over_residues, mean_over_tokens
+from seqmill.embedding.pooling import mean_over_residues, mean_over_tokens
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters

@@ -20,14 +20,18 @@ SLACK = 60.0  # seconds by which clocks of a cluster may differ
 STATUS = ".status.json"
 
 
-def results_message(datasets: Iterable[Dataset]) -> str:
-    """Return where the results are that exist, how to read them, and what their reader must know."""
+def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
+    """Return where the results are that exist, how to read them, and what their reader must know.
+
+    Paths are absolute if the user started the run in another folder than the current one (`is_elsewhere`).
+    """
     done = [dataset for dataset in datasets if dataset.folder.embeddings.exists()]
     if not done:
         return ""
+    root = Path.cwd() if is_elsewhere else Path()
     lines, warnings = [], []
     for dataset in done:
-        name, folder = dataset.name, dataset.folder
+        name, folder = dataset.name, RunFolder(root / dataset.folder.path)
         lines += [
             f"\n{name}: {folder.embeddings}",
             f"    the fate of each record: {folder.records}",
@@ -40,14 +44,22 @@ def results_message(datasets: Iterable[Dataset]) -> str:
                 f"{folder.records} names them"
             )
         if dataset.model.kind == "untrained":
-            trained = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
             warnings.append(
                 f"\nUNTRAINED WEIGHTS: the embeddings of {name} are random projections without any "
-                "biological meaning.\nFor real ones give a trained model, e.g. "
-                f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={trained}"
+                f"biological meaning.\nFor real ones give a trained model, e.g. {_trained_run(dataset, is_elsewhere)}"
             )
-    lines.append(f"\nIn Python:\n    import seqmill; e = seqmill.open_embeddings({str(done[0].folder.embeddings)!r})")
+    embeddings = root / done[0].folder.embeddings
+    lines.append(f"\nIn Python:\n    import seqmill; e = seqmill.open_embeddings({str(embeddings)!r})")
     return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
+
+
+def _trained_run(dataset: Dataset, is_elsewhere: bool) -> str:
+    """Return a command that embeds a dataset with a trained model."""
+    model = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
+    if Path("Snakefile").exists():
+        return f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={model}"
+    fasta, output = (dataset.fasta.absolute(), ["--output", str(Path.cwd())]) if is_elsewhere else (dataset.fasta, [])
+    return shlex.join(["seqmill", "run", str(fasta), "--model", model, *output])
 
 
 def _num_quarantined(manifest: Path) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import ESM2
 
-POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")  # defined in `seqmill.embed.pooling`
+POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")  # defined in `seqmill.embedding.pooling`
 RESIDUE_DTYPES = ("float16", "float32")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,30 +14,14 @@ from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
 from seqmill.errors import SeqmillError
 from seqmill.spec.outputs import residue_dataset
 
-if TYPE_CHECKING:
-    import pandas
-
 EMBEDDINGS_FORMAT = 3
 DTYPES = (np.float32, np.float16)
 BLOCK_BYTES = 32 << 20
 ID_BLOCK = 4096
 
 
-def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | None = None) -> "Embeddings":
-    """Open an `embeddings.h5`; the vectors stay on disk and are read when they are needed.
-
-    Args:
-        layer, pooling: the output, if the file has several: the first that fits (`Embeddings.outputs` lists them).
-            Negative layers count from the end, -1 being the model's last.
-
-    Raises:
-        SeqmillError: the file is missing, truncated or not written by seqmill's merge, or has no such output.
-    """
-    return Embeddings(Path(path), layer, pooling)
-
-
-class Embeddings:
-    """The embeddings of a FASTA file, in its order.
+class EmbeddingsFile:
+    """An `embeddings.h5`: the embeddings of a FASTA file, in its order; they stay on disk until they are read.
 
     `e[3]` and `e[-1]` are vectors (hidden_dim,) in float32, or float16 if so stored; `e[10:20]` and `e[[1, 5]]` are
     arrays (n, hidden_dim). `e["id"]` is the vector of that record; if several records have the id, it is an array
@@ -52,8 +36,17 @@ class Embeddings:
         attrs: the file's attributes as a dict: model, fingerprint, policies, source.
     """
 
-    def __init__(self, path: Path, layer: int | None = None, pooling: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, layer: int | None = None, pooling: str | None = None) -> None:
+        """Open a file.
+
+        Args:
+            layer, pooling: the output, if the file has several: the first that fits (`outputs` lists them). Negative
+                layers count from the end, -1 being the model's last.
+
+        Raises:
+            SeqmillError: the file is missing, truncated or not written by seqmill's merge, or has no such output.
+        """
+        path = self.path = Path(path)
         with open_hdf5(path, "embeddings file") as file:
             self.attrs: dict[str, Any] = read_attributes(file)
             version = self.attrs.get("embeddings_format")
@@ -156,13 +149,7 @@ class Embeddings:
     def __repr__(self) -> str:
         warning = f", {self.attrs['warning']}" if self.attrs.get("warning") else ""
         what = f"layer {self.layer}, {self.pooling}"
-        return f"<Embeddings {len(self)} x {self.array.shape[1]} by {self.attrs['model']}, {what}{warning}>"
-
-    def to_pandas(self) -> "pandas.DataFrame":
-        """Return all embeddings as a DataFrame with one row per record, indexed by id. Loads everything."""
-        import pandas
-
-        return pandas.DataFrame(np.array(self.array), index=pandas.Index(self.ids, name="id"))
+        return f"<{type(self).__name__} {len(self)} x {self.array.shape[1]} by {self.attrs['model']}, {what}{warning}>"
 
 
 @dataclass(frozen=True)
@@ -175,7 +162,7 @@ class Block:
     vectors: np.ndarray
 
 
-def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
+def read_blocks(embeddings: EmbeddingsFile) -> Iterator[Block]:
     """Yield all records in order, `BLOCK_BYTES` of vectors at a time; raise a SeqmillError if the file is damaged."""
     array = embeddings.array
     rows = max(BLOCK_BYTES // max(array.shape[1] * array.itemsize, 1), 1)
@@ -187,7 +174,7 @@ def read_blocks(embeddings: Embeddings) -> Iterator[Block]:
             yield Block(start, ids[block].tolist(), embeddings.lengths[block], vectors)
 
 
-def read_rows(embeddings: Embeddings, start: int, end: int) -> np.ndarray:
+def read_rows(embeddings: EmbeddingsFile, start: int, end: int) -> np.ndarray:
     """Return the vectors of some rows, (end - start, hidden_dim) in the file's dtype.
 
     They are read, not mapped, because the pages of a memory map count as memory of the process.
@@ -204,7 +191,7 @@ def read_rows(embeddings: Embeddings, start: int, end: int) -> np.ndarray:
     return values.reshape(end - start, width)
 
 
-def read_ids(embeddings: Embeddings) -> Iterator[str]:
+def read_ids(embeddings: EmbeddingsFile) -> Iterator[str]:
     """Yield all ids in order."""
     with open_hdf5(embeddings.path, "embeddings file") as file:
         ids = file["sequence_ids"].asstr()
@@ -212,7 +199,7 @@ def read_ids(embeddings: Embeddings) -> Iterator[str]:
             yield from ids[start : start + ID_BLOCK]
 
 
-def ids_of(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
+def ids_of(embeddings: EmbeddingsFile, rows: np.ndarray) -> np.ndarray:
     """Return the ids (object) of some rows (int64, in any order) without reading all of them."""
     distinct, places = np.unique(rows, return_inverse=True)
     found = np.empty(len(distinct), object)

@@ -20,7 +20,7 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import DNABERT_S, ESM2
-from seqmill.store.embeddings import open_embeddings
+from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index
 from seqmill.store.layout import RunFolder
 
@@ -107,7 +107,7 @@ class Source:
 def open_source(path: Path) -> Source:
     """Open an embeddings file to take vectors from; raise a SeqmillError if it is missing or damaged."""
     path = path.absolute()
-    first = open_embeddings(path)
+    first = EmbeddingsFile(path)
     try:
         fingerprint = Fingerprint.from_attributes(first.attrs)
     except SeqmillError as error:
@@ -116,7 +116,7 @@ def open_source(path: Path) -> Source:
         digests = map_dataset(path, file["sequence_digests"])
     if digests.dtype != np.uint8 or digests.shape != (len(first), 16):
         raise SeqmillError(f"{path}: sequence_digests have another type or shape; merge its shards again")
-    outputs = [open_embeddings(path, *output).array for output in first.outputs]
+    outputs = [EmbeddingsFile(path, *output).array for output in first.outputs]
     return Source(path, first.attrs, fingerprint, digests, outputs)
 
 

@@ -29,7 +29,7 @@ class Shard:
     fingerprint: Fingerprint
     num_layers: int  # of the model, which has layers 0 to num_layers
     computed_by: list[str]  # the kinds of device and kernels, in words
-    audit: dict[str, Any]  # the file's attributes that begin with `audit_`, from `seqmill.embed.audit`
+    audit: dict[str, Any]  # the file's attributes that begin with `audit_`, from `seqmill.embedding.audit`
     embeddings: np.ndarray  # float32 (num_sequences, hidden_dim), as stored
     index_rows: np.ndarray  # int64 (num_sequences,), the index row of each embedding
     quarantined_rows: np.ndarray  # int64, the rank's index rows without a finite embedding, which are left out

@@ -81,7 +81,7 @@ import os, signal, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-from seqmill.embed.part_writer import PartWriter
+from seqmill.embedding.part_writer import PartWriter
 import seqmill.store.part_file as part_file
 from seqmill.store.parts import PartStore
 from seqmill.spec.fingerprint import Fingerprint

@@ -49,7 +49,7 @@ def test_other_names_are_refused_with_the_allowed_ones(arguments: tuple[str, ...
 def test_watch_without_rich_names_the_extra() -> None:
     done = seqmill("watch", "--once", before="import sys; sys.modules['rich'] = None")
     assert done.returncode == 1
-    assert done.stderr.endswith("watch needs rich: pip install 'seqmill[workflow]' (or rich)\n")
+    assert done.stderr.endswith("this needs rich: pip install 'seqmill[workflow]'\n")
     assert "Traceback" not in done.stderr
 
 

@@ -20,7 +20,7 @@ atexit.register(lambda: (note("end"), print(json.dumps(found))))
 """
 # Also notes them at the first pack.
 WATCHED = """
-from seqmill.embed.embedder import PackEmbedder
+from seqmill.embedding.embedder import PackEmbedder
 embed = PackEmbedder.__call__
 PackEmbedder.__call__ = lambda *arguments: (note("first pack"), embed(*arguments))[1]
 """

@@ -14,7 +14,7 @@ import torch
 
 from pipeline import SCRIPTS
 from seqmill.base.machine import processor
-from seqmill.embed.pooling import _by_segments, mean_over_residues
+from seqmill.embedding.pooling import _by_segments, mean_over_residues
 from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
 from seqmill.model.attention import FASTEST_FIRST, attend, choose_kernel

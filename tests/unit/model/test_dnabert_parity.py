@@ -16,7 +16,7 @@ from dnabert_reference import (
     save_folder,
     seeded_state,
 )
-from seqmill.embed.pooling import mean_over_tokens
+from seqmill.embedding.pooling import mean_over_tokens
 from seqmill.model import dnabert_s
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.encoder import make_encoder

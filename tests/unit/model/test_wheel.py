@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import REPOSITORY, SCRIPTS
+from distributions import build_wheel, copy_sources
+from pipeline import SCRIPTS
 from seqmill.base.machine import processor
 from seqmill.model.kernels.build import KERNELS, find_compiler, library_file
 
@@ -49,16 +50,7 @@ for name in sys.argv[1:]:
 
 def build(folder: Path, **environment: str) -> tuple[Path, str]:
     """Build a wheel from a copy of the sources; return it and pip's output."""
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, folder)
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(SCRIPTS / "seqmill", folder / "scripts/seqmill", ignore=ignore)
-    options = ["--no-deps", "--no-index", "--no-build-isolation", "--verbose", "--wheel-dir", folder / "wheels"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, folder]
-    done = subprocess.run(command, env={**os.environ, **environment}, stdout=-1, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
-    (wheel,) = (folder / "wheels").iterdir()
-    return wheel, done.stdout
+    return build_wheel(copy_sources(folder), folder / "wheels", **environment)
 
 
 def libraries(wheel: Path) -> list[str]:

@@ -10,13 +10,13 @@ import pandas
 import pytest
 
 from embeddings_file import write_embeddings
+from seqmill.api.embeddings import Embeddings, open_embeddings
 from seqmill.errors import SeqmillError
 from seqmill.report.colors import column_scale, require_column
 from seqmill.report.data import Sources
 from seqmill.report.map import shown_rows
 from seqmill.report.page import write_report
 from seqmill.spec.fingerprint import Fingerprint
-from seqmill.store.embeddings import Embeddings, open_embeddings
 from seqmill.store.status import COMPLETE, RUNNING, RunFacts, ShardStatus, write_status
 
 IDS = ["\"double\"'single'", '"', '""', '"whole"', "蛋白", "NA", "#1", "plain"]

@@ -18,6 +18,7 @@ import pytest
 
 from embeddings_file import write_embeddings
 from pipeline import SCRIPTS, Run, run_script
+from seqmill.api.embeddings import open_embeddings
 from seqmill.errors import SeqmillError
 from seqmill.report import map as report_map
 from seqmill.report import page as report_page
@@ -28,7 +29,6 @@ from seqmill.report.page import write_report
 from seqmill.report.throughput import MAX_LINES, read_points, speeds
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.outputs import Outputs
-from seqmill.store.embeddings import open_embeddings
 from seqmill.store.status import MOST_POINTS, Throughput
 
 ODD = [

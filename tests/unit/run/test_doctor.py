@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from pipeline import MODEL, SCRIPTS, Run, run_script, save_parts
+from seqmill.api.embeddings import open_embeddings
 from seqmill.base.hdf5 import write_attributes
 from seqmill.base.locks import lock_path_of
 from seqmill.spec.fingerprint import Fingerprint
-from seqmill.store.embeddings import open_embeddings
 from seqmill.store.index import open_index
 from seqmill.store.part_file import PackResult
 from seqmill.store.shards import open_shard

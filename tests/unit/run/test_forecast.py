@@ -17,11 +17,11 @@ import torch
 
 from families import WINDOWS
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
-from seqmill.embed.device import choose_precision
-from seqmill.embed.embedder import PackEmbedder
-from seqmill.embed.job import model_of
-from seqmill.embed.readout import Vectors
-from seqmill.embed.runner import CPU_PIECE_TOKENS
+from seqmill.embedding.device import choose_precision
+from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.job import model_of
+from seqmill.embedding.readout import Vectors
+from seqmill.embedding.runner import CPU_PIECE_TOKENS
 from seqmill.errors import SeqmillError
 from seqmill.merge.merge import merge_shards
 from seqmill.model.attention import choose_kernel

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pipeline import SCRIPTS, Run, run_script
 from seqmill.base.locks import lock_path_of, locked_shard
 from seqmill.base.words import in_one_line, time_in_words
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.run.progress import Amount, Progress, progress_of
 from seqmill.run.shard_state import OLD_SECONDS

@@ -9,7 +9,7 @@ import yaml
 
 from families import write_fasta
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards

@@ -85,12 +85,13 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
     datasets = [Dataset(f"d{n}", Path("a b.fa"), find_model(model)) for n, model in enumerate(models)]
-    assert results_message(datasets) == ""
+    (tmp_path / "Snakefile").touch()
+    assert results_message(datasets, False) == ""
     for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
         write(dataset.folder.embeddings, "", 5)
         content = {"counts": {"fates": {"quarantined": number}}} if number is not None else {"counts": []}
         write(dataset.folder.manifest, json.dumps(content), 5)
-    said = results_message(datasets)
+    said = results_message(datasets, False)
     first = "results/d0/esm2_t6_8M_UR50D"
     assert said.startswith(f"\nd0: {first}/embeddings.h5\n")
     assert said.count("at a glance: ") == 3
@@ -104,3 +105,22 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
         ["fasta=a b.fa", "model=esm2_t33_650M_UR50D"],
         ["fasta=a b.fa", "model=dnabert_s"],
     ]
+
+    (tmp_path / "Snakefile").unlink()
+    said = results_message(datasets[1:], False)
+    assert "e.g. seqmill run 'a b.fa' --model esm2_t33_650M_UR50D\n" in said
+
+
+def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "an output"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    dataset = Dataset("d", Path("p.faa"), find_model("untrained:dnabert_s"))
+    write(dataset.folder.embeddings, "", 5)
+    write(dataset.folder.manifest, json.dumps({"counts": {"fates": {"quarantined": 2}}}), 5)
+    said = results_message([dataset], True)
+    results = folder / "results/d/untrained-dnabert_s"
+    assert said.startswith(f"\nd: {results}/embeddings.h5\n")
+    assert f"seqmill.open_embeddings('{results}/embeddings.h5')" in said
+    assert f"left out; {results}/records.tsv.gz names them" in said
+    assert f"e.g. seqmill run '{folder}/p.faa' --model dnabert_s --output '{folder}'" in said

@@ -15,8 +15,8 @@ import pytest
 from families import write_fasta
 from pipeline import SCRIPTS, SUPPORT, Run, results_of, save_parts
 from seqmill.base.locks import locked_shard
-from seqmill.embed.resume import find_parts
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.resume import find_parts
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index, open_index

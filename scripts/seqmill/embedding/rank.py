@@ -12,12 +12,12 @@ import numpy as np
 
 from seqmill.base.files import require_space, sha256_of_file
 from seqmill.base.signals import Signals
-from seqmill.embed.audit import StoredVectors, audit_embeddings, judge, not_audited
-from seqmill.embed.compute import compute_packs, quarantined_message
-from seqmill.embed.device import peak_memory
-from seqmill.embed.job import Job, load_job
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.resume import DonePacks, add_finished_shards, find_parts
+from seqmill.embedding.audit import StoredVectors, audit_embeddings, judge, not_audited
+from seqmill.embedding.compute import compute_packs, quarantined_message
+from seqmill.embedding.device import peak_memory
+from seqmill.embedding.job import Job, load_job
+from seqmill.embedding.part_writer import PartWriter
+from seqmill.embedding.resume import DonePacks, add_finished_shards, find_parts
 from seqmill.errors import SeqmillError
 from seqmill.spec.task import ShardTask
 from seqmill.store.index import residue_counts

@@ -17,9 +17,9 @@ from families import CYSTEINE, ONE_EACH, PROTEINS, SMALL, UNKNOWN, Family, broke
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
-from seqmill.embed.embedder import DoesNotFit
-from seqmill.embed.finite import FiniteResults
-from seqmill.embed.readout import NO_RESIDUES, Readout
+from seqmill.embedding.embedder import DoesNotFit
+from seqmill.embedding.finite import FiniteResults
+from seqmill.embedding.readout import NO_RESIDUES, Readout
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs

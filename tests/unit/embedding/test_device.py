@@ -10,7 +10,7 @@ import torch
 
 from pipeline import SCRIPTS
 from seqmill.base.machine import processor, visible_gpus
-from seqmill.embed.device import choose_device, choose_precision, describe_device, peak_memory
+from seqmill.embedding.device import choose_device, choose_precision, describe_device, peak_memory
 
 CPU = torch.device("cpu")
 LISTING = """\
@@ -97,7 +97,7 @@ def test_an_nvidia_smi_that_cannot_run(tmp_path: Path) -> None:
 def test_cuda_without_a_device() -> None:
     """In a separate process, because CUDA reads its variable only once."""
     program = (
-        "from seqmill.embed.device import choose_device\n"
+        "from seqmill.embedding.device import choose_device\n"
         "from seqmill.errors import SeqmillError\n"
         "print(choose_device('auto'), choose_device('cpu'))\n"
         "try:\n"
@@ -141,9 +141,8 @@ def test_the_cpu_is_described() -> None:
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_the_cpus_instructions_are_named(capability: str) -> None:
     """Rounding depends on them, and so do float32 results."""
-    code = (
-        "import torch; from seqmill.embed.device import describe_device as d; print(d(torch.device('cpu'))['device'])"
-    )
+    code = "import torch; from seqmill.embedding.device import describe_device"
+    code += "; print(describe_device(torch.device('cpu'))['device'])"
     code += "; print(torch.backends.cpu.get_cpu_capability())"
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -12,9 +12,9 @@ import torch
 
 from seqmill.base.files import refuse_shared, sha256_of_file
 from seqmill.base.input_files import note_file, require_unchanged
-from seqmill.embed import device as devices
-from seqmill.embed.embedder import PackEmbedder, is_out_of_memory
-from seqmill.embed.readout import Readout
+from seqmill.embedding import device as devices
+from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.readout import Readout
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.weights import Weights, load_weights
@@ -116,7 +116,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
         weights = _load_noted(source, status)
         outputs = settings.outputs.of(weights.architecture.num_layers)
         readout = Readout(source.family, outputs)
-        with _memory_explained(f"{source.name} in {precision}", device):
+        with memory_explained(f"{source.name} in {precision}", device):
             model = make_encoder(weights, getattr(torch, precision), index.max_tokens, device, settings.attention)
         for file, noted in zip(source.files, status.weights or [], strict=True):
             require_unchanged(file, noted["stamp"])
@@ -172,7 +172,7 @@ def _load_noted(source: ModelSource, status: ShardStatus) -> Weights:
 
 
 @contextmanager
-def _memory_explained(model: str, device: torch.device) -> Iterator[None]:
+def memory_explained(model: str, device: torch.device) -> Iterator[None]:
     """Turn a failed allocation into a SeqmillError that names the model and the remedy."""
     try:
         yield

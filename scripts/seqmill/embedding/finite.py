@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from seqmill.embed.embedder import PackEmbedder, is_out_of_memory
-from seqmill.embed.readout import Readout
+from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.readout import Readout
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack, Windows

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from seqmill.embed.readout import NO_RESIDUES, Readout, Vectors
+from seqmill.embedding.readout import NO_RESIDUES, Readout, Vectors
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack, boundaries
@@ -52,6 +52,12 @@ class PackEmbedder:
     @property
     def architecture(self) -> AnyArchitecture:
         return self._model.architecture
+
+    def reserve(self, max_tokens: int) -> None:
+        """Prepare for segments of up to `max_tokens` tokens, if they are longer than the model was made for."""
+        self._model.reserve(max_tokens)
+        if self._cpu_model is not None:
+            self._cpu_model.reserve(max_tokens)
 
     def __call__(self, pack: Pack) -> Vectors:
         """Return the vectors of a pack, on the model's device, or on the CPU if that lacks the memory.

@@ -5,7 +5,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from seqmill.base.signals import Interrupted
-from seqmill.embed.resume import DonePacks
+from seqmill.embedding.resume import DonePacks
 from seqmill.store.part_file import PackResult, Part
 from seqmill.store.parts import PartStore
 

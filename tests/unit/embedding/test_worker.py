@@ -33,9 +33,9 @@ from families import (
 from pipeline import DEMO, MODEL, SCRIPTS, SUPPORT, Run, results_of, run_script, save_parts
 from seqmill import open_embeddings
 from seqmill.base.signals import Interrupted, Signals
-from seqmill.embed import rank
-from seqmill.embed.resume import DonePacks
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding import rank
+from seqmill.embedding.resume import DonePacks
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
+from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
 

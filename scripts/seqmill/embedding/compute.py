@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from seqmill.base.signals import Signals
-from seqmill.embed.embedder import DoesNotFit, PackEmbedder
-from seqmill.embed.finite import FiniteResults
-from seqmill.embed.job import Job
-from seqmill.embed.monitor import gemm_peak, gpu_use, monitor
-from seqmill.embed.part_writer import PartWriter
-from seqmill.embed.runner import embed_packs, warm_up
+from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
+from seqmill.embedding.finite import FiniteResults
+from seqmill.embedding.job import Job
+from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
+from seqmill.embedding.part_writer import PartWriter
+from seqmill.embedding.runner import embed_packs, warm_up
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import AnyArchitecture, model_flop
 from seqmill.store.index import Index
@@ -36,9 +36,6 @@ def compute_packs(job: Job, embed: PackEmbedder, packs: list[int], parts: PartWr
     """
     index, device, status = job.index, job.device, job.status
     finite = FiniteResults(index, device, embed.readout, lambda on: job.make_model(on, torch.float32))
-    # Sums stay in float32 to their end, whatever the precision of the factors.
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     sizes = np.diff(index.token_offsets[index.pack_offsets])
     resumed_tokens = status.run.num_tokens - int(sizes[np.array(packs, np.int64)].sum())
     num_sequences = num_tokens = 0

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, reference_hidden, save_folder, seeded_state
 from families import random_contigs
 from pipeline import SCRIPTS
-from seqmill.embed import audit_references
-from seqmill.embed.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
-from seqmill.embed.audit_references import make_reference, memory
-from seqmill.embed.pooling import BY_NAME, combine_means
+from seqmill.embedding import audit_references
+from seqmill.embedding.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
+from seqmill.embedding.audit_references import make_reference, memory
+from seqmill.embedding.pooling import BY_NAME, combine_means
 from seqmill.index.build import build_index
 from seqmill.model.alibi import attend
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, DnabertS
@@ -298,7 +298,7 @@ def test_a_contig_that_would_take_hours_is_left_out(folder: Path) -> None:
 MEMORY = """
 import sys
 import torch
-from seqmill.embed.audit_references import make_reference, memory
+from seqmill.embedding.audit_references import make_reference, memory
 from seqmill.spec.models import DnabertArchitecture
 from seqmill.model.weights import untrained_tensors
 

@@ -13,9 +13,9 @@ from outputs_by_hand import LENGTHS, POLICIES, blended_by_hand, embed, pooled_by
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
-from seqmill.embed import embedder, runner
-from seqmill.embed.audit import StoredVectors, audit_embeddings
-from seqmill.embed.runner import whole_pack
+from seqmill.embedding import embedder, runner
+from seqmill.embedding.audit import StoredVectors, audit_embeddings
+from seqmill.embedding.runner import whole_pack
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import POOLINGS, Outputs

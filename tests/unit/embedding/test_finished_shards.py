@@ -18,8 +18,8 @@ from families import ONE_EACH, PROTEINS, Family, broken_model, write_fasta
 from pipeline import Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.base.hdf5 import write_attributes
-from seqmill.embed.resume import DonePacks, add_finished_shards
-from seqmill.embed.worker import embed_shard
+from seqmill.embedding.resume import DonePacks, add_finished_shards
+from seqmill.embedding.worker import embed_shard
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.outputs import Outputs

@@ -192,7 +192,7 @@ def _our_own(architecture: Architecture, tensors: Tensors, max_tokens: int) -> E
 
 
 def blend(hidden: list[dict[int, torch.Tensor]], stride: int) -> dict[int, torch.Tensor]:
-    """Blend the hidden states of a protein's windows, as `seqmill.embed.embedder` does, but in float64."""
+    """Blend the hidden states of a protein's windows, as `seqmill.embedding.embedder` does, but in float64."""
     found = {}
     for layer in hidden[0]:
         windows = [states[layer].double().numpy() for states in hidden]

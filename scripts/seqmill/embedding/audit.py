@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from seqmill.base.machine import available_memory
-from seqmill.embed.audit_references import Reference, blend, make_reference, memory, operations, pool
+from seqmill.embedding.audit_references import Reference, blend, make_reference, memory, operations, pool
 from seqmill.model.weights import open_weights, parameter_shapes, untrained_tensors
 from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, ModelSource
 from seqmill.spec.outputs import Outputs

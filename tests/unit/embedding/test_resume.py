@@ -11,7 +11,7 @@ import pytest
 from families import ONE_EACH, PROTEINS, Family
 from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqmill import open_embeddings
-from seqmill.embed.resume import DonePacks, find_parts
+from seqmill.embedding.resume import DonePacks, find_parts
 from seqmill.errors import SeqmillError
 from seqmill.model.weights import load_weights
 from seqmill.spec.fingerprint import Fingerprint

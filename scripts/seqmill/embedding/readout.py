@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from seqmill.embed.pooling import BY_NAME
+from seqmill.embedding.pooling import BY_NAME
 from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack
 from seqmill.spec.outputs import Outputs

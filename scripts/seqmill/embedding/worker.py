@@ -10,7 +10,7 @@ from seqmill.base.files import refuse_shared
 from seqmill.base.imports import importing_much
 from seqmill.base.locks import locked_shard
 from seqmill.base.signals import Interrupted, Signals
-from seqmill.embed.lease import leased_gpu
+from seqmill.embedding.lease import leased_gpu
 from seqmill.spec.task import ShardTask
 from seqmill.store.parts import remove_unfinished
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, StatusError, stage, write_status
@@ -55,7 +55,7 @@ def _embed_locked(task: ShardTask, status: ShardStatus, signals: Signals, lease:
         if task.settings.device != "cpu":
             lease.enter_context(leased_gpu())
         with stage(status, "import"), importing_much():
-            from seqmill.embed.rank import embed_rank  # only now: torch must not see the GPUs of other workers
+            from seqmill.embedding.rank import embed_rank  # only now: torch must not see the GPUs of other workers
         remove_parts = embed_rank(task, status, signals)
         signals.ignore()  # from here on the shard is complete
         status.status = COMPLETE

@@ -17,9 +17,9 @@ from transformers import EsmConfig, EsmForMaskedLM
 from pipeline import SCRIPTS
 from reference import ALPHABET, fair_esm_model, save_checkpoint
 from seqmill.base.machine import available_memory
-from seqmill.embed import audit as audit_module
-from seqmill.embed.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
-from seqmill.embed.pooling import mean_over_residues
+from seqmill.embedding import audit as audit_module
+from seqmill.embedding.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
+from seqmill.embedding.pooling import mean_over_residues
 from seqmill.index.build import build_index
 from seqmill.index.letters import ESM2_LETTERS
 from seqmill.model.esm2 import ESM2
@@ -306,7 +306,7 @@ import json, sys
 from pathlib import Path
 from msgspec.structs import asdict
 import numpy as np
-from seqmill.embed.audit import StoredVectors, audit_embeddings
+from seqmill.embedding.audit import StoredVectors, audit_embeddings
 from seqmill.store.index import open_index
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import Outputs

@@ -20,7 +20,7 @@ from preload import NO_LOCKS, preloaded
 HOLD = """
 import sys, time
 from pathlib import Path
-from seqmill.embed.lease import leased_gpu
+from seqmill.embedding.lease import leased_gpu
 with leased_gpu() as gpu:
     assert gpu == __import__("os").environ["CUDA_VISIBLE_DEVICES"]
     mark = Path(sys.argv[1]) / gpu.replace("/", "_")
@@ -79,7 +79,7 @@ def test_a_killed_worker_frees_its_device(tmp_path: Path) -> None:
 
 
 def test_one_device_or_none_needs_no_lease(tmp_path: Path) -> None:
-    code = "from seqmill.embed.lease import leased_gpu\nwith leased_gpu() as gpu: print(gpu)"
+    code = "from seqmill.embedding.lease import leased_gpu\nwith leased_gpu() as gpu: print(gpu)"
     for gpus in ("", "3"):
         output, _ = start(tmp_path, gpus, 0, code).communicate(timeout=60)
         assert output.strip() == "None"
@@ -107,7 +107,7 @@ def lease_folder(folder: Path) -> Path:
 RUN = """
 import sys
 from seqmill.cli import program
-from seqmill.embed.lease import leased_gpu
+from seqmill.embedding.lease import leased_gpu
 def work():
     with leased_gpu() as gpu:
         print(gpu)

@@ -1,0 +1,1 @@
+"""seqmill in Python: embed sequences, read results."""

@@ -1,0 +1,277 @@
+"""Embedding sequences from Python, without files: with the packs, kernels and policies of the workflow."""
+
+import logging
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from seqmill.api.records import Sequences, read_blocks
+from seqmill.embedding.device import choose_precision
+from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
+from seqmill.embedding.finite import FiniteResults
+from seqmill.embedding.job import UNTRAINED_WARNING, memory_explained
+from seqmill.embedding.readout import Readout
+from seqmill.embedding.runner import CPU_PIECE_TOKENS, embed_packs
+from seqmill.errors import SeqmillError
+from seqmill.index.arrange import log_changes
+from seqmill.index.fasta import FastaRecord
+from seqmill.index.memory import index_in_memory
+from seqmill.index.tokens import make_tokenizer
+from seqmill.model.encoder import Encoder, make_encoder
+from seqmill.model.weights import load_weights
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import DNABERT_S, ModelSource
+from seqmill.spec.outputs import Outputs
+from seqmill.spec.packing import MAX_PACK_TOKENS, PACKS_WANTED
+from seqmill.store.index import Index, residue_offsets
+from seqmill.store.index_format import Fate
+
+Embedded = np.ndarray | list[np.ndarray]
+RESIDUE_BYTES = 256 << 20  # of the vectors of residues in a block of `Embedder.stream`, about
+LETTERS_PER_TOKEN = 4  # of nucleotides, about
+
+log = logging.getLogger(__name__)
+# Computing sets the number of torch's threads, which the whole process shares.
+_computing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What to compute, and the shape of the result."""
+
+    outputs: Outputs  # with layers from 0 on
+    axes: tuple[int, ...]  # layers and poolings asked for in lists
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """Return vectors (n, outputs * hidden_dim) as (n, *axes, hidden_dim)."""
+        width = len(self.outputs.layers) * (1 if self.outputs.per_residue else len(self.outputs.poolings))
+        return vectors.reshape(len(vectors), *self.axes, vectors.shape[1] // width)
+
+
+class Embedder:
+    """A model that is loaded, as `seqmill.load` returns it.
+
+    Threads may share it: one computes at a time. After Ctrl-C it can be used again.
+
+    Attributes:
+        name: the model's name, as it was given.
+        device, precision: where and how it computes.
+        policy: how long sequences are treated.
+        dim: numbers in a vector.
+        num_layers: of the model; `layers` may be 0 to `num_layers`, or negative to count from the end.
+        trained: whether the weights are trained; embeddings of untrained ones have no meaning.
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device, precision: str, policy: LengthPolicy) -> None:
+        self.name, self.device, self.policy = source.name, device, policy
+        self.precision = choose_precision(precision, device)
+        self._source, self._max_tokens = source, 2  # grows with the sequences
+        self._tokenizer = make_tokenizer(source, policy)
+        weights = load_weights(source)
+        architecture, self.trained = weights.architecture, weights.trained
+        self.dim, self.num_layers = architecture.hidden_dim, architecture.num_layers
+        dtype = getattr(torch, self.precision)
+        with memory_explained(f"{source.name} in {self.precision}", device):
+            model = make_encoder(weights, dtype, self._max_tokens, device)
+        readout = Readout(source.family, Outputs().of(self.num_layers))
+        self._embed_pack = PackEmbedder(model, readout, lambda: self._make_encoder(torch.device("cpu"), dtype))
+        self._exact: dict[torch.device, Encoder] = {}  # in float32, made when it is needed
+        if not self.trained:
+            log.warning(UNTRAINED_WARNING)
+
+    def __repr__(self) -> str:
+        return f"<Embedder {self.name}, {self.dim} dimensions, {self.precision} on {self.device}>"
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layers: int | Several[int] = ...,
+        pooling: str | Several[str] = ...,
+        per_residue: Literal[False] = ...,
+        progress: bool | None = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layers: int | Several[int] = ...,
+        per_residue: Literal[True],
+        progress: bool | None = ...,
+    ) -> list[np.ndarray]: ...
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layers: int | Several[int] = ...,
+        pooling: str | Several[str] = ...,
+        per_residue: bool,
+        progress: bool | None = ...,
+    ) -> Embedded: ...
+
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        layers: int | Several[int] = -1,
+        pooling: str | Several[str] = "mean",
+        per_residue: bool = False,
+        progress: bool | None = None,
+    ) -> Embedded:
+        """Return the vectors of sequences, in the order given; equal sequences are computed once.
+
+        For the same sequences, settings and device they have the same bits as those in the workflow's embeddings.h5.
+
+        Args:
+            sequences: one sequence, several in a list or another iterable, a dict from ids to sequences, or a FASTA
+                file (plain, gzip, bgzip or zstd). A sequence is text, a Bio.Seq, a SeqRecord, or a pair of an id and
+                one of these. A file is a Path, or text with a "." or a "/", which no sequence has.
+            layers: one or a list: -1 is the last layer, 0 the embedding of the tokens, k the output of block k.
+            pooling: one or a list of "mean" (as the model's authors do it), "mean_tokens" (nucleotides, without CLS and
+                SEP), "max", "std" and "cls".
+            per_residue: return the vectors of a protein's residues instead; `pooling` is not used.
+            progress: show a bar on standard error; None shows it in notebooks only.
+
+        Returns:
+            float32 (n, dim); with a list of layers, of poolings or of both (n, layers, poolings, dim), without the axis
+            of what is not a list. With `per_residue` a list of arrays (length, dim) or (length, layers, dim).
+
+        Raises:
+            SeqmillError: a sequence has a letter that is none, is empty or too long for the policy "reject", has no
+                finite embedding, or does not fit the memory; the message names its number and id. A model has no such
+                layer or pooling.
+        """
+        result = self._result(layers, pooling, per_residue)
+        name, blocks = read_blocks(sequences)
+        changes: Counter[str] = Counter()
+        with _computing:
+            vectors = self._embed(name, blocks, result, changes, _is_shown(progress))
+        self._log(changes)
+        return vectors
+
+    def stream(
+        self,
+        sequences: Sequences,
+        *,
+        layers: int | Several[int] = -1,
+        pooling: str | Several[str] = "mean",
+        per_residue: bool = False,
+        progress: bool | None = None,
+    ) -> Iterator[tuple[list[str], Embedded]]:
+        """Yield ids and vectors of sequences of any number, block by block, in the order given.
+
+        Memory is bounded: a block has about 130 thousand residues on a CPU and 2 million on a GPU, fewer with
+        `per_residue`. Inside a block, sequences are sorted and packed by length, and equal ones are computed once.
+        Arguments, vectors and errors are those of `embed`. A sequence without an id has its number, from 1 on.
+        """
+        result = self._result(layers, pooling, per_residue)
+        tokens = PACKS_WANTED * (CPU_PIECE_TOKENS if self.device.type == "cpu" else MAX_PACK_TOKENS)
+        if per_residue:
+            tokens = min(tokens, RESIDUE_BYTES // (4 * self.dim * len(result.outputs.layers)))
+        letters = tokens * (LETTERS_PER_TOKEN if self._source.family == DNABERT_S else 1)
+        name, blocks = read_blocks(sequences, letters)
+        return self._stream(name, blocks, result, _is_shown(progress))
+
+    def _stream(
+        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, progress: bool
+    ) -> Iterator[tuple[list[str], Embedded]]:
+        changes: Counter[str] = Counter()
+        with tqdm(unit=" sequences", disable=not progress) as bar:
+            for block in blocks:
+                with _computing:
+                    vectors = self._embed(name, iter([block]), result, changes, False)
+                bar.update(len(block))
+                yield [record.id for record in block], vectors
+        self._log(changes)
+
+    def _result(self, layers: int | Several[int], pooling: str | Several[str], per_residue: bool) -> _Result:
+        poolings = ("mean",) if per_residue else (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        numbers = (layers,) if isinstance(layers, int) else tuple(layers)
+        outputs = Outputs(numbers, poolings, "float32" if per_residue else "").of(self.num_layers)
+        outputs.require_family(self._source.family)
+        axes = [] if isinstance(layers, int) else [len(numbers)]
+        if not isinstance(pooling, str) and not per_residue:
+            axes.append(len(poolings))
+        return _Result(outputs, tuple(axes))
+
+    def _embed(
+        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, changes: Counter[str], progress: bool
+    ) -> Embedded:
+        """Return the vectors of the records in blocks; add letters changed and fates of records to `changes`."""
+        readout = Readout(self._source.family, result.outputs)
+        if (first := next(blocks, None)) is None:
+            width = len(result.outputs.pairs) * self.dim
+            return [] if result.outputs.per_residue else result(np.empty((0, width), np.float32))
+        before = Counter(self._tokenizer.letter_counts())
+        index = index_in_memory(chain([first], blocks), name, self._source, self._tokenizer, self.policy)
+        changes.update(Counter(self._tokenizer.letter_counts()) - before)
+        changes.update({fate.name.lower(): int((index.record_fates == fate).sum()) for fate in Fate})
+        if len(rejected := np.flatnonzero(index.record_fates == Fate.REJECTED)):
+            longer = f"is longer than max_length={self.policy.max_length}"
+            raise SeqmillError(f"{name}: {index.record_name(int(rejected[0]))} {longer}; shorten it or leave it out")
+        rows, residues = self._compute(index, readout, progress)
+        if result.outputs.per_residue:
+            return [result(residues[row]) for row in index.record_rows.tolist()]
+        return result(rows[index.record_rows])
+
+    def _compute(self, index: Index, readout: Readout, progress: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the vectors of an index's sequences, and those of their residues if the readout keeps them."""
+        self._max_tokens = max(self._max_tokens, index.max_tokens)
+        self._embed_pack.reserve(self._max_tokens)
+        self._embed_pack.readout = readout
+        finite = FiniteResults(index, self.device, readout, self._exact_encoder)
+        rows = np.empty((index.num_sequences, len(readout.outputs.pairs) * self.dim), np.float32)
+        residues: list[np.ndarray] = []
+        computed = embed_packs(self._embed_pack, index, range(index.num_packs), self.device, torch.get_num_threads())
+        bar = tqdm(total=int(index.token_offsets[-1]), unit=" tokens", unit_scale=True, disable=not progress)
+        try:
+            with closing(computed), bar:
+                for pack in finite(computed):
+                    if finite.quarantined:
+                        name = index.sequence_name(finite.quarantined[0])
+                        raise SeqmillError(f"{index.path}: {name} has no finite embedding, in float32 either")
+                    rows[pack.index_rows] = pack.embeddings
+                    if readout.residue_dtype is not None:
+                        bounds = residue_offsets(index, pack.index_rows).tolist()
+                        residues += [pack.residues[begin:end] for begin, end in pairwise(bounds)]
+                    bar.update(int(index.pack_lengths(pack.pack).sum()))
+        except DoesNotFit as error:
+            name = index.sequence_name(index.row_of_segment(error.segment))
+            raise SeqmillError(f"{error}: {name}; use a machine with more, or a lower max_length") from error
+        return rows, residues
+
+    def _exact_encoder(self, device: torch.device) -> Encoder:
+        """Return the model in float32."""
+        if device not in self._exact:
+            self._exact[device] = self._make_encoder(device, torch.float32)
+        self._exact[device].reserve(self._max_tokens)
+        return self._exact[device]
+
+    def _make_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
+        return make_encoder(load_weights(self._source), dtype, self._max_tokens, device)
+
+    def _log(self, changes: Counter[str]) -> None:
+        fates = {fate.name.lower(): changes.pop(fate.name.lower(), 0) for fate in Fate}
+        log_changes(changes, fates, self.policy)
+
+
+def _is_shown(progress: bool | None) -> bool:
+    """Return whether to show a bar: as asked, else in notebooks only."""
+    if progress is not None or "IPython" not in sys.modules:
+        return bool(progress)
+    return type(sys.modules["IPython"].get_ipython()).__name__ == "ZMQInteractiveShell"

@@ -1,0 +1,77 @@
+"""Loading a model for use in Python, and embedding in one call."""
+
+from collections.abc import Sequence as Several
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from seqmill.api.embedder import Embedded, Embedder
+from seqmill.api.records import Sequences
+from seqmill.embedding.device import choose_device
+from seqmill.errors import SeqmillError
+from seqmill.spec.lengths import choose_length_policy
+from seqmill.spec.models import find_model
+from seqmill.spec.task import AUTO, DEVICES, PRECISIONS
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str = AUTO,
+    precision: str = AUTO,
+    long_sequences: str = AUTO,
+    max_length: int | str = AUTO,
+    window: int | str = AUTO,
+    stride: int | str = AUTO,
+    strand: str = "forward",
+) -> Embedder:
+    """Load a model; missing weights are fetched first.
+
+    Args:
+        model: a name such as "esm2_t33_650M_UR50D" or "dnabert_s", a model on the Hugging Face Hub such as
+            "facebook/esm2_t33_650M_UR50D", a fair-esm .pt file, a Hugging Face folder, or "untrained:NAME" for random
+            weights, whose embeddings have no meaning.
+        device: "cpu", "cuda", or "auto" for CUDA if there is any.
+        precision: of the matrix products: "float32", "bfloat16", "float16", or "auto" for bfloat16 if the device
+            computes it natively, else float32.
+        long_sequences: for sequences longer than `max_length`: "truncate", "window" (embed windows), "full" (embed them
+            whole), "reject" (raise an error), or "auto", which truncates proteins and embeds nucleotides in windows.
+        max_length: in residues (auto: 1022) or bases (auto: 10,000).
+        window: the length of a window (auto: `max_length`).
+        stride: from the start of one window to the next (auto: half a window for proteins, else a whole one).
+        strand: "forward", or "both" for the mean of a nucleotide sequence and its reverse complement.
+
+    Raises:
+        SeqmillError: there is no such model, device or precision; the weights are damaged, can't be fetched or do not
+            fit the memory.
+    """
+    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            hint = "; CUDA_VISIBLE_DEVICES chooses a GPU" if str(value).startswith("cuda") else ""
+            raise SeqmillError(f"{name} must be one of {', '.join(known)}, not {value}{hint}")
+    source = find_model(str(model))
+    policy = choose_length_policy(source.family, long_sequences, max_length, window, stride, strand)
+    return Embedder(source, choose_device(device), precision, policy)
+
+
+def embed(
+    sequences: Sequences,
+    model: str | Path,
+    *,
+    layers: int | Several[int] = -1,
+    pooling: str | Several[str] = "mean",
+    per_residue: bool = False,
+    progress: bool | None = None,
+    **options: Any,  # noqa: ANN401
+) -> Embedded:
+    """Embed sequences with a model, which stays loaded until another one is used.
+
+    `options` are those of `load`; the other arguments and the result are those of `Embedder.embed`.
+    """
+    embedder = _loaded(str(model), **options)
+    return embedder.embed(sequences, layers=layers, pooling=pooling, per_residue=per_residue, progress=progress)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, **options: Any) -> Embedder:  # noqa: ANN401
+    return load(model, **options)

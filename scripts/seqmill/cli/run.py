@@ -1,0 +1,137 @@
+"""Run the whole workflow in any folder: index, shards, merge, report."""
+
+import argparse
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import chdir
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seqmill.cli import program
+from seqmill.errors import SeqmillError
+
+EPILOG = """Snakemake gets what follows --, runs the workflow, and gives its exit code.
+
+examples:
+  seqmill run proteins.faa --model esm2_t33_650M_UR50D
+  seqmill run proteins.faa --gpus 8 --output embeddings
+  seqmill run proteins.faa --gpus 8 --profile slurm -- --dry-run
+  seqmill run proteins.faa -- plan
+  seqmill run --config datasets=table.tsv exports=[npy,parquet]
+"""
+# Options and targets of Snakemake with which it computes nothing, so that weights need not be there.
+COMPUTES_NOTHING = re.compile(
+    r"-[a-zA-Z]*n[a-zA-Z]*|-h|--help|--version|--dry-?run|--unlock|--lint|--list.*|--dag|--rulegraph|--summary|plan"
+)
+
+log = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "fasta", nargs="?", help="FASTA file to embed; without it, config/config.yaml says what to embed"
+    )
+    parser.add_argument("--model", help="name of a model, or path of its weights (default: esm2_t33_650M_UR50D)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder for results/ and logs/ (default: the current one); it may hold settings in config/config.yaml",
+    )
+    parser.add_argument(
+        "--gpus", type=program.at_least(1), metavar="N", help="use N GPUs: N shards at a time, one on each"
+    )
+    parser.add_argument("--cores", type=cores, metavar="N", help="CPU cores (default: all, or what --profile says)")
+    parser.add_argument("--profile", help="slurm, or a folder with your own profile (default: this machine)")
+    parser.add_argument(
+        "--config",
+        type=setting,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings, such as shards=4 or exports=[npy,parquet]",
+    )
+    # argparse itself would lose a FASTA file, an option and then --, in this order.
+    parser.parse_known_args = partial(_parse_known_args, parser.parse_known_args)  # type: ignore[method-assign]
+
+
+def _parse_known_args(
+    parse: Any,  # noqa: ANN401
+    args: Iterable[str] | None = None,
+    namespace: argparse.Namespace | None = None,
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse what comes before --, and keep the rest as `snakemake`."""
+    given = sys.argv[1:] if args is None else list(args)
+    end = given.index("--") if "--" in given else len(given)
+    namespace, unknown = parse(given[:end], namespace)
+    namespace.snakemake = given[end + 1 :]
+    return namespace, unknown
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Argparse type: KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def cores(text: str) -> str:
+    """Argparse type: all, or a positive integer."""
+    return text if text == "all" else str(program.at_least(1)(text))
+
+
+def work(arguments: argparse.Namespace) -> NoReturn:
+    from seqmill.run.launch import DEFAULT_PROFILE, Launch
+
+    profile = arguments.profile or DEFAULT_PROFILE
+    number = arguments.cores or ("" if arguments.profile else "all")
+    launch = Launch(settings_of(arguments), arguments.output, profile, number, arguments.gpus or 0, arguments.snakemake)
+    command = launch.command()
+    models = {dataset.model.name for dataset in launch.datasets()}
+    require_writable(arguments.output)
+    if not any(COMPUTES_NOTHING.fullmatch(option) for option in arguments.snakemake):
+        with chdir(arguments.output):
+            fetch_missing(models)
+    log.info("%s", shlex.join(command))
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of all options; refuse one that is given twice."""
+    settings = dict(arguments.config)
+    for key, value in (("fasta", arguments.fasta), ("model", arguments.model), ("shards", arguments.gpus)):
+        if value is not None and settings.setdefault(key, str(value)) != str(value):
+            raise argparse.ArgumentTypeError(f"{key} is given twice: {value} and --config {key}={settings[key]}")
+    return settings
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder if there is none; raise a SeqmillError if it is not one in which files can be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SeqmillError(
+            f"{folder}: no files can be written there: {error.strerror}; give another --output"
+        ) from error
+
+
+def fetch_missing(names: Iterable[str]) -> None:
+    """Fetch the files of released models that are not on this disk, as a cluster's nodes may have no internet."""
+    from seqmill.run.fetch import fetch_weights
+    from seqmill.spec.models import find_model
+
+    for model in map(find_model, names):
+        if model.kind == "released" and model.path and not all(path.exists() for path in model.files):
+            fetch_weights(model.name, model.path)
