@@ -77,7 +77,9 @@ lint: $(READY)
 # The notebook runs during the build; a cell that fails, or a link that leads nowhere, fails it.
 docs: export PATH := $(CURDIR)/$(DOCS)/bin:$(PATH)
 docs: export NO_MKDOCS_2_WARNING := 1
+# For the notebook: no advice about widgets, and no line for each step of a progress bar.
 docs: export PYTHONWARNINGS := ignore:IProgress not found
+docs: export TQDM_MININTERVAL := 60
 docs: $(DOCS)/.ready
 	python docs/generate.py
 	python -m mkdocs build --strict

@@ -5,16 +5,17 @@ pages are in git, so that they can be read without the site; tests/unit/test_doc
 """
 
 import argparse
+import json
 import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from seqmill.base.files import read_json
 from seqmill.cli.main import PROGRAMS
+from seqmill.run.settings import allowed_values
 from seqmill.spec.models import DNABERT_MODELS, MODELS
 from seqmill.spec.released import RELEASED
 
@@ -28,34 +29,16 @@ def settings() -> Iterator[str]:
     """Yield a section per setting of the schema."""
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
     for name, rule in schema["properties"].items():
-        default = rule["default"]
+        default = json.dumps(rule["default"]).strip('"')
         yield f"## {name}\n"
         text = PAGE.sub(lambda page: f"[{page[2].replace('-', ' ')}](../{page[1]}/{page[2]}.md)", rule["description"])
         yield f"{text}\n"
-        yield f"- Values: {values_of(rule)}"
-        yield f"- Default: {'none' if default in ('', []) else f'`{yaml_word(default)}`'}\n"
-
-
-def values_of(rule: dict[str, Any]) -> str:
-    """Return the values that a rule of the schema allows, in words."""
-    if "enum" in rule:
-        return ", ".join(f"`{yaml_word(value)}`" for value in rule["enum"])
-    if "const" in rule:
-        return f"`{yaml_word(rule['const'])}`"
-    if choices := rule.get("oneOf") or rule.get("anyOf"):
-        return "; or ".join(values_of(choice) for choice in choices)
-    if rule["type"] == "array":
-        return f"a list of {values_of(rule['items'])}"
-    bounds = f" from {rule['minimum']:,} to {rule['maximum']:,}" if "minimum" in rule else ""
-    return {"string": "a text", "integer": "a whole number", "number": "a number"}[rule["type"]] + bounds
-
-
-def yaml_word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        yield f"- Values: {allowed_values(rule)}"
+        yield f"- Default: {'none' if default in ('', '[]') else f'`{default}`'}\n"
 
 
 def models() -> Iterator[str]:
-    """Yield a table of the released models; parameters are those of the published files."""
+    """Yield a table of the released models."""
     released = read_json(RELEASED)
     yield "| model | layers | dimensions | download |"
     yield "|---|---|---|---|"
@@ -65,19 +48,26 @@ def models() -> Iterator[str]:
         yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} |"
 
 
-def commands() -> Iterator[str]:
-    """Yield a section per command, from its parser."""
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    found = {}
     for name in PROGRAMS:
         module = import_module(f"seqmill.cli.{name}")
-        parser = argparse.ArgumentParser(f"seqmill {name}", description=module.__doc__)
-        module.add_options(parser)
+        found[name] = argparse.ArgumentParser(f"seqmill {name}", description=module.__doc__)
+        module.add_options(found[name])
+    return found
+
+
+def commands() -> Iterator[str]:
+    """Yield a section per command, from its parser."""
+    for parser in parsers().values():
         yield from command(parser)
 
 
 def command(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield a command's section: what it does, its arguments and options, and its epilog."""
     actions = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
-    names = [str(action.metavar or action.dest).upper() for action in actions if not action.option_strings]
+    names = [usage_name(action) for action in actions if not action.option_strings]
     yield f"### {parser.prog}\n"
     yield f"{markdown(parser.description or '')}\n"
     yield f"```text\n{' '.join([parser.prog, *names, '[options]'])}\n```\n"
@@ -89,6 +79,12 @@ def command(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield ""
     if parser.epilog:
         yield f"```text\n{parser.epilog.strip()}\n```\n"
+
+
+def usage_name(action: argparse.Action) -> str:
+    """Return an argument as in a usage line: [NAME] if it may be left out."""
+    name = str(action.metavar or action.dest).upper()
+    return f"[{name}]" if action.nargs in ("?", "*") else name
 
 
 def invocation(action: argparse.Action) -> str:
