@@ -12,6 +12,7 @@ Results can be read without torch; embedding needs `pip install 'seqmill[embed]'
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
 from seqmill.version import __version__
 
@@ -37,7 +38,11 @@ _MODULES = {
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name not in _MODULES:
         raise AttributeError(f"module 'seqmill' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    try:
+        with optional_packages():
+            return getattr(import_module(_MODULES[name]), name)
+    except SeqmillError as error:  # help() and hasattr() expect no other
+        raise AttributeError(f"{name}: {error}") from error
 
 
 def __dir__() -> list[str]:

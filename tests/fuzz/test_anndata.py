@@ -1,5 +1,6 @@
-"""AnnData reads the exports. It needs its own environment, because it does not support the locked pandas."""
+"""AnnData reads the exports, and `to_anndata` makes the same. It needs an environment with an older pandas."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from embeddings_file import write_embeddings
+from pipeline import SCRIPTS
 from seqmill import open_embeddings
 from seqmill.export.export import export_embeddings
 
-PACKAGES = ("anndata==0.12.19", "pandas==2.3.3")
+PACKAGES = ("anndata==0.12.19", "pandas==2.3.3", "msgspec")
 IDS = ["a", "a", "a", "a-1", "", "", "NA", "é日本|x", "line\u2028separator", 'quote"and,comma']
 
 # Saves what AnnData reads, so that the test can compare it.
@@ -62,3 +64,28 @@ def test_anndata_reads_an_export(python: Path, rows: int, tmp_path: Path) -> Non
     assert found["ids"].tolist() == embeddings.ids
     assert found["lengths"].tolist() == embeddings.lengths.tolist()
     assert found["uns"].tolist() == sorted(map(str, embeddings.attrs.items()))
+
+
+CONVERT = """
+import sys
+import anndata, numpy as np
+import seqmill
+exported, made = anndata.read_h5ad(sys.argv[2]), seqmill.open_embeddings(sys.argv[1]).to_anndata()
+assert made.X.dtype == np.float32
+assert np.array_equal(made.X, exported.X)
+assert made.obs.equals(exported.obs.astype(made.obs.dtypes.to_dict()))
+assert made.obs_names.tolist() == exported.obs_names.tolist()
+assert made.uns.keys() == exported.uns.keys()
+assert all(made.uns[name] == exported.uns[name] for name in made.uns)
+made.write_h5ad(sys.argv[3])
+assert np.array_equal(anndata.read_h5ad(sys.argv[3]).X, exported.X)
+"""
+
+
+def test_a_conversion_is_the_same_as_the_export(python: Path, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(7).standard_normal((len(IDS), 32), np.float32)
+    path = write_embeddings(tmp_path / "e.h5", vectors, IDS)
+    export_embeddings(path, tmp_path / "e.h5ad", "h5ad")
+    arguments = [python, "-W", "ignore", "-c", CONVERT, path, tmp_path / "e.h5ad", tmp_path / "made.h5ad"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)})
+    assert done.returncode == 0, done.stderr

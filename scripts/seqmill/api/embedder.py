@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from seqmill.api.records import Sequences, read_blocks
-from seqmill.embedding.device import choose_precision
+from seqmill.embedding.device import choose_device, choose_precision
 from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.finite import FiniteResults
 from seqmill.embedding.job import UNTRAINED_WARNING, memory_explained
@@ -72,17 +72,18 @@ class Embedder:
         trained: whether the weights are trained; embeddings of untrained ones have no meaning.
     """
 
-    def __init__(self, source: ModelSource, device: torch.device, precision: str, policy: LengthPolicy) -> None:
-        self.name, self.device, self.policy = source.name, device, policy
-        self.precision = choose_precision(precision, device)
+    def __init__(self, source: ModelSource, device: str, precision: str, policy: LengthPolicy) -> None:
+        self.name, self.policy = source.name, policy
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         self._source, self._max_tokens = source, 2  # grows with the sequences
         self._tokenizer = make_tokenizer(source, policy)
         weights = load_weights(source)
         architecture, self.trained = weights.architecture, weights.trained
         self.dim, self.num_layers = architecture.hidden_dim, architecture.num_layers
         dtype = getattr(torch, self.precision)
-        with memory_explained(f"{source.name} in {self.precision}", device):
-            model = make_encoder(weights, dtype, self._max_tokens, device)
+        with memory_explained(f"{source.name} in {self.precision}", self.device):
+            model = make_encoder(weights, dtype, self._max_tokens, self.device)
         readout = Readout(source.family, Outputs().of(self.num_layers))
         self._embed_pack = PackEmbedder(model, readout, lambda: self._make_encoder(torch.device("cpu"), dtype))
         self._exact: dict[torch.device, Encoder] = {}  # in float32, made when it is needed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas
 
+from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
 from seqmill.export.names import unique_names
 from seqmill.neighbors import search
@@ -81,7 +82,7 @@ class Embeddings(EmbeddingsFile):
         if (self.array[rows] != self.array[rows[0]]).any():
             raise SeqmillError(f"several sequences have the id {key!r}: use a row instead, one of {rows}")
         row = rows[0]
-        found = search(self[row], self, k + 1)
+        found = search(self[row], self, k + (k > 0))  # one more, for the record itself
         others = found[found["row"] != row].head(k)
         return others[["id", "row", "score"]].reset_index(drop=True)
 
@@ -91,8 +92,8 @@ class Embeddings(EmbeddingsFile):
 
     def to_torch(self) -> "torch.Tensor":
         """Return all vectors as a tensor (records, hidden_dim) on the CPU."""
-        import torch
-
+        with optional_packages():
+            import torch
         return torch.from_numpy(np.array(self.array))
 
     def to_anndata(self) -> "anndata.AnnData":
@@ -100,8 +101,8 @@ class Embeddings(EmbeddingsFile):
 
         `obs_names` are the ids, made unique: `a`, `a-1`, `a-2`.
         """
-        import anndata
-
+        with optional_packages():
+            import anndata
         names = pandas.Index(unique_names(lambda: self.ids))
         obs = pandas.DataFrame({"id": self.ids, "length": self.lengths}, index=names)
         return anndata.AnnData(np.array(self.array), obs=obs, uns=dict(self.attrs))

@@ -3,15 +3,17 @@
 from collections.abc import Sequence as Several
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seqmill.api.embedder import Embedded, Embedder
-from seqmill.api.records import Sequences
-from seqmill.embedding.device import choose_device
+from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import choose_length_policy
 from seqmill.spec.models import find_model
 from seqmill.spec.task import AUTO, DEVICES, PRECISIONS
+
+if TYPE_CHECKING:  # this module can be imported, and explained by help(), without torch
+    from seqmill.api.embedder import Embedded, Embedder
+    from seqmill.api.records import Sequences
 
 
 def load(
@@ -24,7 +26,7 @@ def load(
     window: int | str = AUTO,
     stride: int | str = AUTO,
     strand: str = "forward",
-) -> Embedder:
+) -> "Embedder":
     """Load a model; missing weights are fetched first.
 
     Args:
@@ -43,7 +45,7 @@ def load(
 
     Raises:
         SeqmillError: there is no such model, device or precision; the weights are damaged, can't be fetched or do not
-            fit the memory.
+            fit the memory; torch is missing.
     """
     for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in known:
@@ -51,11 +53,13 @@ def load(
             raise SeqmillError(f"{name} must be one of {', '.join(known)}, not {value}{hint}")
     source = find_model(str(model))
     policy = choose_length_policy(source.family, long_sequences, max_length, window, stride, strand)
-    return Embedder(source, choose_device(device), precision, policy)
+    with optional_packages():
+        from seqmill.api.embedder import Embedder
+    return Embedder(source, device, precision, policy)
 
 
 def embed(
-    sequences: Sequences,
+    sequences: "Sequences",
     model: str | Path,
     *,
     layers: int | Several[int] = -1,
@@ -63,7 +67,7 @@ def embed(
     per_residue: bool = False,
     progress: bool | None = None,
     **options: Any,  # noqa: ANN401
-) -> Embedded:
+) -> "Embedded":
     """Embed sequences with a model, which stays loaded until another one is used.
 
     `options` are those of `load`; the other arguments and the result are those of `Embedder.embed`.
@@ -73,5 +77,5 @@ def embed(
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, **options: Any) -> Embedder:  # noqa: ANN401
+def _loaded(model: str, **options: Any) -> "Embedder":  # noqa: ANN401
     return load(model, **options)

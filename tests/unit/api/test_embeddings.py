@@ -8,11 +8,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import seqmill
+from embeddings_file import write_embeddings
 from pipeline import SCRIPTS, Run
 from seqmill import SeqmillError, open_embeddings
 from seqmill.spec.outputs import Outputs
+from seqmill.store import embeddings as stored
 from sequences import random_sequences
 
 
@@ -104,3 +107,68 @@ def test_negative_layers_count_from_the_end(tmp_path: Path) -> None:
     assert (last[0] == open_embeddings(run.embeddings, layer=6)[0]).all()
     with pytest.raises(SeqmillError, match="has no such output"):
         open_embeddings(run.embeddings, layer=-2)
+
+
+def test_shape_blocks_and_torch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = open_embeddings(path)
+    assert embeddings.shape == (4, 320)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 3 * 320 * 4)
+    blocks = list(embeddings.blocks())
+    assert [ids for ids, _ in blocks] == [["a", "twice", "b/c"], ["twice"]]
+    assert (np.concatenate([vectors for _, vectors in blocks]) == embeddings[:]).all()
+    tensor = embeddings.to_torch()
+    assert tensor.dtype == torch.float32
+    assert (tensor.numpy() == embeddings[:]).all()
+
+
+def test_the_nearest_records_leave_out_the_record_itself(path: Path) -> None:
+    embeddings = open_embeddings(path)
+    unit = embeddings[:] / np.linalg.norm(embeddings[:], axis=1, keepdims=True)
+    cosines = unit @ unit[2]
+    order = [row for row in np.argsort(-cosines) if row != 2]
+    found = embeddings.nearest("b/c", 2)
+    assert found.columns.tolist() == ["id", "row", "score"]
+    assert found["row"].tolist() == order[:2]
+    assert found["id"].tolist() == [embeddings.ids[row] for row in order[:2]]
+    assert np.allclose(found["score"], cosines[order[:2]], atol=1e-6)
+    assert embeddings.nearest(-2, 2).equals(found)
+    assert len(embeddings.nearest(0, 10)) == 3
+
+
+def test_which_record_is_meant_must_be_clear(path: Path) -> None:
+    embeddings = open_embeddings(path)
+    with pytest.raises(
+        SeqmillError, match=r"several sequences have the id 'twice': use a row instead, one of \[1, 3\]"
+    ):
+        embeddings.nearest("twice")
+    with pytest.raises(KeyError, match="no record has the id 'z'"):
+        embeddings.nearest("z")
+    with pytest.raises(IndexError):
+        embeddings.nearest(4)
+    with pytest.raises(SeqmillError, match="k is 0; ask for at least one"):
+        embeddings.nearest("a", 0)
+
+
+def test_records_of_one_sequence_are_each_others_neighbors(tmp_path: Path) -> None:
+    vectors = np.array([[1, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    embeddings = open_embeddings(write_embeddings(tmp_path / "e.h5", vectors, ["a", "b", "a", "c"]))
+    assert embeddings.nearest("a", 1)["row"].tolist() == [2]
+    assert embeddings.nearest(2, 2)["row"].tolist() == [0, 3]
+
+
+def test_a_file_is_closed_at_the_end_of_its_block(tmp_path: Path) -> None:
+    path = write_embeddings(tmp_path / "e.h5", np.ones((2, 3)))
+    with open_embeddings(path) as embeddings:
+        assert str(path) in Path("/proc/self/maps").read_text()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    for read in (lambda: embeddings[0], lambda: embeddings.shape, embeddings.to_pandas, lambda: embeddings.residues(0)):
+        with pytest.raises(SeqmillError, match=r"e\.h5: is closed; open it again"):
+            read()
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        embeddings.nothing  # noqa: B018
+
+
+def test_only_public_names_are_listed() -> None:
+    names = ["Embedder", "Embeddings", "SeqmillError", "__version__", "embed", "load", "open_embeddings", "search"]
+    assert dir(seqmill) == names
+    assert all(hasattr(seqmill, name) for name in names)
