@@ -25,7 +25,7 @@ rule fetch_weights:
     params:
         script=script("fetch_weights.py"),
     shell:
-        "python {params.script} --model {wildcards.name} --output {output:q} 2> {log:q}"
+        "python {params.script} {wildcards.name} --output {output:q} 2> {log:q}"
 
 
 rule fetch_folder:
@@ -44,4 +44,4 @@ rule fetch_folder:
         script=script("fetch_weights.py"),
         folder="resources/models/{name}",
     shell:
-        "python {params.script} --model {wildcards.name} --output {params.folder:q} 2> {log:q}"
+        "python {params.script} {wildcards.name} --output {params.folder:q} 2> {log:q}"

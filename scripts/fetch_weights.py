@@ -1,4 +1,4 @@
 #!/usr/bin/env python3
 from seqmill.cli.main import launch
 
-launch("fetch_weights")
+launch("fetch")

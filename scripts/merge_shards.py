@@ -1,4 +1,4 @@
 #!/usr/bin/env python3
 from seqmill.cli.main import launch
 
-launch("merge_shards")
+launch("merge")

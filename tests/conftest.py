@@ -1,7 +1,9 @@
 """Test settings. `pythonpath` in pyproject.toml says where modules are found."""
 
+import os
 import signal
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -12,6 +14,9 @@ settings.load_profile("same")
 
 # A shell starts background jobs with SIGINT ignored; the programs that the tests stop would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The weights that a developer has fetched must not decide what the tests see.
+os.environ["SEQMILL_MODELS"] = str(Path(__file__).with_name("no-weights"))
 
 
 @pytest.hookimpl(wrapper=True)

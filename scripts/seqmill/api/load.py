@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
+from seqmill.fetch.models import fetch_model
 from seqmill.spec.lengths import choose_length_policy
-from seqmill.spec.models import find_model
 from seqmill.spec.task import AUTO, DEVICES, PRECISIONS
 
 if TYPE_CHECKING:  # this module can be imported, and explained by help(), without torch
@@ -51,10 +51,10 @@ def load(
         if value not in known:
             hint = "; CUDA_VISIBLE_DEVICES chooses a GPU" if str(value).startswith("cuda") else ""
             raise SeqmillError(f"{name} must be one of {', '.join(known)}, not {value}{hint}")
-    source = find_model(str(model))
-    policy = choose_length_policy(source.family, long_sequences, max_length, window, stride, strand)
     with optional_packages():
         from seqmill.api.embedder import Embedder
+    source = fetch_model(str(model))
+    policy = choose_length_policy(source.family, long_sequences, max_length, window, stride, strand)
     return Embedder(source, device, precision, policy)
 
 

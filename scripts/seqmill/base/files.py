@@ -21,6 +21,11 @@ ABANDONED_SECONDS = 3600.0
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
+def cache_folder() -> Path:
+    """Return seqmill's folder in the user's cache, which need not exist; raise a RuntimeError if there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqmill"
+
+
 @contextmanager
 def whole_or_absent(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block succeeds.

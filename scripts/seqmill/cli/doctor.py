@@ -5,10 +5,12 @@ import os
 import shlex
 from pathlib import Path
 
+from seqmill.base.commands import command
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.findings import Remedy
 from seqmill.run.workflow_files import workflow_folder
+from seqmill.spec.models import DEFAULT_MODEL, NAMES, released_sources
 
 STATES = {
     Remedy.NOTHING: "complete",
@@ -27,19 +29,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         action="store_true",
-        help="check the weights in resources/models instead: read all, and repeat the test that ended their download",
+        help="check the released models on this disk instead: read all, and repeat the test that ended their download",
     )
 
 
 def check_weights() -> int:
     """Print what is found on the released models; return the exit code."""
-    from seqmill.run.self_test import check_weights  # imports torch, which readers of results may lack
+    from seqmill.fetch.self_test import check_weights  # imports torch, which readers of results may lack
 
     found = list(check_weights())
     for text, _ in found:
         print(text)
     if not found:
-        print("resources/models: no weights of released models in the current directory")
+        folders = " or ".join(str(source.path.parent) for source in released_sources(NAMES[0]) if source.path)
+        print(f"no weights of released models in {folders}\nnext: {command('fetch', DEFAULT_MODEL)}")
     return int(not found or not all(is_right for _, is_right in found))
 
 

@@ -23,7 +23,7 @@ examples:
   seqmill run proteins.faa --gpus 8 --output embeddings
   seqmill run proteins.faa --gpus 8 --profile slurm -- --dry-run
   seqmill run proteins.faa -- plan
-  seqmill run --config datasets=table.tsv exports=[npy,parquet]
+  seqmill run --config datasets=table.tsv 'exports=[npy,parquet]'
 """
 # Options and targets of Snakemake with which it computes nothing, so that weights need not be there.
 COMPUTES_NOTHING = re.compile(
@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="settings, such as shards=4 or exports=[npy,parquet]",
+        help="settings, such as shards=4 or 'exports=[npy,parquet]'",
     )
     # argparse itself would lose a FASTA file, an option and then --, in this order.
     parser.parse_known_args = partial(_parse_known_args, parser.parse_known_args)  # type: ignore[method-assign]
@@ -128,10 +128,8 @@ def require_writable(folder: Path) -> None:
 
 
 def fetch_missing(names: Iterable[str]) -> None:
-    """Fetch the files of released models that are not on this disk, as a cluster's nodes may have no internet."""
-    from seqmill.run.fetch import fetch_weights
-    from seqmill.spec.models import find_model
+    """Fetch the files of models that are not on this disk, as a cluster's nodes may have no internet."""
+    from seqmill.fetch.models import fetch_model
 
-    for model in map(find_model, names):
-        if model.kind == "released" and model.path and not all(path.exists() for path in model.files):
-            fetch_weights(model.name, model.path)
+    for name in names:
+        fetch_model(name)

@@ -117,11 +117,12 @@ def _absolute(path: str) -> str:
 def _quoted(path: str) -> str:
     """Quote a path if Snakemake would take it for a number, or YAML for something else than text.
 
-    YAML can't hold bytes that are not UTF-8; Snakemake then takes the text as it is.
+    Spaces go around the quotes, because Snakemake removes quotes at the ends before it parses YAML. YAML can't hold
+    bytes that are not UTF-8; Snakemake then takes the text as it is.
     """
     if re.fullmatch(r"[\w./+-]*[./][A-Za-z_][\w./+-]*", path) or not path.isprintable():
         return path
-    return "'" + path.replace("'", "''") + "'"
+    return " '" + path.replace("'", "''") + "' "
 
 
 def _read_settings(path: Path) -> dict[str, str]:

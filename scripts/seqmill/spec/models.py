@@ -1,19 +1,23 @@
 """Models: the names and paths that a user may give, their architectures and files. Imports no torch."""
 
 import difflib
+import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from seqmill.base.files import read_json
+from seqmill.base.commands import command
+from seqmill.base.files import cache_folder, read_json
 from seqmill.errors import SeqmillError
 
 if TYPE_CHECKING:
     import numpy as np
 
 UNTRAINED_PREFIX = "untrained:"
-WEIGHTS_FOLDER = Path("resources/models")
+WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
+WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED_WEIGHTS = "pytorch_model.bin"  # the format in which DNABERT-S is published
@@ -94,13 +98,21 @@ MODELS = {
 # Nucleotide models; their weights are Hugging Face folders.
 DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchitecture()}
 NAMES = [*MODELS, *DNABERT_MODELS]
+DEFAULT_MODEL = "esm2_t33_650M_UR50D"  # the usual choice
+# Their names on the Hugging Face Hub, in lower case: the Hub ignores case as well.
+HUB_NAMES = {
+    **{f"facebook/{name}".lower(): name for name in MODELS},
+    "zhihan1996/dnabert-s": "dnabert_s",
+    "zhihan1996/dnabert-2-117m": "dnabert_2",
+}
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """The origin of a model's weights.
 
-    Its kind is "untrained" (seeded random weights), "released" (a name in `NAMES`, fetched to resources/models),
+    Its kind is "untrained" (seeded random weights), "released" (a name in `NAMES`; `seqmill fetch` fetches it),
     "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
     """
 
@@ -131,6 +143,11 @@ class ModelSource:
         return [self.path]
 
     @property
+    def is_on_disk(self) -> bool:
+        """Whether all files of the model exist."""
+        return all(file.exists() for file in self.files)
+
+    @property
     def slug(self) -> str:
         """A folder name for results: the model's name without parent folders and unusual characters."""
         name = self.path.stem if self.kind == "checkpoint" and self.path else Path(self.name).name
@@ -139,16 +156,40 @@ class ModelSource:
         return re.sub(r"[^\w.-]+", "-", name)
 
 
+def user_weights_folder() -> Path:
+    """Return the user's folder of released models' weights: $SEQMILL_MODELS, else models in seqmill's cache folder.
+
+    Raise a RuntimeError if there is no home folder.
+    """
+    chosen = os.environ.get(WEIGHTS_VARIABLE)
+    return Path(chosen).expanduser() if chosen else cache_folder() / "models"
+
+
+def released_sources(name: str) -> list[ModelSource]:
+    """Return where one of `NAMES` may be on this disk, in the order in which it is looked for."""
+    folders = [WEIGHTS_FOLDER]
+    with suppress(RuntimeError):  # no home folder, as in some containers
+        folders.append(user_weights_folder())
+    family, file = (ESM2, f"{name}.pt") if name in MODELS else (DNABERT_S, name)
+    architecture = (MODELS | DNABERT_MODELS)[name]
+    return [ModelSource(name, "released", architecture, folder / file, family) for folder in folders]
+
+
 def find_model(name: str) -> ModelSource:
-    """Resolve one of `NAMES`, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
+    """Resolve one of `NAMES` or `HUB_NAMES`, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
+
+    The files of a released model are those in `WEIGHTS_FOLDER` if all are there, else those in the user's folder if all
+    are there, else those that the workflow will fetch to `WEIGHTS_FOLDER`.
 
     Raise a SeqmillError that lists the possibilities if `name` is neither a known name nor a usable path.
     """
     known = name.removeprefix(UNTRAINED_PREFIX)
     if known in NAMES:
-        family, weights = (ESM2, f"{known}.pt") if known in MODELS else (DNABERT_S, known)
-        kind, path = ("released", WEIGHTS_FOLDER / weights) if known == name else ("untrained", None)
-        return ModelSource(name, kind, (MODELS | DNABERT_MODELS)[known], path, family)
+        if known != name:
+            family = ESM2 if known in MODELS else DNABERT_S
+            return ModelSource(name, "untrained", (MODELS | DNABERT_MODELS)[known], None, family)
+        sources = released_sources(name)
+        return next((source for source in sources if source.is_on_disk), sources[0])
     if known != name:
         raise SeqmillError(_unknown(name, [UNTRAINED_PREFIX + model for model in NAMES]))
     if not name:
@@ -161,9 +202,24 @@ def find_model(name: str) -> ModelSource:
         return ModelSource(name, "folder", None, path, _family_of_folder(path))
     if path.suffix == ".pt" and path.is_file():
         return ModelSource(name, "checkpoint", None, path)
+    if name.lower() in HUB_NAMES:
+        return find_model(HUB_NAMES[name.lower()])
+    if is_hub_id(name):
+        close = difflib.get_close_matches(name.lower(), HUB_NAMES, n=1)
+        hint = f"; did you mean {HUB_NAMES[close[0]]}?" if close else "."
+        raise SeqmillError(
+            f"model {name}: no such folder{hint} If it is a model on the Hugging Face Hub, run "
+            f"`{command('fetch', name)}` and give the folder that it prints"
+        )
     if path.suffix == ".pt" or path.is_absolute():
         raise SeqmillError(f"model {path}: no such fair-esm .pt file or Hugging Face folder")
     raise SeqmillError(_unknown(name, NAMES))
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name can only be that of a model on the Hugging Face Hub which is not in `HUB_NAMES`."""
+    is_shaped = bool(HUB_ID.fullmatch(name)) and not name.endswith(".pt")
+    return is_shaped and name.lower() not in HUB_NAMES and not Path(name).exists()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -190,7 +246,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [index, *(folder / name for name in names)]
 
 
-def _family_of_folder(path: Path) -> str:
+def family_of_config(path: Path) -> str:
+    """Return the family of the model that a folder's config.json describes; raise a SeqmillError if it has none."""
     config_path = path / CONFIG
     if not config_path.is_file():
         raise SeqmillError(
@@ -200,25 +257,30 @@ def _family_of_folder(path: Path) -> str:
     model_type = config.get("model_type")
     if "transformers_weights" in config:  # transformers would read that file
         raise SeqmillError(f"{config_path}: names its weights in transformers_weights; seqmill reads {SAFETENSORS}")
-    weights = weight_files(path)
     # MosaicBERT's model_type is bert; only its configuration has ALiBi.
     if model_type == "bert" and "alibi_starting_size" in config:
-        if not weights:
-            raise SeqmillError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
-        if not (path / TOKENIZER).is_file():
-            raise SeqmillError(f"model {path}: the folder has no {TOKENIZER}; copy the one that came with the model")
         return DNABERT_S
     if model_type != "esm":
         raise SeqmillError(
             f"{config_path}: model_type is {model_type!r}; seqmill reads 'esm' (ESM-2), "
             "and 'bert' with ALiBi (DNABERT-S)"
         )
-    if not weights or weights[0].name == PICKLED_WEIGHTS:
+    return ESM2
+
+
+def _family_of_folder(path: Path) -> str:
+    family, weights = family_of_config(path), weight_files(path)
+    if family == DNABERT_S:
+        if not weights:
+            raise SeqmillError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+        if not (path / TOKENIZER).is_file():
+            raise SeqmillError(f"model {path}: the folder has no {TOKENIZER}; copy the one that came with the model")
+    elif not weights or weights[0].name == PICKLED_WEIGHTS:
         raise SeqmillError(
             f"model {path}: the folder has no .safetensors file ({SAFETENSORS}, or {SAFETENSORS_INDEX} and its files); "
             "seqmill does not read pickled weights of ESM-2"
         )
-    return ESM2
+    return family
 
 
 def _unknown(name: str, known: list[str]) -> str:

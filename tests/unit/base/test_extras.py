@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 import pytest
 
 from pipeline import REPOSITORY, SCRIPTS
-from seqmill.base.extras import EXTRAS, optional_packages, require_module
+from seqmill.base.extras import EXTRAS, optional_packages, require_modules
 from seqmill.errors import SeqmillError
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -72,11 +72,19 @@ def test_a_missing_package_is_named_with_its_extra(module: str, line: str, monke
         __import__(f"{module}.part")
     assert str(error.value) == line
     with pytest.raises(SeqmillError) as error:
-        require_module(module)
+        require_modules(module)
     assert str(error.value) == line
 
 
 def test_other_modules_keep_their_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), optional_packages():
         __import__("no_such_module")
-    require_module("torch")
+    require_modules("torch", "esm")
+
+
+def test_all_missing_modules_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "snakemake", None)
+    with pytest.raises(SeqmillError) as error:
+        require_modules("snakemake", "torch", "esm")
+    assert str(error.value) == "this needs snakemake and torch: pip install 'seqmill[embed,workflow]'"

@@ -1,5 +1,7 @@
 """The seqmill command: its subcommands are the programs of scripts/, and their usage says so."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import SCRIPTS
-from seqmill.cli.main import PROGRAMS
+from seqmill.base.commands import LAUNCHERS
+from seqmill.cli.main import COMMANDS, GROUPS, make_parser
+from seqmill.version import __version__ as seqmill_version
+
+WRITTEN = [name for name in COMMANDS if (SCRIPTS / f"seqmill/cli/{name}.py").exists()]
 
 
 def seqmill(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -17,33 +23,79 @@ def seqmill(*arguments: str, before: str = "") -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_subcommands_are_the_programs_of_scripts() -> None:
-    launchers = {path.stem for path in SCRIPTS.glob("*.py") if f'launch("{path.stem}")' in path.read_text()}
-    assert PROGRAMS.keys() == launchers
+def test_each_launcher_runs_a_subcommand() -> None:
+    launched = [re.search(r'launch\("(\w+)"\)', path.read_text())[1] for path in SCRIPTS.glob("*.py")]
+    assert len(set(launched)) == len(launched)
+    assert set(launched) <= COMMANDS.keys()
+    for name, launcher in LAUNCHERS.items():
+        assert f'launch("{name}")' in (SCRIPTS / f"{launcher}.py").read_text()
 
 
-def test_help_lists_the_subcommands_in_the_order_of_the_pipeline() -> None:
-    done = seqmill("--help")
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_the_subcommands_in_groups_and_the_exit_codes(option: str) -> None:
+    done = seqmill(option)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert dict(lines) == PROGRAMS
-    order = ["fetch_weights", "build_index", "embed_shard", "merge_shards", "report", "export"]
-    assert [name for name, _ in lines if name in order] == order
+    blocks = {block.partition(":\n")[0]: block.splitlines()[1:] for block in done.stdout.split("\n\n")}
+    for title, group in GROUPS.items():
+        assert [tuple(line.split(maxsplit=1)) for line in blocks[title]] == list(group.items())
+    assert [line.split()[0] for line in blocks["exit codes"]] == ["0", "1", "2", "130", "128+N"]
+    for line in blocks["examples"]:
+        assert line.split()[0] == "seqmill"
+        assert line.split()[1] in COMMANDS
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_version() -> None:
+    done = seqmill("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"seqmill {seqmill_version}\n", "")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_usage_of_a_subcommand_says_seqmill(name: str) -> None:
     done = seqmill(name, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: seqmill {name} [-h]")
 
 
-@pytest.mark.parametrize("arguments", [(), ("embed",)])
-def test_other_names_are_refused_with_the_allowed_ones(arguments: tuple[str, ...]) -> None:
-    done = seqmill(*arguments)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert all(f"  {name} " in done.stderr for name in PROGRAMS)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_examples_of_a_subcommand_are_right_usage(name: str) -> None:
+    """Each line below `examples:` that calls seqmill parses; what it names need not exist."""
+    epilog = make_parser(name).epilog or ""
+    examples = re.findall(r"^  (?:.*\| )?seqmill (.*?)(?:  .*| [>|] .*)?$", epilog, re.MULTILINE)
+    assert 1 <= len(examples) <= 4
+    for example in examples:
+        subcommand, *arguments = shlex.split(example)
+        make_parser(subcommand).parse_args(arguments)
+
+
+def test_without_a_name_all_are_listed() -> None:
+    done = seqmill()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(f"  {name} " in done.stderr for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("build_index", "index"),
+        ("embed_shard", "shard"),
+        ("fetch_weights", "fetch"),
+        ("model", "models"),
+        ("docter", "doctor"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(typo: str, meant: str) -> None:
+    done = seqmill(typo)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"seqmill: no subcommand {typo!r}; did you mean {meant}? `seqmill --help` lists them\n"
+
+
+@pytest.mark.parametrize("other", ["qqq", "--qqq"])
+def test_an_unknown_name_without_a_near_one(other: str) -> None:
+    done = seqmill(other)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert other in line
+    assert "did you mean" not in line
 
 
 def test_watch_without_rich_names_the_extra() -> None:

@@ -23,6 +23,8 @@ from seqmill.spec.models import (
     WEIGHTS_FOLDER,
     Architecture,
     find_model,
+    is_hub_id,
+    user_weights_folder,
 )
 
 NAME = "esm2_t6_8M_UR50D"
@@ -91,6 +93,96 @@ def test_an_untrained_model(name: str) -> None:
     assert source.architecture == MODELS[name]
     assert source.files == []
     assert source.tokenizer is None
+
+
+def write_released(name: str, folder: Path) -> Path:
+    """Write empty files where those of a released model would be in a folder of weights."""
+    return write_checkpoint(folder / f"{name}.pt") if name in MODELS else write_dnabert(folder / name)
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder of weights; the working directory is next to it."""
+    monkeypatch.setenv("SEQMILL_MODELS", str(tmp_path / "user"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "user"
+
+
+@pytest.mark.parametrize("name", [NAME, "dnabert_s"])
+def test_where_released_weights_are_looked_for(user_folder: Path, name: str) -> None:
+    nowhere = find_model(name)
+    assert nowhere.path.parent == WEIGHTS_FOLDER
+    assert not nowhere.is_on_disk
+    in_user_folder = write_released(name, user_folder)
+    assert (find_model(name).path, find_model(name).is_on_disk) == (in_user_folder, True)
+    here = write_released(name, WEIGHTS_FOLDER)
+    assert (find_model(name).path, find_model(name).is_on_disk) == (here, True)
+
+
+def test_a_partial_folder_here_yields_to_a_whole_one_of_the_user(user_folder: Path) -> None:
+    (write_released("dnabert_s", WEIGHTS_FOLDER) / "tokenizer.json").unlink()
+    assert find_model("dnabert_s").path == WEIGHTS_FOLDER / "dnabert_s"
+    whole = write_released("dnabert_s", user_folder)
+    assert find_model("dnabert_s").path == whole
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SEQMILL_MODELS": "/weights", "XDG_CACHE_HOME": "/cache"}, "/weights"),
+        ({"SEQMILL_MODELS": "~/weights"}, "/home/me/weights"),
+        ({"XDG_CACHE_HOME": "/cache"}, "/cache/seqmill/models"),
+        ({"SEQMILL_MODELS": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/seqmill/models"),
+    ],
+)
+def test_the_user_s_folder(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("SEQMILL_MODELS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "/home/me"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert user_weights_folder() == Path(expected)
+
+
+def test_without_a_home_folder_weights_are_looked_for_here(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEQMILL_MODELS", "~nobody-of-this-name/models")
+    assert find_model(NAME).path == WEIGHTS_FOLDER / f"{NAME}.pt"
+
+
+@pytest.mark.parametrize(
+    ("hub_name", "name"),
+    [
+        ("facebook/esm2_t6_8M_UR50D", "esm2_t6_8M_UR50D"),
+        ("Facebook/ESM2_t33_650m_UR50D", "esm2_t33_650M_UR50D"),
+        ("zhihan1996/DNABERT-S", "dnabert_s"),
+        ("zhihan1996/dnabert-2-117m", "dnabert_2"),
+    ],
+)
+def test_a_released_model_by_its_name_on_the_hub(user_folder: Path, hub_name: str, name: str) -> None:
+    assert find_model(hub_name) == find_model(name)
+    assert not is_hub_id(hub_name)
+    folder = write_folder(Path(hub_name))  # a folder here is what the user means
+    assert find_model(hub_name).path == folder
+
+
+def test_another_name_on_the_hub_asks_for_a_fetch(user_folder: Path) -> None:
+    message = refusal("lab/esm2-tuned")
+    assert message.startswith("model lab/esm2-tuned: no such folder. ")
+    assert re.search(r"run `\S*(seqmill|python).* lab/esm2-tuned` and give the folder that it prints", message)
+    assert is_hub_id("lab/esm2-tuned")
+    write_folder(Path("lab/esm2-tuned"))
+    assert not is_hub_id("lab/esm2-tuned")
+    for other in (
+        "esm2-tuned",
+        "lab/absent.pt",
+        "../mine",
+        "/lab/esm2",
+        "a/b/c",
+        "lab/",
+        "lab/esm 2",
+        f"lab/{'x' * 300}",
+    ):
+        assert not is_hub_id(other)
 
 
 @pytest.mark.parametrize("name", DNABERT_MODELS)
@@ -254,17 +346,16 @@ def test_a_folder_named_like_a_model_is_not_that_model(tmp_path: Path, monkeypat
         ("ESM2_t36_3B_UR50D", "esm2_t36_3B_UR50D"),
         ("esm2-t12-35M-UR50D", "esm2_t12_35M_UR50D"),
         ("untrained:esm2_t6_8M", "untrained:esm2_t6_8M_UR50D"),
-        ("facebook/esm2_t30_150M_UR50D", "esm2_t30_150M_UR50D"),
+        ("facebook/esm2_t30_150M_UR50S", "esm2_t30_150M_UR50D"),
         ("dnabert", "dnabert_s"),
         ("DNABERT_S", "dnabert_s"),
-        ("zhihan1996/DNABERT-S", "dnabert_s"),
-        ("zhihan1996/DNABERT-2-117M", "dnabert_2"),
+        ("zhihan1996/DNABERT_S", "dnabert_s"),
         ("untrained:dnabert-s", "untrained:dnabert_s"),
     ],
 )
 def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
     message = refusal(typo)
-    assert repr(typo) in message
+    assert f"model {typo}" in message.replace("'", "")
     assert f"did you mean {meant}?" in message
 
 
@@ -308,7 +399,7 @@ def test_the_registry_is_light() -> None:
     """A workflow imports it hundreds of times, even where the worker's packages are not installed."""
     scripts = Path(__file__).parents[3] / "scripts"
     program = (
-        "import sys; import seqmill.spec.models, seqmill.run.datasets, seqmill.run.fetch; "
+        "import sys; import seqmill.spec.models, seqmill.run.datasets, seqmill.fetch.weights; "
         "print(*sorted({'torch', 'numpy', 'h5py', 'pandas', 'zstandard'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=scripts, capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seqmill.base.files import whole_or_absent
+from seqmill.base.files import cache_folder, whole_or_absent
 from seqmill.base.machine import processor
 from seqmill.model.kernels.build import KERNELS, SOURCES, compile_command, find_compiler, library_file
 
@@ -127,7 +127,7 @@ def _load_compiled(name: str, file: str) -> ctypes.CDLL:
 
 def _cache_folder() -> Path:
     """Return the folder of compiled kernels; create it if absent, and make sure that only we can write to it."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqmill"
+    folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if state.st_uid != os.getuid():

@@ -9,10 +9,11 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import WeakFileLock
 from msgspec.structs import replace
 
+from seqmill.base.commands import command
 from seqmill.base.files import fsync, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
+from seqmill.fetch.download import Pace, Unreachable, download
 from seqmill.model.weights_record import record_path
-from seqmill.run.download import Pace, Unreachable, download
 from seqmill.spec.models import DNABERT_MODELS, DNABERT_S, MODELS, RELEASED_FILES, ModelSource
 from seqmill.spec.released import RELEASED, FileFact, Release, WeightsSource, release_of, why_not_as_published
 from seqmill.version import __version__
@@ -26,7 +27,7 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
     """Fetch a released model's weights unless they exist: ESM-2's file, or DNABERT's folder of files.
 
     OUTPUT.part keeps what was received, and the next call continues it. Before it is renamed, its files must have the
-    published digests, and the model must compute the published numbers (`run.self_test`). A record of it is written
+    published digests, and the model must compute the published numbers (`fetch.self_test`). A record of it is written
     to the same folder (`model.weights_record`).
 
     Args:
@@ -53,8 +54,9 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
                 return
             except Unreachable as error:
                 if following is None:
+                    again = command("fetch", name, "--output", str(output))
                     raise Unreachable(
-                        f"{error}. Run `snakemake fetch_models` where there is internet, or put the file at {output}, "
+                        f"{error}. Run `{again}` where there is internet, and copy the result if that is another disk; "
                         f"or set {URL_VARIABLE} to a mirror"
                     ) from error
                 log.warning("%s; trying %s", error, following.name)
@@ -128,9 +130,9 @@ def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: 
 
 def _test_and_record(model: ModelSource, release: Release, source: WeightsSource, files: dict[str, Path]) -> None:
     """Test a fetched model and record its files by their final names; remove it if it is not the released one."""
+    from seqmill.fetch.self_test import self_test
     from seqmill.index.bpe import BpeTokenizer
     from seqmill.model.weights import load_weights
-    from seqmill.run.self_test import self_test
 
     assert model.path is not None
     try:

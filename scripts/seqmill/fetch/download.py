@@ -15,7 +15,8 @@ import httpx2
 from huggingface_hub import set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils._http import default_client_factory
 
 from seqmill.errors import SeqmillError
 
@@ -46,10 +47,11 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
         Unreachable: no network, not on the server, or too slow.
         SeqmillError: not https (or http on this machine), not the expected size, or `part` can't be written.
     """
-    disable_progress_bars()
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").handlers.clear()  # its warnings reach our log anyway
-    set_client_factory(partial(_client, pace))
+    with _client_of(pace):
+        _download(url, part, size)
+
+
+def _download(url: str, part: Path, size: int | None) -> None:
     for attempt in range(1, TRIES + 1):
         try:
             have = part.stat().st_size if part.exists() else 0
@@ -86,6 +88,22 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
     if part.exists() and not part.stat().st_size:
         part.unlink()
     raise Unreachable(f"cannot fetch {url}: {reason}")
+
+
+@contextmanager
+def _client_of(pace: Pace) -> Iterator[None]:
+    """Let huggingface_hub use our client and log; restore its own for other users of the library in this process."""
+    with_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").handlers.clear()  # its warnings reach our log anyway
+    set_client_factory(partial(_client, pace))
+    try:
+        yield
+    finally:
+        set_client_factory(default_client_factory)
+        if with_bars:
+            enable_progress_bars()
 
 
 def _client(pace: Pace) -> httpx2.Client:

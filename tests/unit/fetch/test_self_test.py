@@ -12,9 +12,9 @@ import torch
 from dnabert_reference import reference_hidden, save_folder, seeded_state
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
+from seqmill.fetch.self_test import self_test
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.model.weights import Weights, load_weights
-from seqmill.run.self_test import self_test
 from seqmill.spec.models import MODELS, UNTRAINED_TOKENIZER, DnabertArchitecture, ModelSource, find_model
 from seqmill.spec.released import Case, Published, read_releases
 
@@ -107,7 +107,7 @@ def test_too_little_memory_and_missing_numbers() -> None:
     assert "no numbers" in self_test(source, huge, None)
     said = self_test(source, huge, Published("", 1e-4, [Case(SEQUENCE, tokens=TOKENS)]))
     assert said.startswith("not tested: that needs 52000.0 GB of memory")
-    assert "doctor.py --weights" in said
+    assert "doctor --weights` where there is more" in said
 
 
 @pytest.mark.parametrize("spoil", ["nothing", "tensors", "tokenizer"])

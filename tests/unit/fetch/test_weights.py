@@ -27,12 +27,12 @@ from dnabert_reference import save_folder
 from hugging_face import hugging_face_model
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
+from seqmill.fetch.download import TRIES, Pace
+from seqmill.fetch.self_test import check_weights
+from seqmill.fetch.weights import URL_VARIABLE, fetch_weights
 from seqmill.model.dnabert_s import parameter_shapes
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
-from seqmill.run.download import TRIES, Pace
-from seqmill.run.fetch import URL_VARIABLE, fetch_weights
-from seqmill.run.self_test import check_weights
 from seqmill.spec.models import DNABERT_MODELS, MODELS, NAMES, RELEASED_FILES, UNTRAINED_TOKENIZER, ModelSource
 from seqmill.spec.released import read_releases
 
@@ -183,9 +183,11 @@ def served(files: dict[str, bytes]) -> Iterator[Mirror]:
     with Mirror(files) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -232,7 +234,7 @@ def start(url: str | None, output: Path, **variables: str) -> subprocess.Popen[s
         environment[URL_VARIABLE] = url
     name = output.name.removesuffix(".pt")
     return subprocess.Popen(
-        [sys.executable, PROGRAM, "--model", name, "--output", output, "--facts", facts_of(output)],
+        [sys.executable, PROGRAM, name, "--output", output, "--facts", facts_of(output)],
         env=environment | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -587,14 +589,17 @@ def doctor(output: Path) -> subprocess.CompletedProcess[str]:
     shutil.copytree(PROGRAM.parent, root / "scripts", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(facts_of(output), root / "scripts/seqmill/spec/released.json")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["SEQMILL_MODELS"] = str(root / "user")
     command = [sys.executable, root / "scripts/doctor.py", "--weights"]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
-def test_the_doctor_checks_weights(mirror: Mirror, output: Path, tmp_path: Path) -> None:
+def test_the_doctor_checks_weights(
+    mirror: Mirror, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = doctor(output)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "no weights of released models" in done.stdout
+    assert f"no weights of released models in resources/models or {tmp_path / 'user'}\nnext: " in done.stdout
     model = fair_esm_model(MODELS[NAME])
     cases = [{"sequence": "GLDALQITV", "hidden": fair_esm_hidden(model, "GLDALQITV")[:3, :3].round(4).tolist()}]
     test = {"from": "fair-esm 2.0.0", "tolerance": 1e-4, "cases": cases}
@@ -602,13 +607,19 @@ def test_the_doctor_checks_weights(mirror: Mirror, output: Path, tmp_path: Path)
     fetch(mirror.url, output)
     done = doctor(output)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{NAME}: fetched from {mirror.url}; files and tensors are right; computes the published" in done.stdout
+    assert f"{NAME}: resources/models/{NAME}.pt: fetched from {mirror.url}; files and tensors" in done.stdout
+    assert "are right; computes the published" in done.stdout
 
     def look() -> tuple[str, bool]:
-        (found,) = check_weights(output.parent, facts_of(output))
+        (found,) = check_weights(facts_of(output))
         return found
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEQMILL_MODELS", str(tmp_path / "user"))
     assert look() == (done.stdout.strip(), True)
+    output.parent.rename(tmp_path / "user")
+    assert look() == (done.stdout.strip().replace("resources/models", str(tmp_path / "user")), True)
+    (tmp_path / "user").rename(output.parent)
     record = record_of(output).read_text()
     record_of(output).unlink()
     text, right = look()
@@ -685,7 +696,7 @@ def test_no_server(output: Path) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, but nobody listens
         message = failure(url, output, RESUMED)
     assert f"{url}/{NAME}.pt" in message
-    assert "snakemake fetch_models" in message
+    assert re.search(f"Run `.* {NAME} --output {output}` where there is internet", message)
     assert str(output) in message
     assert URL_VARIABLE in message
     assert not part_of(output).exists()
@@ -872,6 +883,41 @@ def test_a_commit_of_nucleotides(folder_mirror: Mirror, folder: Path) -> None:
     wanted, folder_mirror.files = folder_mirror.files, files
     finish(start(None, folder, HF_ENDPOINT=folder_mirror.url))
     assert_folder(folder, wanted)
+
+
+@pytest.mark.parametrize("name", [NAME, "dnabert_s"])
+def test_without_an_output_the_user_s_folder_is_used_unless_the_weights_are_on_this_disk(
+    checkpoint: bytes, folder_files: dict[str, bytes], tmp_path: Path, name: str
+) -> None:
+    files = {f"{NAME}.pt": checkpoint} if name == NAME else folder_files
+    facts = write_facts(tmp_path / "facts.json", files)
+    (tmp_path / "here").mkdir()
+
+    def seqmill_fetch(name: str) -> str:
+        command = [sys.executable, PROGRAM, name, "--facts", facts]
+        variables = {**os.environ, URL_VARIABLE: mirror.url, "SEQMILL_MODELS": str(tmp_path / "user")}
+        done = subprocess.run(command, cwd=tmp_path / "here", env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    path = tmp_path / "user" / (f"{NAME}.pt" if name == NAME else name)
+    on_hub = {NAME: f"facebook/{NAME}", "dnabert_s": "zhihan1996/DNABERT-S"}[name]
+    with served(dict(files)) as mirror:
+        assert seqmill_fetch(on_hub) == f"{name}: fetched: {path}\n"
+        assert seqmill_fetch(name) == f"{name}: on this disk already: {path}\n"
+        (tmp_path / "here/resources").mkdir()
+        path.parent.rename(tmp_path / "here/resources/models")
+        assert seqmill_fetch(name) == f"{name}: on this disk already: resources/models/{path.name}\n"
+        assert len(mirror.paths) == len(files)
+
+
+def test_no_home_folder(tmp_path: Path) -> None:
+    command = [sys.executable, PROGRAM, NAME]
+    variables = {**os.environ, "SEQMILL_MODELS": "~nobody-of-this-name"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("set SEQMILL_MODELS to a folder of yours")
 
 
 def test_the_facts_of_the_package() -> None:

@@ -4,12 +4,12 @@ The tolerances are in spec/released.json with the numbers; docs/explanation/accu
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from seqmill.base.commands import command
 from seqmill.base.files import sha256_of_file
 from seqmill.base.machine import available_memory
 from seqmill.embedding.pooling import mean_over_residues, mean_over_tokens
@@ -20,7 +20,7 @@ from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights
 from seqmill.model.weights_record import read_record
-from seqmill.spec.models import DNABERT_S, WEIGHTS_FOLDER, ModelSource, find_model
+from seqmill.spec.models import DNABERT_S, ModelSource, released_sources
 from seqmill.spec.released import RELEASED, Case, Published, Release, read_releases, why_not_as_published
 
 MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memory
@@ -37,7 +37,7 @@ def self_test(source: ModelSource, weights: Weights, published: Published | None
     if (free := available_memory()) < needed:
         return (
             f"not tested: that needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free; run "
-            "scripts/doctor.py --weights where there is more"
+            f"`{command('doctor', '--weights')}` where there is more"
         )
     tokens = [_tokens(source, weights, case) for case in published.cases]
     model = make_encoder(weights, torch.float32, max(map(len, tokens)), torch.device("cpu"), "sdpa")
@@ -81,20 +81,19 @@ def _short(sequence: str) -> str:
     return sequence if len(sequence) <= 12 else f"{sequence[:12]}... ({len(sequence)} letters)"
 
 
-def check_weights(folder: Path = WEIGHTS_FOLDER, facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
-    """Yield what is found on each released model in a folder, and whether it may be used; reads all bytes.
+def check_weights(facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
+    """Yield what is found on each released model on this disk, and whether it may be used; reads all bytes.
 
     Files must have the published digests, tensors that of their record; the model must compute the published numbers.
     """
     for name, release in read_releases(facts).items():
-        source = find_model(name)
-        assert source.path is not None
-        source = replace(source, path=folder / source.path.name)
-        if source.path.exists():
-            try:
-                yield f"{name}: {_check(source, release)}", True
-            except (SeqmillError, OSError) as error:
-                yield f"{name}: {error}", False
+        for source in released_sources(name):
+            assert source.path is not None
+            if source.path.exists():
+                try:
+                    yield f"{name}: {source.path}: {_check(source, release)}", True
+                except (SeqmillError, OSError) as error:
+                    yield f"{name}: {error}", False
 
 
 def _check(source: ModelSource, release: Release) -> str:

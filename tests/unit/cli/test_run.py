@@ -1,0 +1,158 @@
+"""`seqmill run`: dry runs of the workflow in a folder without a clone, and everything that it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import MODEL, SCRIPTS
+
+SLUG = "untrained-esm2_t6_8M_UR50D"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, missing: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command; the module `missing` can't be imported, and there is no network."""
+    command = f"import sys; sys.modules.update(dict.fromkeys({missing.split()})); sys.argv[0] = 'run.py'\n"
+    command += "from seqmill.cli.main import launch; launch('run', 'seqmill run')"
+    environment = {"PYTHONPATH": str(SCRIPTS), "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
+    return subprocess.run(
+        [sys.executable, "-c", command, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Return how often Snakemake would run each rule."""
+    table = output.partition("Job stats:")[2].partition("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def files(folder: Path) -> list[str]:
+    """Return all files but Snakemake's own."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if ".snakemake" not in path.parts)
+
+
+def test_a_dry_run_of_a_fasta_in_another_folder(folder: Path) -> None:
+    (folder / "p.faa").rename(folder / "my #1: proteins.faa")
+    (folder / "numpy.py").write_text("raise SystemExit('the current folder was searched for packages')\n")
+    done = run(
+        folder, "my #1: proteins.faa", "--model", MODEL, "--output", "a/b c", "--gpus", "3", "--", "-n", "--quiet"
+    )
+    assert done.returncode == 0, done.stderr
+    done = run(folder, "my #1: proteins.faa", "--output", "a/b c", "--config", f"model={MODEL}", "shards=2", "--", "-n")
+    assert done.returncode == 0, done.stderr
+    stats = {"build_index": 1, "embed_shard": 2, "merge_shards": 1, "report": 1, "all": 1}
+    assert jobs(done.stdout) == stats
+    assert f"results/my_1_proteins/{SLUG}/embeddings.h5" in done.stdout
+    assert f"input: {folder}/my #1: proteins.faa" in done.stdout
+    assert files(folder) == ["my #1: proteins.faa", "numpy.py"]
+
+
+def test_gpus_are_shards_that_run_at_a_time(folder: Path) -> None:
+    done = run(
+        folder, "p.faa", "--model", MODEL, "--gpus", "3", "--config", "exports=[npy]", "dtype=float16", "--", "-n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (jobs(done.stdout)["embed_shard"], jobs(done.stdout)["export_npy"]) == (3, 1)
+    assert "--resources gpu=3" in done.stderr
+
+
+def test_a_dry_run_on_slurm(folder: Path) -> None:
+    done = run(folder, "p.faa", "--model", MODEL, "--profile", "slurm", "--config", "shards=2", "--", "-n")
+    assert done.returncode == 0, done.stderr
+    assert jobs(done.stdout)["embed_shard"] == 2
+    assert "profiles/slurm" in done.stderr
+    assert "--cores" not in done.stderr  # the profile's own limits count
+    assert re.search(r"rule embed_shard:.*?resources: .*?gpu=1", done.stdout, re.DOTALL)
+
+
+def test_a_folder_with_settings_needs_no_fasta(folder: Path) -> None:
+    (folder / "config").mkdir()
+    (folder / "config/config.yaml").write_text(f"fasta: p.faa\nmodel: {MODEL}\nshards: 4\n")
+    done = run(folder, "--", "-n")
+    assert done.returncode == 0, done.stderr
+    assert jobs(done.stdout)["embed_shard"] == 4
+
+
+def test_weights_are_fetched_before_snakemake_starts_unless_it_computes_nothing(folder: Path) -> None:
+    done = run(folder, "p.faa", "--model", "esm2_t6_8M_UR50D")
+    assert done.returncode == 1
+    assert "cannot fetch http://127.0.0.1:9/esm2_t6_8M_UR50D.pt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / ".snakemake").exists()
+    for options in (["-n"], ["-np"], ["plan", "--dry-run"]):
+        done = run(folder, "p.faa", "--model", "esm2_t6_8M_UR50D", "--", *options)
+        assert done.returncode == 0, done.stderr
+        assert "cannot fetch" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["q.faa"], r"q.faa: no such FASTA file \(looked in .+\)"),
+        (["."], r"\.: is a folder, not a FASTA file"),
+        (["no.txt"], r"no.txt: .*FASTA.*"),
+        (["p.faa", "--model", "esm2_t6_8M"], r"model 'esm2_t6_8M' is not known; did you mean .+"),
+        (["p.faa", "--profile", "pbs"], r"profile pbs: no such folder with a profile.yaml; give default or slurm.+"),
+        (["p.faa", "--output", "p.faa"], r"p.faa: no files can be written there: .+; give another --output"),
+        (["p.faa", "--output", "/proc"], r"/proc: no files can be written there: .+; give another --output"),
+        ([], r"nothing to embed: give a FASTA file, --config datasets=TABLE, or settings in config/config.yaml"),
+        (["--config", "datasets=t.tsv"], r"t.tsv: no such table of datasets; .+"),
+        (["p.faa", "--", "--config", "shards=2"], r"--config cannot be given after --: give --config before --"),
+    ],
+)
+def test_what_cannot_be_run_gives_one_line_and_writes_nothing(folder: Path, arguments: list[str], line: str) -> None:
+    (folder / "no.txt").write_text("not FASTA\n")
+    done = run(folder, *(arguments if "--model" in arguments else ["--model", MODEL, *arguments]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d ERROR {line}\n", done.stderr), done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["no.txt", "p.faa"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("snakemake", "this needs snakemake: pip install 'seqmill[workflow]'"),
+        ("torch", "this needs torch: pip install 'seqmill[embed]'"),
+        ("snakemake torch yaml", "this needs snakemake and torch: pip install 'seqmill[embed,workflow]'"),
+        (
+            "snakemake_executor_plugin_slurm",
+            "this needs snakemake-executor-plugin-slurm: pip install 'seqmill[slurm]'",
+        ),
+    ],
+)
+def test_missing_packages_are_named_with_their_extra(folder: Path, missing: str, line: str) -> None:
+    profile = ["--profile", "slurm"] if "slurm" in missing else []
+    done = run(folder, "p.faa", "--model", MODEL, *profile, missing=missing)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d ERROR {re.escape(line)}\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["p.faa", "--config", "shards"], "'shards' is not KEY=VALUE"),
+        (["p.faa", "--gpus", "0"], "0 is below 1"),
+        (["p.faa", "--cores", "some"], "'some' is not an integer"),
+        (["p.faa", "--config", "fasta=q.faa"], "fasta is given twice: p.faa and --config fasta=q.faa"),
+        (["p.faa", "--gpus", "2", "--config", "shards=3"], "shards is given twice: 2 and --config shards=3"),
+    ],
+)
+def test_wrong_usage_has_exit_code_2(folder: Path, arguments: list[str], line: str) -> None:
+    done = run(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(line)
+    assert files(folder) == ["p.faa"]
