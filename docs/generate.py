@@ -8,13 +8,12 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import yaml
 
 from seqmill.base.files import read_json
-from seqmill.cli.main import PROGRAMS
+from seqmill.cli.main import GROUPS, make_parser
 from seqmill.run.settings import allowed_values
 from seqmill.spec.models import DNABERT_MODELS, MODELS
 from seqmill.spec.released import RELEASED
@@ -48,20 +47,12 @@ def models() -> Iterator[str]:
         yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} |"
 
 
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command."""
-    found = {}
-    for name in PROGRAMS:
-        module = import_module(f"seqmill.cli.{name}")
-        found[name] = argparse.ArgumentParser(f"seqmill {name}", description=module.__doc__)
-        module.add_options(found[name])
-    return found
-
-
 def commands() -> Iterator[str]:
     """Yield a section per command, from its parser."""
-    for parser in parsers().values():
-        yield from command(parser)
+    for title, group in GROUPS.items():
+        yield f"## {title.capitalize()}\n"
+        for name in group:
+            yield from command(make_parser(name, f"seqmill {name}"))
 
 
 def command(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -12,6 +12,7 @@ import yaml
 
 import seqmill
 from pipeline import REPOSITORY, SCRIPTS
+from seqmill.cli.main import make_parser
 
 GENERATE = runpy.run_path(str(REPOSITORY / "docs/generate.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/**/*.md"))]
@@ -44,7 +45,7 @@ def test_generated_parts_are_those_of_today(name: str) -> None:
 @pytest.mark.parametrize(("page", "words"), list(commands()))
 def test_commands_parse(page: str, words: list[str]) -> None:
     name, *arguments = words
-    parsed = GENERATE["parsers"]()[name].parse_args(arguments)
+    parsed = make_parser(name).parse_args(arguments)
     settings = {key: yaml.safe_load(value) for key, value in getattr(parsed, "config", [])}
     jsonschema.validate(settings, yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text()))
 
