@@ -12,11 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from seqmill.base.files import read_json
-from seqmill.cli.main import GROUPS, make_parser
+from seqmill.cli.main import EXIT_CODES, GROUPS, make_parser
 from seqmill.run.settings import allowed_values
-from seqmill.spec.models import DNABERT_MODELS, MODELS
-from seqmill.spec.released import RELEASED
+from seqmill.spec.models import find_model
+from seqmill.spec.released import read_releases
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = REPOSITORY / "docs/reference"
@@ -38,13 +37,14 @@ def settings() -> Iterator[str]:
 
 def models() -> Iterator[str]:
     """Yield a table of the released models."""
-    released = read_json(RELEASED)
-    yield "| model | layers | dimensions | download |"
-    yield "|---|---|---|---|"
-    for name, shape in {**MODELS, **DNABERT_MODELS}.items():
-        sizes = [file.get("size") for file in released[name]["sources"][0]["files"].values()]
-        size = f"{sum(sizes) / 1e9:.2f} GB" if all(sizes) else "size not published"
-        yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} |"
+    yield "| model | layers | dimensions | download | license |"
+    yield "|---|---|---|---|---|"
+    for name, release in read_releases().items():
+        shape = find_model(name).architecture
+        assert shape is not None
+        size = f"{release.size / 1e9:.2f} GB" if release.size else "unknown"
+        license_ = release.license.name if release.license else "unknown"
+        yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} | {license_} |"
 
 
 def commands() -> Iterator[str]:
@@ -53,6 +53,7 @@ def commands() -> Iterator[str]:
         yield f"## {title.capitalize()}\n"
         for name in group:
             yield from command(make_parser(name, f"seqmill {name}"))
+    yield f"## Exit codes\n\n```text\n{EXIT_CODES}\n```"
 
 
 def command(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -60,8 +61,9 @@ def command(parser: argparse.ArgumentParser) -> Iterator[str]:
     actions = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
     names = [usage_name(action) for action in actions if not action.option_strings]
     yield f"### {parser.prog}\n"
-    yield f"{markdown(parser.description or '')}\n"
-    yield f"```text\n{' '.join([parser.prog, *names, '[options]'])}\n```\n"
+    yield f"{markdown(parser.description or '').strip()}\n"
+    options = ["[options]"] if len(actions) > len(names) else []
+    yield f"```text\n{' '.join([parser.prog, *names, *options])}\n```\n"
     if actions:
         yield "| option | meaning |"
         yield "|---|---|"
