@@ -1,8 +1,11 @@
 """The documentation fits the program: generated parts, commands, settings, Python names, and paths of files."""
 
+import gzip
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 import yaml
 
 import seqmill
-from pipeline import REPOSITORY, SCRIPTS
+from pipeline import REPOSITORY, SCRIPTS, Run
 from seqmill.cli.main import make_parser
 
 GENERATE = runpy.run_path(str(REPOSITORY / "docs/generate.py"))
@@ -75,3 +78,24 @@ def test_every_page_is_in_the_site() -> None:
     nav = (REPOSITORY / "mkdocs.yml").read_text().partition("nav:")[2]
     pages = {path.relative_to(REPOSITORY / "docs").as_posix() for path in Path(REPOSITORY / "docs").rglob("*.md")}
     assert {page for page in pages if page not in nav} == set()
+
+
+def test_the_page_on_python_runs(tmp_path: Path) -> None:
+    """With untrained weights of another size, on a file made here; the notebook runs what needs anndata."""
+    records = {f"sp|P{number}|NAME": "MKTAYIAKQRVLG"[: number - 12335] for number in range(12340, 12352)}
+    fasta = tmp_path / "proteins.fasta"
+    fasta.write_text("".join(f">{id_}\n{sequence}\n" for id_, sequence in records.items()))
+    (tmp_path / "proteins.fasta.gz").write_bytes(gzip.compress(fasta.read_bytes()))
+    folder = tmp_path / "results/proteins/esm2_t33_650M_UR50D"
+    folder.mkdir(parents=True)
+    Run(folder, 1).build(fasta).embed().merge()
+    script = "\n".join(block for page, block in blocks("python") if page == "docs/how-to/python.md")
+    for given, here in (('"esm2_t33', '"untrained:esm2_t33'), ("t33_650M", "t6_8M"), ("[-1, 20]", "[-1, 3]")):
+        assert given in script
+        script = script.replace(given, here)
+    script = re.sub(r".*to_anndata.*\n", "", script).replace(
+        "results/proteins/esm2_t6_8M_UR50D", "results/proteins/esm2_t33_650M_UR50D"
+    )
+    shapes = "\nassert vectors.shape == (12, 320) and embeddings.shape == (12, 320)\n"
+    done = subprocess.run([sys.executable, "-c", script + shapes], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

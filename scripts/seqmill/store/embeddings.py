@@ -41,7 +41,7 @@ class EmbeddingsFile:
         """Open a file.
 
         Args:
-            layer: of the output, if the file has several. A negative one counts from the end, -1 being the model's last.
+            layer: of the output, if the file has several. A negative one counts from the end: -1 is the model's last.
             pooling: of the output. Of several outputs that fit, the first is taken (`outputs` lists them).
 
         Raises:
