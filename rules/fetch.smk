@@ -1,8 +1,15 @@
 # Weights of released models.
 #   output: resources/models/{name}.pt of ESM-2, files in resources/models/{name} of DNABERT, tested against published
 #           digests and numbers, with a record next to them ({name}.json). A broken download resumes where it stopped.
+#           Weights in the user's folder are used where they are (`find_model` in seqmill/spec/models.py).
 
 from seqmill.spec.models import DNABERT_MODELS, MODELS, RELEASED_FILES
+
+# Snakemake knows its targets only later, and would say that there is nothing to be done.
+if "fetch_models" in sys.argv and workflow.is_main_process:
+    with errors_in_one_line():
+        for line in RUN.describe_weights():
+            print(f"seqmill: {line}", file=sys.stderr)
 
 
 # Only the weights, for a login node that reaches the internet where the compute nodes do not.

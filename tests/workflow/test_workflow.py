@@ -16,9 +16,11 @@ import pytest
 
 from families import dnabert_folder
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
+from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.run.slurm_jobs import claim_folder
 from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import MODELS
 
 BIN = Path(sys.executable).parent
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -251,8 +253,11 @@ def test_the_failed_dataset_is_named_at_the_end(tmp_path: Path) -> None:
     assert lines[0].startswith(f"  two/{SLUG}: ")
     assert "record 1 ('x'): '-' at residue 3" in lines[0]
     assert lines[1].startswith("See more: ")
-    command = shlex.split(lines[1].removeprefix("See more: "))
-    said = subprocess.run([sys.executable, *command[1:]], stdout=subprocess.PIPE, text=True)
+    command = lines[1].removeprefix("See more: ")
+    path = f"{BIN}:{os.environ['PATH']}"
+    said = subprocess.run(
+        command, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True
+    )
     assert said.returncode == 1
     assert f"two/{SLUG}: failed\n" in said.stdout
     assert f"one/{SLUG}: complete\n" in said.stdout
@@ -355,6 +360,39 @@ def test_snakemake_without_activating_the_environment(tmp_path: Path) -> None:
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
     done = snakemake(tmp_path, config={"fasta": "p.faa", "model": MODEL}, PATH="/usr/bin:/bin")
     assert done.returncode == 0, done.stdout
+
+
+def test_fetch_models_without_a_released_model_says_so(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    done = snakemake(tmp_path, "fetch_models", config={"fasta": "p.faa", "model": MODEL})
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == f"seqmill: nothing to fetch: no dataset uses a released model, only {MODEL}"
+
+
+def test_the_user_s_weights_are_used_and_named_by_fetch_models(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    name = "esm2_t6_8M_UR50D"
+    weights = tmp_path / f"user/{name}.pt"
+    weights.parent.mkdir()
+    save_checkpoint(fair_esm_model(MODELS[name]), weights)
+    settings, user = {"fasta": "p.faa", "model": f"facebook/{name}", "device": "cpu"}, str(weights.parent)
+    done = snakemake(tmp_path, "fetch_models", config=settings, SEQMILL_MODELS=user)
+    assert done.returncode == 0, done.stdout
+    assert f"seqmill: {name}: on this disk already: {weights}" in done.stdout
+    assert "Nothing to be done" in done.stdout
+    done = snakemake(tmp_path, config=settings, SEQMILL_MODELS=user)
+    assert done.returncode == 0, done.stdout
+    assert "fetch_weights" not in rules_run(done.stdout)
+    assert open_embeddings(tmp_path / f"results/p/{name}/embeddings.h5").ids == ["a"]
+    assert not (tmp_path / "resources").exists()
+
+
+def test_a_model_of_the_hub_must_be_fetched_first(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    done = snakemake(tmp_path, config={"fasta": "p.faa", "model": "lab/tuned"})
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert re.search("seqmill: model lab/tuned: no such folder.* run `.*fetch.* lab/tuned` and give the folder", last)
 
 
 def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:

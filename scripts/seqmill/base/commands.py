@@ -5,12 +5,12 @@ import shutil
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parents[2]  # the folder of the launchers, in a clone
+SCRIPTS = Path(__file__).absolute().parents[2]  # the folder of the launchers, in a clone
 LAUNCHERS = {"index": "build_index", "shard": "embed_shard", "merge": "merge_shards", "fetch": "fetch_weights"}
 
 
 def command(name: str, *arguments: str) -> str:
-    """Return the command line for a subcommand of seqmill that works in the current folder and environment.
+    """Return the command line for a subcommand of seqmill that works in any folder and in the current environment.
 
     It is `seqmill NAME` if that command is on the PATH. Otherwise it runs the launcher in scripts/ of a clone, or the
     installed package.
@@ -22,6 +22,4 @@ def command(name: str, *arguments: str) -> str:
     launcher = SCRIPTS / f"{LAUNCHERS.get(name, name)}.py"
     if not launcher.exists():
         return shlex.join([python, "-m", "seqmill", name, *arguments])
-    here = Path.cwd()
-    path = launcher.relative_to(here) if launcher.is_relative_to(here) else launcher
-    return shlex.join([python, str(path), *arguments])
+    return shlex.join([python, str(launcher), *arguments])

@@ -8,7 +8,10 @@ from seqmill.version import __version__
 
 EPILOG = """examples:
   seqmill completion bash > ~/.local/share/bash-completion/completions/seqmill
-  seqmill completion zsh > "${fpath[1]}/_seqmill"
+  seqmill completion zsh > ~/.zfunc/_seqmill
+
+bash reads that file if the package bash-completion is installed; otherwise add `source FILE` to ~/.bashrc. For zsh, add
+`fpath=(~/.zfunc $fpath)` to ~/.zshrc before compinit.
 """
 
 
@@ -33,7 +36,7 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, line in COMMANDS.items():
         made = make_parser(name)
         for action in made._actions:
-            if action.type is Path:
+            if action.type is Path or action.dest == "fasta":  # `run` takes a FASTA file as text
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's way
         subcommands.add_parser(name, help=line, description=line, parents=[made], add_help=False)
     return parser

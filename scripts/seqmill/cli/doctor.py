@@ -21,9 +21,17 @@ STATES = {
     Remedy.ACCESS: "not readable",
 }
 
+EPILOG = """examples:
+  seqmill doctor
+  seqmill doctor results/proteins --check
+  seqmill doctor --weights
+
+exit codes: 0 if all results are complete and sound; 1 if not, or without results
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "exit code: 0 if all results are complete and sound; 1 if not, or without results"
+    parser.epilog = EPILOG
     program.add_results_argument(parser)
     parser.add_argument("--check", action="store_true", help="read all files and compare them with their digests")
     parser.add_argument(
@@ -94,5 +102,5 @@ def work(arguments: argparse.Namespace) -> int:
         print("\n".join(describe(reports, arguments.check)))
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
-        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: snakemake --cores all")
+        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: {command('run', '--help')}")
     return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

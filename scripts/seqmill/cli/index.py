@@ -6,8 +6,14 @@ from pathlib import Path
 
 from seqmill.cli import program
 
+EPILOG = """examples:
+  seqmill index --fasta proteins.faa --model esm2_t33_650M_UR50D --output index.h5
+  seqmill index --fasta contigs.fna --model dnabert_s --strand both --output index.h5
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     parser.add_argument("--fasta", type=Path, required=True, help="proteins or nucleotides; plain, gzip, bgzip or zstd")
     parser.add_argument(
         "--model",
@@ -16,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "or untrained:NAME for random weights",
     )
     parser.add_argument("--output", type=Path, required=True, help="the index to write (index.h5)")
-    program.add_length_options(parser)
+    program.add_length_options(parser.add_argument_group("long sequences and strands"))
     program.add_reuse_option(parser)
     parser.add_argument(
         "--threads",

@@ -3,8 +3,13 @@
 import argparse
 from pathlib import Path
 
+EPILOG = """examples:
+  seqmill merge --index index.h5 --shards shards/shard_0-of-2.h5 shards/shard_1-of-2.h5 --output embeddings.h5
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     parser.add_argument("--index", type=Path, required=True, help="the index.h5 of the shards")
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="all shards, in any order")
     parser.add_argument(

@@ -5,13 +5,19 @@ from pathlib import Path
 
 from seqmill.cli import program
 
+EPILOG = """examples:
+  seqmill plan --fasta proteins.faa --model esm2_t33_650M_UR50D --world-size 4
+  seqmill plan --index results/proteins/esm2_t33_650M_UR50D/index.h5 --seconds 0
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--index", type=Path, help="index.h5 of build_index.py")
+    source.add_argument("--index", type=Path, help="index.h5 of `seqmill index`")
     source.add_argument("--fasta", type=Path, help="a FASTA file; its index is built in a temporary folder")
-    parser.add_argument("--model", default="", help="as for build_index.py (default: that of the index)")
-    as_built = parser.add_argument_group("with --fasta, as for build_index.py")
+    parser.add_argument("--model", default="", help="as for `seqmill index` (default: that of the index)")
+    as_built = parser.add_argument_group("with --fasta, as for `seqmill index`")
     program.add_length_options(as_built)
     program.add_reuse_option(as_built)
     as_built.add_argument(
@@ -24,9 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=program.seconds, default=10.0, help="time to calibrate; 0 for no calibration (default: 10)"
     )
-    program.add_compute_options(parser.add_argument_group("as for embed_shard.py"))
+    program.add_compute_options(parser.add_argument_group("as for `seqmill shard`"))
     parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="as for merge_shards.py (default: float32)"
+        "--dtype", choices=("float32", "float16"), default="float32", help="as for `seqmill merge` (default: float32)"
     )
 
 

@@ -5,22 +5,30 @@ from pathlib import Path
 
 from seqmill.store.layout import RunFolder
 
+EPILOG = """examples:
+  seqmill report --embeddings embeddings.h5 --output report.html
+  seqmill report --embeddings embeddings.h5 --metadata families.tsv --color family --output report.html
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     parser.add_argument("--embeddings", type=Path, required=True, help="the embeddings.h5 to report on")
-    parser.add_argument(
+    parser.add_argument("--output", type=Path, required=True, help="the page to write (report.html)")
+    others = parser.add_argument_group("other files of the result")
+    others.add_argument(
         "--records", type=Path, help="its table of fates (default: records.tsv.gz in its folder, if any)"
     )
-    parser.add_argument("--manifest", type=Path, help="its manifest (default: manifest.json in its folder, if any)")
-    parser.add_argument("--index", type=Path, help="its index, for the packs (default: index.h5 in its folder, if any)")
-    parser.add_argument(
+    others.add_argument("--manifest", type=Path, help="its manifest (default: manifest.json in its folder, if any)")
+    others.add_argument("--index", type=Path, help="its index, for the packs (default: index.h5 in its folder, if any)")
+    others.add_argument(
         "--statuses", type=Path, nargs="+", default=[], help="the shards' status JSONs, if there is no manifest"
     )
-    parser.add_argument(
+    colors = parser.add_argument_group("colors of the map")
+    colors.add_argument(
         "--metadata", type=Path, help="a tab-separated table with a header line and ids in its first column"
     )
-    parser.add_argument("--color", help="the column of the metadata that colors the map: numbers or categories")
-    parser.add_argument("--output", type=Path, required=True, help="the page to write (report.html)")
+    colors.add_argument("--color", help="the column of the metadata that colors the map: numbers or categories")
 
 
 def work(arguments: argparse.Namespace) -> None:

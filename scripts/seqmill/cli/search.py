@@ -5,8 +5,13 @@ from pathlib import Path
 
 from seqmill.cli import program
 
+EPILOG = """examples:
+  seqmill search --query mine.h5 --target uniref50.h5 --k 5 --output neighbors.tsv
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     parser.add_argument("--query", type=Path, required=True, help="the embeddings.h5 with the queries")
     parser.add_argument("--target", type=Path, required=True, help="the embeddings.h5 to search")
     parser.add_argument("--k", type=program.at_least(1), default=10, help="neighbors of each record (default: 10)")

@@ -5,8 +5,14 @@ import sys
 
 from seqmill.cli import program
 
+EPILOG = """examples:
+  seqmill watch
+  seqmill watch results/proteins --once
+"""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     program.add_results_argument(parser)
     parser.add_argument(
         "--interval", type=program.seconds, help="seconds between two looks (default: 2 on a terminal, else 60)"

@@ -10,7 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from seqmill.base.commands import command
 from seqmill.errors import SeqmillError
+from seqmill.spec.models import NAMES
 
 CLS, SEP = "[CLS]", "[SEP]"
 MAX_IDS = 65_535  # tokens are stored as uint16
@@ -44,10 +46,10 @@ class BpeTokenizer:
         try:
             stored = path.read_bytes()
         except FileNotFoundError:
-            raise SeqmillError(
-                f"{path}: no such tokenizer; `snakemake fetch_models` or scripts/fetch_weights.py "
-                "fetches those of released models"
-            ) from None
+            remedy = "copy the one that came with the model"
+            if path.parent.name in NAMES:
+                remedy = f"run `{command('fetch', path.parent.name)}`"
+            raise SeqmillError(f"{path}: no such tokenizer; {remedy}") from None
         except OSError as error:
             raise SeqmillError(f"{path}: cannot be read: {error.strerror or error}") from error
         try:

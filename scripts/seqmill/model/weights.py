@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from seqmill.base.commands import command
 from seqmill.errors import SeqmillError
 from seqmill.model import dnabert_s, dnabert_weights, esm2, esm2_weights
 from seqmill.model.weights_record import require_recorded
@@ -65,10 +66,8 @@ def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[t
     is_folder = source.kind == "folder" or source.family == DNABERT_S
     if not (path.is_dir() if is_folder else path.is_file()):
         what = "the model's Hugging Face folder" if is_folder else "the model's fair-esm .pt file"
-        raise SeqmillError(
-            f"{path}: no such weights; fetch them with `snakemake fetch_models` or scripts/fetch_weights.py, or put "
-            f"{what} there"
-        )
+        fetch = f"run `{command('fetch', source.name)}`, or " if source.kind == "released" else ""
+        raise SeqmillError(f"{path}: no such weights; {fetch}put {what} there")
     if source.family == DNABERT_S:
         architecture, parts = dnabert_weights.open_folder(path)
     else:

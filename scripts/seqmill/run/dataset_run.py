@@ -103,7 +103,7 @@ class DatasetRun(Dataset):
 
     @property
     def length_options(self) -> str:
-        """The options of build_index.py for long sequences and strands."""
+        """The options of `seqmill index` for long sequences and strands."""
         options = f"--long-sequences {self.policy.long_sequences}"
         if self.policy.max_length:
             options += f" --max-length {self.policy.max_length}"

@@ -98,6 +98,14 @@ class Project:
         """The files of released models, which can be fetched."""
         return sorted({path for run in self if run.model.kind == "released" for path in run.model.files})
 
+    def describe_weights(self) -> list[str]:
+        """Return where the released models are that need no fetching; raise a SeqmillError if no dataset has any."""
+        models = {run.model.name: run.model for run in self if run.model.kind == "released"}
+        if not models:
+            used = ", ".join(sorted({run.model.name for run in self}))
+            raise SeqmillError(f"nothing to fetch: no dataset uses a released model, only {used}")
+        return [f"{name}: on this disk already: {model.path}" for name, model in models.items() if model.is_on_disk]
+
     def are_current(self, paths: Iterable[Path]) -> bool:
         """Return whether the files exist and are what the settings ask for."""
         return all(path.exists() and path not in self.stale for path in paths)

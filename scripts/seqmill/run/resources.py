@@ -80,7 +80,7 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept
         attempt: 1 for the first.
         kept: see `kept_tokens`.
     """
-    needed = BASE_MB + 2 * 4 * _num_parameters(model) / 1e6
+    needed = BASE_MB + 2 * 4 * num_parameters(model) / 1e6
     needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _hidden_dim(model) / 1e6
     needed += max(threads, 1) * 2 * 4 * kept * _hidden_dim(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
@@ -98,7 +98,7 @@ def runtime_minutes(
         flop_per_token = 2.0 * model.architecture.matrix_parameters
         flop_per_token += 4 * max_tokens * model.architecture.hidden_dim * model.architecture.num_layers
     else:
-        flop_per_token = 2 * _num_parameters(model)
+        flop_per_token = 2 * num_parameters(model)
     on_gpu_flops = GPU_FLOAT32_FLOPS if precision == "float32" else GPU_FLOPS
     rate = on_gpu_flops if on_gpu else CPU_THREAD_FLOPS * threads
     return attempt * (BASE_MINUTES + math.ceil(num_tokens * flop_per_token / rate / 60))
@@ -134,7 +134,7 @@ def _hidden_dim(model: ModelSource) -> int:
     return model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
 
 
-def _num_parameters(model: ModelSource) -> float:
+def num_parameters(model: ModelSource) -> float:
     """Return the parameters: matrices, embeddings, biases and norms; if unknown, half of the files' bytes (float16)."""
     shape = model.architecture
     if shape is None:

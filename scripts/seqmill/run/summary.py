@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from seqmill.base.commands import command
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
@@ -15,7 +16,6 @@ from seqmill.spec.models import DNABERT_S
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
-DOCTOR = Path(__file__).absolute().parents[2] / "doctor.py"
 SLACK = 60.0  # seconds by which clocks of a cluster may differ
 STATUS = ".status.json"
 
@@ -83,10 +83,7 @@ def failure_message(root: Path, names: Iterable[str], since: float) -> str:
             lines += [f"  {in_one_line(name)}: {said}"] if said else []
     if not lines:
         return ""
-    command = ["python", "scripts/doctor.py"]
-    if root.absolute() != DOCTOR.parents[1]:
-        command = ["python", str(DOCTOR), str((root / "results").absolute())]
-    return "\n".join(["Failed:", *lines, f"See more: {shlex.join(command)}"])
+    return "\n".join(["Failed:", *lines, f"See more: {command('doctor', str((root / 'results').absolute()))}"])
 
 
 def _errors(root: Path, name: str, since: float) -> Iterator[str]:

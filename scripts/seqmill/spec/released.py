@@ -58,11 +58,37 @@ class Published(msgspec.Struct, frozen=True):
     cases: list[Case]
 
 
+class License(msgspec.Struct, frozen=True):
+    """The license of a model's weights, and the page that states it."""
+
+    name: str
+    origin: str = msgspec.field(name="from")
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Median speed and peak memory of whole runs on a CPU, from FASTA to shard, by precision."""
+
+    origin: str = msgspec.field(name="from")  # the file in the repository with all figures
+    machine: str
+    date: str
+    unit: str  # residues or bases
+    per_second: dict[str, int]
+    peak_bytes: dict[str, int]
+
+
 class Release(msgspec.Struct, frozen=True):
-    """A released model: its sources, the preferred one first, and published numbers if there are any."""
+    """A released model: its sources, the preferred one first, and published or measured numbers if there are any."""
 
     sources: list[WeightsSource]
     published: Published | None = msgspec.field(name="self_test", default=None)
+    license: License | None = None
+    measured: Measured | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of the preferred source's files; None if no public page states them."""
+        sizes = [file.size for file in self.sources[0].files.values()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def read_releases(path: Path = RELEASED) -> dict[str, Release]:

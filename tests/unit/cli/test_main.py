@@ -61,7 +61,7 @@ def test_the_examples_of_a_subcommand_are_right_usage(name: str) -> None:
     """Each line below `examples:` that calls seqmill parses; what it names need not exist."""
     epilog = make_parser(name).epilog or ""
     examples = re.findall(r"^  (?:.*\| )?seqmill (.*?)(?:  .*| [>|] .*)?$", epilog, re.MULTILINE)
-    assert 1 <= len(examples) <= 4
+    assert examples
     for example in examples:
         subcommand, *arguments = shlex.split(example)
         make_parser(subcommand).parse_args(arguments)

@@ -33,6 +33,29 @@ def imported(*arguments: object, watch: str = "") -> dict[str, list[str]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--help",), {"main"}),
+        (("--version",), {"main"}),
+        (("docter",), {"main"}),
+        (("plan", "--help"), {"main", "plan", "program"}),
+        (("fetch", "--help"), {"main", "fetch", "program"}),
+        (("completion", "--help"), {"main", "completion", "program"}),
+    ],
+)
+def test_only_the_named_subcommand_is_imported(arguments: tuple[str, ...], expected: set[str]) -> None:
+    program = """
+import atexit, sys
+from seqmill.cli.main import main
+names = lambda: sorted(name.removeprefix("seqmill.cli.") for name in sys.modules if name.startswith("seqmill.cli."))
+atexit.register(lambda: print("imported", *names()))
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=SCRIPTS, capture_output=True, text=True)
+    assert set(done.stdout.splitlines()[-1].split()) == {"imported", *expected}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("run"), 1)
@@ -65,18 +88,25 @@ from pathlib import Path
 from seqmill.base.extras import EXTRA_OF
 sys.modules.update(dict.fromkeys(EXTRA_OF))
 import seqmill
-from seqmill.cli.main import PROGRAMS, main
+from seqmill.cli.main import COMMANDS, main
 path, folder = sys.argv[1:]
 embeddings = seqmill.open_embeddings(path)
 assert embeddings.to_pandas().shape == (3, 320)
 assert len(seqmill.search(embeddings[0], embeddings, k=2)) == 2
+assert len(embeddings.nearest(0, k=2)) == 2
+help(seqmill)
+for missing in (lambda: seqmill.load("esm2_t6_8M_UR50D"), embeddings.to_torch, embeddings.to_anndata):
+    try:
+        missing()
+    except seqmill.SeqmillError as error:
+        print("ERROR", error, file=sys.stderr)
 def run(*arguments):
     sys.argv[1:] = arguments
     try:
         main()
     except SystemExit as stop:
         return stop.code or 0
-for name in PROGRAMS:
+for name in COMMANDS:
     assert run(name, "--help") == 0
 assert run("report", "--embeddings", path, "--output", f"{folder}/report.html") == 0
 assert run("export", "--embeddings", path, "--output", f"{folder}/e.npy", "--format", "npy") == 0
@@ -91,7 +121,11 @@ def test_results_are_read_without_any_extra(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npy", "e.npy.ids.txt", "report.html"]
     errors = [line.partition("ERROR ")[2] for line in done.stderr.splitlines() if "ERROR" in line]
+    assert "load(model: str | pathlib.Path" in done.stdout
     assert errors == [
+        "this needs torch: pip install 'seqmill[embed]'",
+        "this needs torch: pip install 'seqmill[embed]'",
+        "this needs anndata: pip install 'seqmill[export]'",
         "this needs pyarrow: pip install 'seqmill[export]'",
         "this needs torch: pip install 'seqmill[embed]'",
     ]

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -214,7 +215,8 @@ def test_files_that_are_not_tokenizers(stored: bytes, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "no such tokenizer; `snakemake fetch_models`" in refusal(tmp_path / "tokenizer.json")
+    assert "no such tokenizer; copy the one that came with the model" in refusal(tmp_path / "tokenizer.json")
+    assert re.search("no such tokenizer; run `.*fetch.* dnabert_s`", refusal(tmp_path / "dnabert_s/tokenizer.json"))
     assert "cannot be read: Is a directory" in refusal(tmp_path)
 
 

@@ -1,0 +1,4 @@
+#!/usr/bin/env python3
+from seqmill.cli.main import launch
+
+launch("models")
