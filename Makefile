@@ -1,6 +1,7 @@
 # The only place that sets up the environment. PYTHON=python3.12 make run uses another interpreter.
 PYTHON ?= python3
 VENV := .venv
+DOCS := .venv-docs
 # Installed separately and without a hash: package indexes have different wheels (CPU, CUDA) of one version.
 TORCH := torch==2.13.0
 READY := $(VENV)/.ready
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/pipeline tests/property
 
-.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint bench clean
+.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint docs bench clean
 
 help:
 	@echo "make setup          set up .venv only"
@@ -24,8 +25,9 @@ help:
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
 	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter, mypy"
+	@echo "make docs           build the documentation as a site (site/); sets up .venv-docs"
 	@echo "make bench          time seqmill and other programs on this CPU (about 30 minutes)"
-	@echo "make clean          remove .venv; results stay"
+	@echo "make clean          remove .venv, .venv-docs, and site; results stay"
 
 setup: $(READY)
 
@@ -73,8 +75,25 @@ lint: $(READY)
 	cd scripts && lint-imports --no-cache ../pyproject.toml
 	mypy
 
+# The notebook runs during the build; a cell that fails, or a link that leads nowhere, fails it.
+docs: export PATH := $(CURDIR)/$(DOCS)/bin:$(PATH)
+docs: export NO_MKDOCS_2_WARNING := 1
+# For the notebook: no advice about widgets, and no line for each step of a progress bar.
+docs: export PYTHONWARNINGS := ignore:IProgress not found
+docs: export TQDM_MININTERVAL := 60
+docs: $(DOCS)/.ready
+	python docs/generate.py
+	python -m mkdocs build --strict
+
+$(DOCS)/.ready: docs/requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
 bench: $(READY)
 	python benchmarks/cpu.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(DOCS) site

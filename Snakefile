@@ -2,7 +2,7 @@
 #
 #   config/datasets.tsv ─► index.h5 ─► shard_{rank}-of-{W}.h5 ─► embeddings.h5 ─► exports, report.html
 #
-# Settings: config/config.yaml, explained in config/README.md. Results: results/{dataset}/{model}/.
+# Settings: config/config.yaml, explained in docs/reference/settings.md. Results: results/{dataset}/{model}/.
 
 import threading
 import time

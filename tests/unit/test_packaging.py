@@ -27,9 +27,10 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_every_locked_package_has_hashes() -> None:
+@pytest.mark.parametrize("lock", ["requirements.lock", "docs/requirements.lock"])
+def test_every_locked_package_has_hashes(lock: str) -> None:
     """torch has no hash and is not in the lock, because pip refuses a lock if any line lacks hashes."""
-    text = (REPOSITORY / "requirements.lock").read_text()
+    text = (REPOSITORY / lock).read_text()
     body = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
     entries = re.findall(r"[\w.-]+==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n", body)
     assert "".join(entries) == body
@@ -103,7 +104,7 @@ def test_every_program_explains_every_option(program: str) -> None:
 
 
 def test_every_relative_link_in_the_documentation_resolves() -> None:
-    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.md")]
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("config/*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
     assert len(links) > 3
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []

@@ -1,4 +1,7 @@
-"""Run the README's commands and Python code unchanged; .ci/run covers `make run` and `make test`."""
+"""Run the README's commands and Python code unchanged, in a folder without a clone.
+
+.ci/run covers `make run` and `make test`.
+"""
 
 import functools
 import http.server
@@ -9,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from seqmill.spec.models import MODELS
 BIN = Path(sys.executable).parent
 README = (REPOSITORY / "README.md").read_text()
 COVERED_BY_CI = {"make run", "make test"}
+INSTALL = "pip install 'seqmill[all]'"
 
 
 def blocks(language: str) -> list[str]:
@@ -30,7 +35,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line and line not in COVERED_BY_CI]
+    return [line for line in lines if line and line not in {INSTALL, *COVERED_BY_CI}]
 
 
 NAME = "esm2_t6_8M_UR50D"
@@ -55,7 +60,15 @@ def mirror(weights: Path) -> Iterator[str]:
 
 def test_ci_runs_the_two_commands() -> None:
     assert set((REPOSITORY / ".ci/run").read_text().splitlines()) >= COVERED_BY_CI
-    assert {line.split("#")[0].strip() for line in blocks("bash")[0].splitlines()} == COVERED_BY_CI
+    assert {line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()} > COVERED_BY_CI
+
+
+def test_the_extras_exist() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = README.partition("## Install\n")[2].partition("\n## ")[0]
+    named = re.findall(r"(?:seqmill|\.|`)\[(\w+)\]", install)
+    assert INSTALL in install
+    assert set(named) == extras.keys() - {"test"}
 
 
 def write_facts(facts: Path, weights: Path) -> None:
@@ -68,26 +81,36 @@ def write_facts(facts: Path, weights: Path) -> None:
 
 
 def test_every_command_and_the_python_code_work(mirror: str, weights: Path, tmp_path: Path) -> None:
-    for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles", "tests/data"):
+    clone, folder, models = tmp_path / "clone", tmp_path / "folder", tmp_path / "models"
+    for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles"):
         source = REPOSITORY / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    write_facts(tmp_path / "scripts/seqmill/spec/released.json", weights)
-    activate = tmp_path / ".venv/bin/activate"
-    activate.parent.mkdir(parents=True)
-    activate.write_text(f'PATH="{BIN}:$PATH"\n')
-    shutil.copy(DEMO, tmp_path / "proteins.faa")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "SEQMILL_WEIGHTS_URL": mirror, "no_proxy": "*"}
+        clone.mkdir(exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, clone / name)
+    write_facts(clone / "scripts/seqmill/spec/released.json", weights)
+    folder.mkdir()
+    shutil.copy(DEMO, folder / "proteins.faa")
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(clone / "scripts"),
+        "SEQMILL_MODELS": str(models),
+        "SEQMILL_WEIGHTS_URL": mirror,
+        "no_proxy": "*",
+    }
     assert len(commands()) == 2
     script = "set -e\n" + "\n".join(commands())
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / f"resources/models/{NAME}.pt").read_bytes() == weights.read_bytes()
-    assert "computes the published numbers" in (tmp_path / f"resources/models/{NAME}.json").read_text()
+    assert (models / f"{NAME}.pt").read_bytes() == weights.read_bytes()
+    assert "computes the published numbers" in (models / f"{NAME}.json").read_text()
+    assert "next: nothing to do" in done.stdout
     assert "UNTRAINED" not in done.stdout + done.stderr
 
     (python,) = blocks("python")
-    check = python + "\nassert frame.shape == (85, 320)\nassert embeddings[10:20].shape == (10, 320)\n"
-    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    check = python + "\nassert vectors.shape == (2, 320)\nassert embeddings.shape == (85, 320)\n"
+    command = [sys.executable, "-c", check]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -65,7 +65,8 @@ class Embedder:
 
     Attributes:
         name: the model's name, as it was given.
-        device, precision: where and how it computes.
+        device: where it computes.
+        precision: of the matrix products.
         policy: how long sequences are treated.
         dim: numbers in a vector.
         num_layers: of the model; `layers` may be 0 to `num_layers`, or negative to count from the end.

@@ -22,8 +22,8 @@ def open_embeddings(path: str | Path, layer: int | None = None, pooling: str | N
     """Open an `embeddings.h5`; the vectors stay on disk and are read when they are needed.
 
     Args:
-        layer, pooling: the output, if the file has several: the first that fits (`Embeddings.outputs` lists them).
-            Negative layers count from the end, -1 being the model's last.
+        layer: of the output, if the file has several. A negative one counts from the end, -1 being the model's last.
+        pooling: of the output. Of several outputs that fit, the first is taken (`Embeddings.outputs` lists them).
 
     Raises:
         SeqmillError: the file is missing, truncated or not written by seqmill's merge, or has no such output.

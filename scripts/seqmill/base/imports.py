@@ -11,7 +11,7 @@ def importing_much() -> Iterator[None]:
     """Import in the block without looking for garbage, then or later.
 
     The hundreds of thousands of objects that torch creates live to the end. Looking for garbage among them takes a
-    sixth of its import, and half a second when the process ends (docs/performance.md).
+    sixth of its import, and half a second when the process ends (docs/explanation/performance.md).
     """
     if "torch" in sys.modules:  # nothing to save, and an earlier import's garbage would stay
         yield

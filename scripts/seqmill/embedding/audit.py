@@ -35,8 +35,8 @@ MADE_BYTES_PER_SECOND, READ_BYTES_PER_SECOND = 0.5e9, 1.5e9
 MOST_BYTES = 2e9
 MEMORY_FACTOR = 1.3  # relative to the weights
 
-# Limits of the verdicts: lowest cosine, highest relative error (docs/accuracy.md has the measurements). The errors for
-# 16 bits follow from the cosines, for vectors of equal length, rounded up; they show a wrong length as well.
+# Limits of the verdicts: lowest cosine, highest relative error (measurements: docs/explanation/accuracy.md). The errors
+# for 16 bits follow from the cosines, for vectors of equal length, rounded up; they show a wrong length as well.
 LIMITS = {"fail": (0.99, 1e-2), "warn": (0.999, 1e-4)}
 LIMITS_16_BITS = {
     ESM2: {"fail": (0.99, 0.15), "warn": (0.999, 0.05)},

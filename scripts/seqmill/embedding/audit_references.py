@@ -29,7 +29,7 @@ ATTENTION_BYTES = 12  # per head and pair of tokens
 SCORES = 1 << 24
 FFN_TOKENS = 2048
 # Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
-# docs/accuracy.md.
+# docs/explanation/accuracy.md.
 ESM2_SCORE_OPERATIONS, DNABERT_SCORE_OPERATIONS = 400, 500
 
 log = logging.getLogger(__name__)

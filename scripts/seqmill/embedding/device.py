@@ -24,8 +24,8 @@ def choose_device(device: str) -> torch.device:
 def choose_precision(precision: str, device: torch.device) -> str:
     """Turn `auto` into bfloat16 if the device computes it natively, else into float32.
 
-    A CPU needs AVX512-BF16, AMX or, on Arm, BF16: without them bfloat16 is slower than float32 (docs/performance.md).
-    CUDA needs compute capability 8.0.
+    A CPU needs AVX512-BF16, AMX or, on Arm, BF16: without them bfloat16 is slower than float32
+    (docs/explanation/performance.md). CUDA needs compute capability 8.0.
     """
     if precision != "auto":
         return precision

@@ -1,7 +1,7 @@
 """Embeddings that are not finite: they are computed again in float32, and quarantined if that does not help.
 
 float16 overflows above 65,504. In the forward an overflow turns into NaN in every vector of its sequence, and in no
-other sequence (docs/accuracy.md), so it can't be missed.
+other sequence (docs/explanation/accuracy.md), so it can't be missed.
 """
 
 import logging

@@ -19,7 +19,7 @@ from seqmill.store.index import Index
 
 # On a CPU a pack is computed in pieces of this many tokens. One thread computes a piece from its tokens to the pooled
 # vectors: activations stay in the cache, threads never wait for each other, and the bits don't depend on the number of
-# threads. docs/performance.md has the measurements.
+# threads. docs/explanation/performance.md has the measurements.
 CPU_PIECE_TOKENS = 2048
 # A GPU gets a pack whole, unless it is longer than planned: a long contig in very many windows.
 CUDA_PIECE_TOKENS = 2 * MAX_PACK_TOKENS

@@ -25,7 +25,7 @@ def export_embeddings(
 
     Args:
         source: the embeddings.h5.
-        output: the file to write; for `pt` the folder to make. docs/exports.md lists the files next to it.
+        output: the file to write; for `pt` the folder to make. docs/how-to/exports.md lists the files next to it.
         format_name: one of `FORMATS`.
         records: for `pt`, the records.tsv.gz with the descriptions.
         layer, pooling: which output, as in `open_embeddings`; the first that fits.

@@ -1,6 +1,6 @@
 """Tests trained weights: our encoder, in float32 on the CPU, must compute published numbers.
 
-The tolerances are in spec/released.json with the numbers; docs/accuracy.md explains them.
+The tolerances are in spec/released.json with the numbers; docs/explanation/accuracy.md explains them.
 """
 
 from collections.abc import Iterator

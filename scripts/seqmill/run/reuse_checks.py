@@ -1,4 +1,4 @@
-"""Checks of the setting `reuse` before any job runs: do earlier results fit the settings? (docs/reuse.md)"""
+"""Checks of the setting `reuse` before any job runs: do earlier results fit the settings? (docs/how-to/reuse.md)"""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -57,21 +57,22 @@ def wrong_settings(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> li
             lines += [_unknown(key, list(schema["properties"])) for key in settings if key not in schema["properties"]]
             continue
         key = str(error.absolute_path[0])
-        lines.append(f"config {key}: {error.instance!r} is not allowed; give {_allowed(schema['properties'][key])}")
+        allowed = allowed_values(schema["properties"][key])
+        lines.append(f"config {key}: {error.instance!r} is not allowed; give {allowed}")
     return lines
 
 
-def _allowed(rule: Mapping[str, Any]) -> str:
+def allowed_values(rule: Mapping[str, Any]) -> str:
     """Return the values that a rule of the schema allows, in words."""
     if options := rule.get("oneOf", rule.get("anyOf")):
         # A list is always one of several values of the other kind.
         words = [
-            "a list of these without repetitions" if option.get("type") == "array" else _allowed(option)
+            "a list of these without repetitions" if option.get("type") == "array" else allowed_values(option)
             for option in options
         ]
         return ", or ".join(words)
     if rule.get("type") == "array":
-        return f"a list without repetitions of {_allowed(rule['items'])}"
+        return f"a list without repetitions of {allowed_values(rule['items'])}"
     if values := rule.get("enum", [rule["const"]] if "const" in rule else []):
         return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
     kind = {"integer": "a whole number", "number": "a number", "string": "text"}[rule["type"]]
@@ -82,5 +83,5 @@ def _allowed(rule: Mapping[str, Any]) -> str:
 
 def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, 1)
-    advice = f"did you mean {near[0]}?" if near else "config/README.md has all of them"
+    advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     return f"config {key}: there is no such setting; {advice}"

@@ -32,7 +32,8 @@ class EmbeddingsFile:
         lengths: int32 (n,), residues in each record's sequence, before any truncation.
         array: (n, hidden_dim), a read-only memory map of all embeddings.
         outputs: layer and pooling of every output in the file.
-        layer, pooling: those of this one.
+        layer: that of this output.
+        pooling: that of this output.
         attrs: the file's attributes as a dict: model, fingerprint, policies, source.
     """
 
@@ -40,8 +41,8 @@ class EmbeddingsFile:
         """Open a file.
 
         Args:
-            layer, pooling: the output, if the file has several: the first that fits (`outputs` lists them). Negative
-                layers count from the end, -1 being the model's last.
+            layer: of the output, if the file has several. A negative one counts from the end: -1 is the model's last.
+            pooling: of the output. Of several outputs that fit, the first is taken (`outputs` lists them).
 
         Raises:
             SeqmillError: the file is missing, truncated or not written by seqmill's merge, or has no such output.

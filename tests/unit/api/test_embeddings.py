@@ -1,4 +1,4 @@
-"""Reading results in Python, as docs/output-format.md describes."""
+"""Reading results in Python, as docs/reference/output-format.md describes."""
 
 import os
 import subprocess

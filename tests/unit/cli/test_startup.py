@@ -1,4 +1,4 @@
-"""What the programs import: that is most of the time that a small input takes (docs/performance.md)."""
+"""What the programs import: that is most of the time that a small input takes (docs/explanation/performance.md)."""
 
 import json
 import subprocess

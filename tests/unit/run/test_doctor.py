@@ -123,7 +123,7 @@ def test_a_missing_shard(results: Results) -> None:
 
 
 def test_merged_results_need_no_shards_and_no_index(results: Results) -> None:
-    """docs/output-format.md says that both may be deleted after the merge."""
+    """docs/reference/output-format.md says that both may be deleted after the merge."""
     for path in results.shards:
         path.unlink()
     assert "shards: none; the merged results do not need them" in doctor(results, code=0)

@@ -31,7 +31,7 @@ def test_weights_fit_twice_in_float32(name: str) -> None:
 def test_memory_grows_with_threads_and_the_longest_segment_on_a_cpu() -> None:
     source = find_model("dnabert_s")
     beyond = [memory_mb(source, longest, threads, 1) - memory_mb(source, longest, 0, 1) for longest, threads in SIZES]
-    # 270 MB were measured for 4,000 tokens on one thread in float32 (docs/performance.md).
+    # 270 MB were measured for 4,000 tokens on one thread in float32 (docs/explanation/performance.md).
     assert beyond[0] >= 150
     assert beyond[1] >= 270
     assert beyond[2] == pytest.approx(8 * beyond[1], abs=8)

@@ -10,7 +10,7 @@ from seqmill.run.settings import check_settings, wrong_settings
 SCHEMA = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
 WRONG = {
     "a key misspelt": ({"modle": "x"}, "config modle: there is no such setting; did you mean model?"),
-    "a key like none": ({"xyz": 1}, "config xyz: there is no such setting; config/README.md has all of them"),
+    "a key like none": ({"xyz": 1}, "config xyz: there is no such setting; there are datasets, fasta, model, "),
     "none of the values": (
         {"pooling": "median"},
         "config pooling: 'median' is not allowed; give mean, mean_tokens, max, std, cls, or a list of these",

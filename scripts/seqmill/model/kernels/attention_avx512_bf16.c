@@ -8,7 +8,7 @@
  * Tuned on AMD's Zen 4. At length 350 the dot products alone, one instruction a cycle, would take 55 % (head dimension
  * 16) to 70 % (64) of the time measured there.
  * PyTorch's kernel is 3 to 5 times slower at ESM-2's head dimensions (16 to 64), for every dtype; see
- * docs/performance.md.
+ * docs/explanation/performance.md.
  */
 enum { ROWS = 8 };
 

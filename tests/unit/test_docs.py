@@ -1,0 +1,101 @@
+"""The documentation fits the program: generated parts, commands, settings, Python names, and paths of files."""
+
+import gzip
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+import seqmill
+from pipeline import REPOSITORY, SCRIPTS, Run
+from seqmill.cli.main import make_parser
+
+GENERATE = runpy.run_path(str(REPOSITORY / "docs/generate.py"))
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/**/*.md"))]
+# A path in backticks, from the root of the repository or from scripts/seqmill/.
+NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|smk|json|lock|def|c))`")
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """Yield every block of code in a language with the name of its page."""
+    for page in PAGES:
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            yield str(page.relative_to(REPOSITORY)), block
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield every command of seqmill in a block for the shell, as words."""
+    for page, block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "seqmill":
+                yield page, words[1:]
+
+
+@pytest.mark.parametrize("name", ["commands", "models", "settings"])
+def test_generated_parts_are_those_of_today(name: str) -> None:
+    page = (REPOSITORY / f"docs/reference/{name}.md").read_text()
+    assert GENERATE["generated"](page) == page, "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()))
+def test_commands_parse(page: str, words: list[str]) -> None:
+    name, *arguments = words
+    parsed = make_parser(name).parse_args(arguments)
+    settings = {key: yaml.safe_load(value) for key, value in getattr(parsed, "config", [])}
+    jsonschema.validate(settings, yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text()))
+
+
+def test_python_blocks_use_public_names() -> None:
+    used = set()
+    for page, block in blocks("python"):
+        compile(block, page, "exec")
+        used |= set(re.findall(r"\bseqmill\.(\w+)", block))
+    assert {"load", "embed", "open_embeddings", "search"} <= used <= set(seqmill.__all__)
+
+
+def test_named_files_exist() -> None:
+    named = {(page.name, path) for page in PAGES for path in NAMED_FILE.findall(page.read_text())}
+    assert len(named) > 80
+    made = ("results/", "NAME", "ROOM", "resources/", "config.json")
+    missing = [
+        (page, path)
+        for page, path in named
+        if not any(word in path for word in made)
+        and not any((folder / path).exists() for folder in (REPOSITORY, SCRIPTS, SCRIPTS / "seqmill"))
+    ]
+    assert missing == []
+
+
+def test_every_page_is_in_the_site() -> None:
+    nav = (REPOSITORY / "mkdocs.yml").read_text().partition("nav:")[2]
+    pages = {path.relative_to(REPOSITORY / "docs").as_posix() for path in Path(REPOSITORY / "docs").rglob("*.md")}
+    assert {page for page in pages if page not in nav} == set()
+
+
+def test_the_page_on_python_runs(tmp_path: Path) -> None:
+    """With untrained weights of another size, on a file made here; the notebook runs what needs anndata."""
+    records = {f"sp|P{number}|NAME": "MKTAYIAKQRVLG"[: number - 12335] for number in range(12340, 12352)}
+    fasta = tmp_path / "proteins.fasta"
+    fasta.write_text("".join(f">{id_}\n{sequence}\n" for id_, sequence in records.items()))
+    (tmp_path / "proteins.fasta.gz").write_bytes(gzip.compress(fasta.read_bytes()))
+    folder = tmp_path / "results/proteins/esm2_t33_650M_UR50D"
+    folder.mkdir(parents=True)
+    Run(folder, 1).build(fasta).embed().merge()
+    script = "\n".join(block for page, block in blocks("python") if page == "docs/how-to/python.md")
+    for given, here in (('"esm2_t33', '"untrained:esm2_t33'), ("t33_650M", "t6_8M"), ("[-1, 20]", "[-1, 3]")):
+        assert given in script
+        script = script.replace(given, here)
+    script = re.sub(r".*to_anndata.*\n", "", script).replace(
+        "results/proteins/esm2_t6_8M_UR50D", "results/proteins/esm2_t33_650M_UR50D"
+    )
+    shapes = "\nassert vectors.shape == (12, 320) and embeddings.shape == (12, 320)\n"
+    done = subprocess.run([sys.executable, "-c", script + shapes], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
