@@ -32,9 +32,9 @@ def fetch_model(name: str, facts: Path = RELEASED) -> ModelSource:
     from seqmill.fetch.weights import fetch_weights
 
     assert source.path is not None
-    source = replace(source, path=_user_folder() / source.path.name)
-    fetch_weights(source.name, source.path, facts)
-    return source
+    path = _user_folder() / source.path.name
+    fetch_weights(source.name, path, facts)
+    return replace(source, path=path)
 
 
 def _user_folder() -> Path:
