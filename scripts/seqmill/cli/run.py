@@ -19,8 +19,7 @@ from seqmill.errors import SeqmillError
 EPILOG = """Snakemake gets what follows --, runs the workflow, and gives its exit code.
 
 examples:
-  seqmill run proteins.faa --model esm2_t33_650M_UR50D
-  seqmill run proteins.faa --gpus 8 --output embeddings
+  seqmill run proteins.faa --model esm2_t33_650M_UR50D --output embeddings
   seqmill run proteins.faa --gpus 8 --profile slurm -- --dry-run
   seqmill run proteins.faa -- plan
   seqmill run --config datasets=table.tsv 'exports=[npy,parquet]'
