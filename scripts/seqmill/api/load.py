@@ -9,7 +9,7 @@ from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
 from seqmill.fetch.models import fetch_model
 from seqmill.spec.lengths import choose_length_policy
-from seqmill.spec.task import AUTO, DEVICES, PRECISIONS
+from seqmill.spec.task import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:  # this module can be imported, and explained by help(), without torch
     from seqmill.api.embedder import Embedded, Embedder
@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # this module can be imported, and explained by help(), witho
 def load(
     model: str | Path,
     *,
-    device: str = AUTO,
-    precision: str = AUTO,
-    long_sequences: str = AUTO,
-    max_length: int | str = AUTO,
-    window: int | str = AUTO,
-    stride: int | str = AUTO,
+    device: str = "auto",
+    precision: str = "auto",
+    long_sequences: str = "auto",
+    max_length: int | str = "auto",
+    window: int | str = "auto",
+    stride: int | str = "auto",
     strand: str = "forward",
 ) -> "Embedder":
     """Load a model; missing weights are fetched first.
