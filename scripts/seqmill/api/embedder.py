@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
+from operator import index as index_of
 from typing import Literal, overload
 
 import numpy as np
@@ -26,7 +27,7 @@ from seqmill.errors import SeqmillError
 from seqmill.index.arrange import log_changes
 from seqmill.index.fasta import FastaRecord
 from seqmill.index.memory import index_in_memory
-from seqmill.index.tokens import make_tokenizer
+from seqmill.index.tokens import RecordTokenizer, make_tokenizer
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.weights import load_weights
 from seqmill.spec.lengths import LengthPolicy
@@ -37,7 +38,7 @@ from seqmill.store.index import Index, residue_offsets
 from seqmill.store.index_format import Fate
 
 Embedded = np.ndarray | list[np.ndarray]
-RESIDUE_BYTES = 256 << 20  # of the vectors of residues in a block of `Embedder.stream`, about
+BLOCK_BYTES = 256 << 20  # of the vectors in a block of `Embedder.stream`
 LETTERS_PER_TOKEN = 4  # of nucleotides, about
 
 log = logging.getLogger(__name__)
@@ -140,9 +141,10 @@ class Embedder:
         For the same sequences, settings and device they have the same bits as those in the workflow's embeddings.h5.
 
         Args:
-            sequences: one sequence, several in a list or another iterable, a dict from ids to sequences, or a FASTA
-                file (plain, gzip, bgzip or zstd). A sequence is text, a Bio.Seq, a SeqRecord, or a pair of an id and
-                one of these. A file is a Path, or text with a "." or a "/", which no sequence has.
+            sequences: one sequence, several in a list or another iterable, a dict or a pandas Series from ids to
+                sequences, or a FASTA file (plain, gzip, bgzip or zstd). A sequence is text, a Bio.Seq or a SeqRecord;
+                in a list also a tuple of an id and one of these. A file is a Path, or text with a "." or a "/", which
+                no sequence has.
             layers: one or a list: -1 is the last layer, 0 the embedding of the tokens, k the output of block k.
             pooling: one or a list of "mean" (as the model's authors do it), "mean_tokens" (nucleotides, without CLS and
                 SEP), "max", "std" and "cls".
@@ -150,20 +152,19 @@ class Embedder:
             progress: show a bar on standard error; None shows it in notebooks only.
 
         Returns:
-            float32 (n, dim); with a list of layers, of poolings or of both (n, layers, poolings, dim), without the axis
-            of what is not a list. With `per_residue` a list of arrays (length, dim) or (length, layers, dim).
+            float32 (n, dim). A list of layers or of poolings adds an axis: with both, (n, layers, poolings, dim). With
+            `per_residue` a list of arrays (length, dim), or (length, layers, dim) for a list of layers.
 
         Raises:
-            SeqmillError: a sequence has a letter that is none, is empty or too long for the policy "reject", has no
+            SeqmillError: a sequence has an invalid letter, is empty or too long for the policy "reject", has no
                 finite embedding, or does not fit the memory; the message names its number and id. A model has no such
                 layer or pooling.
         """
         result = self._result(layers, pooling, per_residue)
         name, blocks = read_blocks(sequences)
-        changes: Counter[str] = Counter()
-        with _computing:
-            vectors = self._embed(name, blocks, result, changes, _is_shown(progress))
-        self._log(changes)
+        changes = _Changes(self._tokenizer.with_new_counts(), self.policy)
+        vectors = self._embed(name, blocks, result, changes, _is_shown(progress))
+        changes.log()
         return vectors
 
     def stream(
@@ -177,58 +178,64 @@ class Embedder:
     ) -> Iterator[tuple[list[str], Embedded]]:
         """Yield ids and vectors of sequences of any number, block by block, in the order given.
 
-        Memory is bounded: a block has about 130 thousand residues on a CPU and 2 million on a GPU, fewer with
-        `per_residue`. Inside a block, sequences are sorted and packed by length, and equal ones are computed once.
-        Arguments, vectors and errors are those of `embed`. A sequence without an id has its number, from 1 on.
+        Memory is bounded: a block has about 130 thousand tokens on a CPU and 2 million on a GPU, and at most 256 MB of
+        vectors unless one sequence has more. Inside a block, sequences are sorted and packed by length, and equal ones
+        are computed once. Arguments, vectors and errors are those of `embed`. A sequence without an id has its number,
+        from 1 on.
         """
         result = self._result(layers, pooling, per_residue)
+        most = max(BLOCK_BYTES // (4 * self.dim * len(result.outputs.pairs)), 1)  # vectors in a block
         tokens = PACKS_WANTED * (CPU_PIECE_TOKENS if self.device.type == "cpu" else MAX_PACK_TOKENS)
-        if per_residue:
-            tokens = min(tokens, RESIDUE_BYTES // (4 * self.dim * len(result.outputs.layers)))
-        letters = tokens * (LETTERS_PER_TOKEN if self._source.family == DNABERT_S else 1)
-        name, blocks = read_blocks(sequences, letters)
-        return self._stream(name, blocks, result, _is_shown(progress))
+        letters = tokens * (LETTERS_PER_TOKEN if self._source.family == DNABERT_S else 1) / self.policy.copies
+        name, blocks = read_blocks(sequences, int(min(letters, most) if per_residue else letters))
+        chopped = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
+        return self._stream(name, chopped, result, _is_shown(progress))
 
     def _stream(
         self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, progress: bool
     ) -> Iterator[tuple[list[str], Embedded]]:
-        changes: Counter[str] = Counter()
+        changes = _Changes(self._tokenizer.with_new_counts(), self.policy)
         with tqdm(unit=" sequences", disable=not progress) as bar:
             for block in blocks:
-                with _computing:
-                    vectors = self._embed(name, iter([block]), result, changes, False)
+                vectors = self._embed(name, iter([block]), result, changes, False)
                 bar.update(len(block))
                 yield [record.id for record in block], vectors
-        self._log(changes)
+        changes.log()
 
     def _result(self, layers: int | Several[int], pooling: str | Several[str], per_residue: bool) -> _Result:
-        poolings = ("mean",) if per_residue else (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        numbers = (layers,) if isinstance(layers, int) else tuple(layers)
+        is_one = hasattr(layers, "__index__")
+        try:
+            numbers = tuple(map(index_of, [layers] if is_one else layers))  # type: ignore[arg-type]
+            poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        except TypeError:
+            expected = "layers must be one whole number or a list, and pooling one name or a list"
+            raise SeqmillError(f"{expected}, not layers={layers!r}, pooling={pooling!r}") from None
+        if per_residue:
+            poolings = ("mean",)
         outputs = Outputs(numbers, poolings, "float32" if per_residue else "").of(self.num_layers)
         outputs.require_family(self._source.family)
-        axes = [] if isinstance(layers, int) else [len(numbers)]
+        axes = [] if is_one else [len(numbers)]
         if not isinstance(pooling, str) and not per_residue:
             axes.append(len(poolings))
         return _Result(outputs, tuple(axes))
 
     def _embed(
-        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, changes: Counter[str], progress: bool
+        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, changes: "_Changes", progress: bool
     ) -> Embedded:
-        """Return the vectors of the records in blocks; add letters changed and fates of records to `changes`."""
+        """Return the vectors of the records in blocks; add what was changed to `changes`."""
         readout = Readout(self._source.family, result.outputs)
         if (first := next(blocks, None)) is None:
             width = len(result.outputs.pairs) * self.dim
             return [] if result.outputs.per_residue else result(np.empty((0, width), np.float32))
-        before = Counter(self._tokenizer.letter_counts())
-        index = index_in_memory(chain([first], blocks), name, self._source, self._tokenizer, self.policy)
-        changes.update(Counter(self._tokenizer.letter_counts()) - before)
-        changes.update({fate.name.lower(): int((index.record_fates == fate).sum()) for fate in Fate})
+        index = index_in_memory(chain([first], blocks), name, self._source, changes.tokenizer, self.policy)
+        changes.fates.update(index.record_fates.tolist())
         if len(rejected := np.flatnonzero(index.record_fates == Fate.REJECTED)):
             longer = f"is longer than max_length={self.policy.max_length}"
             raise SeqmillError(f"{name}: {index.record_name(int(rejected[0]))} {longer}; shorten it or leave it out")
-        rows, residues = self._compute(index, readout, progress)
-        if result.outputs.per_residue:
-            return [result(residues[row]) for row in index.record_rows.tolist()]
+        with _computing:
+            rows, residues = self._compute(index, readout, progress)
+        if result.outputs.per_residue:  # copied, so that no two records share memory, nor keep a whole pack in it
+            return [result(residues[row].copy()) for row in index.record_rows.tolist()]
         return result(rows[index.record_rows])
 
     def _compute(self, index: Index, readout: Readout, progress: bool) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -267,13 +274,23 @@ class Embedder:
     def _make_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         return make_encoder(load_weights(self._source), dtype, self._max_tokens, device)
 
-    def _log(self, changes: Counter[str]) -> None:
-        fates = {fate.name.lower(): changes.pop(fate.name.lower(), 0) for fate in Fate}
-        log_changes(changes, fates, self.policy)
+
+@dataclass
+class _Changes:
+    """What one call changed or cut."""
+
+    tokenizer: RecordTokenizer  # counts the letters of this call
+    policy: LengthPolicy
+    fates: Counter[int] = field(default_factory=Counter)
+
+    def log(self) -> None:
+        fates = {fate.name.lower(): self.fates[fate] for fate in Fate}
+        log_changes(self.tokenizer.letter_counts(), fates, self.policy)
 
 
 def _is_shown(progress: bool | None) -> bool:
     """Return whether to show a bar: as asked, else in notebooks only."""
-    if progress is not None or "IPython" not in sys.modules:
-        return bool(progress)
-    return type(sys.modules["IPython"].get_ipython()).__name__ == "ZMQInteractiveShell"
+    if progress is not None:
+        return progress
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config

@@ -51,6 +51,9 @@ class Embeddings(EmbeddingsFile):
         for name in ("array", "_residues"):
             self.__dict__.pop(name, None)
 
+    def __repr__(self) -> str:
+        return super().__repr__() if "array" in self.__dict__ else f"<Embeddings {self.path}, closed>"
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         if name in ("array", "_residues"):
             raise SeqmillError(f"{self.path}: is closed; open it again")

@@ -1,7 +1,7 @@
 """Loading a model for use in Python, and embedding in one call."""
 
+import threading
 from collections.abc import Sequence as Several
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +9,15 @@ from seqmill.base.extras import optional_packages
 from seqmill.errors import SeqmillError
 from seqmill.fetch.models import fetch_model
 from seqmill.spec.lengths import choose_length_policy
+from seqmill.spec.models import find_model, is_hub_id
 from seqmill.spec.task import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:  # this module can be imported, and explained by help(), without torch
     from seqmill.api.embedder import Embedded, Embedder
     from seqmill.api.records import Sequences
+
+_loading = threading.Lock()
+_last: dict[tuple[Any, ...], "Embedder"] = {}
 
 
 def load(
@@ -53,9 +57,13 @@ def load(
             raise SeqmillError(f"{name} must be one of {', '.join(known)}, not {value}{hint}")
     with optional_packages():
         from seqmill.api.embedder import Embedder
-    source = fetch_model(str(model))
-    policy = choose_length_policy(source.family, long_sequences, max_length, window, stride, strand)
-    return Embedder(source, device, precision, policy)
+        from seqmill.embedding.device import choose_device
+    name, lengths = str(model), (long_sequences, max_length, window, stride, strand)
+    choose_device(device)
+    if not is_hub_id(name):  # before a long download
+        choose_length_policy(find_model(name).family, *lengths)
+    source = fetch_model(name)
+    return Embedder(source, device, precision, choose_length_policy(source.family, *lengths))
 
 
 def embed(
@@ -76,6 +84,11 @@ def embed(
     return embedder.embed(sequences, layers=layers, pooling=pooling, per_residue=per_residue, progress=progress)
 
 
-@lru_cache(maxsize=1)
 def _loaded(model: str, **options: Any) -> "Embedder":  # noqa: ANN401
-    return load(model, **options)
+    """Return the model of the last call if it is the same; otherwise release that one before this one is loaded."""
+    key = (model, *sorted(options.items()))
+    with _loading:
+        if key not in _last:
+            _last.clear()
+            _last[key] = load(model, **options)
+        return _last[key]

@@ -71,7 +71,6 @@ def _on_cpu(
     embed: PackEmbedder, index: Index, packs: Iterable[int], threads: int
 ) -> Generator[tuple[int, Arrays], None, None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # pieces run in parallel; inside a piece nothing does
 
     def embed_piece(piece: Pack) -> Arrays:
         rows, residues = embed(piece)
@@ -84,6 +83,7 @@ def _on_cpu(
     waiting: deque[tuple[int, list[Future[Arrays]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
+        torch.set_num_threads(1)  # pieces run in parallel; inside a piece nothing does
         for pack_number in packs:
             pack = whole_pack(index, pack_number)
             waiting.append((pack_number, [pool.submit(embed_piece, piece) for piece in pack.split(CPU_PIECE_TOKENS)]))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqmill.base.text_columns import offsets_of
-from seqmill.errors import SeqmillError
 from seqmill.index.order import find_reused, reused_last, unique_sequences
 from seqmill.index.spill import Records
 from seqmill.spec.lengths import LengthPolicy
@@ -31,19 +30,11 @@ class Arranged:
     num_reused: list[int]  # for each earlier result, the number of vectors taken from it
 
 
-def arrange(records: Records, policy: LengthPolicy, reuse: list[Source], name: str) -> Arranged:
-    """Find duplicates and sequences to reuse, and determine the order, the fates and the packs.
-
-    Raise a SeqmillError that begins with `name` if the policy rejects all records.
-    """
+def arrange(records: Records, policy: LengthPolicy, reuse: list[Source]) -> Arranged:
+    """Find duplicates and sequences to reuse, and determine the order, the fates and the packs."""
     lengths, digests = np.concatenate(records.lengths), records.digest_rows()
     too_long = (lengths > policy.max_length) & (policy.max_length > 0)
     rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
-    if rejected.all():
-        raise SeqmillError(
-            f"{name}: all {len(lengths)} records are longer than max_length={policy.max_length} and "
-            "rejected; nothing is left to embed"
-        )
     record_offsets = records.tokens.offsets()
     first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
     reused_files, reused_rows = find_reused(digests[first_records], reuse)

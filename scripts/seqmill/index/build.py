@@ -17,6 +17,7 @@ import numpy as np
 from seqmill.base.files import name_errors, refuse_shared, remove_abandoned, whole_or_absent
 from seqmill.base.hdf5 import NewFile, new_hdf5, write_attributes
 from seqmill.base.input_files import require_unchanged, shown_path
+from seqmill.errors import SeqmillError
 from seqmill.index.arrange import Arranged, arrange, count_fates, log_changes, token_blocks
 from seqmill.index.fasta import FastaFile
 from seqmill.index.spill import Records, Spill
@@ -73,7 +74,12 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
         records = Records(Spill(ids), Spill(descriptions), Spill(tokens))
         for block in origin.fasta.blocks():
             records.append(block, tokenizer(block, str(fasta)))
-        arranged = arrange(records, policy, sources, str(fasta))  # before the HDF5 file is open, which delays signals
+        arranged = arrange(records, policy, sources)  # before the HDF5 file is open, which delays signals
+        if not arranged.totals["num_sequences"]:
+            raise SeqmillError(
+                f"{fasta}: all {arranged.totals['num_records']} records are longer than "
+                f"max_length={policy.max_length} and rejected; nothing is left to embed"
+            )
         with whole_or_absent(output) as temporary:
             with new_hdf5(temporary) as file:
                 _write(file, records, arranged, origin)

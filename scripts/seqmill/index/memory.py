@@ -27,17 +27,19 @@ def index_in_memory(
     """Return an index of records, with the same packs as `build_index` plans for them.
 
     Args:
-        blocks: at least one record.
+        blocks: at least one record, with numbers that go on from the first.
         name: of the input, for messages.
         source, tokenizer, policy: as for `build_index`.
 
     Raises:
-        SeqmillError: a record is unusable, or the policy rejects all; the message has its number and its id.
+        SeqmillError: a record is unusable; the message has its number and its id.
     """
     records = Records(Spill(io.BytesIO()), Spill(io.BytesIO()), Spill(io.BytesIO()))
+    first_number = 0
     for block in blocks:
+        first_number = first_number or block[0].number
         records.append(block, tokenizer(block, name))
-    arranged = arrange(records, policy, [], name)
+    arranged = arrange(records, policy, [])
     tokens = list(token_blocks(records.tokens.mapped(tokenizer.dtype), arranged))
     attributes = {
         "model": source.name,
@@ -56,4 +58,5 @@ def index_in_memory(
         tokens=np.frombuffer(b"".join(tokens), tokenizer.dtype),
         pack_checksums=np.array([zlib.crc32(block) for block in tokens], np.uint32),
         **arranged.columns,
+        first_number=first_number,
     )

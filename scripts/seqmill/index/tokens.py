@@ -1,5 +1,6 @@
 """From FASTA records to tokens: clean the letters, cut long sequences, apply the model's tokenizer."""
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence, Sized
@@ -74,6 +75,10 @@ class ProteinTokenizer:
         spans = window_spans(len(residues), self._policy.window, self._policy.stride)
         return [residues[start:end] for start, end in spans]
 
+    def with_new_counts(self) -> "ProteinTokenizer":
+        """Return the same tokenizer with letter counts of its own."""
+        return ProteinTokenizer(self._policy)
+
     def letter_counts(self) -> dict[str, int]:
         """Return how many letters were changed, or are unknown to the model, so far."""
         return asdict(self._letters.counts)
@@ -105,6 +110,12 @@ class NucleotideTokenizer:
         tokens, segment_tokens = self._bpe.encode(list(itertools.chain(*segments)))
         weights_of_segments = np.fromiter(itertools.chain(*weights), np.int32, len(segment_tokens))
         return _tokenized(sequences, segments, tokens.tobytes(), segment_tokens, weights_of_segments)
+
+    def with_new_counts(self) -> "NucleotideTokenizer":
+        """Return the same tokenizer with letter counts of its own."""
+        other = copy.copy(self)
+        other._letters, other._gapped = NucleotideLetters(), 0
+        return other
 
     def letter_counts(self) -> dict[str, int]:
         """Return how many letters were changed, or are unknown to the model, so far."""

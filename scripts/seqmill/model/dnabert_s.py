@@ -62,9 +62,9 @@ class DnabertS(torch.nn.Module):
     def reserve(self, max_tokens: int) -> None:
         """Make the table of biases long enough for a segment of `max_tokens` tokens."""
         if max_tokens > self.max_tokens:
-            self.max_tokens = max_tokens
             biases = make_biases(self.attention, self.architecture.num_heads, max_tokens, self.biases.dtype)
             self.biases = biases.to(self.biases.device)
+            self.max_tokens = max_tokens  # last: an interrupted call is repeated
 
     @torch.inference_mode()
     def forward(self, pack: Pack) -> torch.Tensor:

@@ -70,7 +70,9 @@ class ESM2(torch.nn.Module):
         """Make the tables of positions long enough for a segment of `max_tokens` tokens."""
         if max_tokens > len(self.cos):
             tables = rope_tables(max_tokens, self.architecture.head_dim, self.cos.dtype)
-            self.cos, self.sin = (table.to(self.cos.device) for table in tables)
+            cos, sin = (table.to(self.cos.device) for table in tables)
+            self.sin = sin
+            self.cos = cos  # last: its length decides, and an interrupted call is repeated
 
     @torch.inference_mode()
     def forward(self, pack: Pack) -> torch.Tensor:

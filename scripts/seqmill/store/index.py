@@ -44,6 +44,7 @@ class Index:
     segment_lengths: np.ndarray
     reused_files: np.ndarray
     reused_rows: np.ndarray
+    first_number: int = 1  # of the records, in messages
 
     @property
     def digest(self) -> str:
@@ -108,7 +109,7 @@ class Index:
 
     def record_name(self, record: int) -> str:
         """Return a record's id and number, for messages."""
-        return f"{self.record_id(record)!r} (record {record + 1})"
+        return f"{self.record_id(record)!r} (record {record + self.first_number})"
 
     def sequence_id(self, row: int) -> str:
         """Return the id of the first record with the row's sequence."""
@@ -216,7 +217,8 @@ def open_index(path: Path) -> Index:
             raise SeqmillError(f"{path}: {found}; this version reads index format {INDEX_FORMAT}")
         if missing := [name for name in DATASETS if name not in file]:
             raise SeqmillError(f"{path}: the index lacks {', '.join(missing)}; build it again")
-        index = Index(path, attributes, **{name: map_dataset(path, file[name]) for name in DATASETS})
+        arrays: dict[str, Any] = {name: map_dataset(path, file[name]) for name in DATASETS}
+        index = Index(path, attributes, **arrays)
         for name, (dtype, row) in DATASETS.items():
             values = getattr(index, name)
             dtypes = TOKENS if name == "tokens" else (dtype,)

@@ -1,9 +1,13 @@
 """Embedding from Python: the workflow's vectors, in the order and the shapes asked for."""
 
+import gc
 import logging
 import os
 import signal
 import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +16,13 @@ import pytest
 import torch
 
 import seqmill
-from families import EACH, ONE_EACH, PROTEINS, Family, broken_model
+from families import EACH, ONE_EACH, PROTEINS, WINDOWS, Family, broken_model
 from pipeline import MODEL, Run
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.api import embedder as module
-from seqmill.api.load import _loaded
+from seqmill.api import load as load_module
+from seqmill.model import dnabert_s
+from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs
 from sequences import random_sequences, relative_error
@@ -76,6 +82,25 @@ def test_vectors_of_residues(small: seqmill.Embedder, tmp_path: Path) -> None:
     assert [vectors.shape for vectors in one] == [(4, 64)]
 
 
+def test_vectors_of_residues_in_windows(tmp_path: Path) -> None:
+    lengths = {"long_sequences": "window", "max_length": 50, "window": 40, "stride": 15}
+    fasta = PROTEINS.write_odd(tmp_path)
+    policy = LengthPolicy(**lengths)
+    outputs = Outputs((-1,), ("mean",), "float32")
+    run = Run(tmp_path, 1).build(fasta, PROTEINS.model, policy).embed(outputs=outputs).merge()
+    expected = seqmill.open_embeddings(run.embeddings)
+    found = seqmill.load(PROTEINS.model, precision="float32", **lengths).embed(fasta, per_residue=True)
+    assert all(np.array_equal(vectors, expected.residues(row)) for row, vectors in enumerate(found))
+
+
+def test_each_record_has_memory_of_its_own(small: seqmill.Embedder) -> None:
+    """Not that of an equal sequence, and not that of a pack."""
+    first, second, third = small.embed(["MKTV", "MKTV", "MAV"], per_residue=True)
+    assert np.array_equal(first, second)
+    assert not np.shares_memory(first, second)
+    assert all(vectors.base is None or vectors.base.nbytes == vectors.nbytes for vectors in (first, second, third))
+
+
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
 def test_a_stream_has_all_records_in_order(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKS_WANTED", 1)  # small blocks
@@ -101,12 +126,19 @@ def test_a_stream_reads_no_further_than_its_block(small: seqmill.Embedder) -> No
 
 
 def test_a_stream_of_residues_has_small_blocks(small: seqmill.Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RESIDUE_BYTES", 4 * 64 * 100)  # 100 residues
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 64 * 100)  # 100 residues
     blocks = list(small.stream(["MKTV" * 15] * 4, per_residue=True))
     assert [(ids, [vectors.shape for vectors in block]) for ids, block in blocks] == [
         (["1", "2"], [(60, 64)] * 2),
         (["3", "4"], [(60, 64)] * 2),
     ]
+
+
+def test_a_stream_of_many_vectors_has_small_blocks(small: seqmill.Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 64 * 14 * 3)
+    blocks = list(small.stream(["MKTV"] * 7, layers=range(7), pooling=["mean", "max"]))
+    assert [ids for ids, _ in blocks] == [["1", "2", "3"], ["4", "5", "6"], ["7"]]
+    assert blocks[0][1].shape == (3, 7, 2, 64)
 
 
 def test_equal_sequences_are_computed_once(small: seqmill.Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +185,9 @@ def test_changes_are_logged_once_a_call(small: seqmill.Embedder, caplog: pytest.
         (["MKT"], {"layers": []}, "^layers must be one or more"),
         (["MKT"], {"pooling": "median"}, "^pooling must be of mean, "),
         (["MKT"], {"pooling": []}, "^poolings must be one or more"),
+        (["MKT"], {"pooling": None}, "^layers must be one whole number or a list, and pooling one name or a list, not"),
+        (["MKT"], {"layers": "last"}, "not layers='last', pooling='mean'"),
+        (["MKT"], {"layers": [1.5]}, "not layers=.1.5., pooling='mean'"),
     ],
 )
 def test_wrong_input_is_named(small: seqmill.Embedder, given: object, options: dict, message: str) -> None:
@@ -170,6 +205,10 @@ def test_wrong_input_is_named(small: seqmill.Embedder, given: object, options: d
         ({"precision": "fp16"}, "^precision must be one of auto, float32, bfloat16, float16, not fp16"),
         ({"long_sequences": "drop"}, "^long_sequences must be one of"),
         ({"window": 0, "long_sequences": "window"}, "^window must be 1 to"),
+        (
+            {"model": "esm2_t6_8M_UR50D", "long_sequences": "drop"},
+            "^long_sequences must be one of",
+        ),  # not fetched first
     ],
 )
 def test_wrong_options_are_named(options: dict, message: str) -> None:
@@ -183,6 +222,15 @@ def test_a_policy_that_rejects_names_the_sequence() -> None:
     with pytest.raises(seqmill.SeqmillError, match=message):
         model.embed({"a": "MKT", "b": "M" * 11})
     assert model.embed(["M" * 10]).shape == (1, 64)
+
+
+def test_a_stream_names_records_by_their_numbers_in_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 64 * 2)  # two records
+    model = seqmill.load(PROTEINS.model, long_sequences="reject", max_length=10)
+    blocks = model.stream({"a": "MKT", "b": "MKT", "c": "MKT", "d": "MKT", "e": "M" * 11})
+    assert [ids for ids, _ in (next(blocks), next(blocks))] == [["a", "b"], ["c", "d"]]
+    with pytest.raises(seqmill.SeqmillError, match=r"^sequences: 'e' \(record 5\) is longer"):
+        next(blocks)
 
 
 def test_an_overflow_is_computed_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -233,6 +281,33 @@ def test_threads_may_share_a_model(small: seqmill.Embedder) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_an_iterable_may_use_the_library(small: seqmill.Embedder) -> None:
+    sequences = random_sequences([30, 40, 50])
+
+    def longer() -> Iterator[str]:
+        for sequence in sequences:
+            assert small.embed(sequence).shape == (1, 64)
+            yield sequence
+
+    assert np.array_equal(small.embed(longer()), small.embed(sequences))
+    assert [ids for ids, _ in small.stream(longer())] == [["1", "2", "3"]]
+
+
+def test_a_model_interrupted_while_it_grows_can_be_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seqmill.load(WINDOWS.model, precision="float16")  # its kernel has a table of biases
+    short, long = ["ACGT"], ["ACGTTGCA" * 500]
+    model.embed(short)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dnabert_s, "make_biases", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.embed(long)
+    assert np.isfinite(model.embed(long)).all()
+
+
 def test_after_ctrl_c_a_model_can_be_used_again(small: seqmill.Embedder) -> None:
     sequences = random_sequences([1000] * 4000)
     before = torch.get_num_threads()
@@ -243,13 +318,26 @@ def test_after_ctrl_c_a_model_can_be_used_again(small: seqmill.Embedder) -> None
     assert small.embed(sequences[:1]).shape == (1, 64)
 
 
-def test_one_call_keeps_the_model() -> None:
-    _loaded.cache_clear()
+def test_one_call_keeps_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, alive = [], []
+    make = load_module.load
+
+    def load_counting(model: str, **options: object) -> seqmill.Embedder:
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in loaded))
+        made = make(model, **options)
+        loaded.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(load_module, "load", load_counting)
     options = {"model": PROTEINS.model, "precision": "float32"}
-    first = seqmill.embed(["MKT"], **options)
-    assert np.array_equal(seqmill.embed({"a": "MKT", "b": "MA"}, **options)[0], first[0])
+    with ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(lambda _: seqmill.embed(["MKT"], **options), range(4))
+    assert all(np.array_equal(first, other) for other in others)
     assert [vectors.shape for vectors in seqmill.embed("MKT", per_residue=True, **options)] == [(3, 64)]
-    assert (_loaded.cache_info().misses, _loaded.cache_info().hits) == (1, 2)
+    assert len(loaded) == 1
+    seqmill.embed("MKT", **{**options, "precision": "bfloat16"})
+    assert (len(loaded), alive) == (2, [0, 0])  # the first is released before the second is loaded
 
 
 def test_a_bar_is_shown_only_if_asked_for(small: seqmill.Embedder, capsys: pytest.CaptureFixture[str]) -> None:

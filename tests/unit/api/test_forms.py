@@ -1,6 +1,7 @@
 """The forms in which sequences may be given."""
 
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def read(sequences: object, block_bytes: int = 1 << 20) -> list[tuple[str, str]]
         [b"MKT", b"MAV"],
         np.array(["MKT", "MAV"]),
         pandas.Series(["MKT", "MAV"], index=[7, 9]),
+        np.array(["MKT", "MAV"]).astype(object),
         [Seq("MKT"), "MAV"],
     ],
 )
@@ -44,6 +46,7 @@ def test_sequences_without_ids_get_their_numbers(given: object) -> None:
         [SeqRecord(Seq("MKT"), id="a"), SeqRecord(Seq("MAV"), id="b/c")],
         [("a", SeqRecord(Seq("MKT"), id="other")), ("b/c", Seq("MAV"))],
         {"a": "MKT", "b/c": "MAV"}.items(),
+        pandas.Series(["MKT", "MAV"], index=["a", "b/c"]),
     ],
 )
 def test_ids_come_from_dicts_pairs_and_records(given: object) -> None:
@@ -90,11 +93,16 @@ def test_blocks_are_read_as_they_are_needed() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (5, "^sequences: int is not a sequence, a collection of them or a FASTA file"),
-        (None, "^sequences: NoneType is not"),
-        (["MKT", 5.0], r"^sequences: record 2 \('2'\) is of type float; give text"),
-        ([("a", "MKT"), ("b", None)], r"^sequences: record 2 \('b'\) is of type NoneType"),
-        ([("a", "MKT", "x")], r"^sequences: record 1 \('1'\) is of type tuple"),
+        (5, "^sequences: a int is not a sequence, a collection of sequences or a FASTA file"),
+        (None, "^sequences: a NoneType is not"),
+        (["MKT", 5.0], r"^sequences: record 2 \('2'\) is a float; give text"),
+        ([("a", "MKT"), ("b", None)], r"^sequences: record 2 \('b'\) is a NoneType"),
+        ([("a", "MKT", "x")], r"^sequences: record 1 \('1'\) is a tuple"),
+        ([["a", "MKT"]], r"^sequences: record 1 \('1'\) is a list; .* or a tuple of an id and one of these"),
+        (pandas.DataFrame({"id": ["a"], "sequence": ["MKT"]}), "^sequences: a DataFrame has several columns; give one"),
+        (io.StringIO(">a\nMKT\n"), "^sequences: a StringIO is an open file; give its Path"),
+        (">sp|P1.2/x\nMKT\n", "^sequences: this text is FASTA; write it to a file"),
+        ({"a\udc80": "MKT"}, r"^sequences: record 1 .*surrogates"),
         ([Seq(None, 5)], r"^sequences: record 1 \('1'\): "),
         (["MK\udc80"], r"^sequences: record 1 \('1'\): .*surrogates"),
         ("no.such.faa", "^no.such.faa: cannot be read: No such file"),
