@@ -16,14 +16,13 @@ import pytest
 import torch
 
 import seqmill
-from families import EACH, ONE_EACH, PROTEINS, WINDOWS, Family, broken_model
+from families import EACH, ONE_EACH, PROTEINS, SMALL_ESM2, WINDOWS, Family, broken_model
 from pipeline import MODEL, Run
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.api import embedder as module
 from seqmill.api import load as load_module
 from seqmill.model import dnabert_s
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs
 from sequences import random_sequences, relative_error
 
@@ -234,8 +233,8 @@ def test_a_stream_names_records_by_their_numbers_in_the_input(monkeypatch: pytes
 
 
 def test_an_overflow_is_computed_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One hidden unit reaches 80,000 at a W, which float16 does not hold."""
-    reference = fair_esm_model(MODELS["esm2_t6_8M_UR50D"])
+    """One hidden unit reaches over 100,000 at a W, which float16 does not hold."""
+    reference = fair_esm_model(SMALL_ESM2)
     first = reference.layers[0]
     with torch.no_grad():
         reference.embed_tokens.weight[:, 5] = 0
@@ -243,7 +242,7 @@ def test_an_overflow_is_computed_in_float32(tmp_path: Path, caplog: pytest.LogCa
         first.self_attn.out_proj.weight[5] = first.self_attn.out_proj.bias[5] = 0
         first.final_layer_norm.weight[5], first.final_layer_norm.bias[5] = 1, 0
         first.fc1.weight[7] = 0
-        first.fc1.weight[7, 5] = 5000
+        first.fc1.weight[7, 5] = 20_000
         first.fc2.weight[:, 7] = 0
     checkpoint = save_checkpoint(reference, tmp_path / "overflow.pt")
     sequences = [sequence.replace("W", "A") for sequence in random_sequences([90, 60, 1500])]
