@@ -2,8 +2,8 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,8 +15,9 @@ settings.load_profile("same")
 # A shell starts background jobs with SIGINT ignored; the programs that the tests stop would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The weights that a developer has fetched must not decide what the tests see.
-os.environ["SEQMILL_MODELS"] = str(Path(__file__).with_name("no-weights"))
+# The weights that a developer has fetched must not decide what the tests see. The folder is removed at exit.
+NO_WEIGHTS = tempfile.TemporaryDirectory()
+os.environ["SEQMILL_MODELS"] = NO_WEIGHTS.name
 
 
 @pytest.hookimpl(wrapper=True)

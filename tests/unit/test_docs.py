@@ -1,11 +1,14 @@
 """The documentation fits the program: generated parts, commands, settings, Python names, and paths of files."""
 
 import gzip
+import json
 import re
 import runpy
 import shlex
+import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from pipeline import REPOSITORY, SCRIPTS, Run
 from seqmill.cli.main import make_parser
 
 GENERATE = runpy.run_path(str(REPOSITORY / "docs/generate.py"))
+SPEED = ("README.md", "docs/explanation/performance.md")
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/**/*.md"))]
 # A path in backticks, from the root of the repository or from scripts/seqmill/.
 NAMED_FILE = re.compile(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md|smk|json|lock|def|c))`")
@@ -99,3 +103,41 @@ def test_the_page_on_python_runs(tmp_path: Path) -> None:
     shapes = "\nassert vectors.shape == (12, 320) and embeddings.shape == (12, 320)\n"
     done = subprocess.run([sys.executable, "-c", script + shapes], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_ratios_of_speed_are_those_of_the_benchmark() -> None:
+    models = json.loads((REPOSITORY / "benchmarks/results/cpu-amd-zen4.json").read_text())["models"]
+    seconds = {
+        name: {who: statistics.median(run["seconds"] for run in runs) for who, runs in model["runs"].items()}
+        for name, model in models.items()
+    }
+
+    def span(slow: str, fast: str) -> str:
+        """Return the smallest and the largest ratio, in the models of up to 150M for transformers."""
+        found = [
+            of[slow] / of[fast] for name, of in seconds.items() if slow.startswith("seqmill") or "650M" not in name
+        ]
+        return f"{min(found):.1f} to {max(found):.1f} times"
+
+    readme, page = (" ".join((REPOSITORY / name).read_text().split()) for name in SPEED)
+    faster = span("seqmill float32", "seqmill bfloat16")
+    assert f"because that is {faster} as fast" in readme
+    assert f"**bfloat16** is {faster} as fast" in page
+    largest = seconds["esm2_t33_650M_UR50D"]
+    bfloat16 = span("transformers bfloat16", "seqmill bfloat16").removesuffix(" times")
+    ratio = largest["transformers bfloat16"] / largest["seqmill bfloat16"]
+    assert f"takes {bfloat16} times as long as seqmill in bfloat16 from 8M to 150M and {ratio:.1f} times" in readme
+    assert f"takes {span('transformers float32', 'seqmill float32')} as long from 8M to 150M, and 650M was" in readme
+    assert "transformers float32" not in largest
+
+
+def test_the_notebook_names_the_extras_that_it_needs() -> None:
+    """`seqmill run` needs more than `seqmill[embed]`."""
+    assert "pip install 'seqmill[all]'" in (REPOSITORY / "docs/tutorials/umap.ipynb").read_text()
+
+
+def test_the_page_on_exports_names_the_packages_of_the_extra() -> None:
+    export = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]["export"]
+    page = (REPOSITORY / "docs/how-to/exports.md").read_text()
+    installs = page.partition("`pip install 'seqmill[export]'` installs ")[2].partition(". ")[0]
+    assert set(re.findall(r"[\w-]+", installs)) - {"and"} == {re.split("[<>=]", package)[0] for package in export}

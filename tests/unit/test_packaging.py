@@ -1,5 +1,6 @@
 """pyproject, lock, and conda environments agree on versions, and the locked versions are installed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -108,6 +109,18 @@ def test_every_relative_link_in_the_documentation_resolves() -> None:
     links = [(page, link) for page in pages for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
     assert len(links) > 3
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_contract_about_torch_names_all_of_run_but_what_computes() -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (contract for contract in contracts if "torch" in contract.get("forbidden_modules", ()))
+    modules = {f"seqmill.run.{path.stem}" for path in (SCRIPTS / "seqmill/run").glob("[a-z]*.py")}
+    named = {name for name in contract["source_modules"] if name.startswith("seqmill.run.")}
+    assert modules - named == {"seqmill.run.calibration", "seqmill.run.plan"}
+
+
+def test_the_tests_write_no_weights_into_the_repository() -> None:
+    assert not Path(os.environ["SEQMILL_MODELS"]).is_relative_to(REPOSITORY)
 
 
 def test_the_package_does_not_import_snakemake() -> None:

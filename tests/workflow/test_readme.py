@@ -124,6 +124,6 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert "cannot fetch http://127.0.0.1:9/esm2_t6_8M_UR50D.pt" in output
-    file = "resources/models/esm2_t6_8M_UR50D.pt"
+    file = tmp_path / "resources/models/esm2_t6_8M_UR50D.pt"
     assert f"{NAME} --output {file}` where there is internet" in output
     assert "Traceback" not in output

@@ -3,12 +3,14 @@
 import argparse
 import os
 import shlex
+import sys
 from pathlib import Path
 
-from seqmill.base.commands import command
+from seqmill.base.commands import command, is_on_path
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.findings import Remedy
+from seqmill.run.started import command_again
 from seqmill.run.workflow_files import workflow_folder
 from seqmill.spec.models import DEFAULT_MODEL, NAMES, released_sources
 
@@ -61,34 +63,39 @@ def describe(reports: list[Report], checked: bool) -> list[str]:
         digests = ", and every digest is right" if checked and report.remedy == Remedy.NOTHING else ""
         lines.append(f"{report.name}: {STATES[report.remedy]}{digests}")
         lines += [f"  {finding.text}" for finding in sorted(report.findings, key=lambda finding: -finding.remedy)]
-    return [*lines, f"next: {next_step(reports)}"]
+    return [*lines, *next_step(reports)]
 
 
-def next_step(reports: list[Report]) -> str:
-    """Return the next step, as a command where possible."""
+def next_step(reports: list[Report]) -> list[str]:
+    """Return the next step as a line for the shell, after lines that say what to do before it."""
     worst = max(reports, key=lambda report: report.remedy)
     abouts = list(dict.fromkeys(finding.about for finding in worst.findings if finding.remedy == worst.remedy))
-    where = f"{worst.name}: " if len(reports) > 1 else ""
     if worst.remedy == Remedy.NOTHING:
-        return "nothing to do"
+        return ["next: nothing to do"]
     if worst.remedy == Remedy.ACCESS:
-        return f"make {abouts[0]} readable to you, then look again"
+        return [f"next: make {shlex.quote(abouts[0])} readable to you, then look again"]
     if worst.remedy == Remedy.WAIT:
-        return f"{where}wait: a worker is computing; look again later"
-    step = f"{snakemake(worst.root, '--cores', 'all')}  (with the --config of the run before, if it had any)"
+        of = f" of {shlex.quote(worst.name)}" if len(reports) > 1 else ""
+        return [f"next: wait: a worker{of} is computing; look again later"]
+    where = f"{worst.name}: " if len(reports) > 1 else ""
+    first = [f"{where}{abouts[0]}"] if worst.remedy == Remedy.REPAIR else []
+    is_locked = any((worst.root / ".snakemake/locks").glob("*.lock"))
+    if is_locked:
+        first.append("make sure that no snakemake is running there any more")
+    step = command_again(worst.root, worst.name, is_locked)
+    if not step:
+        first.append("add the --config of the run before to the command below, if it had any")
+        step = snakemake(worst.root, "--cores", "all")
+        step = f"{snakemake(worst.root, '--cores', '1', '--unlock')} && {step}" if is_locked else step
     if worst.remedy == Remedy.REMOVE:
-        step = f"rm {shlex.join(abouts)} && {step}"
-    if worst.remedy == Remedy.REPAIR:
-        step = f"{where}{abouts[0]}; then {step}"
-    if any((worst.root / ".snakemake/locks").glob("*.lock")):
-        unlock = snakemake(worst.root, "--cores", "1", "--unlock")
-        return f"if no snakemake is running there any more, {unlock}; then {step}"
-    return step
+        step = f"rm {shlex.join(str(Path(about).absolute()) for about in abouts)} && {step}"
+    return [*(f"first: {line}" for line in first), f"next: {step}"]
 
 
 def snakemake(root: Path, *arguments: str) -> str:
     """Return the command for the current directory, from which the Snakefile and the results may be elsewhere."""
-    command = ["snakemake", *arguments]
+    program = ["snakemake"] if is_on_path("snakemake") else [sys.executable, "-m", "snakemake"]
+    command = [*program, *arguments]
     if not Path("Snakefile").exists():
         command += ["--snakefile", str(workflow_folder() / "Snakefile")]
     return shlex.join(command if root == Path.cwd() else [*command, "--directory", str(root)])
@@ -102,5 +109,5 @@ def work(arguments: argparse.Namespace) -> int:
         print("\n".join(describe(reports, arguments.check)))
     else:
         reason = "no results in this folder" if os.access(arguments.results, os.F_OK) else "no such folder"
-        print(f"{arguments.results}: {reason}\nnext: name a folder of results, or make one: {command('run', '--help')}")
+        print(f"{arguments.results}: {reason}; name another folder, or make results\nnext: {command('run', '--help')}")
     return int(not reports or any(report.remedy != Remedy.NOTHING for report in reports))

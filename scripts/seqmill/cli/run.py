@@ -24,9 +24,10 @@ examples:
   seqmill run proteins.faa -- plan
   seqmill run --config datasets=table.tsv 'exports=[npy,parquet]'
 """
-# Options and targets of Snakemake with which it computes nothing, so that weights need not be there.
+# Options and targets of Snakemake with which it computes nothing: weights need not be there, and no one repeats them.
 COMPUTES_NOTHING = re.compile(
-    r"-[a-zA-Z]*n[a-zA-Z]*|-h|--help|--version|--dry-?run|--unlock|--lint|--list.*|--dag|--rulegraph|--summary|plan"
+    r"-[a-zA-Z]*n[a-zA-Z]*|-[hvtlSD]|--help|--version|--dry-?run|--unlock|--lint|--list.*|--dag|--rulegraph|--filegraph"
+    r"|--d3dag|--(detailed-)?summary|--touch|--report|--archive|--delete-.*|--cleanup-.*|--cm|plan"
 )
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,11 @@ def _parse_known_args(
     args: Iterable[str] | None = None,
     namespace: argparse.Namespace | None = None,
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parse what comes before --, and keep the rest as `snakemake`."""
+    """Parse what comes before --, and keep the rest as `snakemake`, and all as `given`."""
     given = sys.argv[1:] if args is None else list(args)
     end = given.index("--") if "--" in given else len(given)
     namespace, unknown = parse(given[:end], namespace)
-    namespace.snakemake = given[end + 1 :]
+    namespace.given, namespace.snakemake = given, given[end + 1 :]
     return namespace, unknown
 
 
@@ -91,16 +92,18 @@ def cores(text: str) -> str:
 
 def work(arguments: argparse.Namespace) -> NoReturn:
     from seqmill.run.launch import DEFAULT_PROFILE, Launch
+    from seqmill.run.started import record_command
 
     profile = arguments.profile or DEFAULT_PROFILE
     number = arguments.cores or ("" if arguments.profile else "all")
     launch = Launch(settings_of(arguments), arguments.output, profile, number, arguments.gpus or 0, arguments.snakemake)
     command = launch.command()
-    models = {dataset.model.name for dataset in launch.datasets()}
+    datasets = launch.datasets()
     require_writable(arguments.output)
-    if not any(COMPUTES_NOTHING.fullmatch(option) for option in arguments.snakemake):
+    if not any(COMPUTES_NOTHING.fullmatch(option.partition("=")[0]) for option in arguments.snakemake):
         with chdir(arguments.output):
-            fetch_missing(models)
+            fetch_missing({dataset.model.name for dataset in datasets})
+        record_command(arguments.output, arguments.given, {dataset.folder.name for dataset in datasets})
     log.info("%s", shlex.join(command))
     sys.stdout.flush()
     os.execv(command[0], command)
@@ -108,11 +111,14 @@ def work(arguments: argparse.Namespace) -> NoReturn:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the settings of all options; refuse one that is given twice."""
-    settings = dict(arguments.config)
-    for key, value in (("fasta", arguments.fasta), ("model", arguments.model), ("shards", arguments.gpus)):
-        if value is not None and settings.setdefault(key, str(value)) != str(value):
-            raise argparse.ArgumentTypeError(f"{key} is given twice: {value} and --config {key}={settings[key]}")
-    return settings
+    options = (("fasta", arguments.fasta), ("model", arguments.model), ("shards", arguments.gpus))
+    given = [(key, str(value), str(value)) for key, value in options if value is not None]
+    given += [(key, value, f"--config {key}={value}") for key, value in arguments.config]
+    settings: dict[str, tuple[str, str]] = {}
+    for key, value, shown in given:
+        if settings.setdefault(key, (value, shown))[0] != value:
+            raise argparse.ArgumentTypeError(f"{key} is given twice: {settings[key][1]} and {shown}")
+    return {key: value for key, (value, _) in settings.items()}
 
 
 def require_writable(folder: Path) -> None:

@@ -19,7 +19,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import CONFIG, SAFETENSORS_INDEX, TOKENIZER, family_of_config, weight_files
+from seqmill.spec.models import CONFIG, TOKENIZER, family_of_config
+from seqmill.spec.weight_files import SAFETENSORS_INDEX, weight_files
 
 SMALL_FILES = [CONFIG, TOKENIZER]
 WEIGHTS = ["*.safetensors", SAFETENSORS_INDEX]

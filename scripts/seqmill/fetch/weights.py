@@ -54,7 +54,7 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
                 return
             except Unreachable as error:
                 if following is None:
-                    again = command("fetch", name, "--output", str(output))
+                    again = command("fetch", name, "--output", str(output.absolute()))
                     raise Unreachable(
                         f"{error}. Run `{again}` where there is internet, and copy the result if that is another disk; "
                         f"or set {URL_VARIABLE} to a mirror"

@@ -11,7 +11,8 @@ import torch
 from seqmill.errors import SeqmillError
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, parameter_shapes
 from seqmill.model.tensor_files import Naming, load_pickled, load_safetensors, read_architecture, require_tensors
-from seqmill.spec.models import CONFIG, PICKLED_WEIGHTS, DnabertArchitecture, weight_files
+from seqmill.spec.models import CONFIG, DnabertArchitecture
+from seqmill.spec.weight_files import PICKLED_WEIGHTS, weight_files
 
 NAMING = Naming(
     prefix=r"^bert\.",  # present if the file has a head on top of the encoder

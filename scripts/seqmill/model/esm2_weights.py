@@ -9,7 +9,8 @@ import torch
 from seqmill.errors import SeqmillError
 from seqmill.model.esm2 import LAYER_NORM_EPS, parameter_shapes
 from seqmill.model.tensor_files import Naming, load_pickled, load_safetensors, read_architecture, require_tensors
-from seqmill.spec.models import CONFIG, Architecture, weight_files
+from seqmill.spec.models import CONFIG, Architecture
+from seqmill.spec.weight_files import weight_files
 
 FAIR_ESM = Naming(
     prefix=r"^encoder\.(sentence_encoder\.)?",

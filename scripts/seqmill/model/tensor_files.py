@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import SAFETENSORS_INDEX, AnyArchitecture
+from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.weight_files import SAFETENSORS_INDEX
 
 SHOWN_KEYS = 8
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -46,7 +47,7 @@ def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  #
 
 
 def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
-    """Load a folder's tensors (`seqmill.spec.models.weight_files`); raise a SeqmillError if a file is damaged."""
+    """Load a folder's tensors (`seqmill.spec.weight_files`); raise a SeqmillError if a file is damaged."""
     state: dict[str, torch.Tensor] = {}
     for file in files:
         if file.name == SAFETENSORS_INDEX:

@@ -69,8 +69,8 @@ def _notes(releases: dict[str, Release]) -> list[str]:
             pages.setdefault(release.license.name, []).append(release.license.origin)
     return [
         "parameters: without the heads, which seqmill does not use. weights: the files to fetch.",
-        "memory: the peak of a run on a CPU, in the measurement of the speed. ~: not measured; what a job on a cluster",
-        "with one CPU thread asks for, on the safe side.",
+        "memory: the peak of the run on a CPU that measured the speed. ~: not measured; this is what seqmill requests",
+        "for a job with one CPU thread, which is more than it should need.",
         *(f"speed of {_in_short(names)}: {where}" for where, names in machines.items()),
         *(f"license {license}: {_in_short(origins)}" for license, origins in pages.items()),
     ]

@@ -59,7 +59,7 @@ def _trained_run(dataset: Dataset, is_elsewhere: bool) -> str:
     if Path("Snakefile").exists():
         return f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={model}"
     fasta, output = (dataset.fasta.absolute(), ["--output", str(Path.cwd())]) if is_elsewhere else (dataset.fasta, [])
-    return shlex.join(["seqmill", "run", str(fasta), "--model", model, *output])
+    return command("run", str(fasta), "--model", model, *output)
 
 
 def _num_quarantined(manifest: Path) -> int:

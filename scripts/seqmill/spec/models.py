@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from seqmill.base.commands import command
 from seqmill.base.files import cache_folder, read_json
 from seqmill.errors import SeqmillError
+from seqmill.spec.weight_files import PICKLED_WEIGHTS, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +20,6 @@ UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
 WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLED_WEIGHTS = "pytorch_model.bin"  # the format in which DNABERT-S is published
 RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a nucleotide model
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: each has one module, one tokenizer, one reference
@@ -220,30 +219,6 @@ def is_hub_id(name: str) -> bool:
     """Return whether a name can only be that of a model on the Hugging Face Hub which is not in `HUB_NAMES`."""
     is_shaped = bool(HUB_ID.fullmatch(name)) and not name.endswith(".pt")
     return is_shaped and name.lower() not in HUB_NAMES and not Path(name).exists()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files from which a folder's weights are read, an index before its files; empty if there are none.
-
-    The choice is that of transformers: model.safetensors, else the safetensors index and its files, else
-    pytorch_model.bin. Raise a SeqmillError if the index can't be read, or names a missing file.
-    """
-    if (folder / SAFETENSORS).is_file():
-        return [folder / SAFETENSORS]
-    index = folder / SAFETENSORS_INDEX
-    if not index.is_file():
-        return [folder / PICKLED_WEIGHTS] if (folder / PICKLED_WEIGHTS).is_file() else []
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise SeqmillError(f"{index}: damaged, or not an index of safetensors: it has no weight_map")
-    for key, shard in shards.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise SeqmillError(f"{index}: damaged: its weight_map has {shard!r} for {key}, not the name of a file")
-    names = sorted(set(shards.values()))
-    for name in names:
-        if not (folder / name).is_file():
-            raise SeqmillError(f"{folder / name}: no such file, but {index} names it; copy it there")
-    return [index, *(folder / name for name in names)]
 
 
 def family_of_config(path: Path) -> str:

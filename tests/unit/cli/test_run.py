@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import MODEL, SCRIPTS
+from seqmill.run.started import FOLDER
 
 SLUG = "untrained-esm2_t6_8M_UR50D"
 
@@ -93,10 +94,11 @@ def test_weights_are_fetched_before_snakemake_starts_unless_it_computes_nothing(
     assert "cannot fetch http://127.0.0.1:9/esm2_t6_8M_UR50D.pt" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / ".snakemake").exists()
-    for options in (["-n"], ["-np"], ["plan", "--dry-run"]):
+    for options in (["-n"], ["-np"], ["plan", "--dry-run"], ["--delete-all-output", "--dryrun"], ["-D"]):
         done = run(folder, "p.faa", "--model", "esm2_t6_8M_UR50D", "--", *options)
         assert done.returncode == 0, done.stderr
         assert "cannot fetch" not in done.stderr
+    assert not (folder / FOLDER).exists()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,7 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, missing: str,
         (["p.faa", "--cores", "some"], "'some' is not an integer"),
         (["p.faa", "--config", "fasta=q.faa"], "fasta is given twice: p.faa and --config fasta=q.faa"),
         (["p.faa", "--gpus", "2", "--config", "shards=3"], "shards is given twice: 2 and --config shards=3"),
+        (["--config", "shards=2", "shards=3"], "shards is given twice: --config shards=2 and --config shards=3"),
     ],
 )
 def test_wrong_usage_has_exit_code_2(folder: Path, arguments: list[str], line: str) -> None:

@@ -102,7 +102,7 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
 
     (tmp_path / "Snakefile").unlink()
     said = results_message(datasets[1:], False)
-    assert "e.g. seqmill run 'a b.fa' --model esm2_t33_650M_UR50D\n" in said
+    assert f"e.g. {command('run', 'a b.fa', '--model', 'esm2_t33_650M_UR50D')}\n" in said
 
 
 def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,4 +117,4 @@ def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, m
     assert said.startswith(f"\nd: {results}/embeddings.h5\n")
     assert f"seqmill.open_embeddings('{results}/embeddings.h5')" in said
     assert f"left out; {results}/records.tsv.gz names them" in said
-    assert f"e.g. seqmill run '{folder}/p.faa' --model dnabert_s --output '{folder}'" in said
+    assert f"e.g. {command('run', f'{folder}/p.faa', '--model', 'dnabert_s', '--output', str(folder))}" in said
