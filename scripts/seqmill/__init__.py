@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         with optional_packages():
             return getattr(import_module(_MODULES[name]), name)
     except SeqmillError as error:  # help() and hasattr() expect no other
-        raise AttributeError(f"{name}: {error}") from error
+        raise AttributeError(f"{name}: {error}") from None
 
 
 def __dir__() -> list[str]:

@@ -163,7 +163,8 @@ class Embedder:
         result = self._result(layers, pooling, per_residue)
         name, blocks = read_blocks(sequences)
         changes = _Changes(self._tokenizer.with_new_counts(), self.policy)
-        vectors = self._embed(name, blocks, result, changes, _is_shown(progress))
+        with _bar(progress) as bar:
+            vectors = self._embed(name, blocks, result, changes, bar)
         changes.log()
         return vectors
 
@@ -189,16 +190,15 @@ class Embedder:
         letters = tokens * (LETTERS_PER_TOKEN if self._source.family == DNABERT_S else 1) / self.policy.copies
         name, blocks = read_blocks(sequences, int(min(letters, most) if per_residue else letters))
         chopped = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
-        return self._stream(name, chopped, result, _is_shown(progress))
+        return self._stream(name, chopped, result, _bar(progress))
 
     def _stream(
-        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, progress: bool
+        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, bar: "tqdm[None]"
     ) -> Iterator[tuple[list[str], Embedded]]:
         changes = _Changes(self._tokenizer.with_new_counts(), self.policy)
-        with tqdm(unit=" sequences", disable=not progress) as bar:
+        with bar:
             for block in blocks:
-                vectors = self._embed(name, iter([block]), result, changes, False)
-                bar.update(len(block))
+                vectors = self._embed(name, iter([block]), result, changes, bar)
                 yield [record.id for record in block], vectors
         changes.log()
 
@@ -220,7 +220,7 @@ class Embedder:
         return _Result(outputs, tuple(axes))
 
     def _embed(
-        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, changes: "_Changes", progress: bool
+        self, name: str, blocks: Iterator[list[FastaRecord]], result: _Result, changes: "_Changes", bar: "tqdm[None]"
     ) -> Embedded:
         """Return the vectors of the records in blocks; add what was changed to `changes`."""
         readout = Readout(self._source.family, result.outputs)
@@ -233,12 +233,12 @@ class Embedder:
             longer = f"is longer than max_length={self.policy.max_length}"
             raise SeqmillError(f"{name}: {index.record_name(int(rejected[0]))} {longer}; shorten it or leave it out")
         with _computing:
-            rows, residues = self._compute(index, readout, progress)
+            rows, residues = self._compute(index, readout, bar)
         if result.outputs.per_residue:  # copied, so that no two records share memory, nor keep a whole pack in it
             return [result(residues[row].copy()) for row in index.record_rows.tolist()]
         return result(rows[index.record_rows])
 
-    def _compute(self, index: Index, readout: Readout, progress: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _compute(self, index: Index, readout: Readout, bar: "tqdm[None]") -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the vectors of an index's sequences, and those of their residues if the readout keeps them."""
         self._max_tokens = max(self._max_tokens, index.max_tokens)
         self._embed_pack.reserve(self._max_tokens)
@@ -247,9 +247,9 @@ class Embedder:
         rows = np.empty((index.num_sequences, len(readout.outputs.pairs) * self.dim), np.float32)
         residues: list[np.ndarray] = []
         computed = embed_packs(self._embed_pack, index, range(index.num_packs), self.device, torch.get_num_threads())
-        bar = tqdm(total=int(index.token_offsets[-1]), unit=" tokens", unit_scale=True, disable=not progress)
+        bar.total = bar.n + int(index.token_offsets[-1])  # of a stream, so far
         try:
-            with closing(computed), bar:
+            with closing(computed):
                 for pack in finite(computed):
                     if finite.quarantined:
                         name = index.sequence_name(finite.quarantined[0])
@@ -288,9 +288,9 @@ class _Changes:
         log_changes(self.tokenizer.letter_counts(), fates, self.policy)
 
 
-def _is_shown(progress: bool | None) -> bool:
-    """Return whether to show a bar: as asked, else in notebooks only."""
-    if progress is not None:
-        return progress
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return shell is not None and "IPKernelApp" in shell.config
+def _bar(progress: bool | None) -> "tqdm[None]":
+    """Return a bar of the tokens computed, shown as asked, else in notebooks only."""
+    if progress is None:
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        progress = shell is not None and "IPKernelApp" in shell.config
+    return tqdm(unit=" tokens", unit_scale=True, disable=not progress)

@@ -36,8 +36,8 @@ class Embeddings(EmbeddingsFile):
 
     `e[3]` and `e[-1]` are vectors (hidden_dim,) in float32, or float16 if so stored; `e[10:20]` and `e[[1, 5]]` are
     arrays (n, hidden_dim). `e["id"]` is the vector of that record; if several records have the id, it is an array
-    (n, hidden_dim) of all of them, in the order of the FASTA. `with seqmill.open_embeddings(path) as e:` closes the
-    file at the end of the block.
+    (n, hidden_dim) of all of them, in the order of the FASTA. `e[["a", "b"]]` are the vectors of several ids.
+    `with seqmill.open_embeddings(path) as e:` closes the file at the end of the block.
     """
 
     def __enter__(self) -> "Embeddings":
@@ -81,6 +81,8 @@ class Embeddings(EmbeddingsFile):
             SeqmillError: several records have the id and different vectors, or a vector is not finite.
             KeyError, IndexError: there is no such record.
         """
+        if isinstance(key, np.ndarray):
+            raise SeqmillError("nearest takes a record's id or row; seqmill.search takes vectors")
         rows = self._rows_of(key) if isinstance(key, str) else [range(len(self))[key]]
         if (self.array[rows] != self.array[rows[0]]).any():
             raise SeqmillError(f"several sequences have the id {key!r}: use a row instead, one of {rows}")

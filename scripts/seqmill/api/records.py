@@ -35,7 +35,7 @@ def read_blocks(sequences: Sequences, block_bytes: int = BLOCK_BYTES) -> tuple[s
             return _read_file(sequences, block_bytes)
         if os.path.exists(sequences):  # noqa: PTH110  (Path.exists raises for a long name)
             raise SeqmillError(f"{sequences}: a file has this name; give Path({sequences!r}) to embed what is in it")
-    if isinstance(sequences, str) or _is_sequence(sequences):
+    if isinstance(sequences, str) or (_is_sequence(sequences) and not hasattr(sequences, "columns")):
         sequences = [sequences]
     return GIVEN, _blocks(_items(sequences), block_bytes)
 
@@ -55,7 +55,7 @@ def _items(sequences: Sequences) -> Iterable[Any]:
     if hasattr(sequences, "items") and hasattr(sequences, "index"):  # a Series
         return sequences.items() if all(isinstance(id_, str) for id_ in sequences.index) else sequences
     if not isinstance(sequences, Iterable):
-        raise SeqmillError(f"{GIVEN}: a {kind} is not a sequence, a collection of sequences or a FASTA file")
+        raise SeqmillError(f"{GIVEN}: {kind} is not the type of a sequence, of a collection of sequences or of a path")
     return sequences
 
 
@@ -90,9 +90,10 @@ def _record(number: int, item: object) -> FastaRecord:
             return FastaRecord(number, id_, "", bytes(item))  # type: ignore[call-overload]
     except ValueError as error:  # a Bio.Seq without content, half of a surrogate pair
         raise SeqmillError(f"{named}: {error}") from error
-    raise SeqmillError(
-        f"{named} is a {type(item).__name__}; give text, a Bio.Seq, a SeqRecord, or a tuple of an id and one of these"
-    )
+    if item is None or item != item:  # NaN; pandas.NA is neither
+        raise SeqmillError(f"{named} is missing; leave it out, as with Series.dropna()")
+    expected = "give text, a Bio.Seq, a SeqRecord, or a tuple of an id and one of these"
+    raise SeqmillError(f"{named} is of type {type(item).__name__}; {expected}")
 
 
 def _is_sequence(item: object) -> bool:

@@ -39,7 +39,7 @@ def optional_packages() -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA_OF:
             raise
-        raise SeqmillError(_advice([module])) from error
+        raise SeqmillError(_advice([module])) from None
 
 
 def require_modules(*names: str) -> None:

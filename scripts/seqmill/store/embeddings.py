@@ -99,7 +99,9 @@ class EmbeddingsFile:
             KeyError, IndexError: there is no such record.
         """
         if self._residues is None:
-            raise SeqmillError(f"{self.path}: has no vectors of residues; make it with per_residue: float16")
+            raise SeqmillError(
+                f"{self.path}: has no vectors of residues; embed again with --config per_residue=float16"
+            )
         vectors, begins, counts = self._residues
         if isinstance(key, str):
             rows = self._rows_of(key)
@@ -141,10 +143,12 @@ class EmbeddingsFile:
     def __contains__(self, id_: object) -> bool:
         return id_ in self._rows
 
-    def __getitem__(self, key: str | int | slice | list[int] | np.ndarray) -> np.ndarray:
+    def __getitem__(self, key: str | int | slice | list[str] | list[int] | np.ndarray) -> np.ndarray:
         if isinstance(key, str):
             rows = self._rows_of(key)
             return np.array(self.array[rows[0] if len(rows) == 1 else rows])
+        if isinstance(key, list) and key and all(isinstance(id_, str) for id_ in key):
+            return np.array(self.array[[row for id_ in key for row in self._rows_of(str(id_))]])
         return np.array(self.array[key])
 
     def __repr__(self) -> str:

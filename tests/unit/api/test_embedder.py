@@ -345,8 +345,8 @@ def test_a_bar_is_shown_only_if_asked_for(small: seqmill.Embedder, capsys: pytes
     assert capsys.readouterr() == ("", "")
     small.embed(["MKT"], progress=True)
     assert "5.00/5.00" in capsys.readouterr().err
-    list(small.stream(["MKT"], progress=True))
-    assert "1 sequences" in capsys.readouterr().err
+    list(small.stream(["MKT", "MAVL"], progress=True))
+    assert "11.0/11.0" in capsys.readouterr().err
 
 
 def test_a_model_describes_itself(caplog: pytest.LogCaptureFixture) -> None:

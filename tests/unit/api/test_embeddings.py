@@ -42,6 +42,7 @@ def test_by_number_slice_list_and_id(path: Path) -> None:
     assert (embeddings["b/c"] == array[2]).all()
     assert embeddings["b/c"].shape == (320,)
     assert (embeddings["twice"] == array[[1, 3]]).all()
+    assert (embeddings[["b/c", "a", "twice"]] == array[[2, 0, 1, 3]]).all()
     assert "a" in embeddings
     assert "z" not in embeddings
     assert (np.stack(list(embeddings)) == array).all()
@@ -145,6 +146,8 @@ def test_which_record_is_meant_must_be_clear(path: Path) -> None:
         embeddings.nearest("z")
     with pytest.raises(IndexError):
         embeddings.nearest(4)
+    with pytest.raises(SeqmillError, match="nearest takes a record's id or row; seqmill.search takes vectors"):
+        embeddings.nearest(embeddings[0])
     with pytest.raises(SeqmillError, match="k is 0; ask for at least one"):
         embeddings.nearest("a", 0)
 
