@@ -11,13 +11,15 @@ import yaml
 REPOSITORY = Path(workflow.basedir)
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
+from seqmill.base.commands import USER_PATH
 from seqmill.errors import SeqmillError
 from seqmill.run.project import MARK, Project
 from seqmill.run.settings import check_settings
 from seqmill.store.layout import RunFolder, status_path_of
 
 # Rules call `python`. It is the interpreter that runs Snakemake, even if its environment is not activated. A rule's
-# conda environment still comes first.
+# conda environment still comes first. Messages propose commands for the user's own PATH.
+os.environ.setdefault(USER_PATH, os.getenv("PATH", ""))
 os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
 # The program replaces the rule's shell. Otherwise a signal that ends a cluster's job would end the shell, and Snakemake
 # would then kill the worker before it has saved its packs.

@@ -35,6 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = [f"{name}.faa", "--model", MODEL, "--config", f"shards={shards}", "audit_seconds=0"]
         done = seqmill(folder, "run", *arguments, "--output", "my out", "--", "--retries", "0")
         assert done.returncode == 0, done.stderr
+        assert f", e.g. {sys.executable} {SCRIPTS}/run.py " in done.stdout  # not `seqmill run`, as for the user's PATH
     return folder / "my out"
 
 

@@ -1,11 +1,13 @@
 """Commands for error messages and next steps, which users paste into a shell."""
 
+import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).absolute().parents[2]  # the folder of the launchers, in a clone
+USER_PATH = "SEQMILL_USER_PATH"  # the workflow keeps the PATH here before it puts its own Python first
 LAUNCHERS = {"index": "build_index", "shard": "embed_shard", "merge": "merge_shards", "fetch": "fetch_weights"}
 
 
@@ -29,5 +31,5 @@ def is_on_path(program: str) -> bool:
 
     Links are not followed: the Python of a virtual environment is a link to the one that it was made with.
     """
-    found = shutil.which(program)
+    found = shutil.which(program, path=os.environ.get(USER_PATH))
     return found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent

@@ -1,6 +1,7 @@
 """The table of `seqmill models`: its figures are those of the benchmarks and of the disk."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def test_the_speeds_and_the_memory_are_those_of_the_benchmarks() -> None:
     for name, figures in measured.items():
         letters, runs = benchmark(name, figures.origin)
         assert figures.date == json.loads((REPOSITORY / figures.origin).read_text())["date"]
+        assert re.fullmatch(r"AMD EPYC \(Zen [45]\), 2 cores", figures.machine)
         assert figures.unit == ("residues" if name in MODELS else "bases")
         for precision, speed in figures.per_second.items():
             timed = runs[f"seqmill {precision}"]

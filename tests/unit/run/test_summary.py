@@ -101,6 +101,7 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     ]
 
     (tmp_path / "Snakefile").unlink()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without seqmill
     said = results_message(datasets[1:], False)
     assert f"e.g. {command('run', 'a b.fa', '--model', 'esm2_t33_650M_UR50D')}\n" in said
 
