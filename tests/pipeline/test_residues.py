@@ -120,7 +120,7 @@ def test_residues_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:
 
 def test_a_file_without_residues_says_so(case: Case, tmp_path: Path) -> None:
     embeddings = open_embeddings(embed(case, tmp_path, Outputs()).merge().embeddings)
-    with pytest.raises(SeqmillError, match="has no vectors of residues; make it with per_residue"):
+    with pytest.raises(SeqmillError, match="has no vectors of residues; embed with --config per_residue=float16"):
         embeddings.residues(0)
 
 

@@ -7,6 +7,7 @@ from seqmill.cli.main import COMMANDS, make_parser
 from seqmill.version import __version__
 
 EPILOG = """examples:
+  mkdir -p ~/.local/share/bash-completion/completions ~/.zfunc
   seqmill completion bash > ~/.local/share/bash-completion/completions/seqmill
   seqmill completion zsh > ~/.zfunc/_seqmill
 

@@ -46,7 +46,8 @@ exit codes:
   1      an error, told in one line; doctor: something is not complete or not sound
   2      wrong usage
   130    stopped by Ctrl-C
-  128+N  stopped by signal N"""
+  128+N  stopped by signal N
+  run    ends with Snakemake's exit code, which is 1 after Ctrl-C"""
 
 
 def usage() -> str:

@@ -160,7 +160,7 @@ def add_results_argument(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         default=Path("results"),
-        help="results, results/DATASET or results/DATASET/MODEL (default: results in the current directory)",
+        help="results, results/DATASET, results/DATASET/MODEL, or the folder with results/ (default: results)",
     )
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from seqmill.base.machine import visible_gpus
 from seqmill.cli import program
 from seqmill.errors import SeqmillError
 
@@ -61,20 +62,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="settings, such as shards=4 or 'exports=[npy,parquet]'",
     )
     # argparse itself would lose a FASTA file, an option and then --, in this order.
-    parser.parse_known_args = partial(_parse_known_args, parser.parse_known_args)  # type: ignore[assignment]  # a method
+    parser.parse_known_args = partial(_parse_known_args, parser)  # type: ignore[assignment]  # a method
 
 
 def _parse_known_args(
-    parse: Any,  # noqa: ANN401
-    args: Iterable[str] | None = None,
-    namespace: argparse.Namespace | None = None,
+    parser: argparse.ArgumentParser, args: Iterable[str] | None = None, namespace: argparse.Namespace | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
     """Parse what comes before --, and keep the rest as `snakemake`, and all as `given`."""
     given = sys.argv[1:] if args is None else list(args)
     end = given.index("--") if "--" in given else len(given)
-    namespace, unknown = parse(given[:end], namespace)
-    namespace.given, namespace.snakemake = given, given[end + 1 :]
-    return namespace, unknown
+    parsed, unknown = argparse.ArgumentParser.parse_known_args(parser, given[:end], namespace)
+    if unknown:
+        advice = "options of Snakemake go after --, and several FASTA files into a table (--config datasets=TABLE)"
+        parser.error(f"unrecognized arguments: {shlex.join(unknown)}; {advice}")
+    parsed.given, parsed.snakemake = given, given[end + 1 :]
+    return parsed, []
 
 
 def setting(text: str) -> tuple[str, str]:
@@ -104,6 +106,8 @@ def work(arguments: argparse.Namespace) -> NoReturn:
         with chdir(arguments.output):
             fetch_missing({dataset.model.name for dataset in datasets})
         record_command(arguments.output, arguments.given, {dataset.folder.name for dataset in datasets})
+    if arguments.gpus and not arguments.profile and not visible_gpus():
+        log.warning("no GPU is visible here: the %d shards are computed on the CPU, one after another", arguments.gpus)
     log.info("%s", shlex.join(command))
     sys.stdout.flush()
     os.execv(command[0], command)

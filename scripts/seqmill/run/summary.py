@@ -34,11 +34,12 @@ def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
         name, folder = dataset.name, RunFolder(root / dataset.folder.path)
         lines += [
             f"\n{name}: {folder.embeddings}",
+            f"    records:                 {_fates_in_words(folder.manifest)}",
             f"    the fate of each record: {folder.records}",
             f"    how it was made:         {folder.manifest}",
             f"    at a glance:             {folder.report}",
         ]
-        if number := _num_quarantined(folder.manifest):
+        if number := _fates(folder.manifest).get("quarantined"):
             warnings.append(
                 f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
                 f"{folder.records} names them"
@@ -62,12 +63,19 @@ def _trained_run(dataset: Dataset, is_elsewhere: bool) -> str:
     return command("run", str(fasta), "--model", model, *output)
 
 
-def _num_quarantined(manifest: Path) -> int:
-    """Return how many records a merge has left out; 0 if the manifest can't be read."""
+def _fates_in_words(manifest: Path) -> str:
+    """Return how many records have each fate."""
+    fates = {fate: count for fate, count in _fates(manifest).items() if count}
+    advice = "; the settings max_length and long_sequences change that" if "truncated" in fates else ""
+    return (", ".join(f"{count} {fate}" for fate, count in fates.items()) or "unknown") + advice
+
+
+def _fates(manifest: Path) -> dict[str, int]:
+    """Return the number of records of each fate; none if the manifest can't be read."""
     try:
-        return json.loads(manifest.read_text())["counts"]["fates"]["quarantined"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        return {str(fate): int(count) for fate, count in json.loads(manifest.read_text())["counts"]["fates"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def failure_message(root: Path, names: Iterable[str], since: float) -> str:

@@ -60,10 +60,12 @@ class FoundRun(RunFolder):
 def find_runs(results: Path) -> list[FoundRun]:
     """Return the runs in `results/`, `results/DATASET/` or `results/DATASET/MODEL/`, by path.
 
-    A folder that can't be listed is returned with its error.
+    A folder with results/ stands for them. A folder that can't be listed is returned with its error.
     """
     # A symbolic link keeps its own name, which is the dataset's.
     results = results.resolve() if ".." in results.parts else results.absolute()
+    if results.name != "results" and exists(results / "results"):
+        results /= "results"
     return sorted([*_walk(results, DEPTH), *_failed_builds(results)], key=lambda run: run.path)
 
 

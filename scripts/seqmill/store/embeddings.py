@@ -99,9 +99,7 @@ class EmbeddingsFile:
             KeyError, IndexError: there is no such record.
         """
         if self._residues is None:
-            raise SeqmillError(
-                f"{self.path}: has no vectors of residues; embed again with --config per_residue=float16"
-            )
+            raise SeqmillError(f"{self.path}: has no vectors of residues; embed with --config per_residue=float16")
         vectors, begins, counts = self._residues
         if isinstance(key, str):
             rows = self._rows_of(key)

@@ -146,7 +146,7 @@ def test_which_record_is_meant_must_be_clear(path: Path) -> None:
         embeddings.nearest("z")
     with pytest.raises(IndexError):
         embeddings.nearest(4)
-    with pytest.raises(SeqmillError, match="nearest takes a record's id or row; seqmill.search takes vectors"):
+    with pytest.raises(SeqmillError, match=r"nearest takes a record's id or row; seqmill\.search takes vectors"):
         embeddings.nearest(embeddings[0])
     with pytest.raises(SeqmillError, match="k is 0; ask for at least one"):
         embeddings.nearest("a", 0)

@@ -36,7 +36,7 @@ def test_help_lists_the_subcommands_in_groups_and_the_exit_codes(option: str) ->
     blocks = {block.partition(":\n")[0]: block.splitlines()[1:] for block in done.stdout.split("\n\n")}
     for title, group in GROUPS.items():
         assert [tuple(line.split(maxsplit=1)) for line in blocks[title]] == list(group.items())
-    assert [line.split()[0] for line in blocks["exit codes"]] == ["0", "1", "2", "130", "128+N"]
+    assert [line.split()[0] for line in blocks["exit codes"]] == ["0", "1", "2", "130", "128+N", "run"]
     for line in blocks["examples"]:
         assert line.split()[0] == "seqmill"
         assert line.split()[1] in COMMANDS

@@ -69,6 +69,7 @@ def test_gpus_are_shards_that_run_at_a_time(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (jobs(done.stdout)["embed_shard"], jobs(done.stdout)["export_npy"]) == (3, 1)
     assert "--resources gpu=3" in done.stderr
+    assert "no GPU is visible here: the 3 shards are computed on the CPU, one after another" in done.stderr
 
 
 def test_a_dry_run_on_slurm(folder: Path) -> None:
@@ -164,4 +165,4 @@ def test_wrong_usage_has_exit_code_2(folder: Path, arguments: list[str], line: s
 def test_the_exit_code_is_that_of_snakemake(folder: Path) -> None:
     done = run(folder, "p.faa", "--model", MODEL, "--", "--no-such-option")
     assert done.returncode == 2
-    assert "unrecognized arguments: --no-such-option" in done.stderr
+    assert "unrecognized arguments: --no-such-option; options of Snakemake go after --, and several" in done.stderr

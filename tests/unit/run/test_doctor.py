@@ -95,7 +95,7 @@ def advice(said: str) -> str:
     return said.splitlines()[-1].removeprefix("next: ")
 
 
-@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
+@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", "", "."])
 def test_a_healthy_folder_needs_nothing(results: Results, folder: str) -> None:
     said = doctor(results, *([folder] if folder else []), code=0)
     assert f"{NAME}: complete\n" in said
@@ -432,7 +432,7 @@ def test_the_audit_is_reported(results: Results) -> None:
 BAD_RECORD = "10:00:00 ERROR tiny.faa: record 2 ('bad'): '-' at residue 3\n"
 
 
-@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", ""])
+@pytest.mark.parametrize("folder", ["results", "results/tiny", f"results/{NAME}", "", "."])
 @pytest.mark.parametrize("removed", [0, 1, 2, 3])
 def test_an_index_that_could_not_be_built(tmp_path: Path, removed: int, folder: str) -> None:
     """Snakemake removes the folders that it made for the index, and leaves the log."""

@@ -83,12 +83,22 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     assert results_message(datasets, False) == ""
     for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
         write(dataset.folder.embeddings, "", 5)
-        content = {"counts": {"fates": {"quarantined": number}}} if number is not None else {"counts": []}
+        content = (
+            {"counts": {"fates": {"embedded": 5, "truncated": number, "quarantined": number}}}
+            if number is not None
+            else {"counts": []}
+        )
         write(dataset.folder.manifest, json.dumps(content), 5)
     said = results_message(datasets, False)
     first = "results/d0/esm2_t6_8M_UR50D"
     assert said.startswith(f"\nd0: {first}/embeddings.h5\n")
     assert said.count("at a glance: ") == 3
+    told = [line.partition("records: ")[2].strip() for line in said.splitlines() if line.startswith("    records: ")]
+    assert told == [
+        "5 embedded, 3 truncated, 3 quarantined; the settings max_length and long_sequences change that",
+        "5 embedded",
+        "unknown",
+    ]
     assert f"import seqmill; e = seqmill.open_embeddings('{first}/embeddings.h5')\n    e.ids" in said
     assert "d3" not in said
     assert said.count("QUARANTINED") == 1
