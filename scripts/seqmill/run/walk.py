@@ -64,7 +64,7 @@ def find_runs(results: Path) -> list[FoundRun]:
     """
     # A symbolic link keeps its own name, which is the dataset's.
     results = results.resolve() if ".." in results.parts else results.absolute()
-    if results.name != "results" and exists(results / "results"):
+    if results.name != "results" and any(exists(results / name) for name in ("results", "logs")):
         results /= "results"
     return sorted([*_walk(results, DEPTH), *_failed_builds(results)], key=lambda run: run.path)
 

@@ -149,6 +149,7 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, missing: str,
     [
         (["p.faa", "--config", "shards"], "'shards' is not KEY=VALUE"),
         (["p.faa", "--gpus", "0"], "0 is below 1"),
+        (["p.faa", "--unlock"], "arguments: --unlock; options of Snakemake go after --, and several FASTA"),
         (["p.faa", "--cores", "some"], "'some' is not an integer"),
         (["p.faa", "--config", "fasta=q.faa"], "fasta is given twice: p.faa and --config fasta=q.faa"),
         (["p.faa", "--gpus", "2", "--config", "shards=3"], "shards is given twice: 2 and --config shards=3"),
@@ -165,4 +166,4 @@ def test_wrong_usage_has_exit_code_2(folder: Path, arguments: list[str], line: s
 def test_the_exit_code_is_that_of_snakemake(folder: Path) -> None:
     done = run(folder, "p.faa", "--model", MODEL, "--", "--no-such-option")
     assert done.returncode == 2
-    assert "unrecognized arguments: --no-such-option; options of Snakemake go after --, and several" in done.stderr
+    assert "unrecognized arguments: --no-such-option" in done.stderr
