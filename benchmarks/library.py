@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from seqmill.model.pack import Pack
 from sequences import relative_error
 
 COUNT = 1000
+SHORT = "MKTAYIAKQR"
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
             ratios = compare(checkpoint, fasta, folder, precision, arguments.rounds)
             shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
             print(f"{precision}, time as a share of the worker's: {statistics.median(ratios):.3f} of {shown}")
-        print("a call besides the forward, in ms: " + overhead(checkpoint))
+        print(f"a call for one short protein besides the forward, in ms: {overhead(checkpoint)}")
 
 
 def error(checkpoint: Path, fasta: Path, folder: Path) -> float:
@@ -62,47 +64,51 @@ def error(checkpoint: Path, fasta: Path, folder: Path) -> float:
 
 def compare(checkpoint: Path, fasta: Path, folder: Path, precision: str, rounds: int) -> list[float]:
     """Return the library's time divided by the worker's, for each round."""
-    scripts = Path(__file__).parents[1] / "scripts"
-    index, shard, status = folder / "index.h5", folder / "shard_0-of-1.h5", folder / "status.json"
+    scripts, index = Path(__file__).parents[1] / "scripts", folder / "index.h5"
     command = [sys.executable, scripts / "build_index.py", "--fasta", fasta, "--model", checkpoint, "--output", index]
     subprocess.run(command, check=True, capture_output=True)
-    worker = [sys.executable, scripts / "embed_shard.py", "--index", index, "--rank", "0", "--world-size", "1"]
-    worker += ["--output", shard, "--status", status, "--precision", precision, "--device", "cpu"]
-    worker += ["--audit-seconds", "0"]
     model = seqmill.load(checkpoint, device="cpu", precision=precision)
     model.embed(fasta)
     ratios = []
-    for _ in range(rounds):
-        shard.unlink(missing_ok=True)
-        subprocess.run(worker, check=True, capture_output=True)
+    for number in range(rounds):
+        made = folder / f"{precision} {number}"  # a folder of its own, or the worker would resume
+        made.mkdir()
+        worker = [sys.executable, scripts / "embed_shard.py", "--index", index, "--rank", "0", "--world-size", "1"]
+        worker += ["--output", made / "shard_0-of-1.h5", "--status", made / "status.json", "--precision", precision]
+        subprocess.run([*worker, "--device", "cpu", "--audit-seconds", "0"], check=True, capture_output=True)
         began = time.perf_counter()
         model.embed(fasta)
-        ratios.append((time.perf_counter() - began) / read_json(status)["seconds"]["compute"])
+        ratios.append((time.perf_counter() - began) / read_json(made / "status.json")["seconds"]["compute"])
     return ratios
 
 
 def overhead(checkpoint: Path) -> str:
-    """Return by how much a call of `embed` takes longer than the model's forward, for 1 and for 100 short proteins."""
+    """Return by how much a call of `embed` for one short protein takes longer than the forward, on one thread as there.
+
+    Both are medians of 50 calls; of three such differences, the median counts.
+    """
     model = seqmill.load(checkpoint, device="cpu")
-    found = []
-    for sequences in (["MKTAYIAKQR"], random_proteins(1000)[:100]):
-        tokens = [np.frombuffer(model._tokenizer._letters.tokens(one.encode()), np.uint8) for one in sequences]
-        framed = [np.concatenate(([0], one[:1022], [2])).astype(np.uint8) for one in tokens]
-        framed.sort(key=len, reverse=True)
-        pack = Pack.from_tokens(np.concatenate(framed), np.array([len(one) for one in framed], np.int64))
-        pieces = pack.split(2048)
-        whole, forward = [], []
-        for _ in range(50 if len(sequences) == 1 else 5):
-            began = time.perf_counter()
-            model.embed(sequences)
-            whole.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            for piece in pieces:
-                model._embed_pack(piece)
-            forward.append(time.perf_counter() - began)
-        difference = 1000 * (statistics.median(whole) - statistics.median(forward))
-        found.append(f"{difference:.1f} for {len(sequences)} ({1000 * statistics.median(forward):.1f} for the forward)")
-    return ", ".join(found)
+    tokens = np.frombuffer(b"\0" + model._tokenizer._letters.tokens(SHORT.encode()) + b"\2", np.uint8)
+    pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
+    threads = torch.get_num_threads()
+    differences, forwards = [], []
+    for _ in range(3):
+        whole = median_of(lambda: model.embed(SHORT))
+        torch.set_num_threads(1)
+        forwards.append(median_of(lambda: model._embed_pack(pack)))
+        torch.set_num_threads(threads)
+        differences.append(whole - forwards[-1])
+    return f"{statistics.median(differences):.1f} (the forward: {statistics.median(forwards):.1f})"
+
+
+def median_of(call: Callable[[], object]) -> float:
+    """Return the median time of 50 calls, in ms."""
+    times = []
+    for _ in range(50):
+        began = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

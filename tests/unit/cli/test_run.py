@@ -149,7 +149,7 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, missing: str,
     [
         (["p.faa", "--config", "shards"], "'shards' is not KEY=VALUE"),
         (["p.faa", "--gpus", "0"], "0 is below 1"),
-        (["p.faa", "--unlock"], "arguments: --unlock; options of Snakemake go after --, and several FASTA"),
+        (["p.faa", "--unlock"], "and several FASTA files into a table (--config datasets=TABLE)"),
         (["p.faa", "--cores", "some"], "'some' is not an integer"),
         (["p.faa", "--config", "fasta=q.faa"], "fasta is given twice: p.faa and --config fasta=q.faa"),
         (["p.faa", "--gpus", "2", "--config", "shards=3"], "shards is given twice: 2 and --config shards=3"),
