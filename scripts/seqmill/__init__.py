@@ -4,7 +4,7 @@
     vectors = model.embed(["MKTAYIAKQR", "MAVLPQ"])  # NumPy, (2, 1280)
 
     embeddings = seqmill.open_embeddings("results/proteins/esm2_t33_650M_UR50D/embeddings.h5")
-    embeddings["sp|P12345|"]  # NumPy, (1280,)
+    embeddings["sp|P12345|NAME"]  # NumPy, (1280,)
 
 Results can be read without torch; embedding needs `pip install 'seqmill[embed]'`.
 """

@@ -22,7 +22,8 @@ def search(query: Queries, embeddings: EmbeddingsFile | str | Path, k: int = 10)
     """Return the `k` nearest neighbors of each query by cosine, found by comparing it with every record.
 
     Args:
-        query: a vector (hidden_dim,), such as `e["P12345"]`; several (n, hidden_dim); an embeddings file or its path.
+        query: a vector (hidden_dim,), such as `e["sp|P12345|NAME"]`; several (n, hidden_dim); an embeddings file or its
+            path.
         embeddings: the embeddings file to search, or its path.
         k: how many neighbors; all, if the file has fewer records.
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789" * 4
@@ -88,11 +89,17 @@ class _Answer(BaseHTTPRequestHandler):
 @contextmanager
 def served_models(models: Mapping[str, Mapping[str, bytes]]) -> Iterator[HubServer]:
     """Serve models until the block ends."""
-    with HubServer(models) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with HubServer(models) as server, running(server):
+        yield server
+
+
+@contextmanager
+def running(server: BaseServer) -> Iterator[None]:
+    """Let a server answer in a thread until the block ends."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()

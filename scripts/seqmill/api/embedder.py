@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from seqmill.api.records import Sequences, read_blocks
-from seqmill.embedding.device import choose_device, choose_precision
+from seqmill.embedding.device import choose_precision
 from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.finite import FiniteResults
 from seqmill.embedding.job import UNTRAINED_WARNING, memory_explained
@@ -30,8 +30,8 @@ from seqmill.index.memory import index_in_memory
 from seqmill.index.tokens import RecordTokenizer, make_tokenizer
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.weights import load_weights
-from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, ModelSource
+from seqmill.spec.lengths import LETTERS_PER_TOKEN, LengthPolicy
+from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.packing import MAX_PACK_TOKENS, PACKS_WANTED
 from seqmill.store.index import Index, residue_offsets
@@ -39,7 +39,6 @@ from seqmill.store.index_format import Fate
 
 Embedded = np.ndarray | list[np.ndarray]
 BLOCK_BYTES = 256 << 20  # of the vectors in a block of `Embedder.stream`
-LETTERS_PER_TOKEN = 4  # of nucleotides, about
 
 log = logging.getLogger(__name__)
 # Computing sets the number of torch's threads, which the whole process shares.
@@ -74,9 +73,8 @@ class Embedder:
         trained: whether the weights are trained; embeddings of untrained ones have no meaning.
     """
 
-    def __init__(self, source: ModelSource, device: str, precision: str, policy: LengthPolicy) -> None:
-        self.name, self.policy = source.name, policy
-        self.device = choose_device(device)
+    def __init__(self, source: ModelSource, device: torch.device, precision: str, policy: LengthPolicy) -> None:
+        self.name, self.device, self.policy = source.name, device, policy
         self.precision = choose_precision(precision, self.device)
         self._source, self._max_tokens = source, 2  # grows with the sequences
         self._tokenizer = make_tokenizer(source, policy)
@@ -187,7 +185,7 @@ class Embedder:
         result = self._result(layers, pooling, per_residue)
         most = max(BLOCK_BYTES // (4 * self.dim * len(result.outputs.pairs)), 1)  # vectors in a block
         tokens = PACKS_WANTED * (CPU_PIECE_TOKENS if self.device.type == "cpu" else MAX_PACK_TOKENS)
-        letters = tokens * (LETTERS_PER_TOKEN if self._source.family == DNABERT_S else 1) / self.policy.copies
+        letters = tokens * LETTERS_PER_TOKEN[self._source.family] / self.policy.copies
         name, blocks = read_blocks(sequences, int(min(letters, most) if per_residue else letters))
         chopped = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
         return self._stream(name, chopped, result, _bar(progress))

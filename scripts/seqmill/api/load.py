@@ -59,11 +59,11 @@ def load(
         from seqmill.api.embedder import Embedder
         from seqmill.embedding.device import choose_device
     name, lengths = str(model), (long_sequences, max_length, window, stride, strand)
-    choose_device(device)
-    if not is_hub_id(name):  # before a long download
+    chosen = choose_device(device)  # this and the next line come before a long download
+    if not is_hub_id(name):
         choose_length_policy(find_model(name).family, *lengths)
     source = fetch_model(name)
-    return Embedder(source, device, precision, choose_length_policy(source.family, *lengths))
+    return Embedder(source, chosen, precision, choose_length_policy(source.family, *lengths))
 
 
 def embed(

@@ -1,5 +1,6 @@
 """The forms in which sequences may be given in Python, as records of a FASTA file."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -90,7 +91,7 @@ def _record(number: int, item: object) -> FastaRecord:
             return FastaRecord(number, id_, "", bytes(item))  # type: ignore[call-overload]
     except ValueError as error:  # a Bio.Seq without content, half of a surrogate pair
         raise SeqmillError(f"{named}: {error}") from error
-    if item is None or item != item:  # NaN; pandas.NA is neither
+    if item is None or type(item).__name__ == "NAType" or (isinstance(item, float) and math.isnan(item)):  # pandas'
         raise SeqmillError(f"{named} is missing; leave it out, as with Series.dropna()")
     expected = "give text, a Bio.Seq, a SeqRecord, or a tuple of an id and one of these"
     raise SeqmillError(f"{named} is of type {type(item).__name__}; {expected}")

@@ -83,6 +83,9 @@ def next_step(reports: list[Report]) -> list[str]:
     if is_locked:
         first.append("make sure that no snakemake is running there any more")
     step = command_again(worst.root, worst.name, is_locked)
+    workflow = ("Snakefile", "config/config.yaml", ".snakemake")
+    if not step and not any((worst.root / name).exists() for name in workflow):  # made by `seqmill index`, `shard` ...
+        return [*(f"first: {line}" for line in first), "next: repeat the commands that made these files"]
     if not step:
         first.append("add the --config of the run before to the command below, if it had any")
         step = snakemake(worst.root, "--cores", "all")

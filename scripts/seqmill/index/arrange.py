@@ -130,4 +130,4 @@ def log_changes(letters: dict[str, int], fates: dict[str, int], policy: LengthPo
             log.log(logging.INFO if change == "lower_case" else logging.WARNING, "letters: %s: %d", change, count)
     for fate in ("truncated", "rejected", "windowed"):
         if fates[fate]:
-            log.warning("%d records are longer than max_length=%d and were %s", fates[fate], policy.max_length, fate)
+            log.warning("longer than max_length=%d and %s: %d records", policy.max_length, fate, fates[fate])

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from seqmill.base.hdf5 import LOCKING
-from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.lengths import LETTERS_PER_TOKEN, LengthPolicy
 from seqmill.spec.models import DNABERT_S, ESM2, DnabertArchitecture, ModelSource
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
@@ -33,7 +33,6 @@ FULL_LENGTH = 50_000  # letters assumed for the longest sequence where none is c
 UNKNOWN_DIM = 1280
 COMPRESSED = (".gz", ".bgz", ".zst")
 COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
-LETTERS_PER_TOKEN = {ESM2: 1, DNABERT_S: 4}
 WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 

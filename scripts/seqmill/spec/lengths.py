@@ -12,6 +12,7 @@ MAX_MAX_LENGTH = 1_000_000
 MAX_OVERLAP = 64  # windows that contain the same letter
 # ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, about 10,000 bases, and a contig's embedding should
 # cover all of it.
+LETTERS_PER_TOKEN = {ESM2: 1, DNABERT_S: 4}  # about
 DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
 
 

@@ -168,7 +168,7 @@ def test_changes_are_logged_once_a_call(small: seqmill.Embedder, caplog: pytest.
         assert [record.message for record in caplog.records] == [
             "letters: inner_stop_to_x: 1",
             "letters: j_to_x: 501",
-            "1 records are longer than max_length=1022 and were truncated",
+            "longer than max_length=1022 and truncated: 1 records",
         ]
         caplog.clear()
 

@@ -98,6 +98,8 @@ def test_blocks_are_read_as_they_are_needed() -> None:
         (["MKT", 5.0], r"^sequences: record 2 \('2'\) is of type float; give text"),
         ([("a", "MKT"), ("b", None)], r"^sequences: record 2 \('b'\) is missing; leave it out"),
         (pandas.Series(["MKT", float("nan")]), r"^sequences: record 2 \('2'\) is missing"),
+        (["MKT", pandas.NA], r"^sequences: record 2 \('2'\) is missing"),
+        (np.array([["a", "MKT"]]), r"^sequences: record 1 \('1'\) is of type ndarray"),
         ([("a", "MKT", "x")], r"^sequences: record 1 \('1'\) is of type tuple"),
         ([["a", "MKT"]], r"^sequences: record 1 \('1'\) is of type list; .* or a tuple of an id and one of these"),
         (pandas.DataFrame({"id": ["a"], "seq": ["MKT"]}), "^sequences: a DataFrame has several columns; give one"),

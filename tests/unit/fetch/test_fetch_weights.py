@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from dnabert_reference import save_folder
+from hub_server import running
 from hugging_face import hugging_face_model
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
@@ -180,14 +181,8 @@ def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @contextmanager
 def served(files: dict[str, bytes]) -> Iterator[Mirror]:
-    with Mirror(files) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with Mirror(files) as server, running(server):
+        yield server
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> "Results":
     records = [f">p{number}\n{sequence}\n" for number, sequence in enumerate([*sequences, sequences[0]])]
     (root / "tiny.faa").write_text("".join(records))
     (root / "results" / NAME).mkdir(parents=True)
+    (root / ".snakemake").mkdir()  # made by the workflow
     return Results(root / "results" / NAME, 2).build(root / "tiny.faa").embed().merge()
 
 
@@ -530,3 +531,10 @@ def test_files_that_the_user_cannot_read(results: Results, name: str) -> None:
     assert done.stderr == ""
     assert ": not readable" in done.stdout
     assert advice(done.stdout).startswith(f"make {Path('results', name)} readable to you")
+
+
+def test_files_that_no_workflow_made_are_not_given_to_one(results: Results) -> None:
+    """Without its settings it would embed the demo."""
+    (results.root / ".snakemake").rmdir()
+    results.embeddings.unlink()
+    assert advice(doctor(results)) == "repeat the commands that made these files"
