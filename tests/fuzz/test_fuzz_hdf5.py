@@ -130,8 +130,9 @@ def read_index(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         field.name: as_bytes(getattr(index, field.name))
         for field in dataclasses.fields(index)
-        if field.name not in ("path", "attributes")
+        if field.name not in ("path", "attributes", "first_number")
     }
+    found["first number"] = index.first_number
     found["attributes"] = index.attributes
     found["ids"] = [index.record_id(number) for number in range(index.num_records)]
     found["packs"] = [as_bytes(index.pack_tokens(pack)) for pack in range(index.num_packs)]
