@@ -70,7 +70,7 @@ test-slurm: $(READY)
 lint: $(READY)
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile workflow rules
 	snakemake --lint
 	cd scripts && lint-imports --no-cache ../pyproject.toml
 	mypy

@@ -13,8 +13,16 @@ min_version("9.19")
 STARTED = time.time()
 
 
+pathvars:
+    # The repository has a folder of that name.
+    benchmarks="<logs>/benchmarks",
+
+
+include: "rules/repository.smk"
+
+
 # The working directory's own settings, or else those of the workflow.
-configfile: "config/config.yaml" if exists("config/config.yaml") else f"{workflow.basedir}/config/config.yaml"
+configfile: "config/config.yaml" if exists("config/config.yaml") else REPOSITORY / "config/config.yaml"
 
 
 include: "rules/common.smk"
@@ -26,6 +34,13 @@ if config["container"]:
     container: config["container"]
 
 
+# The first rule, so it is the default target.
+rule all:
+    input:
+        RUN.targets,
+    localrule: True
+
+
 include: "rules/fetch.smk"
 include: "rules/index.smk"
 include: "rules/embed.smk"
@@ -33,20 +48,6 @@ include: "rules/merge.smk"
 include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/plan.smk"
-
-
-localrules:
-    all,
-    fetch_folder,
-    fetch_models,
-    fetch_weights,
-    plan,
-
-
-rule all:
-    default_target: True
-    input:
-        RUN.targets,
 
 
 onstart:

@@ -1,15 +1,10 @@
 # What the rules share: the project (RUN), the names of its files (FOLDER), and a few functions that need Snakemake.
 
-import os
 import shlex
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import yaml
-
-REPOSITORY = Path(workflow.basedir)
-sys.path.insert(0, str(REPOSITORY / "scripts"))
+from snakemake.path_modifier import PathModifier
 
 from seqmill.base.commands import USER_PATH
 from seqmill.errors import SeqmillError
@@ -17,13 +12,28 @@ from seqmill.run.project import MARK, Project
 from seqmill.run.settings import check_settings
 from seqmill.store.layout import RunFolder, status_path_of
 
-# Rules call `python`. It is the interpreter that runs Snakemake, even if its environment is not activated. A rule's
-# conda environment still comes first. Messages propose commands for the user's own PATH.
-os.environ.setdefault(USER_PATH, os.getenv("PATH", ""))
-os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
-# The program replaces the rule's shell. Otherwise a signal that ends a cluster's job would end the shell, and Snakemake
-# would then kill the worker before it has saved its packs.
-shell.prefix("set -euo pipefail; exec ")
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+# Programs run with the interpreter that runs Snakemake, even if its environment is not activated, but a rule's conda
+# environment or container comes first. Python replaces the rule's shell. Otherwise a signal that ends a cluster's job
+# would end the shell, and Snakemake would then kill the worker before it has saved its packs.
+if IS_MODULE:  # PATH and prefix are those of all rules of the other workflow
+    PYTHON = f"exec {'python' if workflow.deployment_settings.deployment_method else shlex.quote(sys.executable)}"
+else:
+    PYTHON = "python"
+    # Messages propose commands for the user's own PATH.
+    os.environ.setdefault(USER_PATH, os.getenv("PATH", ""))
+    os.environ.update(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH', '')}")
+    shell.prefix("set -euo pipefail; exec ")
+
+
+def place(name):
+    """Return the folder of a pathvar, below the prefix of a module."""
+    return Path(str(workflow.modifier.modify_path(workflow.pathvars.apply(f"<{name}>"))))
+
+
+RESULTS, LOGS, BENCHMARKS = place("results"), place("logs"), place("benchmarks")
+# The package knows whole paths, so Snakemake must not add the prefix once more; a user's own files get none.
+workflow.modifier.path_modifier = PathModifier(None, None, workflow)
 
 
 wildcard_constraints:
@@ -43,7 +53,9 @@ def errors_in_one_line():
 
 
 # A cluster's login node has no GPU, but its jobs get one if the profile asks for it.
-asked = workflow.resource_settings.overwrite_resources.get("embed_shard", {})
+asked = workflow.resource_settings.overwrite_resources.get(
+    workflow.modifier.modify_rulename("embed_shard"), {}
+)
 
 with errors_in_one_line():
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
@@ -54,9 +66,13 @@ with errors_in_one_line():
         cores=workflow.resource_settings.cores or 1,
         jobs_get_gpu="gpu" in asked and asked["gpu"] != 0,
         is_main=workflow.is_main_process,
+        results=RESULTS,
+        logs=LOGS,
+        needs_fasta=not IS_MODULE,  # another rule may make it
     )
 
-FOLDER = RunFolder(Path("results/{dataset}/{model}"))
+FOLDER = RunFolder(RESULTS / "{dataset}/{model}", LOGS)
+BENCHMARK = BENCHMARKS / "{dataset}/{model}"
 SHARD = FOLDER.shard("{rank}", "{world_size}")
 
 
@@ -68,11 +84,23 @@ def unless_current(files, *outputs):
     """
 
     def choose(wildcards):
-        found = files(RUN[wildcards]) if callable(files) else str(files).format(**wildcards)
+        run = RUN[wildcards]
+        found = files(run) if callable(files) else str(files).format(**wildcards)
         made = [Path(str(output).format(**wildcards)) for output in outputs]
-        return ancient(found) if RUN.are_current(made) else found
+        is_current = RUN.are_current(made) and not made_by_a_rule(run.fasta)
+        return ancient(found) if is_current else found
 
     return choose
+
+
+def made_by_a_rule(fasta):
+    """Return whether another workflow, of which this one is a module, makes a FASTA file."""
+    return IS_MODULE and any(rule.is_producer(str(fasta)) for rule in workflow.rules)
+
+
+def unless_known(fasta):
+    """Return a FASTA file as an input that triggers no job, unless a rule makes it. `Project` compares its content."""
+    return fasta if made_by_a_rule(fasta) else ancient(fasta)
 
 
 def unrecorded(value):
@@ -83,6 +111,6 @@ def unrecorded(value):
     return lambda wildcards, threads: value
 
 
-def script(name):
-    """The path of a program in scripts/, quoted for the shell."""
-    return unrecorded(shlex.quote(str(REPOSITORY / "scripts" / name)))
+def program(name):
+    """The command of a program in scripts/, for the shell."""
+    return unrecorded(f"{PYTHON} {shlex.quote(str(REPOSITORY / 'scripts' / name))}")

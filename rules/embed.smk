@@ -16,7 +16,7 @@ rule embed_shard:
         status=status_path_of(SHARD),
         text=FOLDER.shard_log(SHARD),
     benchmark:
-        "benchmarks/{dataset}/{model}/embed_shard_{rank}-of-{world_size}.benchmark.tsv"
+        BENCHMARK / "embed_shard_{rank}-of-{world_size}.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
     threads: lambda wildcards: RUN[wildcards].shard_threads
@@ -28,7 +28,7 @@ rule embed_shard:
         ),
         attempt=lambda wildcards, attempt: attempt,
     params:
-        script=script("embed_shard.py"),
+        program=program("embed_shard.py"),
         model=lambda wildcards: RUN[wildcards].model.name,
         device=unrecorded(config["device"]),
         precision=config["precision"],
@@ -40,7 +40,7 @@ rule embed_shard:
         save_seconds=unrecorded(config["save_seconds"]),
         audit_seconds=unrecorded(config["audit_seconds"]),
     shell:
-        "python {params.script} --index {input.index:q} --model={params.model:q}"
+        "{params.program} --index {input.index:q} --model={params.model:q}"
         " --rank {wildcards.rank} --world-size {wildcards.world_size}"
         " --device {params.device} --precision {params.precision} --attention {params.attention}"
         " --layers {params.layers} --pooling {params.pooling}{params.residues}"

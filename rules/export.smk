@@ -21,9 +21,9 @@ for export_format in FORMATS:
             main=directory(export) if export_format == "pt" else export,
             beside=[export + BESIDE[export_format]] if export_format in BESIDE else [],
         log:
-            f"logs/{{dataset}}/{{model}}/export_{export_format}_{{name}}.log",
+            FOLDER.logs / f"export_{export_format}_{{name}}.log",
         benchmark:
-            f"benchmarks/{{dataset}}/{{model}}/export_{export_format}_{{name}}.benchmark.tsv"
+            BENCHMARK / f"export_{export_format}_{{name}}.benchmark.tsv"
         wildcard_constraints:
             name=(
                 r"residues(_-?\d+)?"
@@ -38,9 +38,9 @@ for export_format in FORMATS:
                 [Path(input.embeddings)], attempt
             ),
         params:
-            script=script("export.py"),
+            program=program("export.py"),
             format=export_format,
             output=lambda wildcards: export_options(wildcards.name),
         shell:
-            "python {params.script} --embeddings {input.embeddings:q} --records {input.records:q}"
+            "{params.program} --embeddings {input.embeddings:q} --records {input.records:q}"
             " --format {params.format} {params.output} --output {output.main:q} 2> {log:q}"

@@ -16,23 +16,25 @@ if "fetch_models" in sys.argv and workflow.is_main_process:
 rule fetch_models:
     input:
         RUN.weights,
+    localrule: True
 
 
 rule fetch_weights:
     output:
         "resources/models/{name}.pt",
     log:
-        "logs/fetch_weights/{name}.log",
+        LOGS / "fetch_weights/{name}.log",
     benchmark:
-        "benchmarks/fetch_weights/{name}.benchmark.tsv"
+        BENCHMARKS / "fetch_weights/{name}.benchmark.tsv"
     wildcard_constraints:
         name="|".join(MODELS),
+    localrule: True
     conda:
         "../envs/seqmill.yaml"
     params:
-        script=script("fetch_weights.py"),
+        program=program("fetch_weights.py"),
     shell:
-        "python {params.script} {wildcards.name} --output {output:q} 2> {log:q}"
+        "{params.program} {wildcards.name} --output {output:q} 2> {log:q}"
 
 
 rule fetch_folder:
@@ -40,15 +42,16 @@ rule fetch_folder:
         # update: Snakemake would remove files that were put there by hand before it fetches the others.
         update(collect("resources/models/{{name}}/{file}", file=RELEASED_FILES)),
     log:
-        "logs/fetch_weights/{name}.log",
+        LOGS / "fetch_weights/{name}.log",
     benchmark:
-        "benchmarks/fetch_weights/{name}.benchmark.tsv"
+        BENCHMARKS / "fetch_weights/{name}.benchmark.tsv"
     wildcard_constraints:
         name="|".join(DNABERT_MODELS),
+    localrule: True
     conda:
         "../envs/seqmill.yaml"
     params:
-        script=script("fetch_weights.py"),
+        program=program("fetch_weights.py"),
         folder="resources/models/{name}",
     shell:
-        "python {params.script} {wildcards.name} --output {params.folder:q} 2> {log:q}"
+        "{params.program} {wildcards.name} --output {params.folder:q} 2> {log:q}"

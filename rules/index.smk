@@ -5,7 +5,7 @@
 
 rule build_index:
     input:
-        fasta=ancient(lambda wildcards: RUN[wildcards].fasta),
+        fasta=lambda wildcards: unless_known(RUN[wildcards].fasta),
         tokenizer=ancient(lambda wildcards: RUN[wildcards].tokenizer),
         mark=unless_current(MARK, FOLDER.index),
     output:
@@ -13,7 +13,7 @@ rule build_index:
     log:
         FOLDER.index_log,
     benchmark:
-        "benchmarks/{dataset}/{model}/build_index.benchmark.tsv"
+        BENCHMARK / "build_index.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
     threads: lambda wildcards: RUN[wildcards].index_threads
@@ -21,12 +21,12 @@ rule build_index:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
     params:
-        script=script("build_index.py"),
+        program=program("build_index.py"),
         model=lambda wildcards: RUN[wildcards].model.name,
         policy=lambda wildcards: RUN[wildcards].length_options,
         # A missing input would make Snakemake skip the rebuild, so these are params.
         reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
         reused_fingerprints=lambda wildcards: list(RUN[wildcards].reused.values()),
     shell:
-        "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
+        "{params.program} --fasta={input.fasta:q} --model={params.model:q}"
         " {params.policy} --reuse {params.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"

@@ -18,7 +18,7 @@ rule merge_shards:
     log:
         FOLDER.merge_log,
     benchmark:
-        "benchmarks/{dataset}/{model}/merge_shards.benchmark.tsv"
+        BENCHMARK / "merge_shards.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
     resources:
@@ -27,11 +27,11 @@ rule merge_shards:
             map(Path, input.shards), attempt
         ),
     params:
-        script=script("merge_shards.py"),
+        program=program("merge_shards.py"),
         dtype=config["dtype"],
         # Not recorded, as it is a function of `threads`: another name of the FASTA is no reason to merge again.
         fasta=lambda wildcards, threads: str(RUN[wildcards].fasta),
     shell:
-        "python {params.script} --index {input.index:q} --shards {input.shards:q}"
+        "{params.program} --index {input.index:q} --shards {input.shards:q}"
         " --statuses {input.statuses:q} --output {output.embeddings:q}"
         " --dtype {params.dtype} --fasta={params.fasta:q} --records {output.records:q} --manifest {output.manifest:q} 2> {log:q}"

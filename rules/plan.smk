@@ -15,9 +15,9 @@ rule plan_shards:
         plan=PLAN,
     # Not in logs/{dataset}/{model}: for seqmill.run.walk that folder means that a run has begun.
     log:
-        "logs/plan/{dataset}/{model}.log",
+        LOGS / "plan/{dataset}/{model}.log",
     benchmark:
-        "benchmarks/{dataset}/{model}/plan_shards.benchmark.tsv"
+        BENCHMARK / "plan_shards.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
     # As embed_shard, whose speed is measured.
@@ -31,11 +31,11 @@ rule plan_shards:
         # This leaves an hour for everything but the index.
         runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
     params:
-        script=script("plan.py"),
+        program=program("plan.py"),
         model=lambda wildcards: RUN[wildcards].model.name,
         policy=lambda wildcards: RUN[wildcards].length_options,
         reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
-        results="results/{dataset}/{model}",
+        results=str(FOLDER.path),
         world_size=lambda wildcards: RUN[wildcards].world_size,
         device=config["device"],
         precision=config["precision"],
@@ -45,7 +45,7 @@ rule plan_shards:
         residues=rules.embed_shard.params.residues,
         dtype=config["dtype"],
     shell:
-        "python {params.script} --fasta={input.fasta:q} --model={params.model:q}"
+        "{params.program} --fasta={input.fasta:q} --model={params.model:q}"
         " {params.policy} --reuse {params.reuse:q} --results={params.results:q}"
         " --world-size {params.world_size} --device {params.device} --precision {params.precision}"
         " --attention {params.attention} --threads {threads}"
@@ -57,7 +57,8 @@ rule plan:
     input:
         collect(PLAN, zip, dataset=[run.name for run in RUN], model=[run.model.slug for run in RUN]),
     log:
-        "logs/plan.log",
+        LOGS / "plan.log",
+    localrule: True
     conda:
         "../envs/seqmill.yaml"
     shell:

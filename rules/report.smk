@@ -19,19 +19,19 @@ rule report:
     log:
         FOLDER.logs / "report.log",
     benchmark:
-        "benchmarks/{dataset}/{model}/report.benchmark.tsv"
+        BENCHMARK / "report.benchmark.tsv"
     conda:
         "../envs/seqmill.yaml"
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
-        script=script("report.py"),
+        program=program("report.py"),
         colors=lambda wildcards, input: (
             f"--metadata {shlex.quote(input.metadata)} --color {shlex.quote(config['color'])}"
             if input.metadata
             else ""
         ),
     shell:
-        "python {params.script} --embeddings {input.embeddings:q} --records {input.records:q}"
+        "{params.program} --embeddings {input.embeddings:q} --records {input.records:q}"
         " --manifest {input.manifest:q} {params.colors} --output {output.page:q} 2> {log:q}"

@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from seqmill.errors import SeqmillError
@@ -24,18 +24,21 @@ class Dataset:
     name: str
     fasta: Path
     model: ModelSource
+    results: Path = field(default=Path("results"), kw_only=True)  # the folder of all results
+    logs: Path = field(default=Path("logs"), kw_only=True)
 
     @property
     def folder(self) -> RunFolder:
         """The results, relative to the working directory."""
-        return RunFolder(Path("results", self.name, self.model.slug))
+        return RunFolder(self.results / self.name / self.model.slug, self.logs)
 
 
-def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[Dataset]:
+def read_datasets(table: Path, default_model: str, folders: list[Path], must_exist: bool = True) -> list[Dataset]:
     """Read the tab-separated table of datasets; raise a SeqmillError that names the table, the line and the mistake.
 
     Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. A line without a model
-    gets `default_model`. `folders` and then the table's own are searched for relative FASTA paths, in this order.
+    gets `default_model`. `folders` and then the table's own are searched for relative FASTA paths, in this order, as
+    by `find_fasta`.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
@@ -49,7 +52,7 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     datasets: list[Dataset] = []
     for number, line in numbered[1:]:
         try:
-            dataset = _read_row(line, default_model, [*folders, table.parent])
+            dataset = _read_row(line, default_model, [*folders, table.parent], must_exist)
             if dataset.folder in [other.folder for other in datasets]:
                 raise SeqmillError(f"dataset {dataset.name} with model {dataset.model.slug} is listed twice")
         except (SeqmillError, csv.Error) as error:
@@ -60,7 +63,7 @@ def read_datasets(table: Path, default_model: str, folders: list[Path]) -> list[
     return datasets
 
 
-def _read_row(line: str, default_model: str, folders: list[Path]) -> Dataset:
+def _read_row(line: str, default_model: str, folders: list[Path], must_exist: bool) -> Dataset:
     (row,) = csv.reader([line], "excel-tab", strict=True)
     cells = [cell.strip() for cell in row]
     if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
@@ -70,12 +73,12 @@ def _read_row(line: str, default_model: str, folders: list[Path]) -> Dataset:
         raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
     if len(name.encode()) > LONGEST_NAME:
         raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
-    return Dataset(name, find_fasta(fasta, folders), _find_model(model or default_model))
+    return Dataset(name, find_fasta(fasta, folders, must_exist), _find_model(model or default_model))
 
 
-def dataset_of_file(fasta: str, model: str, folders: list[Path]) -> Dataset:
+def dataset_of_file(fasta: str, model: str, folders: list[Path], must_exist: bool = True) -> Dataset:
     """Return a dataset named after its FASTA file."""
-    path = find_fasta(fasta, folders)
+    path = find_fasta(fasta, folders, must_exist)
     name = path.name
     while Path(name).suffix.lower() in FASTA_SUFFIXES:
         name = Path(name).stem
@@ -94,8 +97,8 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".-") or "dataset"
 
 
-def find_fasta(fasta: str, folders: list[Path]) -> Path:
-    """Return the first folder/fasta that exists.
+def find_fasta(fasta: str, folders: list[Path], must_exist: bool = True) -> Path:
+    """Return the first folder/fasta that exists; unless it `must_exist`, else that in the first folder.
 
     Raise a SeqmillError if no folder has it, it can't be read, or it does not begin like FASTA.
     """
@@ -110,6 +113,8 @@ def find_fasta(fasta: str, folders: list[Path]) -> Path:
                 raise SeqmillError(f"{path}: is a folder, not a FASTA file")
             next(FastaFile(path).blocks(PROBE_BYTES))
             return path
+    if not must_exist:
+        return folders[0] / Path(fasta).expanduser()
     looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise SeqmillError(f"{fasta}: no such FASTA file (looked in {looked})")
 

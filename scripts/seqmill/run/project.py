@@ -17,7 +17,7 @@ from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.machine import visible_gpus
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun, require_no_braces
-from seqmill.run.datasets import dataset_of_file, read_datasets, refuse_shared_folders
+from seqmill.run.datasets import Dataset, dataset_of_file, read_datasets, refuse_shared_folders
 from seqmill.run.reuse_checks import require_ready
 from seqmill.run.stale import find_fasta_edit, stale_results
 from seqmill.store.reuse import open_source
@@ -42,7 +42,15 @@ class Project:
 
     @classmethod
     def open(
-        cls, settings: Mapping[str, Any], repository: Path, cores: int, jobs_get_gpu: bool, is_main: bool
+        cls,
+        settings: Mapping[str, Any],
+        repository: Path,
+        cores: int,
+        jobs_get_gpu: bool,
+        is_main: bool,
+        results: Path = Path("results"),
+        logs: Path = Path("logs"),
+        needs_fasta: bool = True,
     ) -> "Project":
         """Read the datasets, and compare what exists with what the settings ask for.
 
@@ -53,10 +61,15 @@ class Project:
             jobs_get_gpu: whether shards get a GPU even if none is visible here.
             is_main: whether this process plans the run. Only then files are stale: a job's own process would see
                 results that are half replaced.
+            results, logs: the folders of all results and of their logs.
+            needs_fasta: whether the FASTA files must exist; else Snakemake says so if no rule makes them.
 
         Raise a SeqmillError or an OSError if the settings, the datasets and the existing results do not fit.
         """
-        planned, digests = read_runs(settings, repository), KnownDigests(Path(DIGESTS))
+        datasets = _datasets(settings, repository, needs_fasta)
+        planned = [DatasetRun.of(replace(dataset, results=results, logs=logs), settings) for dataset in datasets]
+        refuse_shared_folders([run.folder.path for run in planned])
+        digests = KnownDigests(Path(DIGESTS))
         edited = [bool(find_fasta_edit(run.folder.path, run.fasta, digests)) for run in planned]
         gpus = [] if settings["device"] == "cpu" else visible_gpus()
         use_gpu = settings["device"] != "cpu" and (settings["device"] == "cuda" or bool(gpus) or jobs_get_gpu)
@@ -129,19 +142,15 @@ class Project:
             require_ready(run.folder.index, run.reused, run.settings["dtype"], run.folder.index not in made)
 
 
-def read_runs(settings: Mapping[str, Any], repository: Path) -> list[DatasetRun]:
+def _datasets(settings: Mapping[str, Any], repository: Path, needs_fasta: bool) -> list[Dataset]:
     """Return the dataset of the setting `fasta`, or else those of the table; raise as `Project.open`."""
     folders = [Path(), repository]
     if settings["fasta"]:
-        datasets = [dataset_of_file(settings["fasta"], settings["model"], folders)]
-    else:
-        table = Path(settings["datasets"])
-        if not table.exists() and (repository / table).exists():
-            table = repository / table
-        datasets = read_datasets(table, settings["model"], folders)
-    runs = [DatasetRun.of(dataset, settings) for dataset in datasets]
-    refuse_shared_folders([run.folder.path for run in runs])
-    return runs
+        return [dataset_of_file(settings["fasta"], settings["model"], folders, needs_fasta)]
+    table = Path(settings["datasets"])
+    if not table.exists() and (repository / table).exists():
+        table = repository / table
+    return read_datasets(table, settings["model"], folders, needs_fasta)
 
 
 def find_stale(runs: Iterable[DatasetRun], digests: KnownDigests) -> dict[Path, str]:

@@ -75,6 +75,8 @@ def allowed_values(rule: Mapping[str, Any]) -> str:
         return f"a list without repetitions of {allowed_values(rule['items'])}"
     if values := rule.get("enum", [rule["const"]] if "const" in rule else []):
         return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    if rule["type"] == "object":
+        return "folders by name, such as {results: out}"
     kind = {"integer": "a whole number", "number": "a number", "string": "text"}[rule["type"]]
     if "minimum" in rule:
         return f"{kind} from {rule['minimum']} to {rule['maximum']}"

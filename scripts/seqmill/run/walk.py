@@ -27,6 +27,12 @@ class FoundRun(RunFolder):
     error: OSError | None = None  # why the folder can't be listed
 
     @property
+    def root(self) -> Path:
+        """The working directory of the workflow, which a module's prefix may put more levels up."""
+        usual = self.path.parent.parent.parent
+        return next((folder for folder in (usual, *usual.parents) if exists(folder / ".snakemake")), usual)
+
+    @property
     def has_begun(self) -> bool:
         # The workflow makes the folders of results and logs before it builds the index.
         begun = {self.index, *self.merged} & self.files.keys() or self.world_sizes() or self.time_of_build()
@@ -74,7 +80,7 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:
     shards = RunFolder(folder).shards
     try:
         files = entries_of(folder)
-        run = FoundRun(folder, files | (entries_of(shards) if shards in files else {}))
+        run = FoundRun(folder, files=files | (entries_of(shards) if shards in files else {}))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -19,6 +19,7 @@ class RunFolder:
     """The files of one dataset and model, `results/DATASET/MODEL`, and its logs. Every attribute is a `Path`."""
 
     path: Path
+    logs_root: Path | None = None  # None: `logs` next to the folder of all results
 
     index = _file("index.h5")
     embeddings = _file("embeddings.h5")
@@ -37,13 +38,8 @@ class RunFolder:
         return f"{self.path.parent.name}/{self.path.name}"
 
     @property
-    def root(self) -> Path:
-        """The working directory of the run, which holds `results`, `logs` and `.snakemake`."""
-        return self.path.parent.parent.parent
-
-    @property
     def logs(self) -> Path:
-        return self.root / "logs" / self.path.parent.name / self.path.name
+        return (self.logs_root or self.path.parent.parent.parent / "logs") / self.name
 
     @property
     def merged(self) -> list[Path]:

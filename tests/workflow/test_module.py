@@ -1,0 +1,112 @@
+"""The workflow as a module of another one: renamed rules, a prefix, pathvars, FASTA files that other rules make."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import MODEL, REPOSITORY, run_script
+from seqmill import open_embeddings
+
+SLUG = "untrained-esm2_t6_8M_UR50D"
+# `cd` would fail if seqmill put its prefix (exec) before the shell commands of all rules. $ORFS stands for an input.
+OUTER = """
+configfile: "settings.yaml"
+
+rule all:
+    input: "counts.txt"
+
+rule predict:
+    input: "genome.txt"
+    output: "orfs/phages.faa"
+    shell: "cd orfs; cp ../{input} phages.faa"
+
+module seqmill:
+    snakefile: "%s"
+    config: config["embeddings"]
+    %s
+
+use rule * from seqmill as emb_*
+
+rule count:
+    input: "%s"
+    output: "counts.txt"
+    shell: "cd .; wc -c {input} > {output}"
+"""
+
+
+def write_workflow(folder: Path, module: str, embeddings: str, settings: str) -> None:
+    """Write a workflow that counts the bytes of `embeddings`; `module` is more of the module statement."""
+    folder.mkdir(exist_ok=True)
+    (folder / "Snakefile").write_text(OUTER % (REPOSITORY / "workflow/Snakefile", module, embeddings))
+    (folder / "settings.yaml").write_text(settings)
+    (folder / "genome.txt").write_text(">a\nMKV\n>b\nMKLV\n")
+
+
+def snakemake(folder: Path, *arguments: str) -> str:
+    """Run the workflow in a folder without an activated environment, and return what it printed."""
+    program = Path(sys.executable).with_name("snakemake")
+    environment = {**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [str(program), "--cores", "2", *arguments],
+        **{"cwd": folder, "env": environment, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files(folder: Path) -> set[str]:
+    """Return the folders and files at the top, but Snakemake's own."""
+    return {path.name for path in folder.iterdir()} - {".snakemake"}
+
+
+def test_the_other_workflow_makes_the_fasta(tmp_path: Path) -> None:
+    embeddings = f"results/phages/{SLUG}/embeddings.h5"
+    write_workflow(tmp_path, "", embeddings, f"embeddings: {{fasta: orfs/phages.faa, model: '{MODEL}', shards: 2}}\n")
+    output = snakemake(tmp_path)
+    assert "rule emb_embed_shard:" in output
+    assert open_embeddings(tmp_path / embeddings).ids == ["a", "b"]
+    assert "Nothing to be done" in snakemake(tmp_path)
+    # A FASTA that is made again in this run, after seqmill has compared it, is embedded again in this run.
+    (tmp_path / "genome.txt").write_text(">a\nMKV\n>c\nMKLV\n")
+    snakemake(tmp_path)
+    assert open_embeddings(tmp_path / embeddings).ids == ["a", "c"]
+
+
+def test_a_prefix_is_for_what_seqmill_makes(tmp_path: Path) -> None:
+    embeddings = f"deep/er/results/phages/{SLUG}/embeddings.h5"
+    settings = "embeddings: {datasets: table.tsv}\n"
+    write_workflow(tmp_path, 'prefix: "deep/er"', embeddings, settings)
+    (tmp_path / "table.tsv").write_text(
+        f"dataset\tfasta\tmodel\nphages\torfs/phages.faa\t{MODEL}\nhosts\thosts.faa\t{MODEL}\n"
+    )
+    (tmp_path / "hosts.faa").write_text(">h\nMKVV\n")
+    snakemake(tmp_path, "all", "emb_all")
+    assert open_embeddings(tmp_path / embeddings).ids == ["a", "b"]
+    assert open_embeddings(tmp_path / f"deep/er/results/hosts/{SLUG}/embeddings.h5").ids == ["h"]
+    assert files(tmp_path / "deep/er") == {"results", "logs"}
+    assert files(tmp_path) == {
+        *("Snakefile", "settings.yaml", "table.tsv", "genome.txt", "orfs", "hosts.faa", "counts.txt", "deep")
+    }
+    assert "Nothing to be done" in snakemake(tmp_path, "all", "emb_all")
+    done = run_script("doctor.py", "deep/er/results", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # The doctor knows the FASTA file, whose path starts at the workflow and not below the prefix.
+    (tmp_path / "hosts.faa").write_text(">h\nMKVVV\n")
+    assert "the input has changed" in run_script("doctor.py", "deep/er/results", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("settings", ["pathvars: {{results: out, logs: notes}}\nembeddings: {0}", "embeddings: {0}"])
+def test_pathvars_move_results_logs_and_benchmarks(tmp_path: Path, settings: str) -> None:
+    of_module = f"fasta: orfs/phages.faa, model: '{MODEL}'"
+    if "pathvars" not in settings:
+        of_module += ", pathvars: {results: out, logs: notes, benchmarks: times}"
+    write_workflow(tmp_path, "", f"out/phages/{SLUG}/embeddings.h5", settings.format("{" + of_module + "}"))
+    output = snakemake(tmp_path, "--dry-run")
+    assert f"log: notes/phages/{SLUG}/build_index.log" in output
+    benchmarks = "notes/benchmarks" if settings.startswith("pathvars") else "times"
+    assert f"benchmark: {benchmarks}/phages/{SLUG}/build_index.benchmark.tsv" in output
+    assert f"log: out/phages/{SLUG}/shards/shard_0-of-1.status.json, notes/phages" in output
