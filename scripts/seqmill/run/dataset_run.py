@@ -42,8 +42,8 @@ class DatasetRun(Dataset):
             policy = choose_length_policy(dataset.model.family, *lengths)
             outputs = Outputs(tuple(settings["layers"]), tuple(settings["pooling"]), settings["per_residue"])
             outputs.require_family(dataset.model.family)
-            folders = {"results": dataset.results, "logs": dataset.logs}
-            run = cls(dataset.name, dataset.fasta, dataset.model, settings, policy, outputs, **folders)
+            whole = dataset.name, dataset.fasta, dataset.model
+            run = cls(*whole, settings, policy, outputs, results=dataset.results, logs=dataset.logs)
             if "h5_residues" in settings["exports"] and not outputs.per_residue:
                 raise SeqmillError("exports: h5_residues needs per_residue: float16 or float32")
             _ = run.layers  # raises if the model does not have them
