@@ -51,7 +51,9 @@ include: "rules/plan.smk"
 
 
 onstart:
+    from seqmill.base.commands import command
     from seqmill.run.slurm_jobs import stop_orphans
+    from seqmill.run.watch import print_progress
 
     # A global of the whole workflow: the file must stay open until the run ends.
     global in_use
@@ -60,6 +62,12 @@ onstart:
             Path(file) for job in workflow.dag.needrun_jobs() for file in job.output
         )
         in_use = stop_orphans(Path())
+    print(f"Progress of the shards: {command('watch', str(RESULTS.absolute()))}", file=sys.stderr)
+    names = [run.folder.name for run in RUN]
+    seconds = 30 if sys.stderr.isatty() else 600
+    threading.Thread(
+        target=print_progress, args=(RESULTS, names, seconds, sys.stderr), daemon=True
+    ).start()
 
 
 onsuccess:

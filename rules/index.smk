@@ -14,12 +14,13 @@ rule build_index:
         FOLDER.index_log,
     benchmark:
         BENCHMARK / "build_index.benchmark.tsv"
+    retries: 0  # the same error would follow
     conda:
         "../envs/seqmill.yaml"
     threads: lambda wildcards: RUN[wildcards].index_threads
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
+        mem_mb=lambda wildcards: RUN[wildcards].index_memory,
+        runtime=lambda wildcards: RUN[wildcards].index_minutes,
     params:
         program=program("build_index.py"),
         model=lambda wildcards: RUN[wildcards].model.name,

@@ -18,6 +18,7 @@ rule plan_shards:
         LOGS / "plan/{dataset}/{model}.log",
     benchmark:
         BENCHMARK / "plan_shards.benchmark.tsv"
+    retries: 0
     conda:
         "../envs/seqmill.yaml"
     # As embed_shard, whose speed is measured.
@@ -25,11 +26,11 @@ rule plan_shards:
     resources:
         gpu=lambda wildcards: int(RUN[wildcards].use_gpu),
         # Enough for build_index, then for a worker.
-        mem_mb=lambda wildcards, threads, attempt: max(
-            8000 * attempt, RUN[wildcards].shard_memory(threads, attempt)
+        mem_mb=lambda wildcards, threads: max(
+            RUN[wildcards].index_memory, RUN[wildcards].shard_memory(threads, 1)
         ),
         # This leaves an hour for everything but the index.
-        runtime=lambda wildcards, attempt: RUN[wildcards].index_minutes(attempt),
+        runtime=lambda wildcards: RUN[wildcards].index_minutes,
     params:
         program=program("plan.py"),
         model=lambda wildcards: RUN[wildcards].model.name,

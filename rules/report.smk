@@ -20,11 +20,12 @@ rule report:
         FOLDER.logs / "report.log",
     benchmark:
         BENCHMARK / "report.benchmark.tsv"
+    retries: 0
     conda:
         "../envs/seqmill.yaml"
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=4000,
+        runtime=60,
     params:
         program=program("report.py"),
         colors=lambda wildcards, input: (

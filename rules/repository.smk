@@ -17,7 +17,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile, LocalSource
 def unpacked(folder):
     """Return the path of a folder of this repository at its root; a commit in git is unpacked into Snakemake's cache."""
     if isinstance(folder, LocalSourceFile):
-        return Path(folder.path)
+        return Path(os.path.normpath(folder.path))
     if isinstance(folder, LocalGitFile):
         repository = git.Repo(folder.repo_path)
     elif isinstance(folder, HostingProviderFile):

@@ -148,9 +148,15 @@ class DatasetRun(Dataset):
         """The CPU cores of embed_shard: a GPU's worker needs one; without GPUs the shards take turns with all."""
         return 1 if self.use_gpu else self.cores
 
-    def index_minutes(self, attempt: int) -> int:
-        """Return the time limit of build_index in minutes."""
-        return resources.index_minutes(self.fasta, self.policy.copies, attempt)
+    @property
+    def index_minutes(self) -> int:
+        """The time limit of build_index in minutes."""
+        return resources.index_minutes(self.fasta, self.policy.copies)
+
+    @property
+    def index_memory(self) -> int:
+        """The memory that build_index asks for, in MB."""
+        return resources.index_mb(self.fasta)
 
     def shard_memory(self, threads: int, attempt: int) -> int:
         """Return the memory that embed_shard asks for, in MB."""

@@ -24,6 +24,7 @@ CPU_THREAD_FLOPS = 20e9
 BASE_MB = 6000
 BASE_MINUTES = 15
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
+INDEX_MB = 8000
 INDEX_BYTES_PER_SECOND = 2e6  # on a slow core
 VECTOR_BYTES_PER_SECOND = 2e7  # shards larger than memory, read row by row; exports with one file per record
 HIDDEN_STATES = 24  # about, whose bytes are the activations of a token in float32
@@ -36,18 +37,26 @@ COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
 WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
-def index_minutes(fasta: Path, copies: float, attempt: int) -> int:
+def index_minutes(fasta: Path, copies: float) -> int:
     """Return the time limit (minutes) for building an index; see `tokens_in` for `copies`."""
+    return 60 + math.ceil(_text_bytes(fasta) * copies / INDEX_BYTES_PER_SECOND / 60)
+
+
+def index_mb(fasta: Path) -> int:
+    """Return the memory (MB) for building an index: 167 bytes per record (docs/explanation/scaling.md)."""
+    return INDEX_MB + math.ceil(_text_bytes(fasta) / 2e6)
+
+
+def _text_bytes(fasta: Path) -> int:
+    """Return the size of a FASTA file without compression, at most; 0 if it is missing."""
     size = fasta.stat().st_size if fasta.exists() else 0
-    if fasta.suffix.lower() in COMPRESSED:
-        size *= max(COMPRESSION.values())
-    return attempt * (60 + math.ceil(size * copies / INDEX_BYTES_PER_SECOND / 60))
+    return size * max(COMPRESSION.values()) if fasta.suffix.lower() in COMPRESSED else size
 
 
-def rewriting_minutes(files: Iterable[Path], attempt: int) -> int:
+def rewriting_minutes(files: Iterable[Path]) -> int:
     """Return the time limit (minutes) for a merge or an export of files; a missing file counts as empty."""
     size = sum(file.stat().st_size for file in files if file.exists())
-    return attempt * (60 + math.ceil(size / VECTOR_BYTES_PER_SECOND / 60))
+    return 60 + math.ceil(size / VECTOR_BYTES_PER_SECOND / 60)
 
 
 def longest_segment(family: str, policy: LengthPolicy) -> int:

@@ -1,10 +1,11 @@
 """Shows how far runs have come: a table drawn in place on a terminal, else a line for each change."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -45,6 +46,20 @@ def watch(results: Path, interval: float, once: bool, out: TextIO) -> None:
         printed: dict[str, Progress] = {}
         for runs, _ in _looks(results, interval):
             _print_changes(runs or [Progress(f"{results}: no run yet")], printed, out)
+
+
+def print_progress(results: Path, names: Collection[str], interval: float, out: TextIO) -> NoReturn:
+    """Print a line every `interval` seconds for each of the runs `names`, DATASET/MODEL, that computes shards.
+
+    For a thread next to Snakemake, which prints nothing while a shard runs. A file that can't be read now may be
+    readable at the next look.
+    """
+    printed: dict[str, Progress] = {}
+    while True:
+        time.sleep(interval)
+        with suppress(SeqmillError, OSError):
+            runs = [run for run in progress_of(results) if run.name in names and run.states[RUNNING]]
+            _print_changes(runs, printed, out)
 
 
 def console_of(out: TextIO) -> Console:

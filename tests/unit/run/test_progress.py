@@ -26,7 +26,7 @@ from seqmill.errors import SeqmillError
 from seqmill.run.progress import Amount, Progress, progress_of
 from seqmill.run.shard_state import OLD_SECONDS
 from seqmill.run.slurm_jobs import claim_folder
-from seqmill.run.watch import STILL_ALIVE, cells, console_of, table, total_of
+from seqmill.run.watch import STILL_ALIVE, cells, console_of, print_progress, table, total_of
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import open_index
 from seqmill.store.status import COMPLETE, FAILED, RUNNING, ShardStatus, StatusError, read_status
@@ -413,6 +413,24 @@ def test_durations_in_words() -> None:
 def start(results: Results, *arguments: object, **streams: object) -> subprocess.Popen:
     command = [sys.executable, str(SCRIPTS / "watch.py"), str(results.results), *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "COLUMNS": "", "LINES": ""}, **streams)
+
+
+def test_snakemake_prints_a_line_for_each_run_that_computes_when_it_has_got_on(results: Results) -> None:
+    class Lines(io.StringIO):
+        """A stream that ends the endless printing at its second line; the shard gets on after the first."""
+
+        def flush(self) -> None:
+            results.run(1, done_packs=1)
+            if self.getvalue().count("\n") == 2:
+                raise EOFError
+
+    out = Lines()
+    results.run(1, done_packs=0)
+    with locked_shard(results.shards[1]), pytest.raises(EOFError):
+        print_progress(results.results, [NAME], 0.001, out)
+    first, second = out.getvalue().splitlines()
+    assert re.match(rf"\d\d:\d\d:\d\d {NAME}, .*2 of 3 shards done, 1 running, 3/5 packs", first)
+    assert "4/5 packs" in second
 
 
 def test_in_a_pipe_each_change_is_a_line_until_all_is_merged(tmp_path: Path, fasta: Path) -> None:

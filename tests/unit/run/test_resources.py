@@ -102,12 +102,11 @@ def test_tokens_of_contigs_are_reckoned_with_before_they_are_known(
 
 def test_a_merge_of_more_bytes_is_given_more_time(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.h5", "b.h5")]
-    fewest = rewriting_minutes(files, 1)
+    fewest = rewriting_minutes(files)
     for file in files:
         with file.open("wb") as handle:
             os.truncate(handle.fileno(), 36 * 10**9)
-    assert rewriting_minutes(files, 1) >= fewest + 30  # 40 MB/s
-    assert rewriting_minutes(files, 2) == 2 * rewriting_minutes(files, 1)
+    assert rewriting_minutes(files) >= fewest + 30  # 40 MB/s
 
 
 def test_tokens_of_a_length() -> None:
