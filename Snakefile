@@ -62,7 +62,9 @@ onstart:
             Path(file) for job in workflow.dag.needrun_jobs() for file in job.output
         )
         in_use = stop_orphans(Path())
-    print(f"Progress of the shards: {command('watch', str(RESULTS.absolute()))}", file=sys.stderr)
+    print(
+        f"Progress of the shards: {command('watch', str(RESULTS.absolute()))}", file=sys.stderr
+    )
     names = [run.folder.name for run in RUN]
     seconds = 30 if sys.stderr.isatty() else 600
     threading.Thread(
