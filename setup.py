@@ -15,7 +15,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 REPOSITORY = Path(__file__).absolute().parent
-WORKFLOW = ("Snakefile", "config", "envs", "profiles", "rules", "tests/data")  # and the launchers in scripts/
+WORKFLOW = ("Snakefile", "config", "envs", "profiles", "report", "rules", "tests/data")  # and the launchers in scripts/
 # In the repository the package is next to its launchers. In the wheel this module is, and loads the package that they
 # belong to: under --software-deployment-method conda they run with a Python that has no seqmill.
 BESIDE_LAUNCHERS = '''"""Loads the package seqmill that these launchers belong to, whatever Python runs them."""
