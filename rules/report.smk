@@ -12,7 +12,7 @@ rule report:
     output:
         page=report(
             FOLDER.report,
-            caption="report.rst",
+            caption="../report/result.rst",
             category="Embeddings",
             labels={"dataset": "{dataset}", "model": "{model}"},
         ),

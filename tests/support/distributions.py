@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import REPOSITORY
 
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "Snakefile")
-FOLDERS = ("config", "envs", "profiles", "rules", "scripts", "tests/data")
+FOLDERS = ("config", "envs", "profiles", "report", "rules", "scripts", "tests/data")
 
 
 def copy_sources(folder: Path) -> Path:

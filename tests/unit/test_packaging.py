@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import seqmill.version
 from pipeline import REPOSITORY, SCRIPTS
 
 CONDA_NAMES = {"pytorch": "torch"}
@@ -33,7 +34,7 @@ def test_every_locked_package_has_hashes(lock: str) -> None:
     """torch has no hash and is not in the lock, because pip refuses a lock if any line lacks hashes."""
     text = (REPOSITORY / lock).read_text()
     body = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
-    entries = re.findall(r"[\w.-]+==\S+(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n", body)
+    entries = re.findall(r"[\w.-]+==\S+(?: ; .+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n", body)
     assert "".join(entries) == body
     assert len(entries) > 90
     assert not re.search(r"^torch==", text, re.MULTILINE)
@@ -44,6 +45,17 @@ def test_every_installer_uses_the_hashes_of_the_lock_and_the_same_torch() -> Non
         text = (REPOSITORY / name).read_text()
         assert re.search(r"--require-hashes (-r|--requirement) \S*requirements\.lock", text), name
         assert set(re.findall(r"torch==([\d.]+)", text)) == {locked()["torch"]}, name
+
+
+def test_macos_gets_no_triton_which_has_wheels_for_linux_alone() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [requirement for extra in extras.values() for requirement in extra if requirement.startswith("triton")]
+    asked += re.findall(r"^triton==.+", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
+    assert len(asked) == 2
+    assert all(re.search("; sys_platform == ['\"]linux['\"]", requirement) for requirement in asked)
+    assert not re.search(
+        r"^(triton|nvidia-(?!ml-py)[\w-]+)==", (REPOSITORY / "docs/requirements.lock").read_text(), re.M
+    )
 
 
 def test_conda_environments_have_the_locked_versions() -> None:
@@ -59,7 +71,7 @@ def dependencies(*extras: str) -> set[str]:
     """Return the names of pyproject's dependencies, without and with these extras."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
-    return {re.split(r"[<>=\[]", requirement)[0] for requirements in lists for requirement in requirements} - {
+    return {re.split(r"[<>=\[;]", requirement)[0] for requirements in lists for requirement in requirements} - {
         "seqmill"
     }
 
@@ -117,6 +129,17 @@ def test_the_contract_about_torch_names_all_of_run_but_what_computes() -> None:
     modules = {f"seqmill.run.{path.stem}" for path in (SCRIPTS / "seqmill/run").glob("[a-z]*.py")}
     named = {name for name in contract["source_modules"] if name.startswith("seqmill.run.")}
     assert modules - named == {"seqmill.run.calibration", "seqmill.run.plan"}
+
+
+def test_the_citation_and_the_catalog_know_the_version_the_authors_and_the_files() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (seqmill.version.__version__, project["license"])
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+    assert f"Copyright (c) 2026 {citation['authors'][0]['name']}" in (REPOSITORY / "LICENSE").read_text()
+    usage = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert True in usage["software-stack-deployment"].values()  # or else the catalog shows no deployment
+    assert usage["report"] == ("report(" in (REPOSITORY / "rules/report.smk").read_text())
 
 
 def test_the_tests_write_no_weights_into_the_repository() -> None:

@@ -82,7 +82,7 @@ def write_facts(facts: Path, weights: Path) -> None:
 
 def test_every_command_and_the_python_code_work(mirror: str, weights: Path, tmp_path: Path) -> None:
     clone, folder, models = tmp_path / "clone", tmp_path / "folder", tmp_path / "models"
-    for name in ("Snakefile", "config", "rules", "scripts", "envs", "profiles"):
+    for name in ("Snakefile", "config", "report", "rules", "scripts", "envs", "profiles"):
         source = REPOSITORY / name
         clone.mkdir(exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, clone / name)

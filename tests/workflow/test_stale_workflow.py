@@ -182,7 +182,7 @@ def test_nothing_is_recomputed_needlessly(folder: Path, tmp_path: Path) -> None:
     folder.rename(tmp_path / "moved")
     assert "Nothing to be done" in run(tmp_path / "moved").stdout
     copy = tmp_path / "repository"
-    for name in ("config", "envs", "profiles", "rules", "scripts"):
+    for name in ("config", "envs", "profiles", "report", "rules", "scripts"):
         shutil.copytree(REPOSITORY / name, copy / name)
     shutil.copy(REPOSITORY / "Snakefile", copy / "Snakefile")
     assert "Nothing to be done" in run(tmp_path / "moved", repository=copy).stdout

@@ -82,7 +82,7 @@ def test_the_wheel_s_own_package_runs(environment: Path, tmp_path: Path) -> None
 
 def test_the_wheel_has_all_files_of_the_workflow(wheel: Path) -> None:
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
-    folders = ("config", "envs", "profiles", "rules", "tests/data")
+    folders = ("config", "envs", "profiles", "report", "rules", "tests/data")
     expected = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
     expected += [REPOSITORY / "Snakefile", *SCRIPTS.glob("*.py")]
     inside = {name.relative_to("seqmill/workflow") for name in names if name.is_relative_to("seqmill/workflow")}

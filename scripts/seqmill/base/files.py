@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.signals import is_alive
 from seqmill.errors import SeqmillError
 
 ABANDONED_SECONDS = 3600.0
@@ -86,7 +87,8 @@ def _refuse_existing(path: Path) -> None:
 def remove_left(folder: Path, name: str = "*") -> None:
     """Remove temporary files and folders for `name` (a glob pattern) that killed processes of this machine left."""
     for left in folder.glob(f".{name}.{glob.escape(socket.gethostname())}.*.tmp"):
-        if not Path("/proc", left.name.split(".")[-2]).exists():
+        process = left.name.split(".")[-2]
+        if not (process.isdecimal() and is_alive(int(process))):
             _remove(left)
 
 

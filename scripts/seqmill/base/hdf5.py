@@ -74,7 +74,7 @@ class RowWriter:
 
     Disk space for all rows is allocated first, so that a full disk shows before the work. Rows are flushed to the disk
     as they come, so that little is left to wait for at the end. `forget` drops written rows from the page cache, to
-    leave it to files that are still to be read.
+    leave it to files that are still to be read. macOS can do neither: a full disk shows at the write that fails.
     """
 
     def __init__(self, path: Path, name: str, forget: bool = False) -> None:
@@ -89,7 +89,7 @@ class RowWriter:
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
         if size:
             with name_errors(path):
-                os.posix_fallocate(self._file.fileno(), self._offset, size)
+                _allocate(self._file.fileno(), self._offset, size)
         self._file.seek(self._offset)
 
     def append(self, rows: np.ndarray) -> None:
@@ -109,7 +109,8 @@ class RowWriter:
             return
         # This advice drops the pages that are on the disk, and starts writing the others.
         first = max(self._sent - KEEP_BYTES, 0) if self._forget else self._sent
-        os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), self._offset + first, written - first, os.POSIX_FADV_DONTNEED)
         self._sent = written
 
     def __enter__(self) -> "RowWriter":
@@ -120,6 +121,11 @@ class RowWriter:
             self._file.close()
         if kind is None:
             assert self._written == self._shape[0], f"{self._path}: {self._written} of {self._shape[0]} rows written"
+
+
+def _allocate(descriptor: int, offset: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, offset, size)
 
 
 class NewFile(h5py.File):  # type: ignore[misc]  # h5py has no types

@@ -1,12 +1,20 @@
-"""The machine that the process runs on: its GPUs, its processor, and the memory that is left."""
+"""The machine that the process runs on: its GPUs, its processor, its memory, and its limits.
+
+Linux tells most in files and by calls of its own; where macOS has neither, the functions fall back on what POSIX has.
+"""
 
 import functools
 import itertools
 import os
+import platform
+import resource
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+PROC = Path("/proc")
+MACOS_FILES = 10240  # OPEN_MAX: macOS calls the limit of open files unlimited, but refuses a higher one
 
 
 def visible_gpus() -> list[str]:
@@ -29,21 +37,47 @@ def visible_gpus() -> list[str]:
 
 @functools.cache
 def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and its features as Linux names them, e.g. avx512_bf16."""
+    """Return the processor's name and its features as Linux names them, e.g. avx512_bf16; without Linux, no features.
+
+    Linux has no name for Arm processors; the name is then that of the architecture.
+    """
     fields: dict[str, str] = {}
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (PROC / "cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
-    return fields.get("model name", "CPU"), frozenset(fields.get("flags", fields.get("Features", "")).split())
+    return fields.get("model name", f"{platform.machine()} CPU"), frozenset(
+        fields.get("flags", fields.get("Features", "")).split()
+    )
 
 
-def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+def usable_cores() -> int:
+    """Return the number of cores that this process may use; those of the machine if it can't be bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Return the peak memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def allow_many_files() -> None:
+    """Raise the process's limit of open files as far as the system lets it."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (ValueError, OSError):
+        if now < MACOS_FILES:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (MACOS_FILES, most))
+
+
+def available_memory(proc: Path = PROC, cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes this process can still take: the machine's available memory, or its cgroups' rest if less.
 
-    A cgroup's inactive file pages count as free. Without Linux's files the result is sys.maxsize.
+    A cgroup's inactive file pages count as free. Without Linux's files, all memory of the machine counts as available.
     """
-    limits = [sys.maxsize]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError):
         for line in (proc / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

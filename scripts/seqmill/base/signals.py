@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from seqmill.base.machine import PROC
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +108,15 @@ def stop_with_parent(pid: int) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
+    """Return whether a process of this machine runs; a zombie does not, if /proc tells."""
     try:
         os.kill(pid, 0)
-        stat = Path("/proc", str(pid), "stat").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-        return not Path("/proc/self").exists()  # without /proc only the parent is watched
-    except PermissionError:
+    except PermissionError:  # it is another user's
         return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:  # it has just ended, or there is no /proc, as on macOS
+        return not (PROC / "self").exists()
     return stat.rpartition(")")[2].split()[0] != "Z"

@@ -5,7 +5,6 @@ import errno
 import logging
 import math
 import os
-import resource
 import signal
 import sys
 from argparse import ArgumentTypeError
@@ -14,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from seqmill.base.extras import optional_packages
+from seqmill.base.machine import allow_many_files
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import FAMILY_DEFAULT, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
@@ -39,8 +39,7 @@ def exit_code_of(work: Callable[[], int | None], kept: str = "") -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a merge maps every shard, and there may be over 1024
+    allow_many_files()  # a merge maps every shard, and there may be over 1024
     signals = Signals(ENDING_SIGNALS)
     try:
         signals.catch()

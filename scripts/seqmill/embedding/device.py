@@ -1,10 +1,10 @@
 """The device and precision that a worker uses."""
 
 import os
-import resource
 
 import torch
 
+from seqmill.base import machine
 from seqmill.base.machine import processor
 from seqmill.errors import SeqmillError
 
@@ -49,7 +49,7 @@ def describe_device(device: torch.device) -> dict[str, str]:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Return the peak memory in bytes so far, of the process and on the GPU."""
-    peak = {"peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    peak = {"peak_host_bytes": machine.peak_memory()}
     if device.type == "cuda":
         peak["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
     return peak

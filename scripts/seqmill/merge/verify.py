@@ -1,6 +1,5 @@
 """The checks before a merge: all shards are present, sound and of one computation, and every sequence is in one."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from seqmill.base.machine import usable_cores
 from seqmill.errors import SeqmillError
 from seqmill.merge.records import has_row
 from seqmill.merge.reused import ReusedVectors
@@ -125,7 +125,7 @@ def verify_shards(
     world_size = len(shard_paths)
     by_rank: dict[int, tuple[Shard, ShardStatus]] = {}
     problems = []
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    threads = ThreadPoolExecutor(usable_cores())
     paths = zip(shard_paths, status_paths, strict=True)
     checks = [threads.submit(verify_shard, index, *pair, world_size) for pair in paths]
     try:

@@ -12,6 +12,7 @@ from seqmill.base.digests import sha256_but_for
 from seqmill.base.files import sha256_of_file
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
+from seqmill.base.signals import is_alive
 from seqmill.base.words import in_one_line, size_in_words
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
 from seqmill.run.findings import Finding, Remedy, guarded, shown, trouble_with, try_read
@@ -227,10 +228,11 @@ def _left_over(run: FoundRun) -> Iterator[Finding]:
         for path, entry in (entries_of(folder) if exists(folder) else {}).items():
             name = path.name
             host, _, process = name.removesuffix(".tmp").rpartition(".")
-            is_alive = host.endswith(f".{socket.gethostname()}") and exists(Path("/proc", process))
+            is_local = host.endswith(f".{socket.gethostname()}")
+            is_written = is_local and process.isdecimal() and is_alive(int(process))
             is_lock = SHARD_FILE.fullmatch(name) and name.endswith(".lock")
             is_free = is_lock and not lock_holder(folder / name[1:].removesuffix(".lock"))
-            if name.startswith(".") and ((name.endswith(".tmp") and not is_alive) or is_free):
+            if name.startswith(".") and ((name.endswith(".tmp") and not is_written) or is_free):
                 left.append((entry.st_size, shown(path)))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""

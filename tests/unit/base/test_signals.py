@@ -7,7 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from pipeline import SCRIPTS
+from seqmill.base import signals
 from seqmill.base.signals import is_alive
 from seqmill.store.part_file import open_part
 
@@ -114,3 +117,15 @@ def test_a_signal_while_the_last_part_waits_for_the_disk_loses_nothing(tmp_path:
     assert writer.wait(timeout=60) == 128 + signal.SIGTERM
     parts = [open_part(path).packs.tolist() for path in sorted(tmp_path.glob("*.part.h5"))]
     assert parts == [[0], [1, 2]]
+
+
+def test_is_alive_with_and_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for _ in range(2):
+        assert is_alive(os.getpid())
+        assert is_alive(os.getppid())
+        assert not is_alive(ended.pid)
+        assert not is_alive(2**22 + 1)  # above any process id
+        assert not is_alive(2**70)
+        monkeypatch.setattr(signals, "PROC", tmp_path)

@@ -390,7 +390,7 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n"
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, sys.maxsize),
+        ({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         ({"proc/meminfo": MEMINFO}, 8000 * 1024),
         (  # version 2, limited two levels up; part of the used memory is page cache
             {

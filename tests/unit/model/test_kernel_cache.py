@@ -174,7 +174,7 @@ def test_a_processor_without_our_kernels_is_noted(
     for dtype in (torch.float32, torch.float32, torch.float64):
         assert compiled.of_dtype(dtype) is None
     (message,) = caplog.messages
-    assert "no kernel of ours is for this processor in float32" in message
+    assert "no kernel of ours is for this processor and system in float32" in message
 
 
 def test_a_compiler_that_fails_is_named_with_its_reason(

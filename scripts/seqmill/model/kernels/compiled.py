@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -42,7 +43,9 @@ def of_dtype(dtype: "torch.dtype") -> str | None:
 
 @functools.cache  # once per process
 def _warn_without_kernel(precision: str) -> None:
-    log.warning("no kernel of ours is for this processor in %s: attention may be 3 to 6 times slower", precision)
+    log.warning(
+        "no kernel of ours is for this processor and system in %s: attention may be 3 to 6 times slower", precision
+    )
 
 
 def missing_features(name: str) -> list[str]:
@@ -53,7 +56,7 @@ def missing_features(name: str) -> list[str]:
 def why_not(name: str) -> str:
     """Return why a kernel can't be used on this machine; empty if it can."""
     if missing := missing_features(name):
-        return f"the processor has no {', '.join(missing)}"
+        return f"the processor has no {', '.join(missing)}" if sys.platform == "linux" else "it is for Linux alone"
     no_library = "this installation has no compiled library for it, and there is no working C compiler"
     return "" if load(name) else _REFUSED.get(name, no_library)
 
