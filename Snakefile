@@ -5,12 +5,10 @@
 # Settings: config/config.yaml, explained in docs/reference/settings.md. Results: results/{dataset}/{model}/.
 
 import threading
-import time
 
 from snakemake.utils import min_version
 
 min_version("9.19")
-STARTED = time.time()
 
 
 # The working directory's own settings, or else those of the workflow.
@@ -51,14 +49,18 @@ rule all:
 
 onstart:
     from seqmill.run.slurm_jobs import stop_orphans
+    from seqmill.run.summary import stamps_of
 
-    # A global of the whole workflow: the file must stay open until the run ends.
-    global in_use
+    # Globals of the whole workflow: the file must stay open until the run ends.
+    global in_use, parts, stamps
     with errors_in_one_line():
         RUN.require_reused(
             Path(file) for job in workflow.dag.needrun_jobs() for file in job.output
         )
         in_use = stop_orphans(Path())
+    # After the jobs that an earlier run has left, which may write to their logs.
+    parts = ["fetch_weights", *(run.folder.name for run in RUN)]
+    stamps = stamps_of(Path(), parts)
 
 
 onsuccess:
@@ -77,6 +79,5 @@ onerror:
     from seqmill.run.summary import failure_message
 
     # Snakemake prints this after the logs of all failed jobs.
-    names = ["fetch_weights", *(run.folder.name for run in RUN)]
-    if message := failure_message(Path(), names, STARTED):
+    if message := failure_message(Path(), parts, stamps):
         print(f"\n{message}\n", file=sys.stderr)
