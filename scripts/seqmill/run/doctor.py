@@ -14,6 +14,7 @@ from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line, size_in_words
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
+from seqmill.run.doctor_weights import missing_weights, other_downloads
 from seqmill.run.findings import Finding, Remedy, guarded, shown, trouble_with, try_read
 from seqmill.run.shard_state import is_at_work
 from seqmill.run.stale import find_changed_inputs, started_world_size
@@ -44,7 +45,12 @@ def examine(results: Path, check: bool = False) -> list[Report]:
 
     With `check`, all bytes are read and compared with their digests.
     """
-    return [_report(run, check) for run in find_runs(results)]
+    runs = find_runs(results)
+    others = other_downloads(results, runs)
+    return [
+        *(_report(run, check) for run in runs),
+        *(Report(f"weights of {model}", root, [finding]) for root, model, finding in others),
+    ]
 
 
 def _report(run: FoundRun, check: bool) -> Report:
@@ -79,6 +85,8 @@ def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
         is_reused = done and any(finding for _, finding in shards)
         yield Finding(text + (", whose workers reuse its packs if the settings are the same" if is_reused else ""))
     yield from merged
+    if not is_sound:
+        yield from guarded(run.path, missing_weights(run))
     yield from guarded(run.path, _changed_inputs(run))
     if run.parts in run.files:
         yield from guarded(run.parts, _parts(run, index, shards, check))

@@ -474,6 +474,20 @@ def test_an_index_that_could_not_be_built_again(results: Results) -> None:
     assert "index: none; the merged results do not need it" in doctor(results, code=0)
 
 
+def test_a_download_that_failed_does_not_matter_to_merged_results(results: Results) -> None:
+    model = "esm2_t6_8M_UR50D"
+    moved = results.folder.rename(results.folder.with_name(model))
+    log = results.root / f"logs/fetch_weights/{model}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("10:00:00 ERROR cannot fetch https://h/w.pt: no such host\n")
+    assert "fetched" not in doctor(results, code=0)
+    (moved / "embeddings.h5").unlink()
+    said = doctor(results)
+    assert "weights: not fetched: cannot fetch https://h/w.pt: no such host\n" in said
+    assert "\nfirst: fix what the error says\nfirst: add the --config " in said
+    assert advice(said).startswith("snakemake --cores all ")
+
+
 def test_exports_of_an_earlier_result(results: Results) -> None:
     (results.folder / "exports/embeddings_pt").mkdir(parents=True)
     for name in ("embeddings.npy", "embeddings.npy.ids.txt"):
