@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from seqmill.base.files import sha256_of_file
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line, many, size_in_words
+from seqmill.export.names import IDS, NAMES
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
 from seqmill.run.doctor_weights import missing_weights, other_downloads
 from seqmill.run.findings import Finding, Remedy, guarded, shown, trouble_with, try_read
@@ -20,11 +22,14 @@ from seqmill.run.shard_state import is_at_work
 from seqmill.run.stale import find_changed_inputs, started_world_size
 from seqmill.run.walk import FoundRun, entries_of, exists, find_runs, last_error
 from seqmill.spec.fingerprint import Fingerprint
+from seqmill.spec.outputs import POOLINGS, dataset_name
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index, open_index
 from seqmill.store.layout import SHARD_FILE
 from seqmill.store.part_file import Part, open_part
+
+EXPORTED = re.compile(rf"embeddings_\d+_({'|'.join(sorted(POOLINGS, key=len, reverse=True))})(?=\.|_pt$)")
 
 
 @dataclass(frozen=True)
@@ -235,9 +240,16 @@ def packs_in_words(todo: int, saved: int, num_files: int, num_bytes: int) -> str
 
 
 def _old_exports(run: FoundRun) -> Iterator[Finding]:
-    """Yield the exports that are older than the results; their names don't show it."""
+    """Yield the exports that are older than the results, or of an output that the results do not have."""
+    outputs = EmbeddingsFile(run.embeddings).outputs
+    known = {dataset_name(*pair, pair == outputs[0]) for pair in outputs}
     for path, entry in sorted(entries_of(run.exports).items()):
-        if entry.st_mtime_ns < run.time_of(run.embeddings) and not path.name.startswith("."):
+        if path.name.startswith(".") or path.name.endswith((IDS, NAMES)):
+            continue
+        output = EXPORTED.match(path.name)
+        if output and output[0] not in known:
+            yield Finding(f"{in_one_line(shown(path))}: embeddings.h5 has no output of this name any more; delete it")
+        elif entry.st_mtime_ns < run.time_of(run.embeddings):
             yield Finding(f"{in_one_line(shown(path))}: made from an earlier result; delete it or export again")
 
 

@@ -17,7 +17,10 @@ def weights_finding(root: Path, model: str) -> Finding | None:
     """
     log = fetch_log(root, model)
     error = last_error(log) if model in NAMES else ""
-    if not error or any(replace(source, path=root / source.path).is_on_disk for source in released_sources(model)):
+    if not error:
+        return None
+    sources = (replace(source, path=root / (source.path or "")) for source in released_sources(model))
+    if any(source.is_on_disk for source in sources):
         return None
     return Finding(f"weights: not fetched{error}\n    see {shown(log)}", Remedy.REPAIR, "fix what the error says")
 

@@ -12,7 +12,7 @@ from seqmill.base.commands import command
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.run.datasets import Dataset
+from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
 from seqmill.store.layout import RunFolder
@@ -29,7 +29,7 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
 
-def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
+def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
     """Return where the results are that exist, how to read them, and what their reader must know.
 
     Paths are absolute if the user started the run in another folder than the current one (`is_elsewhere`).
@@ -48,6 +48,8 @@ def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
             f"    how it was made:         {folder.manifest}",
             f"    at a glance:             {folder.report}",
         ]
+        exports = [str(root / path) for path in dataset.exports if path.exists()]
+        lines += [f"    {'' if number else 'exports:':<24} {path}" for number, path in enumerate(exports)]
         if number := _fates(folder.manifest).get("quarantined"):
             warnings.append(
                 f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
@@ -63,7 +65,7 @@ def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
     return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
 
 
-def _trained_run(dataset: Dataset, is_elsewhere: bool) -> str:
+def _trained_run(dataset: DatasetRun, is_elsewhere: bool) -> str:
     """Return a command that embeds a dataset with a trained model."""
     model = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
     if Path("Snakefile").exists():

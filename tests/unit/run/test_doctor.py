@@ -509,12 +509,18 @@ def test_exports_of_an_earlier_result(results: Results) -> None:
         (results.folder / "exports" / name).touch()
     assert "exports" not in doctor(results, code=0)
     merged = results.embeddings.stat().st_mtime_ns
-    for name in ("embeddings.npy", "embeddings_pt"):
+    for name in ("embeddings.npy", "embeddings.npy.ids.txt", "embeddings_pt"):
         os.utime(results.folder / "exports" / name, ns=(merged - 1, merged - 1))
+    others = ("embeddings_6_max_pt", "embeddings_6_mean_tokens.npy", "embeddings_3_mean.h5ad")  # new as well as old
+    for name in (*others, "embeddings_of_mine.csv", "embeddings_-1_max.npy"):
+        (results.folder / "exports" / name).touch()
+    os.utime(results.folder / "exports" / others[1], ns=(merged - 1, merged - 1))
     said = doctor(results, code=0)
     for name in ("embeddings.npy", "embeddings_pt"):
         assert f"  results/{NAME}/exports/{name}: made from an earlier result; delete it or export again\n" in said
-    assert "ids.txt" not in said
+    for name in others:
+        assert f"/exports/{name}: embeddings.h5 has no output of this name any more; delete it\n" in said
+    assert said.count("/exports/") == 5
 
 
 def test_leftover_files(results: Results) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
+from pipeline import REPOSITORY
 from seqmill.base.commands import command
 from seqmill.base.locks import locked_shard
+from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.datasets import Dataset
+from seqmill.run.settings import check_settings
 from seqmill.run.summary import Stamp, failure_message, results_message, stamps_of
 from seqmill.spec.models import find_model
 from seqmill.store.status import RUNNING, ShardStatus
@@ -19,6 +23,11 @@ from seqmill.store.status import RUNNING, ShardStatus
 NAMES = ["a/m", "b/m", "c/m", "fetch_weights"]
 START = 1_700_000_000.0
 EMPTY: Mapping[Path, Stamp] = {}
+
+
+def run_of(name: str, fasta: Path, model: str, **settings: object) -> DatasetRun:
+    schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
+    return DatasetRun.of(Dataset(name, fasta, find_model(model)), check_settings(settings, schema, []))
 
 
 def running(rank: int) -> str:
@@ -105,7 +114,7 @@ def test_it_never_fails(tmp_path: Path) -> None:
 def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
-    datasets = [Dataset(f"d{n}", Path("a b.fa"), find_model(model)) for n, model in enumerate(models)]
+    datasets = [run_of(f"d{n}", Path("a b.fa"), model) for n, model in enumerate(models)]
     (tmp_path / "Snakefile").touch()
     assert results_message(datasets, False) == ""
     for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
@@ -143,11 +152,27 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     assert f"e.g. {command('run', 'a b.fa', '--model', 'esm2_t33_650M_UR50D')}\n" in said
 
 
+def test_exports_that_exist_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"exports": ["npy", "pt"], "pooling": ["mean", "max"]}
+    dataset = run_of("d", Path("p.faa"), "untrained:esm2_t6_8M_UR50D", **settings)
+    write(dataset.folder.embeddings, "", 5)
+    assert "exports" not in results_message([dataset], False)
+    for path in dataset.exports[:3]:
+        write(path, "", 5)
+    exports = "results/d/untrained-esm2_t6_8M_UR50D/exports"
+    first, *others = [line for line in results_message([dataset], False).splitlines() if "/exports/" in line]
+    assert first == f"    exports:                 {exports}/embeddings.npy"
+    assert [line.strip() for line in others] == [f"{exports}/embeddings_6_max.npy", f"{exports}/embeddings_pt"]
+    assert all(line.index(exports) == first.index(exports) for line in others)
+    assert f"    exports:                 {tmp_path}/{exports}/embeddings.npy\n" in results_message([dataset], True)
+
+
 def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "an output"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    dataset = Dataset("d", Path("p.faa"), find_model("untrained:dnabert_s"))
+    dataset = run_of("d", Path("p.faa"), "untrained:dnabert_s")
     write(dataset.folder.embeddings, "", 5)
     write(dataset.folder.manifest, json.dumps({"counts": {"fates": {"quarantined": 2}}}), 5)
     said = results_message([dataset], True)
