@@ -5,12 +5,10 @@
 # Settings: config/config.yaml, explained in docs/reference/settings.md. Results: results/{dataset}/{model}/.
 
 import threading
-import time
 
 from snakemake.utils import min_version
 
 min_version("9.19")
-STARTED = time.time()
 
 
 pathvars:
@@ -53,22 +51,25 @@ include: "rules/plan.smk"
 onstart:
     from seqmill.base.commands import command
     from seqmill.run.slurm_jobs import stop_orphans
+    from seqmill.run.summary import stamps_of
     from seqmill.run.watch import print_progress
 
-    # A global of the whole workflow: the file must stay open until the run ends.
-    global in_use
+    # Globals of the whole workflow: the file must stay open until the run ends.
+    global in_use, parts, stamps
     with errors_in_one_line():
         RUN.require_reused(
             Path(file) for job in workflow.dag.needrun_jobs() for file in job.output
         )
         in_use = stop_orphans(Path())
+    # After the jobs that an earlier run has left, which may write to their logs.
+    parts = ["fetch_weights", *(run.folder.name for run in RUN)]
+    stamps = stamps_of(RESULTS, LOGS, parts)
     print(
         f"Progress of the shards: {command('watch', str(RESULTS.absolute()))}", file=sys.stderr
     )
-    names = [run.folder.name for run in RUN]
     seconds = 30 if sys.stderr.isatty() else 600
     threading.Thread(
-        target=print_progress, args=(RESULTS, names, seconds, sys.stderr), daemon=True
+        target=print_progress, args=(RESULTS, parts, seconds, sys.stderr), daemon=True
     ).start()
 
 
@@ -88,6 +89,5 @@ onerror:
     from seqmill.run.summary import failure_message
 
     # Snakemake prints this after the logs of all failed jobs.
-    names = ["fetch_weights", *(run.folder.name for run in RUN)]
-    if message := failure_message(Path(), names, STARTED):
+    if message := failure_message(RESULTS, LOGS, parts, stamps):
         print(f"\n{message}\n", file=sys.stderr)

@@ -1,6 +1,6 @@
 # Exports: embeddings.h5 in the formats that config's `exports` lists, for each of its outputs.
 #   input:  results/{dataset}/{model}/embeddings.h5, records.tsv.gz
-#   output: results/{dataset}/{model}/exports/{name}.{parquet,npy,h5ad,h5,faiss}, {name}_pt/; a name is that of a
+#   output: results/{dataset}/{model}/exports/{name}.{parquet,npy,csv,tsv,h5ad,h5,faiss}, {name}_pt/; a name is that of a
 #           dataset in embeddings.h5: embeddings, embeddings_{layer}_{pooling}, residues, residues_{layer}
 
 from seqmill.export.formats import BESIDE, FORMATS

@@ -63,9 +63,7 @@ def test_a_dry_run_of_a_fasta_in_another_folder(folder: Path) -> None:
 
 
 def test_gpus_are_shards_that_run_at_a_time(folder: Path) -> None:
-    done = run(
-        folder, "p.faa", "--model", MODEL, "--gpus", "3", "--config", "exports=[npy]", "dtype=float16", "--", "-n"
-    )
+    done = run(folder, "p.faa", "--model", MODEL, "--gpus", "3", "--config", "exports=npy", "dtype=float16", "--", "-n")
     assert done.returncode == 0, done.stderr
     assert (jobs(done.stdout)["embed_shard"], jobs(done.stdout)["export_npy"]) == (3, 1)
     assert "--resources gpu=3" in done.stderr

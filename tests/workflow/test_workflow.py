@@ -262,6 +262,17 @@ def test_the_failed_dataset_is_named_at_the_end(tmp_path: Path) -> None:
     assert f"two/{SLUG}: failed\n" in said.stdout
     assert f"one/{SLUG}: complete\n" in said.stdout
 
+    # At once another run, in which another dataset fails; the log of `two` is still the one with the error.
+    (tmp_path / "three.faa").write_text(">x\nMK-V\n")
+    with (tmp_path / "d.tsv").open("a") as table:
+        table.write("three\tthree.faa\n")
+    target = f"results/three/{SLUG}/index.h5"
+    done = snakemake(tmp_path, target, "--retries", "0", config={"datasets": "d.tsv", "model": MODEL})
+    assert done.returncode != 0
+    failed, _ = done.stdout.partition("\nFailed:\n")[2].split("See more: ")
+    assert failed.startswith(f"  three/{SLUG}: ")
+    assert failed.count("\n") == 1
+
 
 PROTEIN = {"fasta": "good.faa", "model": MODEL}
 CONTIG = {"fasta": "good.fna", "model": "untrained:dnabert_s"}

@@ -1,4 +1,4 @@
-"""Write an embeddings file in the format of another program: Parquet, .npy, AnnData, FAISS, UniProt's, fair-esm's."""
+"""Write an embeddings file in another format: Parquet, .npy, CSV, TSV, AnnData, FAISS, UniProt's, fair-esm's."""
 
 import argparse
 from pathlib import Path

@@ -23,7 +23,7 @@ examples:
   seqmill run proteins.faa --model esm2_t33_650M_UR50D --output embeddings
   seqmill run proteins.faa --gpus 8 --profile slurm -- --dry-run
   seqmill run proteins.faa -- plan
-  seqmill run --config datasets=table.tsv 'exports=[npy,parquet]'
+  seqmill run --config datasets=table.tsv exports=npy
 """
 # Options and targets of Snakemake with which it computes nothing: weights need not be there, and no one repeats them.
 COMPUTES_NOTHING = re.compile(

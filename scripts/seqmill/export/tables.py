@@ -1,6 +1,7 @@
-"""Exports as one table: Parquet, .npy, AnnData, FAISS."""
+"""Exports as one table: Parquet, .npy, CSV, AnnData, FAISS."""
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from seqmill.errors import SeqmillError
 from seqmill.export.names import IDS, unique_names, whole_export
 from seqmill.store.embeddings import EmbeddingsFile, read_blocks, read_ids
 
+TEXT_BUFFER = 1 << 20
 FLAT_INNER_PRODUCT = b"IxFI"  # the first bytes of a file of faiss.IndexFlatIP
 
 
@@ -43,6 +45,23 @@ def write_parquet(embeddings: EmbeddingsFile, output: Path, records: Path | None
             flat = pyarrow.array(block.vectors.astype(np.float32, copy=False).reshape(-1))
             columns = [block.ids, block.lengths, pyarrow.FixedSizeListArray.from_arrays(flat, width)]
             writer.write_table(pyarrow.table(columns, schema), row_group_size=len(block.ids))
+
+
+def write_text(embeddings: EmbeddingsFile, output: Path, records: Path | None = None, *, separator: str) -> None:
+    """Write a line per record, after a header: `id`, `length`, and the numbers `d0`, `d1` ..., as text in UTF-8.
+
+    Ids with a quote or the separator are quoted as in RFC 4180. Nine digits restore every float32, also for readers
+    that parse float64, or not quite exactly.
+    """
+    width = embeddings.array.shape[1]
+    form = separator.join(["%s", "%d", *["%.9g"] * width]) + "\n"
+    special = re.compile(f'["{separator}]')
+    with whole_export(output) as temporary, temporary.open("wb", buffering=TEXT_BUFFER) as file:
+        file.write((separator.join(["id", "length", *(f"d{number}" for number in range(width))]) + "\n").encode())
+        for block in read_blocks(embeddings):
+            for id_, length, vector in zip(block.ids, block.lengths.tolist(), block.vectors, strict=True):
+                quoted = '"' + id_.replace('"', '""') + '"' if special.search(id_) else id_
+                file.write((form % (quoted, length, *vector.tolist())).encode())
 
 
 def write_npy(embeddings: EmbeddingsFile, output: Path, records: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import socket
 from collections.abc import Iterator
@@ -13,18 +14,23 @@ from seqmill.base.files import sha256_of_file
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.locks import lock_holder
 from seqmill.base.signals import is_alive
-from seqmill.base.words import in_one_line, size_in_words
+from seqmill.base.words import in_one_line, many, size_in_words
+from seqmill.export.names import IDS, NAMES
 from seqmill.run.doctor_shards import ExaminedShard, examine_shard, shard_findings
+from seqmill.run.doctor_weights import missing_weights, other_downloads
 from seqmill.run.findings import Finding, Remedy, guarded, shown, trouble_with, try_read
 from seqmill.run.shard_state import is_at_work
 from seqmill.run.stale import find_changed_inputs, started_world_size
 from seqmill.run.walk import FoundRun, entries_of, exists, find_runs, last_error
 from seqmill.spec.fingerprint import Fingerprint
+from seqmill.spec.outputs import POOLINGS, dataset_name
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index, open_index
 from seqmill.store.layout import SHARD_FILE
 from seqmill.store.part_file import Part, open_part
+
+EXPORTED = re.compile(rf"embeddings_\d+_({'|'.join(sorted(POOLINGS, key=len, reverse=True))})(?=\.|_pt$)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,12 @@ def examine(results: Path, check: bool = False) -> list[Report]:
 
     With `check`, all bytes are read and compared with their digests.
     """
-    return [_report(run, check) for run in find_runs(results)]
+    runs = find_runs(results)
+    others = other_downloads(results, runs)
+    return [
+        *(_report(run, check) for run in runs),
+        *(Report(f"weights of {model}", root, [finding]) for root, model, finding in others),
+    ]
 
 
 def _report(run: FoundRun, check: bool) -> Report:
@@ -76,10 +87,13 @@ def _examine(run: FoundRun, check: bool) -> Iterator[Finding]:
         yield from shard_findings(run, shards)
     for size, others in sets.items():
         done = sum(finding is None for _, finding in others)
-        text = f"another set of shards: {done} of {size} complete; the merge would use the set of {chosen}"
+        text = f"another set, of {many(size, 'shard')}: {done} complete; "
+        text += f"the merge would use the set of {many(chosen, 'shard')}"
         is_reused = done and any(finding for _, finding in shards)
-        yield Finding(text + (", whose workers reuse its packs if the settings are the same" if is_reused else ""))
+        yield Finding(text + (", whose workers take packs from it if the settings are the same" if is_reused else ""))
     yield from merged
+    if not is_sound:
+        yield from guarded(run.path, missing_weights(run))
     yield from guarded(run.path, _changed_inputs(run))
     if run.parts in run.files:
         yield from guarded(run.parts, _parts(run, index, shards, check))
@@ -205,19 +219,38 @@ def _parts(run: FoundRun, index: Index | None, shards: list[ExaminedShard], chec
     ranks = [rank for rank, (_, finding) in enumerate(shards) if finding]
     todo = {pack for rank in ranks for pack in packs_of_rank(index.num_packs, rank, len(shards))}
     saved = todo.intersection(pack for part in ours for pack in part.packs.tolist())
-    size = size_in_words(sum(files[part.path].st_size for part in ours))
     if ours:
-        yield Finding(f"saved: {len(saved)} of {len(todo)} packs still to do, in {len(ours)} part files ({size})")
+        size = sum(files[part.path].st_size for part in ours)
+        yield Finding(packs_in_words(len(todo), len(saved), len(ours), size))
     if others := [part for part in parts if part not in ours]:
-        size = size_in_words(sum(files[part.path].st_size for part in others))
-        why = others[0].fingerprint.difference(current)
-        yield Finding(f"part files of other computations, not used: {len(others)} ({size}): {why}")
+        size = sum(files[part.path].st_size for part in others)
+        why, are = others[0].fingerprint.difference(current), "is" if len(others) == 1 else "are"
+        text = f"{many(len(others), 'part file')} ({size_in_words(size)}) of another computation {are} not used: {why}"
+        yield Finding(text)
+
+
+def packs_in_words(todo: int, saved: int, num_files: int, num_bytes: int) -> str:
+    """Say how many packs are still to do, and how many of these are saved in part files."""
+    files = f"{many(num_files, 'part file')} ({size_in_words(num_bytes)})"
+    if not todo:
+        return f"packs: none still to do; {files} {'is' if num_files == 1 else 'are'} left over"
+    if not saved:
+        return f"packs: {todo} still to do; none of them is saved in {files}"
+    are, need = ("is", "needs") if saved == 1 else ("are", "need")
+    return f"packs: {todo} still to do; {saved} of them {are} saved in {files} and {need} no computing"
 
 
 def _old_exports(run: FoundRun) -> Iterator[Finding]:
-    """Yield the exports that are older than the results; their names don't show it."""
+    """Yield the exports that are older than the results, or of an output that the results do not have."""
+    outputs = EmbeddingsFile(run.embeddings).outputs
+    known = {dataset_name(*pair, pair == outputs[0]) for pair in outputs}
     for path, entry in sorted(entries_of(run.exports).items()):
-        if entry.st_mtime_ns < run.time_of(run.embeddings) and not path.name.startswith("."):
+        if path.name.startswith(".") or path.name.endswith((IDS, NAMES)):
+            continue
+        output = EXPORTED.match(path.name)
+        if output and output[0] not in known:
+            yield Finding(f"{in_one_line(shown(path))}: embeddings.h5 has no output of this name any more; delete it")
+        elif entry.st_mtime_ns < run.time_of(run.embeddings):
             yield Finding(f"{in_one_line(shown(path))}: made from an earlier result; delete it or export again")
 
 

@@ -104,4 +104,4 @@ def shard_findings(run: RunFolder, shards: list[ExaminedShard]) -> Iterator[Find
 def _progress(status: ShardStatus | None) -> str:
     if status is None:
         return "no status yet"
-    return f"{status.done_packs} of {status.num_packs} packs, status updated {ago(status.updated)}"
+    return f"{status.done_packs} of {status.num_packs} packs done, status updated {ago(status.updated)}"

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from seqmill.errors import SeqmillError
 
-LISTS = ("layers", "pooling", "reuse")
+LISTS = ("layers", "pooling", "reuse", "exports")
 
 
 def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:

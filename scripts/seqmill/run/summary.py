@@ -1,26 +1,35 @@
 """The summary at the end of a run: where its results are, or which datasets failed and why."""
 
 import json
+import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from seqmill.base.commands import command
 from seqmill.base.locks import lock_holder
 from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.run.datasets import Dataset
+from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
-SLACK = 60.0  # seconds by which clocks of a cluster may differ
-STATUS = ".status.json"
+LOG, STATUS = ".log", ".status.json"
 
 
-def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
+class Stamp(NamedTuple):
+    """Changes when a file is written. The clocks of a cluster differ, so two times can't be compared."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
     """Return where the results are that exist, how to read them, and what their reader must know.
 
     Paths are absolute if the user started the run in another folder than the current one (`is_elsewhere`).
@@ -39,6 +48,8 @@ def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
             f"    how it was made:         {folder.manifest}",
             f"    at a glance:             {folder.report}",
         ]
+        exports = [str(root / path) for path in dataset.exports if path.exists()]
+        lines += [f"    {'' if number else 'exports:':<24} {path}" for number, path in enumerate(exports)]
         if number := _fates(folder.manifest).get("quarantined"):
             warnings.append(
                 f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
@@ -54,7 +65,7 @@ def results_message(datasets: Iterable[Dataset], is_elsewhere: bool) -> str:
     return "\n".join([*lines, "    e.ids, e[0], e[e.ids[0]], e.to_pandas()", *warnings])
 
 
-def _trained_run(dataset: Dataset, is_elsewhere: bool) -> str:
+def _trained_run(dataset: DatasetRun, is_elsewhere: bool) -> str:
     """Return a command that embeds a dataset with a trained model."""
     model = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
     if Path("Snakefile").exists():
@@ -78,42 +89,61 @@ def _fates(manifest: Path) -> dict[str, int]:
         return {}
 
 
-def failure_message(root: Path, names: Iterable[str], since: float) -> str:
+def stamps_of(results: Path, logs: Path, names: Iterable[str]) -> dict[Path, Stamp]:
+    """Return the stamps of the logs and statuses of `names`, see `failure_message`; unreadable files have none."""
+    folders = (folder for name in names for folder in _folders(results, logs, name))
+    return {path: stamp for folder in folders for path, stamp in _stamps(folder).items()}
+
+
+def failure_message(results: Path, logs: Path, names: Iterable[str], before: Mapping[Path, Stamp]) -> str:
     """Return a line for each of `names` that has failed, and how to see more; empty if none has.
 
     It looks at logs and statuses alone, as there may be many. It does not raise: unreadable files are skipped. A name
-    is DATASET/MODEL, or another folder in `root`/logs. Failures before `since`, in seconds since 1970, do not count.
+    is DATASET/MODEL, or another folder in `logs`. `before` are the stamps at the start of the run: files that
+    still have them tell of earlier runs.
     """
     lines = []
     for name in names:
         with suppress(Exception):  # the errors of the others must still be shown
-            said = next(_errors(root, name, since - SLACK), "")
+            said = next(_errors(_folders(results, logs, name), before), "")
             lines += [f"  {in_one_line(name)}: {said}"] if said else []
     if not lines:
         return ""
-    return "\n".join(["Failed:", *lines, f"See more: {command('doctor', str((root / 'results').absolute()))}"])
+    return "\n".join(["Failed:", *lines, f"See more: {command('doctor', str(results.absolute()))}"])
 
 
-def _errors(root: Path, name: str, since: float) -> Iterator[str]:
-    """Yield the newest error in the logs of a dataset, then its killed workers."""
-    logs = _files(root / "logs" / name, ".log", since)
+def _errors(folders: tuple[Path, Path], before: Mapping[Path, Stamp]) -> Iterator[str]:
+    """Yield the newest error in the logs of a dataset, then its killed workers; `folders` as from `_folders`."""
+    logs, statuses = (_written(folder, before) for folder in folders)
     errors = [error.removeprefix(": ") for log in logs if (error := last_error(log))]
     if errors:
         others = len(errors) - 1
         more = f" (and {others} more log{'s' * (others > 1)} with errors)" if others else ""
         yield errors[0] + more
-    for path in _files(RunFolder(root / "results" / name).shards, STATUS, since):
+    for path in statuses:
         shard = path.with_name(path.name.removesuffix(STATUS) + ".h5")
         with suppress(SeqmillError, OSError):
             if read_status(path).status == RUNNING and not lock_holder(shard):
                 yield f"{shard.stem}: its worker has ended without a message (killed?)"
 
 
-def _files(folder: Path, ending: str, since: float) -> list[Path]:
-    """Return the files with an ending that were written since a time, newest first; none if there is no folder."""
-    try:
-        entries = entries_of(folder)
-    except OSError:
-        return []
-    times = {path: entry.st_mtime_ns for path, entry in entries.items() if entry.st_mtime >= since}
-    return [path for path in sorted(times, key=lambda path: (-times[path], path)) if path.name.endswith(ending)]
+def _folders(results: Path, logs: Path, name: str) -> tuple[Path, Path]:
+    """Return the folders of the logs and of the statuses."""
+    return logs / name, RunFolder(results / name).shards
+
+
+def _written(folder: Path, before: Mapping[Path, Stamp]) -> list[Path]:
+    """Return the files in a folder whose stamps are not those of before, newest first."""
+    stamps = {path: stamp for path, stamp in _stamps(folder).items() if before.get(path) != stamp}
+    return sorted(stamps, key=lambda path: (-stamps[path].mtime_ns, path))
+
+
+def _stamps(folder: Path) -> dict[Path, Stamp]:
+    """Return the stamps of the logs and statuses in a folder; none if it can't be listed."""
+    stamps = {}
+    with suppress(OSError, ValueError):
+        for path in (path for path in entries_of(folder) if path.name.endswith((LOG, STATUS))):
+            with suppress(OSError), path.open("rb") as file:  # on NFS, opening a file renews what is known of it
+                state = os.fstat(file.fileno())
+                stamps[path] = Stamp(state.st_ino, state.st_size, state.st_mtime_ns)
+    return stamps

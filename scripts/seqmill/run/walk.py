@@ -66,13 +66,18 @@ class FoundRun(RunFolder):
 def find_runs(results: Path) -> list[FoundRun]:
     """Return the runs in `results/`, `results/DATASET/` or `results/DATASET/MODEL/`, by path.
 
-    A folder with results/ stands for them. A folder that can't be listed is returned with its error.
+    A folder that can't be listed is returned with its error.
     """
-    # A symbolic link keeps its own name, which is the dataset's.
-    results = results.resolve() if ".." in results.parts else results.absolute()
-    if results.name != "results" and any(exists(results / name) for name in ("results", "logs")):
-        results /= "results"
+    results = results_in(results)
     return sorted([*_walk(results, DEPTH), *_failed_builds(results)], key=lambda run: run.path)
+
+
+def results_in(folder: Path) -> Path:
+    """Return the absolute path of a folder of results; one with results/ or logs/ in it stands for results/."""
+    # A symbolic link keeps its own name, which is the dataset's.
+    folder = folder.resolve() if ".." in folder.parts else folder.absolute()
+    is_root = folder.name != "results" and any(exists(folder / name) for name in ("results", "logs"))
+    return folder / "results" if is_root else folder
 
 
 def _walk(folder: Path, depth: int) -> Iterator[FoundRun]:

@@ -127,7 +127,8 @@ def cells(run: Progress) -> list[str]:
     states = [f"{number} {state}" for state in STATES if (number := run.states.get(state))]
     shards = ", ".join([f"{run.states.get(COMPLETE, 0)} of {run.shards} shards done", *states])
     share = f"{100 * run.done.tokens // run.total.tokens} %" if run.total.tokens else ""
-    packs = f"{run.done.packs}/{run.total.packs} packs" + (f" ({run.resumed} resumed)" if run.resumed else "")
+    packs = f"{run.done.packs}/{run.total.packs} packs"
+    packs += f" ({run.resumed} by earlier attempts)" if run.resumed else ""
     tokens = f"{_short(run.done.tokens)}/{_short(run.total.tokens)} tokens"
     rate = f"{_short(round(run.rate))} tokens/s" if run.rate else ""
     left = f"{time_in_words(run.seconds)} left" if run.rate else ""

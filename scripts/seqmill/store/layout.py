@@ -65,3 +65,8 @@ def status_path_of(shard: Path) -> Path:
 def parts_folder(shard: Path) -> Path:
     """Return the folder of a shard's parts, which all shards in its folder share."""
     return shard.parent / "parts"
+
+
+def fetch_log(root: Path, model: str) -> Path:
+    """Return the log of the job that fetches a released model's weights; `root` is the run's working directory."""
+    return root / "logs" / "fetch_weights" / f"{model}.log"

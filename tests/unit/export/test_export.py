@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,45 @@ def test_npy(embeddings: Embeddings, tmp_path: Path) -> None:
     assert array.dtype == np.float32
     assert np.array_equal(array, embeddings.array)
     assert ids_beside(path) == embeddings.ids
+
+
+@pytest.mark.parametrize(("format_name", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_csv_and_tsv_as_pandas_reads_them(
+    format_name: str, separator: str, embeddings: Embeddings, tmp_path: Path
+) -> None:
+    path = tmp_path / f"e.{format_name}"
+    export_embeddings(embeddings.path, path, format_name)
+    frame = pandas.read_csv(path, sep=separator, dtype={"id": str}, keep_default_na=False)
+    assert frame.columns.tolist() == ["id", "length", *(f"d{number}" for number in range(WIDTH))]
+    assert frame["id"].tolist() == embeddings.ids
+    assert frame["length"].tolist() == embeddings.lengths.tolist()
+    assert np.array_equal(frame.iloc[:, 2:].to_numpy(np.float32), embeddings.array)
+
+
+def test_every_float32_survives_csv(tmp_path: Path) -> None:
+    """Also those whose shortest decimals would be rounded to their neighbor by way of float64."""
+    bits = np.random.default_rng(2).integers(0, 1 << 32, 20_000, np.uint32)
+    values = np.concatenate([bits.view(np.float32), np.float32([0, -0.0, 1e-45, 7.0385307e-26, 3.4028235e38])])
+    values = values[np.isfinite(values)][:20_000].reshape(-1, 8)[:2_000]
+    path = write_embeddings(tmp_path / "e.h5", values)
+    export_embeddings(path, tmp_path / "e.csv", "csv")
+    found = pandas.read_csv(tmp_path / "e.csv").iloc[:, 2:].to_numpy(np.float32)
+    assert found.tobytes() == values.tobytes()
+
+
+@pytest.mark.skipif(not shutil.which("Rscript"), reason="needs R")
+@pytest.mark.parametrize("format_name", ["csv", "tsv"])
+def test_csv_and_tsv_as_r_reads_them(format_name: str, embeddings: Embeddings, tmp_path: Path) -> None:
+    path = tmp_path / f"e.{format_name}"
+    export_embeddings(embeddings.path, path, format_name)
+    read = {"csv": "read.csv", "tsv": "read.delim"}[format_name]
+    code = f"""x <- {read}("{path}", colClasses = c(id = "character"), na.strings = character())
+    stopifnot(names(x)[1:3] == c("id", "length", "d0"))
+    writeBin(as.vector(t(as.matrix(x[-(1:2)]))), "{tmp_path}/values", size = 4)
+    writeLines(enc2utf8(x$id), file("{tmp_path}/ids", "w", encoding = "UTF-8"), useBytes = TRUE)"""
+    subprocess.run(["Rscript", "-e", code], check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    assert (tmp_path / "ids").read_text(encoding="utf-8").split("\n")[:-1] == embeddings.ids
+    assert np.array_equal(np.fromfile(tmp_path / "values", np.float32), embeddings.array.ravel())
 
 
 def test_h5ad_follows_the_specification(embeddings: Embeddings, tmp_path: Path) -> None:
@@ -236,6 +276,9 @@ def test_no_records(format_name: str, no_rows: Path, tmp_path: Path) -> None:
         import faiss
 
         assert faiss.read_index(str(output)).ntotal == 0
+    elif format_name in ("csv", "tsv"):
+        (header,) = output.read_text().splitlines()
+        assert header.startswith(f"id{',' if format_name == 'csv' else chr(9)}length")
     else:
         assert [path.name for path in output.iterdir()] == ["names.tsv"]
 
@@ -258,8 +301,8 @@ def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     for format_name in FORMATS:
         with pytest.raises(SeqmillError, match="is the input as well as the output"):
             export_embeddings(path, path, format_name)
-    with pytest.raises(SeqmillError, match="no format is called 'csv'"):
-        export_embeddings(path, tmp_path / "e.csv", "csv")
+    with pytest.raises(SeqmillError, match="no format is called 'xlsx'"):
+        export_embeddings(path, tmp_path / "e.xlsx", "xlsx")
     assert path.read_bytes() == before
 
 
@@ -323,7 +366,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_blocks(tmp_path_factory.mktemp("large") / "large.h5", shape, random_blocks(shape))
 
 
-@pytest.mark.parametrize("format_name", ["parquet", "npy", "h5ad", "faiss"])
+@pytest.mark.parametrize(
+    "format_name", ["parquet", "npy", "h5ad", "faiss", pytest.param("csv", marks=pytest.mark.full)]
+)
 def test_memory_is_bounded(format_name: str, large: Path, no_rows: Path) -> None:
     if format_name in ("parquet", "faiss"):
         pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
@@ -353,11 +398,13 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_output_of_a_float16_file(layer: int, pooling: str, several: Path, tmp_path: Path) -> None:
     expected = open_embeddings(several, layer, pooling)
     assert expected.array.dtype == np.float16
-    for format_name in ("npy", "h5", "pt", "h5ad"):
+    for format_name in ("npy", "h5", "pt", "h5ad", "csv"):
         export_embeddings(several, tmp_path / f"e.{format_name}", format_name, layer=layer, pooling=pooling)
     array = np.load(tmp_path / "e.npy")
     assert array.dtype == np.float16
     assert np.array_equal(array, expected.array)
+    text = pandas.read_csv(tmp_path / "e.csv").iloc[:, 2:].to_numpy(np.float16)
+    assert np.array_equal(text, expected.array)
     key = f"{pooling}_representations"
     with h5py.File(tmp_path / "e.h5") as h5, h5py.File(tmp_path / "e.h5ad") as h5ad:
         assert np.array_equal(h5ad["X"], expected.array)
@@ -415,7 +462,8 @@ def test_the_workflow_exports_every_output(model: str, second: str, tmp_path: Pa
 
 def test_formats_have_the_same_names_everywhere() -> None:
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
-    assert schema["properties"]["exports"]["items"]["enum"] == list(FORMATS)
+    one, several = schema["properties"]["exports"]["anyOf"]
+    assert one["enum"] == several["items"]["enum"] == list(FORMATS)
 
 
 def test_pt_with_a_long_header(tmp_path: Path) -> None:

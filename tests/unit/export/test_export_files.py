@@ -55,7 +55,7 @@ def limit_files() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-@pytest.mark.parametrize("format_name", ["npy", "parquet", "h5ad", "h5", "faiss"])
+@pytest.mark.parametrize("format_name", ["npy", "parquet", "csv", "h5ad", "h5", "faiss"])
 def test_a_full_disk_error_names_the_file(format_name: str, source: Path, tmp_path: Path) -> None:
     if format_name in ("parquet", "faiss"):
         pytest.importorskip({"parquet": "pyarrow", "faiss": "faiss"}[format_name])
@@ -167,13 +167,15 @@ def test_the_requested_space_is_about_the_size_of_an_export(format_name: str, so
     output = tmp_path / f"e.{format_name}"
     export_embeddings(source, output, format_name)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == {"pt": SHAPE[0] + 1, "parquet": 1, "h5ad": 1}.get(format_name, 2)
+    assert len(files) == {"pt": SHAPE[0] + 1, "parquet": 1, "h5ad": 1, "csv": 1, "tsv": 1}.get(format_name, 2)
     block = 4096 if format_name == "pt" else 1
     taken = sum(-(-path.stat().st_size // block) * block for path in files)
     assert 0.97 < FORMATS[format_name].bytes_needed(open_embeddings(source)) / taken < 1.15
 
 
-@pytest.mark.parametrize(("format_name", "larger"), [("parquet", True), ("faiss", True), ("npy", False), ("h5", False)])
+@pytest.mark.parametrize(
+    ("format_name", "larger"), [("parquet", True), ("csv", True), ("faiss", True), ("npy", False), ("h5", False)]
+)
 def test_space_for_float16(format_name: str, larger: bool, source: Path) -> None:
     embeddings = open_embeddings(source)
     needed = FORMATS[format_name].bytes_needed(embeddings)

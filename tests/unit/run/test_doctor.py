@@ -20,6 +20,7 @@ from pipeline import MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.api.embeddings import open_embeddings
 from seqmill.base.hdf5 import write_attributes
 from seqmill.base.locks import lock_path_of
+from seqmill.run.doctor import packs_in_words
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import open_index
 from seqmill.store.part_file import PackResult
@@ -249,12 +250,12 @@ def test_running_with_and_without_a_worker(results: Results) -> None:
         finally:
             worker.kill()
     assert f"{NAME}: running" in said
-    assert "shard_0-of-2: running: 1 of 2 packs, status updated " in said
+    assert "shard_0-of-2: running: 1 of 2 packs done, status updated " in said
     assert f" days ago; process {worker.pid} on " in said
     assert advice(said) == "wait: a worker is computing; look again later"
     # A killed worker leaves its lock file, but no process holds the lock.
     said = doctor(results)
-    assert "its worker is gone (killed?), no one holds its lock: 1 of 2 packs" in said
+    assert "its worker is gone (killed?), no one holds its lock: 1 of 2 packs done" in said
     assert lock_path_of(results.shards[0]).name in said
     assert "first: make sure that no snakemake is running there any more\n" in said
     assert advice(said).startswith("snakemake --cores 1 --unlock ")
@@ -266,7 +267,7 @@ def test_a_worker_on_another_machine_whose_lock_is_not_visible_here(results: Res
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     edit_status(results.statuses[0], status="running", done_packs=1, num_packs=2, updated=now)
     lock_path_of(results.shards[0]).write_text("process 7 on node-17 since 2026-01-01 00:00:00")
-    assert "shard_0-of-2: running: 1 of 2 packs, status updated " in doctor(results)
+    assert "shard_0-of-2: running: 1 of 2 packs done, status updated " in doctor(results)
     edit_status(results.statuses[0], updated="2020-01-01T00:00:00+00:00")
     assert "shard_0-of-2: its worker is gone" in doctor(results)
 
@@ -291,11 +292,11 @@ def test_saved_packs_are_counted_for_the_attempted_computation(results: Results)
     part = save_part(results, ours, [0])
     save_part(results, Fingerprint(**{**ours.__dict__, "precision": "bfloat16"}), [2])
     said = doctor(results, "--check")
-    assert f"saved: 1 of {number} packs still to do, in 1 part files (0.0 MB)" in said
-    assert "part files of other computations, not used: 1 (0.0 MB): precision is bfloat16, not float32" in said
+    assert f"packs: {number} still to do; 1 of them is saved in 1 part file (0.0 MB) and needs no computing" in said
+    assert "1 part file (0.0 MB) of another computation is not used: precision is bfloat16, not float32" in said
     status = results.statuses[0].read_text()
     edit_status(results.statuses[0], fingerprint={"model": 5}, updated="9")
-    assert "part files of other computations, not used: 1 (0.0 MB): precision is " in doctor(results)
+    assert "1 part file (0.0 MB) of another computation is not used: precision is " in doctor(results)
     results.statuses[0].write_text(status)
     position = part.read_bytes().find(np.ones(100, np.float32).tobytes())
     flip(part, position)
@@ -304,6 +305,20 @@ def test_saved_packs_are_counted_for_the_attempted_computation(results: Results)
     os.truncate(part, 100)
     part.with_name("x.part.h5.damaged").touch()
     assert f"computed again: {part.name}, x.part.h5.damaged" in doctor(results)
+
+
+@pytest.mark.parametrize(
+    ("todo", "saved", "parts", "said"),
+    [
+        (98, 21, 2, "98 still to do; 21 of them are saved in 2 part files (1.2 MB) and need no computing"),
+        (98, 0, 1, "98 still to do; none of them is saved in 1 part file (1.2 MB)"),
+        (1, 1, 1, "1 still to do; 1 of them is saved in 1 part file (1.2 MB) and needs no computing"),
+        (0, 0, 3, "none still to do; 3 part files (1.2 MB) are left over"),
+        (0, 0, 1, "none still to do; 1 part file (1.2 MB) is left over"),
+    ],
+)
+def test_saved_packs_in_words(todo: int, saved: int, parts: int, said: str) -> None:
+    assert packs_in_words(todo, saved, parts, 1_200_000) == f"packs: {said}"
 
 
 def test_a_worker_that_was_really_interrupted(results: Results) -> None:
@@ -333,11 +348,11 @@ def test_two_world_sizes(results: Results) -> None:
     other.shards[1].unlink()
     said = doctor(results, code=0)
     assert "shards: 2 of 2 complete" in said
-    assert "another set of shards: 2 of 3 complete; the merge would use the set of 2\n" in said
+    assert "another set, of 3 shards: 2 complete; the merge would use the set of 2 shards\n" in said
     edit_status(results.statuses[0], status="running")
     results.embeddings.unlink()
-    told = "the merge would use the set of 2, whose workers reuse its packs if the settings are the same"
-    assert f"another set of shards: 2 of 3 complete; {told}" in doctor(results)
+    told = "the merge would use the set of 2 shards, whose workers take packs from it if the settings are the same"
+    assert f"another set, of 3 shards: 2 complete; {told}" in doctor(results)
 
 
 def test_many_shards_in_one_state_are_one_line(results: Results) -> None:
@@ -474,18 +489,38 @@ def test_an_index_that_could_not_be_built_again(results: Results) -> None:
     assert "index: none; the merged results do not need it" in doctor(results, code=0)
 
 
+def test_a_download_that_failed_does_not_matter_to_merged_results(results: Results) -> None:
+    model = "esm2_t6_8M_UR50D"
+    moved = results.folder.rename(results.folder.with_name(model))
+    log = results.root / f"logs/fetch_weights/{model}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("10:00:00 ERROR cannot fetch https://h/w.pt: no such host\n")
+    assert "fetched" not in doctor(results, code=0)
+    (moved / "embeddings.h5").unlink()
+    said = doctor(results)
+    assert "weights: not fetched: cannot fetch https://h/w.pt: no such host\n" in said
+    assert "\nfirst: fix what the error says\nfirst: add the --config " in said
+    assert advice(said).startswith("snakemake --cores all ")
+
+
 def test_exports_of_an_earlier_result(results: Results) -> None:
     (results.folder / "exports/embeddings_pt").mkdir(parents=True)
     for name in ("embeddings.npy", "embeddings.npy.ids.txt"):
         (results.folder / "exports" / name).touch()
     assert "exports" not in doctor(results, code=0)
     merged = results.embeddings.stat().st_mtime_ns
-    for name in ("embeddings.npy", "embeddings_pt"):
+    for name in ("embeddings.npy", "embeddings.npy.ids.txt", "embeddings_pt"):
         os.utime(results.folder / "exports" / name, ns=(merged - 1, merged - 1))
+    others = ("embeddings_6_max_pt", "embeddings_6_mean_tokens.npy", "embeddings_3_mean.h5ad")  # new as well as old
+    for name in (*others, "embeddings_of_mine.csv", "embeddings_-1_max.npy"):
+        (results.folder / "exports" / name).touch()
+    os.utime(results.folder / "exports" / others[1], ns=(merged - 1, merged - 1))
     said = doctor(results, code=0)
     for name in ("embeddings.npy", "embeddings_pt"):
         assert f"  results/{NAME}/exports/{name}: made from an earlier result; delete it or export again\n" in said
-    assert "ids.txt" not in said
+    for name in others:
+        assert f"/exports/{name}: embeddings.h5 has no output of this name any more; delete it\n" in said
+    assert said.count("/exports/") == 5
 
 
 def test_leftover_files(results: Results) -> None:

@@ -142,7 +142,7 @@ def test_a_running_shard_counts_what_its_status_reports(results: Results) -> Non
     assert run.notes == ["shard 1: running at attempt 3"]
     assert cells(run)[2:4] == [
         "1 of 3 shards done, 1 running, 1 waiting",
-        f"{run.done.packs}/{PACKS} packs (1 resumed)",
+        f"{run.done.packs}/{PACKS} packs (1 by earlier attempts)",
     ]
 
 

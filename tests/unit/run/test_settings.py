@@ -21,8 +21,9 @@ WRONG = {
     ),
     "too few": ({"shards": 0}, "config shards: 0 is not allowed; give auto, or a whole number from 1 to 100000"),
     "in a list": (
-        {"exports": ["csv"]},
-        "config exports: 'csv' is not allowed; give a list without repetitions of parquet, npy, ",
+        {"exports": ["xlsx"]},
+        "config exports: ['xlsx'] is not allowed; give parquet, npy, csv, tsv, h5ad, h5, h5_residues, faiss, pt, or a "
+        "list of these without repetitions",
     ),
     "a list with a repetition": (
         {"reuse": ["a", "a"]},
@@ -57,11 +58,13 @@ def test_settings_are_completed_and_normalized() -> None:
     assert defaults == check_settings(yaml.safe_load((REPOSITORY / "config/config.yaml").read_text()), SCHEMA, [])
     assert defaults.keys() == SCHEMA["properties"].keys()
     assert [defaults[key] for key in ("layers", "pooling", "reuse", "per_residue")] == [[-1], ["mean"], [], ""]
-    given = {"layers": ["2", "-1"], "pooling": "cls", "reuse": "a.h5", "per_residue": "true", "shards": 1e3}
+    given = {"layers": ["2", "-1"], "pooling": "cls", "reuse": "a.h5", "exports": "npy", "per_residue": "true"}
+    given["shards"] = 1e3
     settings = check_settings(given, SCHEMA, [])
     assert settings == {
         **defaults,
-        **{"layers": [2, -1], "pooling": ["cls"], "reuse": ["a.h5"], "per_residue": "float16", "shards": 1000},
+        **{"layers": [2, -1], "pooling": ["cls"], "reuse": ["a.h5"], "exports": ["npy"]},
+        **{"per_residue": "float16", "shards": 1000},
     }
     assert type(settings["shards"]) is int
     assert check_settings({"per_residue": "False"}, SCHEMA, [])["per_residue"] == ""

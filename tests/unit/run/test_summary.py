@@ -3,20 +3,36 @@
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
+from pipeline import REPOSITORY
 from seqmill.base.commands import command
 from seqmill.base.locks import locked_shard
+from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.datasets import Dataset
-from seqmill.run.summary import failure_message, results_message
+from seqmill.run.settings import check_settings
+from seqmill.run.summary import Stamp, failure_message, results_message, stamps_of
 from seqmill.spec.models import find_model
 from seqmill.store.status import RUNNING, ShardStatus
 
 NAMES = ["a/m", "b/m", "c/m", "fetch_weights"]
 START = 1_700_000_000.0
+EMPTY: Mapping[Path, Stamp] = {}
+
+
+def run_of(name: str, fasta: Path, model: str, **settings: object) -> DatasetRun:
+    schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
+    return DatasetRun.of(Dataset(name, fasta, find_model(model)), check_settings(settings, schema, []))
+
+
+def running(rank: int) -> str:
+    """Return the status JSON of a worker that is computing a shard of two."""
+    return msgspec.json.encode(ShardStatus(rank, 2, RUNNING, f"shard_{rank}-of-2.h5")).decode()
 
 
 def write(path: Path, text: str, seconds: float) -> Path:
@@ -27,8 +43,8 @@ def write(path: Path, text: str, seconds: float) -> Path:
     return path
 
 
-def lines(root: Path, names: list[str] | None = None) -> list[str]:
-    return failure_message(root, names or NAMES, START).splitlines()
+def lines(root: Path, names: list[str] | None = None, before: Mapping[Path, Stamp] = EMPTY) -> list[str]:
+    return failure_message(root / "results", root / "logs", names or NAMES, before).splitlines()
 
 
 def test_a_line_for_each_failure(tmp_path: Path) -> None:
@@ -47,15 +63,33 @@ def test_a_line_for_each_failure(tmp_path: Path) -> None:
 
 
 def test_failures_before_this_run_are_not_reported(tmp_path: Path) -> None:
-    write(tmp_path / "logs/a/m/embed_shard_0-of-7.log", "10:00:01 ERROR no\n", -1000)
+    """No clock decides: that of a node may be an hour off."""
+    old = write(tmp_path / "logs/a/m/embed_shard_0-of-7.log", "10:00:01 ERROR no\n", 3600)
+    write(tmp_path / "logs/b/m/merge_shards.log", "10:00:01 ERROR no\n", 0)
+    killed = write(tmp_path / "results/a/m/shards/shard_1-of-2.status.json", running(1), 0)
+    before = stamps_of(tmp_path / "results", tmp_path / "logs", NAMES)
     write(tmp_path / "logs/d/m/build_index.log", "10:00:01 ERROR of another table\n", 5)
-    assert lines(tmp_path) == []
+    assert lines(tmp_path, before=before) == []
+    write(tmp_path / "logs/c/m/build_index.log", "10:00:01 ERROR new\n", -3600)
+    assert lines(tmp_path, before=before)[1:-1] == ["  c/m: new"]
+    write(old, "10:00:01 ERROR no\n", 3601)  # the same error again
+    assert lines(tmp_path, before=before)[1:-1] == ["  a/m: no", "  c/m: new"]
+    write(old, "10:00:01 INFO it works now\n", 3602)
+    killed.write_text(killed.read_text() + " ")
+    message = "  a/m: shard_1-of-2: its worker has ended without a message (killed?)"
+    assert lines(tmp_path, before=before)[1:-1] == [message, "  c/m: new"]
+
+
+def test_a_status_that_is_replaced_within_one_tick_of_the_clock_is_new(tmp_path: Path) -> None:
+    status = write(tmp_path / "results/a/m/shards/shard_1-of-2.status.json", running(1), 0)
+    before = stamps_of(tmp_path / "results", tmp_path / "logs", NAMES)
+    write(status.with_name("new"), running(1), 0).replace(status)
+    assert len(lines(tmp_path, before=before)) == 3
 
 
 def test_a_worker_that_was_killed(tmp_path: Path) -> None:
     shard = tmp_path / "results/a/m/shards/shard_1-of-2.h5"
-    status = ShardStatus(1, 2, RUNNING, str(shard))
-    write(shard.with_suffix(".status.json"), msgspec.json.encode(status).decode(), 5)
+    write(shard.with_suffix(".status.json"), running(1), 5)
     write(tmp_path / "logs/a/m/embed_shard_1-of-2.log", "10:00:00 INFO loading\n", 5)
     assert lines(tmp_path)[1:-1] == ["  a/m: shard_1-of-2: its worker has ended without a message (killed?)"]
     with locked_shard(shard):
@@ -72,13 +106,15 @@ def test_it_never_fails(tmp_path: Path) -> None:
     write(tmp_path / "results/a/m/shards/shard_1-of-2.status.json", "{", 5)
     (tmp_path / "results/b/m/shards").mkdir(parents=True)
     assert lines(tmp_path, ["a/m", "b/m", "c/m", "\0/m", ""])[1:-1] == ["  c/m: told"]
-    assert failure_message(tmp_path / "nowhere", NAMES, START) == ""
+    assert stamps_of(tmp_path / "results", tmp_path / "logs", ["a/m", "b/m", "c/m", "\0/m", ""]).keys() > {tmp_path / "logs/c/m/z.log"}
+    assert failure_message(tmp_path / "nowhere", tmp_path / "nowhere", NAMES, {}) == ""
+    assert stamps_of(tmp_path / "nowhere", tmp_path / "nowhere", NAMES) == {}
 
 
 def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
-    datasets = [Dataset(f"d{n}", Path("a b.fa"), find_model(model)) for n, model in enumerate(models)]
+    datasets = [run_of(f"d{n}", Path("a b.fa"), model) for n, model in enumerate(models)]
     (tmp_path / "Snakefile").touch()
     assert results_message(datasets, False) == ""
     for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
@@ -116,11 +152,27 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     assert f"e.g. {command('run', 'a b.fa', '--model', 'esm2_t33_650M_UR50D')}\n" in said
 
 
+def test_exports_that_exist_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"exports": ["npy", "pt"], "pooling": ["mean", "max"]}
+    dataset = run_of("d", Path("p.faa"), "untrained:esm2_t6_8M_UR50D", **settings)
+    write(dataset.folder.embeddings, "", 5)
+    assert "exports" not in results_message([dataset], False)
+    for path in dataset.exports[:3]:
+        write(path, "", 5)
+    exports = "results/d/untrained-esm2_t6_8M_UR50D/exports"
+    first, *others = [line for line in results_message([dataset], False).splitlines() if "/exports/" in line]
+    assert first == f"    exports:                 {exports}/embeddings.npy"
+    assert [line.strip() for line in others] == [f"{exports}/embeddings_6_max.npy", f"{exports}/embeddings_pt"]
+    assert all(line.index(exports) == first.index(exports) for line in others)
+    assert f"    exports:                 {tmp_path}/{exports}/embeddings.npy\n" in results_message([dataset], True)
+
+
 def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "an output"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    dataset = Dataset("d", Path("p.faa"), find_model("untrained:dnabert_s"))
+    dataset = run_of("d", Path("p.faa"), "untrained:dnabert_s")
     write(dataset.folder.embeddings, "", 5)
     write(dataset.folder.manifest, json.dumps({"counts": {"fates": {"quarantined": 2}}}), 5)
     said = results_message([dataset], True)
