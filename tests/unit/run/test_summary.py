@@ -116,6 +116,20 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     assert f"e.g. {command('run', 'a b.fa', '--model', 'esm2_t33_650M_UR50D')}\n" in said
 
 
+def test_invalid_records_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = Dataset("d", Path("p.faa"), find_model("esm2_t6_8M_UR50D"))
+    write(dataset.folder.embeddings, "", 5)
+    fates = {"embedded": 5, "rejected": 3, "quarantined": 0}
+    write(dataset.folder.manifest, json.dumps({"counts": {"num_invalid": 2, "fates": fates}}), 5)
+    said = results_message([dataset], False)
+    assert "records:                 5 embedded, 3 rejected\n" in said
+    assert said.endswith(
+        "\nINVALID: 2 records of d have a letter that is not allowed, or no sequence and were left out; "
+        "results/d/esm2_t6_8M_UR50D/records.tsv.gz names them"
+    )
+
+
 def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "an output"
     folder.mkdir()
