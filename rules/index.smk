@@ -25,9 +25,10 @@ rule build_index:
         program=program("build_index.py"),
         model=lambda wildcards: RUN[wildcards].model.name,
         policy=lambda wildcards: RUN[wildcards].length_options,
+        on_invalid=unrecorded(config["on_invalid"]),
         # A missing input would make Snakemake skip the rebuild, so these are params.
         reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
         reused_fingerprints=lambda wildcards: list(RUN[wildcards].reused.values()),
     shell:
         "{params.program} --fasta={input.fasta:q} --model={params.model:q}"
-        " {params.policy} --reuse {params.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"
+        " {params.policy} --on-invalid {params.on_invalid} --reuse {params.reuse:q} --threads {threads} --output {output.index:q} 2> {log:q}"

@@ -35,6 +35,7 @@ rule plan_shards:
         program=program("plan.py"),
         model=lambda wildcards: RUN[wildcards].model.name,
         policy=lambda wildcards: RUN[wildcards].length_options,
+        on_invalid=unrecorded(config["on_invalid"]),
         reuse=lambda wildcards: list(map(str, RUN[wildcards].reused)),
         results=str(FOLDER.path),
         world_size=lambda wildcards: RUN[wildcards].world_size,
@@ -47,7 +48,7 @@ rule plan_shards:
         dtype=config["dtype"],
     shell:
         "{params.program} --fasta={input.fasta:q} --model={params.model:q}"
-        " {params.policy} --reuse {params.reuse:q} --results={params.results:q}"
+        " {params.policy} --on-invalid {params.on_invalid} --reuse {params.reuse:q} --results={params.results:q}"
         " --world-size {params.world_size} --device {params.device} --precision {params.precision}"
         " --attention {params.attention} --threads {threads}"
         " --layers {params.layers} --pooling {params.pooling}{params.residues} --dtype {params.dtype}"

@@ -7,16 +7,29 @@ from dataclasses import dataclass
 
 import zstandard
 
+from seqmill.spec.lengths import LengthPolicy
+
 WHITE = b" \t\r\n\v\f"
 LETTERS = b"LAGVSERTIDPKQNFYMHWCXBUZO"  # fair-esm's order; the first has token 4
 BASES, IUPAC = b"ACGTU", b"RYSWKMBDHVN"
+NEITHER = b"NX-.*0123456789"  # they tell nothing about the kind of a sequence
 
 
 @dataclass
 class Said:
     id: str
     description: str
-    letters: bytes  # cleaned
+    letters: bytes  # cleaned; none if the record is invalid
+
+    def is_rejected(self, policy: LengthPolicy) -> bool:
+        return not self.letters or (policy.long_sequences == "reject" and len(self.letters) > policy.max_length)
+
+
+def refuses(said: list[Said] | None, policy: LengthPolicy, on_invalid: str) -> bool:
+    """Return whether no index can be built."""
+    if said is None or (on_invalid == "fail" and not all(one.letters for one in said)):
+        return True
+    return all(one.is_rejected(policy) for one in said)
 
 
 def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
@@ -38,8 +51,9 @@ def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
 
 
 def _is_of_the_other_kind(letters: bytes, nucleotides: bool) -> bool:
-    if nucleotides:  # N counts for neither kind
-        bases, others = (sum(is_base == (byte in BASES) for byte in letters if byte != ord("N")) for is_base in (1, 0))
+    if nucleotides:
+        told = [byte for byte in letters if byte not in NEITHER]
+        bases, others = (sum(is_base == (byte in BASES) for byte in told) for is_base in (1, 0))
         return bases + others >= 20 and bases < others
     others = sum(byte not in BASES + b"N" for byte in letters)
     return len(letters) >= 200 and 50 * others <= len(letters)
@@ -51,8 +65,10 @@ def _one(header: bytes, letters: bytes, nucleotides: bool) -> Said | None:
     else:
         letters, legal = letters[:-1] if letters.endswith(b"*") else letters, LETTERS
         letters = bytes(ord("X") if byte in b"J*" else byte for byte in letters)
-    if not letters or not set(letters) <= set(legal) or b"\0" in header or b"\r" in header:
+    if b"\0" in header or b"\r" in header:
         return None
+    if not set(letters) <= set(legal):
+        letters = b""
     id_, description = header, b""
     for place, byte in enumerate(header.lstrip(WHITE)):
         if byte in WHITE:

@@ -9,7 +9,7 @@ import oracle
 from fasta_files import CHANGES, changed, records
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_fuzz_fasta import LONGEST_MESSAGE, cases, names_in, time_limit, work_folder
+from test_fuzz_fasta import ON_INVALID, cases, check_message, names_in, time_limit, work_folder
 
 from families import segments_written_out, weights_of
 from seqmill.errors import SeqmillError
@@ -42,24 +42,22 @@ POLICIES = st.sampled_from(
 )
 
 
-def check(parent: Path, stored: bytes, policy: LengthPolicy) -> None:
+def check(parent: Path, stored: bytes, policy: LengthPolicy, on_invalid: str) -> None:
     said = oracle.read(stored, nucleotides=True)
     with work_folder(parent) as folder, time_limit():
         fasta, output = folder / "input.fna", folder / "index.h5"
         fasta.write_bytes(stored)
         try:
-            build_index(fasta, output, "untrained:dnabert_s", policy)
+            build_index(fasta, output, "untrained:dnabert_s", policy, on_invalid=on_invalid)
         except SeqmillError as error:
-            message = str(error)
-            assert message.startswith(f"{fasta}: ")
-            assert message.isprintable()
-            assert len(message) < LONGEST_MESSAGE + len(str(fasta))
+            check_message(str(error), fasta, said, on_invalid)
             assert names_in(folder) == ["input.fna"]
-            rejected = policy.long_sequences == "reject" and all(len(one.letters) > 12 for one in said or [])
-            assert not said or rejected, f"refused, though the oracle reads {len(said)} records: {message}"
+            if not oracle.refuses(said, policy, on_invalid):
+                raise AssertionError(f"refused, though the oracle reads the file: {error}") from None
             return
         assert names_in(folder) == ["index.h5", "input.fna"]
-        assert said, "an index was built, though the oracle refuses the file"
+        assert said
+        assert not oracle.refuses(said, policy, on_invalid), "an index was built, though the oracle refuses the file"
         index = open_index(output)
         compare(index, said, policy)
         write_records(folder / "records.tsv.gz", index)
@@ -72,7 +70,7 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
     assert index.record_lengths.tolist() == [len(one.letters) for one in said]
     rows: dict[bytes, int] = {}
     for one, fate, row in zip(said, index.record_fates.tolist(), index.record_rows.tolist(), strict=True):
-        if policy.long_sequences == "reject" and len(one.letters) > policy.max_length:
+        if one.is_rejected(policy):
             assert (fate, row) == (Fate.REJECTED, -1)
             continue
         assert rows.setdefault(one.letters, row) == row
@@ -84,15 +82,15 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
     assert len(set(rows.values())) == len(rows) == index.num_sequences
 
 
-@given(FILES, POLICIES)
-@example(b">a\n" + b"RYSWKMBDHV" * 2, LengthPolicy("full", 0))
-@example(b">a\n" + b"RYSWKMBDHV" * 2 + b"\n>b\n" + b"A" * 20, LengthPolicy("full", 0))
+@given(FILES, POLICIES, ON_INVALID)
+@example(b">a\n" + b"RYSWKMBDHV" * 2, LengthPolicy("full", 0), "fail")
+@example(b">a\n" + b"RYSWKMBDHV" * 2 + b"\n>b\n" + b"A" * 20, LengthPolicy("full", 0), "fail")
 @cases(700)
-def test_structured_files(memory_folder: Path, stored: bytes, policy: LengthPolicy) -> None:
-    check(memory_folder, stored, policy)
+def test_structured_files(memory_folder: Path, stored: bytes, policy: LengthPolicy, on_invalid: str) -> None:
+    check(memory_folder, stored, policy, on_invalid)
 
 
-@given(GOOD_FILES, st.lists(CHANGES, min_size=1, max_size=4), POLICIES)
+@given(GOOD_FILES, st.lists(CHANGES, min_size=1, max_size=4), POLICIES, ON_INVALID)
 @cases(500)
-def test_mutated_files(memory_folder: Path, good: bytes, changes: list, policy: LengthPolicy) -> None:
-    check(memory_folder, changed(good, changes), policy)
+def test_mutated_files(memory_folder: Path, good: bytes, changes: list, policy: LengthPolicy, on_invalid: str) -> None:
+    check(memory_folder, changed(good, changes), policy, on_invalid)

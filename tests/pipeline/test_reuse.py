@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +21,8 @@ from pipeline import DEMO, MODEL, Run, results_of, run_script, save_parts
 from seqmill import open_embeddings
 from seqmill.errors import SeqmillError
 from seqmill.index.order import find_reused
-from seqmill.merge.verify import verify_shards
+from seqmill.merge import merge
+from seqmill.merge.verify import VerifiedSet, verify_shards
 from seqmill.run.forecast import disk_needed
 from seqmill.run.reuse_checks import known_settings, require_settings, reused_by
 from seqmill.spec.fingerprint import Fingerprint
@@ -309,6 +311,28 @@ def test_a_result_with_residue_vectors_is_reused_without_them(copy: Run, tmp_pat
     found = open_embeddings(run.embeddings)
     assert (found[:7] == open_embeddings(copy.embeddings)[:7]).all()
     assert found.attrs["per_residue"] == ""
+
+
+def test_results_of_before_are_reused(copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their attribute trained_weights is a bool, and they do not count invalid records."""
+    attributes = merge._attributes
+
+    def as_before(verified: VerifiedSet) -> dict[str, Any]:
+        found = attributes(verified)
+        del found["num_invalid"]
+        return {**found, "trained_weights": bool(found["trained_weights"])}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge, "_attributes", as_before)
+        copy.merge()
+    assert open_embeddings(copy.embeddings).attrs["trained_weights"] is True
+    before = open_embeddings(copy.embeddings)[:7]
+    run = grown(tmp_path / "new", [copy.embeddings])
+    with h5py.File(run.index, "r+") as file:
+        del file.attrs["num_invalid"]
+    found = open_embeddings(run.embed().merge().embeddings)
+    assert (found[:7] == before).all()
+    assert (found.attrs["trained_weights"], found.attrs["num_invalid"], found.attrs["num_reused"]) == (1, 0, 7)
 
 
 def test_rounded_vectors_do_not_pass_for_exact_ones(copy: Run, tmp_path: Path) -> None:

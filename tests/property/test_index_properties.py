@@ -102,13 +102,19 @@ def fasta_text(entries: list[Entry], seed: int = 0) -> bytes:
     return text
 
 
-def build(entries: list[Entry], policy: LengthPolicy, name: str = "input.fasta", text: bytes | None = None) -> Index:
+def build(
+    entries: list[Entry],
+    policy: LengthPolicy,
+    name: str = "input.fasta",
+    text: bytes | None = None,
+    on_invalid: str = "fail",
+) -> Index:
     """Build in a temporary folder; the mapped index stays readable after the folder is removed."""
     with tempfile.TemporaryDirectory() as folder:
         fasta = Path(folder, name)
         fasta.write_bytes(fasta_text(entries) if text is None else text)
         output = Path(folder, "index.h5")
-        build_index(fasta, output, MODEL, policy)
+        build_index(fasta, output, MODEL, policy, on_invalid=on_invalid)
         return open_index(output)
 
 
@@ -169,7 +175,7 @@ LONG_ONES = [
 def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
     expected, counts = expectations(entries, policy)
     if all(record.fate == "rejected" for record in expected):
-        with pytest.raises(SeqmillError, match=rf"all {len(entries)} records are longer"):
+        with pytest.raises(SeqmillError, match=rf"all records are rejected.*: {len(entries):,} longer"):
             build(entries, policy)
         return
     index = build(entries, policy)
@@ -231,6 +237,27 @@ def test_index_of_any_fasta(entries: list[Entry], policy: LengthPolicy):
         assert index.pack_lengths(pack).sum() == len(tokens)
         together.extend(tokens.tolist())
     assert together == index.tokens.tolist()
+
+
+@given(entry_lists(), st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["", "*", "M-K", "1"])), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_skipped_records_change_nothing_else(entries: list[Entry], invalid: list[tuple[int, str]]):
+    policy = LengthPolicy("truncate", 30)
+    mixed = [(header, sequence, True) for header, sequence in entries]
+    for place, sequence in invalid:
+        mixed.insert(place, ("bad", sequence, False))
+    index = build([(header, sequence) for header, sequence, _ in mixed], policy, on_invalid="skip")
+    alone = build(entries, policy)
+    is_good = np.array([good for *_, good in mixed])
+    assert (index.record_rows[is_good] == alone.record_rows).all()
+    assert (index.record_fates[is_good] == alone.record_fates).all()
+    assert (index.record_fates[~is_good] == Fate.REJECTED).all()
+    assert (index.record_rows[~is_good] == -1).all()
+    assert not index.record_lengths[~is_good].any()
+    assert index.num_invalid == len(invalid)
+    for name in ("tokens", "token_offsets", "sequence_digests", "pack_offsets", "pack_checksums"):
+        assert np.array_equal(getattr(index, name), getattr(alone, name)), name
+    assert index.attributes["letter_counts"] == alone.attributes["letter_counts"]
 
 
 def check_plan(token_offsets: np.ndarray, pack_offsets: np.ndarray, pack_tokens: int) -> None:

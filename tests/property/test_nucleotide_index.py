@@ -71,13 +71,15 @@ def tokens_of(segment: str) -> list[int]:
     return TOKENIZER.encode([segment.encode()])[0].tolist()
 
 
-def build(entries: list[Entry], policy: LengthPolicy, model: str = MODEL, compress: bool = False) -> Index:
+def build(
+    entries: list[Entry], policy: LengthPolicy, model: str = MODEL, compress: bool = False, on_invalid: str = "fail"
+) -> Index:
     """Build in a temporary folder; the mapped index stays readable after the folder is removed."""
     text = "".join(f">{id_}\n{sequence[:37]}\n{sequence[37:]}\n" for id_, sequence in entries).encode()
     with tempfile.TemporaryDirectory() as folder:
         fasta = Path(folder, "input.fna")
         fasta.write_bytes(gzip.compress(text) if compress else text)
-        build_index(fasta, Path(folder, "index.h5"), model, policy)
+        build_index(fasta, Path(folder, "index.h5"), model, policy, on_invalid=on_invalid)
         return open_index(Path(folder, "index.h5"))
 
 
@@ -141,6 +143,15 @@ CONTIGS += [
 ]
 
 
+def _check_with_invalid_records(entries: list[Entry], policy: LengthPolicy, alone: Index) -> None:
+    """Records that are skipped change nothing else."""
+    index = build([("bad", "A-C"), *entries, ("bad", "")], policy, on_invalid="skip")
+    assert index.record_fates.tolist() == [Fate.REJECTED, *alone.record_fates.tolist(), Fate.REJECTED]
+    assert index.record_rows.tolist() == [-1, *alone.record_rows.tolist(), -1]
+    for name in ("tokens", "token_offsets", "sequence_segments", "segment_offsets", "segment_lengths", "pack_offsets"):
+        assert np.array_equal(getattr(index, name), getattr(alone, name)), name
+
+
 @given(entry_lists(), policies())
 @example(CONTIGS, LengthPolicy("window", 300, 300, 300))
 @example(CONTIGS, LengthPolicy("window", 500, 300, 30, "both"))
@@ -150,10 +161,11 @@ CONTIGS += [
 def test_index_of_any_nucleotides(entries: list[Entry], policy: LengthPolicy):
     expected, counts = expectations(entries, policy)
     if all(record.fate == "rejected" for record in expected):
-        with pytest.raises(SeqmillError, match=rf"all {len(entries)} records are longer"):
+        with pytest.raises(SeqmillError, match=rf"all records are rejected.*: {len(entries):,} longer"):
             build(entries, policy)
         return
     index = build(entries, policy)
+    _check_with_invalid_records(entries, policy, index)
 
     # Every record has one fate, and the counts add up.
     assert [Fate(fate).name.lower() for fate in index.record_fates] == [record.fate for record in expected]

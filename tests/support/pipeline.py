@@ -60,9 +60,14 @@ class Run:
         return [status_path_of(shard) for shard in self.shards]
 
     def build(
-        self, fasta: Path, model: str = MODEL, policy: LengthPolicy | None = None, reuse: Sequence[Path] = ()
+        self,
+        fasta: Path,
+        model: str = MODEL,
+        policy: LengthPolicy | None = None,
+        reuse: Sequence[Path] = (),
+        on_invalid: str = "fail",
     ) -> "Run":
-        build_index(fasta, self.index, model, policy or LengthPolicy(), reuse)
+        build_index(fasta, self.index, model, policy or LengthPolicy(), reuse, on_invalid)
         return self
 
     def embed(self, precision: str = "float32", threads: int = 0, **settings: object) -> "Run":

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="the index to write (index.h5)")
     program.add_length_options(parser.add_argument_group("long sequences and strands"))
+    program.add_invalid_option(parser)
     program.add_reuse_option(parser)
     parser.add_argument(
         "--threads",
@@ -38,4 +39,4 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # read by the tokenizers library
     policy = program.length_policy_of(arguments)
-    build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse)
+    build_index(arguments.fasta, arguments.output, arguments.model, policy, arguments.reuse, arguments.on_invalid)

@@ -19,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="as for `seqmill index` (default: that of the index)")
     as_built = parser.add_argument_group("with --fasta, as for `seqmill index`")
     program.add_length_options(as_built)
+    program.add_invalid_option(as_built)
     program.add_reuse_option(as_built)
     as_built.add_argument(
         "--results",
@@ -46,7 +47,7 @@ def work(arguments: argparse.Namespace) -> None:
     from seqmill.run.plan import PlanOptions, plan_fasta, plan_index
 
     settings = program.compute_settings_of(arguments)
-    options = PlanOptions(settings, arguments.world_size, arguments.dtype, arguments.seconds)
+    options = PlanOptions(settings, arguments.world_size, arguments.dtype, arguments.seconds, arguments.on_invalid)
     if arguments.index:
         lines = plan_index(arguments.index, arguments.model, options)
     else:

@@ -19,7 +19,7 @@ from seqmill.errors import SeqmillError
 from seqmill.spec.lengths import FAMILY_DEFAULT, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
-from seqmill.spec.task import ATTENTIONS, AUTO, DEVICES, PRECISIONS, ComputeSettings
+from seqmill.spec.task import ATTENTIONS, AUTO, DEVICES, ON_INVALID, PRECISIONS, ComputeSettings
 
 # Besides Ctrl-C, which Python handles. A worker catches them itself, to write its status first.
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -85,6 +85,15 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         choices=STRANDS,
         default="forward",
         help="nucleotides: as given, or the mean of both strands (default: forward)",
+    )
+
+
+def add_invalid_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--on-invalid",
+        choices=ON_INVALID,
+        default="fail",
+        help="if records have a letter that is not allowed, or no sequence: fail, or skip the records (default: fail)",
     )
 
 

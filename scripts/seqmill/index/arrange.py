@@ -34,7 +34,8 @@ def arrange(records: Records, policy: LengthPolicy, reuse: list[Source]) -> Arra
     """Find duplicates and sequences to reuse, and determine the order, the fates and the packs."""
     lengths, digests = np.concatenate(records.lengths), records.digest_rows()
     too_long = (lengths > policy.max_length) & (policy.max_length > 0)
-    rejected = too_long if policy.long_sequences == "reject" else np.zeros(len(lengths), bool)
+    invalid = lengths == 0
+    rejected = invalid | too_long if policy.long_sequences == "reject" else invalid
     record_offsets = records.tokens.offsets()
     first_records, rows = unique_sequences(digests, np.diff(record_offsets), rejected)
     reused_files, reused_rows = find_reused(digests[first_records], reuse)
@@ -64,6 +65,7 @@ def arrange(records: Records, policy: LengthPolicy, reuse: list[Source]) -> Arra
     }
     totals = {
         "num_records": len(lengths),
+        "num_invalid": int(np.count_nonzero(invalid)),
         "num_sequences": len(first_records),
         "num_reused": len(first_records) - num_computed,
         "num_segments": num_segments,
@@ -124,7 +126,10 @@ def count_fates(arranged: Arranged) -> dict[str, int]:
 
 
 def log_changes(letters: dict[str, int], fates: dict[str, int], policy: LengthPolicy) -> None:
-    """Log how many letters were changed, and how many records are too long for the policy."""
+    """Log how many letters were changed, and how many records are too long for the policy.
+
+    `fates` are numbers of records; those "rejected" are without the invalid ones.
+    """
     for change, count in letters.items():
         if count:  # lower case is no warning: it marks repeats in genomes
             log.log(logging.INFO if change == "lower_case" else logging.WARNING, "letters: %s: %d", change, count)

@@ -29,6 +29,7 @@ from seqmill.store.reuse import Source, require_policies
 from seqmill.version import __version__
 
 COPY_BYTES = 16 << 20
+LEAVE_OUT = "set on_invalid: skip (--on-invalid skip) to leave out invalid records"
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,14 @@ class _Origin:
     reuse: list[Source]
 
 
-def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reuse: Sequence[Path] = ()) -> None:
+def build_index(
+    fasta: Path,
+    output: Path,
+    model: str,
+    policy: LengthPolicy,
+    reuse: Sequence[Path] = (),
+    on_invalid: str = "fail",
+) -> None:
     """Write `index.h5` (see `seqmill.store.index_format`) from a FASTA file.
 
     Args:
@@ -54,9 +62,11 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
             tokens.
         policy: for long sequences.
         reuse: earlier results, whose vectors of identical sequences are not computed again (`seqmill.store.reuse`).
+        on_invalid: fail if records are invalid, or skip them. It does not change the index of a file without any.
 
     Raises:
-        SeqmillError: unusable input; the message names the file, the record number and the id.
+        SeqmillError: unusable input; the message names the file, the record number and the id; of invalid records the
+            first 20.
     """
     model_source = find_model(model)
     refuse_shared([output], [fasta, *reuse, *model_source.files])
@@ -72,19 +82,26 @@ def build_index(fasta: Path, output: Path, model: str, policy: LengthPolicy, reu
         tempfile.TemporaryFile(dir=output.parent) as tokens,
     ):
         records = Records(Spill(ids), Spill(descriptions), Spill(tokens))
-        for block in origin.fasta.blocks():
-            records.append(block, tokenizer(block, str(fasta)))
+        invalid = records.read(origin.fasta.blocks(), str(fasta), tokenizer, on_invalid)
+        if invalid.count and on_invalid == "fail":
+            raise SeqmillError(invalid.refusal(str(fasta), LEAVE_OUT))
+        if invalid.count:
+            log.warning(invalid.warning(str(fasta)))
         arranged = arrange(records, policy, sources)  # before the HDF5 file is open, which delays signals
         if not arranged.totals["num_sequences"]:
-            raise SeqmillError(
-                f"{fasta}: all {arranged.totals['num_records']} records are longer than "
-                f"max_length={policy.max_length} and rejected; nothing is left to embed"
-            )
+            raise SeqmillError(f"{fasta}: {_nothing_left(arranged.totals, policy)}")
         with whole_or_absent(output) as temporary:
             with new_hdf5(temporary) as file:
                 _write(file, records, arranged, origin)
             require_unchanged(fasta, origin.fasta.stamp)  # the index would be newer than records appended meanwhile
     remove_abandoned([output])  # some may have become old enough
+
+
+def _nothing_left(totals: dict[str, int], policy: LengthPolicy) -> str:
+    invalid, longer = totals["num_invalid"], totals["num_records"] - totals["num_invalid"]
+    causes = [f"{invalid:,} invalid"] if invalid else []
+    causes += [f"{longer:,} longer than max_length={policy.max_length}"] if longer else []
+    return f"all records are rejected, and nothing is left to embed: {', '.join(causes)}"
 
 
 def _write(file: NewFile, records: Records, arranged: Arranged, origin: _Origin) -> None:
@@ -157,6 +174,7 @@ def _report(origin: _Origin, arranged: Arranged, fates: dict[str, int]) -> None:
         *(arranged.totals[name] for name in ("num_records", "num_sequences", "num_tokens", "num_packs")),
     )
     log.info("fates: %s", ", ".join(f"{count} {fate}" for fate, count in fates.items() if count))
-    log_changes(origin.tokenizer.letter_counts(), fates, origin.policy)
+    too_long = fates["rejected"] - arranged.totals["num_invalid"]  # the others have had their warning
+    log_changes(origin.tokenizer.letter_counts(), {**fates, "rejected": too_long}, origin.policy)
     for number, reused in zip(arranged.num_reused, origin.reuse, strict=True):
         log.info("reused: %d sequences from %s", number, reused.path)

@@ -61,20 +61,18 @@ class ProteinLetters:
         return self._clean(body.translate(None, LAYOUT)).translate(ESM2_TOKENS)
 
     def _clean(self, letters: bytes) -> bytes:
-        upper = letters.upper()
-        if upper.endswith(b"*"):
-            upper = upper[:-1]
-            self.counts.trailing_stop += 1
+        upper = letters.upper().removesuffix(b"*")
         if not upper:
             raise SeqmillError("it has no sequence; remove it")
-        self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
-        self.counts.inner_stop_to_x += upper.count(b"*")
-        self.counts.j_to_x += upper.count(b"J")
         cleaned = upper.replace(b"*", b"X").replace(b"J", b"X")
         tokens = cleaned.translate(ESM2_TOKENS)
         position = tokens.find(INVALID)
         if position >= 0:
             raise SeqmillError(_refusal(letters[position], f"at residue {position + 1} is not an amino-acid letter"))
+        self.counts.trailing_stop += len(letters) - len(upper)
+        self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
+        self.counts.inner_stop_to_x += upper.count(b"*")
+        self.counts.j_to_x += upper.count(b"J")
         return cleaned
 
 

@@ -2,12 +2,14 @@
 
 import io
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from seqmill.errors import SeqmillError
 from seqmill.index.arrange import arrange, token_blocks
 from seqmill.index.fasta import FastaRecord
 from seqmill.index.spill import Records, Spill
@@ -18,7 +20,7 @@ from seqmill.store.index import Index
 
 
 def index_in_memory(
-    blocks: Iterable[list[FastaRecord]],
+    blocks: Iterator[list[FastaRecord]],
     name: str,
     source: ModelSource,
     tokenizer: RecordTokenizer,
@@ -32,13 +34,13 @@ def index_in_memory(
         source, tokenizer, policy: as for `build_index`.
 
     Raises:
-        SeqmillError: a record is unusable; the message has its number and its id.
+        SeqmillError: records are invalid; the message has the numbers and ids of the first 20.
     """
     records = Records(Spill(io.BytesIO()), Spill(io.BytesIO()), Spill(io.BytesIO()))
-    first_number = 0
-    for block in blocks:
-        first_number = first_number or block[0].number
-        records.append(block, tokenizer(block, name))
+    first = next(blocks)
+    invalid = records.read(chain([first], blocks), name, tokenizer)
+    if invalid.count:
+        raise SeqmillError(invalid.refusal(name))
     arranged = arrange(records, policy, [])
     tokens = list(token_blocks(records.tokens.mapped(tokenizer.dtype), arranged))
     attributes = {
@@ -58,5 +60,5 @@ def index_in_memory(
         tokens=np.frombuffer(b"".join(tokens), tokenizer.dtype),
         pack_checksums=np.array([zlib.crc32(block) for block in tokens], np.uint32),
         **arranged.columns,
-        first_number=first_number,
+        first_number=first[0].number,
     )

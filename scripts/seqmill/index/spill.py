@@ -1,6 +1,7 @@
 """The records seen by the pass over the input: text and tokens in temporary files, small columns in memory."""
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from seqmill.base.text_columns import offsets_of
 from seqmill.index.fasta import FastaRecord
-from seqmill.index.tokens import DIGEST_BYTES, Tokenized
+from seqmill.index.invalid import InvalidRecords
+from seqmill.index.tokens import DIGEST_BYTES, RecordTokenizer, Tokenized
 
 
 @dataclass
@@ -52,7 +54,22 @@ class Records:
     segment_tokens: list[np.ndarray] = field(default_factory=list)
     segment_lengths: list[np.ndarray] = field(default_factory=list)
 
-    def append(self, block: list[FastaRecord], tokenized: Tokenized) -> None:
+    def read(
+        self, blocks: Iterable[list[FastaRecord]], name: str, tokenizer: RecordTokenizer, on_invalid: str = "fail"
+    ) -> InvalidRecords:
+        """Tokenize and add the records of an input, `name`; return the invalid ones.
+
+        Invalid records are added, too, with no letters. With `on_invalid` "fail" nothing is added after the first of
+        them: the other records are only checked, which is faster.
+        """
+        invalid = InvalidRecords()
+        for block in blocks:
+            sequences = tokenizer.clean(block, name, invalid)
+            if on_invalid == "skip" or not invalid.count:
+                self._append(block, tokenizer.tokens(sequences))
+        return invalid
+
+    def _append(self, block: list[FastaRecord], tokenized: Tokenized) -> None:
         self.digests.extend(tokenized.digests)
         self.lengths.append(tokenized.lengths)
         self.tokens.append(tokenized.tokens, tokenized.num_tokens)

@@ -11,7 +11,8 @@ import numpy as np
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
-from seqmill.index.fasta import SHOWN_ID, FastaRecord
+from seqmill.index.fasta import FastaRecord
+from seqmill.index.invalid import InvalidRecords
 from seqmill.index.letters import (
     ESM2_CLS,
     ESM2_EOS,
@@ -32,7 +33,7 @@ GAPPED = 0.1  # records with a larger share of unknown bases are counted
 class Tokenized:
     """A block of records as tokens."""
 
-    lengths: np.ndarray  # int32 (num_records,), residues or bases in the cleaned sequences
+    lengths: np.ndarray  # int32 (num_records,), residues or bases in the cleaned sequences; 0 if invalid
     digests: bytes  # DIGEST_BYTES per record, of the cleaned sequences
     tokens: bytes  # all records end to end, special tokens included; rejected records may be cut
     num_tokens: np.ndarray  # int64 (num_records,)
@@ -51,14 +52,20 @@ class ProteinTokenizer:
     def __init__(self, policy: LengthPolicy) -> None:
         self._letters, self._policy = ProteinLetters(), policy
 
-    def __call__(self, block: list[FastaRecord], name: str) -> Tokenized:
-        """Tokenize records; raise a SeqmillError that names the input (`name`) and the record if one is unusable."""
+    def clean(self, block: list[FastaRecord], name: str, invalid: InvalidRecords) -> list[bytes]:
+        """Return the residues of records as tokens; an invalid record has none, and is added to `invalid`.
+
+        Raise a SeqmillError that names the input (`name`) if its first records look like nucleotides.
+        """
         if block[0].number == 1 and looks_like_nucleotides(_sample(block)):
             raise SeqmillError(
                 f"{name}: the letters are A, C, G, T, U and N: this looks like nucleotides, and the model is "
                 "for proteins; translate the sequences, or embed them with dnabert_s"
             )
-        residues = _clean(block, self._letters.tokens, name)
+        return _clean(block, self._letters.tokens, invalid)
+
+    def tokens(self, residues: list[bytes]) -> Tokenized:
+        """Tokenize cleaned records."""
         if self._policy.long_sequences == "window":
             segments = [self._windows(sequence) for sequence in residues]
         else:
@@ -97,14 +104,20 @@ class NucleotideTokenizer:
         self._gapped = 0
         self.name = f"{self._bpe.name} {self._bpe.digest}"
 
-    def __call__(self, block: list[FastaRecord], name: str) -> Tokenized:
-        """Tokenize records; raise a SeqmillError that names the input (`name`) and the record if one is unusable."""
+    def clean(self, block: list[FastaRecord], name: str, invalid: InvalidRecords) -> list[bytes]:
+        """Return the bases of records; an invalid record has none, and is added to `invalid`.
+
+        Raise a SeqmillError that names the input (`name`) if its first records look like proteins.
+        """
         if block[0].number == 1 and looks_like_protein(_sample(block)):
             raise SeqmillError(
                 f"{name}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
                 "the model is for nucleotides; use an ESM-2 model"
             )
-        sequences = _clean(block, self._letters.clean, name)
+        return _clean(block, self._letters.clean, invalid)
+
+    def tokens(self, sequences: list[bytes]) -> Tokenized:
+        """Tokenize cleaned records."""
         self._gapped += sum(len(one) - known_bases(one) > GAPPED * len(one) for one in sequences)
         segments, weights = zip(*(weigh(self._cut(sequence)) for sequence in sequences), strict=True)
         tokens, segment_tokens = self._bpe.encode(list(itertools.chain(*segments)))
@@ -151,13 +164,14 @@ def _vocabulary(source: ModelSource) -> int:
         raise SeqmillError(f"{config}: has no usable vocab_size: {error}") from error
 
 
-def _clean(block: list[FastaRecord], clean: Callable[[bytes], bytes], name: str) -> list[bytes]:
+def _clean(block: list[FastaRecord], clean: Callable[[bytes], bytes], invalid: InvalidRecords) -> list[bytes]:
     cleaned = []
     for record in block:
         try:
             cleaned.append(clean(record.body))
         except SeqmillError as error:
-            raise SeqmillError(f"{name}: record {record.number} ({record.id[:SHOWN_ID]!r}): {error}") from None
+            invalid.add(record, error)
+            cleaned.append(b"")
     return cleaned
 
 

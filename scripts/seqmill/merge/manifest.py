@@ -30,6 +30,7 @@ def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
         "fingerprint": verified.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in COUNTS},
+            "num_invalid": verified.index.num_invalid,
             "fates": verified.fate_counts,
             "letters": json.loads(attributes["letter_counts"]),
         },

@@ -154,9 +154,10 @@ def _attributes(verified: VerifiedSet) -> dict[str, Any]:
         "num_layers": verified.shards[0].num_layers,
         "outputs": json.dumps([{"dataset": name, "layer": layer, "pooling": how} for name, (layer, how) in outputs]),
         "computed_by": "; ".join(verified.computed_by),
-        "trained_weights": not verified.warning,
+        "trained_weights": int(not verified.warning),  # R reads the HDF5 type of a bool as NA
         "warning": verified.warning,
         **{name: verified.index.attributes[name] for name in INDEX_ATTRIBUTES},
+        "num_invalid": verified.index.num_invalid,
         "fate_counts": json.dumps(verified.fate_counts),
         **verified.audit,
     }
@@ -169,6 +170,8 @@ def _log_result(verified: VerifiedSet, output: Path, records: Path) -> None:
         log.info("reused: %d sequences from %s", source["sequences"], source["path"])
     if len(kinds := verified.computed_by) > 1:
         log.warning("several kinds of device or kernel: another run may differ by rounding: %s", "; ".join(kinds))
+    if invalid := verified.index.num_invalid:
+        log.warning("%d RECORDS ARE INVALID and are not in %s; %s names them", invalid, output, records)
     if quarantined := verified.fate_counts["quarantined"]:
         message = "%d RECORDS ARE QUARANTINED: they have no finite embedding and are not in %s; %s names them"
         log.warning(message, quarantined, output, records)

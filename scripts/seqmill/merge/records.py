@@ -18,15 +18,16 @@ COLUMNS = (
 BLOCK = 65536
 LEVEL = 4  # with headers like UniRef's, level 6 takes 1.8 times as long for a table 5 % smaller
 SPECIAL = ('"', "\t", "\n", "\r")  # a field with one of them is quoted
+INVALID = "invalid: a letter that is not allowed, or no sequence"
 FATE_NAMES = {fate.value: fate.name.lower() for fate in Fate}
 
 
 def write_records(path: Path, index: Index, fates: np.ndarray | None = None, unwanted: Event | None = None) -> None:
     """Write the table: tab-separated, quoted where needed, with a header line, compressed by gzip.
 
-    Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning), `embedded_length`
-    (those that entered the model), `windows` (their number, 1 for a whole sequence), `fate`, `row` (in
-    embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (for a duplicate, the record that has the
+    Columns: `record` (1 for the first), `id`, `length` (residues or bases after cleaning; 0 if invalid),
+    `embedded_length` (those that entered the model), `windows` (their number, 1 for a whole sequence), `fate`, `row`
+    (in embeddings.h5, from 0; empty if rejected or quarantined), `same_as` (for a duplicate, the record that has the
     same sequence), `reason` (for a rejection, a truncation, windows or a quarantine; for a reused vector, its file),
     `description` (the rest of the header). `fates` are the final ones (uint8), by default those in the index. Once
     `unwanted` is set, writing stops.
@@ -87,6 +88,7 @@ def _reasons(index: Index, rows: np.ndarray, lengths: np.ndarray, fates: np.ndar
     reasons = np.full(len(fates), "", object)
     if max_length := int(index.attributes["max_length"]):  # 0: no limit
         reasons[lengths > max_length] = f"longer than max_length={max_length}"
+    reasons[lengths == 0] = INVALID
     reused, paths = np.flatnonzero(fates == Fate.REUSED), index.reused_paths
     files = index.reused_files[rows[reused] - index.num_computed]
     for place, number in zip(reused.tolist(), files.tolist(), strict=True):

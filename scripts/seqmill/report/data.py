@@ -193,7 +193,7 @@ def _read_records(path: Path, embeddings: EmbeddingsFile, with_left_out: bool) -
             path, sep="\t", usecols=list(columns), dtype=columns, keep_default_na=False, chunksize=RECORDS_BLOCK
         ) as blocks:
             for block in blocks:
-                lengths.append(block["length"].to_numpy())
+                lengths.append(block["length"][block["length"] > 0].to_numpy())  # it is 0 if the record is invalid
                 computed = block[~block["fate"].isin(("duplicate", "reused", *LEFT_OUT))]
                 embedded += int(computed["embedded_length"].sum())
                 windows += int(computed["windows"].sum())

@@ -22,6 +22,7 @@ def prepare(data: dict[str, Any]) -> dict[str, Any]:
         "title": f"{Path(data['fasta']).name or 'embeddings'} by {attributes.get('model', 'an unnamed model')}",
         "kinds": [kind for kind in str(attributes.get("computed_by", "")).split("; ") if kind],
         "fate_rows": _fate_rows(data["fates"]),
+        "left_out": _left_out(data["fates"], attributes.get("num_invalid", 0)),
         "speeds": _speeds(data["throughput"]),
         "attempts": _attempts(shards),
         "stages": _stages(shards, data["merge_seconds"]),
@@ -35,6 +36,15 @@ def _fate_rows(fates: dict[str, int]) -> list[tuple[str, int, str]]:
     total = sum(fates.values())
     counts = [("in windows" if fate == "windowed" else fate, fates.get(fate, 0)) for fate in FATES]
     return [(name, n, f"{n:,} ({percent(n / total)})" if n else "0") for name, n in counts] if total else []
+
+
+def _left_out(fates: dict[str, int], num_invalid: int) -> list[tuple[str, int, str]]:
+    """Return the fates without an embedding, their records, and why."""
+    return [
+        ("rejected", fates.get("rejected", 0) - num_invalid, "being too long"),
+        ("rejected", num_invalid, "having a letter that is not allowed, or no sequence"),
+        ("quarantined", fates.get("quarantined", 0), "having no finite embedding"),
+    ]
 
 
 def by_shard(shards: Shards, name: str, title: str, unit: str) -> str:

@@ -35,8 +35,6 @@ class DatasetRun(Dataset):
     @classmethod
     def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> "DatasetRun":
         """Choose what the settings leave to the model; raise a SeqmillError if they do not suit it or its dataset."""
-        for path in (dataset.fasta, dataset.model.path or ""):
-            require_no_braces(str(path))
         try:
             lengths = (settings[name] for name in ("long_sequences", "max_length", "window", "stride", "strand"))
             policy = choose_length_policy(dataset.model.family, *lengths)
@@ -114,7 +112,7 @@ class DatasetRun(Dataset):
 
     @property
     def request(self) -> Request:
-        asked = {name: self.settings[name] for name in ("precision", "on_error", "dtype")}
+        asked = {name: self.settings[name] for name in ("precision", "on_error", "on_invalid", "dtype")}
         reused = tuple(self.reused.values())
         return Request(self.fasta, self.model, self.policy, self.outputs, **asked, reused=reused)
 
@@ -183,9 +181,3 @@ def export_options(name: str) -> str:
     """Return the options of export.py that choose the output of a name, e.g. embeddings_6_mean."""
     _, *layer_and_pooling = name.split("_", 2)
     return " ".join(map(" ".join, zip(("--layer", "--pooling"), layer_and_pooling, strict=False)))
-
-
-def require_no_braces(name: str) -> None:
-    """Raise a SeqmillError if Snakemake would read wildcards in a path."""
-    if "{" in name or "}" in name:
-        raise SeqmillError(f"{name}: Snakemake takes braces for wildcards; rename the file or link to it")

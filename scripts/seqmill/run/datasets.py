@@ -11,7 +11,7 @@ from seqmill.index.fasta import FastaFile
 from seqmill.spec.models import ModelSource, find_model
 from seqmill.store.layout import RunFolder
 
-COLUMNS = ("dataset", "fasta", "model")
+COLUMNS = ("dataset", "fasta", "model")  # the last may be missing
 FASTA_SUFFIXES = (".gz", ".bgz", ".zst", ".fasta", ".fa", ".faa", ".fna", ".ffn", ".fas", ".fsa", ".pep")
 PROBE_BYTES = 4096
 LONGEST_NAME = 255  # bytes in the name of a folder
@@ -34,11 +34,11 @@ class Dataset:
 
 
 def read_datasets(table: Path, default_model: str, folders: list[Path], must_exist: bool = True) -> list[Dataset]:
-    """Read the tab-separated table of datasets; raise a SeqmillError that names the table, the line and the mistake.
+    """Read the tab-separated table of datasets; raise a SeqmillError with a line for each bad line of the table.
 
-    Its header is dataset, fasta, model. Empty lines and lines that begin with # are skipped. A line without a model
-    gets `default_model`. `folders` and then the table's own are searched for relative FASTA paths, in this order, as
-    by `find_fasta`.
+    Its header is dataset, fasta, and perhaps model. Empty lines and lines that begin with # are skipped. A line without
+    a model gets `default_model`. `folders` and then the table's own are searched for relative FASTA paths, in this
+    order, as by `find_fasta`.
     """
     if not table.is_file():
         raise SeqmillError(f"{table}: no such table of datasets; write one, or give fasta=FILE")
@@ -47,33 +47,41 @@ def read_datasets(table: Path, default_model: str, folders: list[Path], must_exi
     except (OSError, UnicodeDecodeError) as error:
         raise SeqmillError(f"{table}: cannot be read as UTF-8 text: {error}; save it as UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line[0] != "#"]
-    if not numbered or tuple(numbered[0][1].rstrip("\t").split("\t")) != COLUMNS:
-        raise SeqmillError(f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}")
-    datasets: list[Dataset] = []
+    columns = tuple(numbered[0][1].rstrip("\t").split("\t")) if numbered else ()
+    if columns not in (COLUMNS, COLUMNS[:-1]):
+        raise SeqmillError(
+            f"{table}: the first line must be the tab-separated names {', '.join(COLUMNS)}; model may be left out"
+        )
+    if not numbered[1:]:
+        raise SeqmillError(f"{table}: the table has no datasets")
+    datasets: dict[RunFolder, Dataset] = {}
+    wrong = []
     for number, line in numbered[1:]:
         try:
-            dataset = _read_row(line, default_model, [*folders, table.parent], must_exist)
-            if dataset.folder in [other.folder for other in datasets]:
+            dataset = _read_row(line, columns, default_model, [*folders, table.parent], must_exist)
+            if dataset.folder in datasets:
                 raise SeqmillError(f"dataset {dataset.name} with model {dataset.model.slug} is listed twice")
+            datasets[dataset.folder] = dataset
         except (SeqmillError, csv.Error) as error:
-            raise SeqmillError(f"{table}: line {number}: {error}") from None
-        datasets.append(dataset)
-    if not datasets:
-        raise SeqmillError(f"{table}: the table has no datasets")
-    return datasets
+            wrong.append(f"{table}: line {number}: {error}")
+    if wrong:
+        raise SeqmillError("\n".join(wrong))
+    return list(datasets.values())
 
 
-def _read_row(line: str, default_model: str, folders: list[Path], must_exist: bool) -> Dataset:
+def _read_row(
+    line: str, columns: tuple[str, ...], default_model: str, folders: list[Path], must_exist: bool
+) -> Dataset:
     (row,) = csv.reader([line], "excel-tab", strict=True)
-    cells = [cell.strip() for cell in row]
-    if not 2 <= len(cells) <= len(COLUMNS) or not cells[0] or not cells[1]:
-        raise SeqmillError("expected a dataset, a fasta and a model, separated by tabs")
-    name, fasta, model = cells[0], cells[1], cells[2] if len(cells) > 2 else ""
+    name, fasta, model, *more = [*(cell.strip() for cell in row), "", "", ""]
+    if not name or not fasta or any(more) or (model and len(columns) < len(COLUMNS)):
+        *most, last = (f"a {column}" for column in columns)
+        raise SeqmillError(f"expected {', '.join(most)} and {last}, separated by tabs")
     if safe_name(name) != name:
         raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
     if len(name.encode()) > LONGEST_NAME:
         raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
-    return Dataset(name, find_fasta(fasta, folders, must_exist), _find_model(model or default_model))
+    return _dataset(name, find_fasta(fasta, folders, must_exist), model or default_model)
 
 
 def dataset_of_file(fasta: str, model: str, folders: list[Path], must_exist: bool = True) -> Dataset:
@@ -82,14 +90,23 @@ def dataset_of_file(fasta: str, model: str, folders: list[Path], must_exist: boo
     name = path.name
     while Path(name).suffix.lower() in FASTA_SUFFIXES:
         name = Path(name).stem
-    return Dataset(safe_name(name), path, _find_model(model))
+    return _dataset(safe_name(name), path, model)
 
 
-def _find_model(name: str) -> ModelSource:
+def _dataset(name: str, fasta: Path, model: str) -> Dataset:
     try:
-        return find_model(name)
+        source = find_model(model)
     except (OSError, ValueError) as error:  # a name too long for a path, a NUL
-        raise SeqmillError(f"model {name[:100]!r}: {error}") from error
+        raise SeqmillError(f"model {model[:100]!r}: {error}") from error
+    for path in (fasta, source.path or ""):
+        require_no_braces(str(path))
+    return Dataset(name, fasta, source)
+
+
+def require_no_braces(name: str) -> None:
+    """Raise a SeqmillError if Snakemake would read wildcards in a path."""
+    if "{" in name or "}" in name:
+        raise SeqmillError(f"{name}: Snakemake takes braces for wildcards; rename the file or link to it")
 
 
 def safe_name(name: str) -> str:

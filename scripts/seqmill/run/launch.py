@@ -1,5 +1,6 @@
 """Starts the workflow in any folder: reads what is asked for, and returns the command of Snakemake that does it."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,8 @@ class Launch:
         asked = _read_settings(own if own.exists() else folders[1] / CONFIG_FILE) | dict(self.settings)
         if asked["fasta"]:
             return [dataset_of_file(asked["fasta"], asked["model"], [Path()] if "fasta" in self.settings else folders)]
-        tables = [folder / asked["datasets"] for folder in ([Path()] if "datasets" in self.settings else folders)]
+        table = os.path.expanduser(asked["datasets"])  # noqa: PTH111  (Path's raises an error for ~nobody)
+        tables = [folder / table for folder in ([Path()] if "datasets" in self.settings else folders)]
         return read_datasets(next(filter(Path.exists, tables), tables[0]), asked["model"], folders)
 
     def command(self) -> list[str]:

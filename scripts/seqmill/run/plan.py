@@ -32,6 +32,7 @@ class PlanOptions:
     world_size: int  # number of shards
     dtype: str  # of the merged embeddings, float32 or float16
     seconds: float  # of calibration; 0 for none, and no forecast of the time
+    on_invalid: str = "fail"  # or skip, for an index that is built
 
 
 def plan_index(path: Path, model: str, options: PlanOptions) -> list[str]:
@@ -60,7 +61,7 @@ def plan_fasta(
         if options.settings.threads:
             os.environ["RAYON_NUM_THREADS"] = str(options.settings.threads)  # of the tokenizers library
         began = time.perf_counter()
-        build_index(fasta, path, model, policy, reuse)
+        build_index(fasta, path, model, policy, reuse, options.on_invalid)
         took = time_in_words(time.perf_counter() - began)
         origin = f"built in {took} for this plan alone; a run that has none yet builds its own"
         return _forecast(options, open_index(path), source, origin, (results or Path()).absolute())

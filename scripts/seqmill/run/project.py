@@ -16,8 +16,14 @@ from seqmill.base.files import whole_or_absent
 from seqmill.base.input_files import DIGESTS, KnownDigests
 from seqmill.base.machine import visible_gpus
 from seqmill.errors import SeqmillError
-from seqmill.run.dataset_run import DatasetRun, require_no_braces
-from seqmill.run.datasets import Dataset, dataset_of_file, read_datasets, refuse_shared_folders
+from seqmill.run.dataset_run import DatasetRun
+from seqmill.run.datasets import (
+    Dataset,
+    dataset_of_file,
+    read_datasets,
+    refuse_shared_folders,
+    require_no_braces,
+)
 from seqmill.run.reuse_checks import require_ready
 from seqmill.run.stale import find_fasta_edit, stale_results
 from seqmill.store.reuse import open_source

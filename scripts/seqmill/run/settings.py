@@ -1,6 +1,7 @@
 """The settings of a run: checked against their schema, completed with its defaults."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,10 +11,11 @@ from jsonschema import Draft202012Validator
 from seqmill.errors import SeqmillError
 
 LISTS = ("layers", "pooling", "reuse", "exports")
+PATHS = ("datasets", "metadata", "container")  # those of fasta, model and reuse are expanded where they are looked for
 
 
 def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """Return the settings in one form: `LISTS` are lists, per_residue is a dtype or empty.
+    """Return the settings in one form: `LISTS` are lists, ~ is expanded in `PATHS`, per_residue is a dtype or empty.
 
     Args:
         config: the settings as Snakemake reads them; from the command line some are still text.
@@ -32,6 +34,8 @@ def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: 
     for key in LISTS:
         if not isinstance(settings[key], list):
             settings[key] = [settings[key]]
+    for key in PATHS:
+        settings[key] = os.path.expanduser(settings[key])  # noqa: PTH111  (Path's raises an error for ~nobody)
     return settings
 
 

@@ -45,6 +45,7 @@ class Request:
     outputs: Outputs  # layers below 0 count from the end
     precision: str = "auto"
     on_error: str = "fail"  # or skip
+    on_invalid: str = "fail"  # or skip
     dtype: str = "float32"  # of embeddings.h5
     reused: tuple[str, ...] = ()  # fingerprints of the earlier results to take vectors from, in their order
 
@@ -160,6 +161,7 @@ class _Judge:
         yield _difference("index_format", facts.get("index_format"), INDEX_FORMAT)
         yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield from self._policies(facts)
+        yield self._invalid(facts)
         yield _difference("family", facts["family"], self.request.model.family)
         tokenizer = self.request.model.tokenizer
         if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in facts["tokenizer"]:
@@ -185,6 +187,7 @@ class _Judge:
         yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield self._weights(facts["weights"], made.model)
         yield from self._policies(facts)
+        yield self._invalid(facts)
         yield from self._computation(made, facts["runs"])
         yield self._reuse(facts)
         yield self._quarantined(json.loads(facts["fate_counts"])["quarantined"])
@@ -201,6 +204,12 @@ class _Judge:
     def _policies(self, facts: Mapping[str, Any]) -> Iterator[str]:
         for name, value in asdict(self.request.policy).items():
             yield _difference(name, facts[name], value)
+
+    def _invalid(self, facts: Mapping[str, Any]) -> str:
+        number = facts.get("num_invalid", 0)  # older results have none
+        if number and self.request.on_invalid == "fail":
+            return f"invalid records were left out ({number}): on_invalid was skip and is fail now"
+        return ""
 
     def _computation(self, made: Fingerprint, runs: list[RunFacts]) -> Iterator[str]:
         outputs, num_layers = self.request.outputs, runs[0].num_layers

@@ -15,6 +15,7 @@ from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
+from seqmill.store.index_format import ARE_INVALID
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
@@ -41,16 +42,21 @@ def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
     lines, warnings = [], []
     for dataset in done:
         name, folder = dataset.name, RunFolder(root / dataset.folder.path)
+        counts = _counts(folder.manifest)
         lines += [
             f"\n{name}: {folder.embeddings}",
-            f"    records:                 {_fates_in_words(folder.manifest)}",
+            f"    records:                 {_fates_in_words(counts)}",
             f"    the fate of each record: {folder.records}",
             f"    how it was made:         {folder.manifest}",
             f"    at a glance:             {folder.report}",
         ]
         exports = [str(root / path) for path in dataset.exports if path.exists()]
         lines += [f"    {'' if number else 'exports:':<24} {path}" for number, path in enumerate(exports)]
-        if number := _fates(folder.manifest).get("quarantined"):
+        if number := counts.get("num_invalid"):
+            warnings.append(
+                f"\nINVALID: {number} records of {name} {ARE_INVALID} and were left out; {folder.records} names them"
+            )
+        if number := counts.get("quarantined"):
             warnings.append(
                 f"\nQUARANTINED: {number} records of {name} have no finite embedding and were left out; "
                 f"{folder.records} names them"
@@ -74,17 +80,19 @@ def _trained_run(dataset: DatasetRun, is_elsewhere: bool) -> str:
     return command("run", str(fasta), "--model", model, *output)
 
 
-def _fates_in_words(manifest: Path) -> str:
+def _fates_in_words(counts: dict[str, int]) -> str:
     """Return how many records have each fate."""
-    fates = {fate: count for fate, count in _fates(manifest).items() if count}
+    fates = {fate: count for fate, count in counts.items() if count and fate != "num_invalid"}
     advice = "; the settings max_length and long_sequences change that" if "truncated" in fates else ""
     return (", ".join(f"{count} {fate}" for fate, count in fates.items()) or "unknown") + advice
 
 
-def _fates(manifest: Path) -> dict[str, int]:
-    """Return the number of records of each fate; none if the manifest can't be read."""
+def _counts(manifest: Path) -> dict[str, int]:
+    """Return the number of records of each fate, and num_invalid; none if the manifest can't be read."""
     try:
-        return {str(fate): int(count) for fate, count in json.loads(manifest.read_text())["counts"]["fates"].items()}
+        counts = json.loads(manifest.read_text())["counts"]
+        fates = {str(fate): int(count) for fate, count in counts["fates"].items()}
+        return {**fates, "num_invalid": int(counts.get("num_invalid", 0))}  # older results have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -14,6 +14,7 @@ ATTENTIONS = (
 DEVICES = (AUTO, "cpu", "cuda")
 PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
 ON_ERROR = ("fail", "skip")
+ON_INVALID = ("fail", "skip")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ class Index:
         return len(self.record_rows)
 
     @property
+    def num_invalid(self) -> int:
+        """Records that are rejected because they have a letter that is not allowed, or no sequence."""
+        return int(self.attributes.get("num_invalid", 0))  # older files have none
+
+    @property
     def num_sequences(self) -> int:
         return len(self.sequence_records)
 

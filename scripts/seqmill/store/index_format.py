@@ -2,7 +2,8 @@
 
     record_ids, record_id_offsets                    UTF-8 bytes (uint8) and int64 (num_records + 1,)
     record_descriptions, record_description_offsets  likewise
-    record_lengths     int32 (num_records,)       residues or bases in the cleaned sequence, before any truncation
+    record_lengths     int32 (num_records,)       residues or bases in the cleaned sequence, before any truncation;
+                                                  0 if the record is invalid, and only then
     record_fates       uint8 (num_records,)       see Fate
     record_rows        int64 (num_records,)       row of the record's unique sequence; -1 if rejected
     tokens             uint8 or uint16        all unique sequences end to end, special tokens included
@@ -19,9 +20,10 @@
 
 Unique sequences are sorted by descending number of tokens, ties by first appearance. Reused ones, whose vectors come
 from an earlier result, follow the others in the same order; they are in no pack, and their tokens are never read. The
-attributes num_tokens, num_residues and num_packs count what is computed. A segment goes through the model by itself:
-it is a window of a long contig, on one strand. If every sequence is one segment, the three datasets of segments are
-empty.
+attributes num_tokens, num_residues and num_packs count what is computed. The attribute num_invalid counts the rejected
+records that are invalid: they have a letter that is not allowed, or no sequence; it is absent in older files, which
+have none. A segment goes through the model by itself: it is a window of a long contig, on one strand. If every sequence
+is one segment, the three datasets of segments are empty.
 """
 
 import hashlib
@@ -62,6 +64,9 @@ DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
     "reused_files": (np.int32, ()),
     "reused_rows": (np.int64, ()),
 }
+
+
+ARE_INVALID = "have a letter that is not allowed, or no sequence"  # for messages
 
 
 class Fate(IntEnum):

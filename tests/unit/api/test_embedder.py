@@ -223,6 +223,17 @@ def test_a_policy_that_rejects_names_the_sequence() -> None:
     assert model.embed(["M" * 10]).shape == (1, 64)
 
 
+def test_all_invalid_sequences_are_named() -> None:
+    model = seqmill.load(PROTEINS.model)
+    with pytest.raises(seqmill.SeqmillError) as caught:
+        model.embed({"a": "MKT", "b": "", "c": "M-T"})
+    head, *lines = str(caught.value).split("\n  ")
+    assert head == "sequences: 2 records are invalid; mend them, or leave them out:"
+    assert [line.partition(":")[0] for line in lines] == ["record 2 ('b')", "record 3 ('c')"]
+    with pytest.raises(seqmill.SeqmillError, match=r"^sequences: record 2 \('b'\): it has no sequence; remove it$"):
+        next(model.stream({"a": "MKT", "b": "", "c": "MKT"}))
+
+
 def test_a_stream_names_records_by_their_numbers_in_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 64 * 2)  # two records
     model = seqmill.load(PROTEINS.model, long_sequences="reject", max_length=10)

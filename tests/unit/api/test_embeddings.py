@@ -69,12 +69,20 @@ def test_to_pandas(path: Path) -> None:
 def test_attributes_describe_the_run(path: Path) -> None:
     attrs = open_embeddings(path).attrs
     assert attrs["model"] == "untrained:esm2_t6_8M_UR50D"
-    assert not attrs["trained_weights"]
+    assert attrs["trained_weights"] == 0
     assert "UNTRAINED WEIGHTS" in attrs["warning"]
     assert (attrs["precision"], attrs["pooling"], attrs["layers"]) == ("float32", "mean", "6")
     assert (attrs["max_length"], attrs["long_sequences"]) == (1022, "truncate")
     assert attrs["num_records"] == 4
     assert "UNTRAINED" in repr(open_embeddings(path))
+
+
+def test_no_attribute_is_an_enum(path: Path) -> None:
+    """R's readers of HDF5 take the type of h5py's bool for NA."""
+    with h5py.File(path) as file:
+        kinds = {name: file.attrs.get_id(name).get_type().get_class() for name in file.attrs}
+    assert {name for name, kind in kinds.items() if kind == h5py.h5t.INTEGER} >= {"trained_weights", "num_records"}
+    assert set(kinds.values()) <= {h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING}
 
 
 def test_wrong_files_are_refused_by_name(path: Path, tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ BAD_FILES = {
     "> in a sequence": Bad(b">a\nMK>b\nMK\n", ("record 1 ('a')", "'>' at residue 3")),
     "odd id": Bad(">b'\"\u00e9\u2028\x1b[2J x\nMK1\n".encode(), ("record 1 (", "'1' at residue 3")),
     "lone CR": Bad(b">a\rMKV\r>b\rACD\r", ("record 1", "carriage return", "tr ")),
-    "all rejected": Bad(GOOD, ("all 3 records", "max_length=4"), ("--long-sequences", "reject", "--max-length", "4")),
+    "all rejected": Bad(
+        GOOD,
+        ("all records are rejected", "3 longer than max_length=4"),
+        ("--long-sequences", "reject", "--max-length", "4"),
+    ),
     "truncated gzip": Bad(GZIP[: len(GZIP) // 2], ("truncated or damaged",)),
     "gzip without its last byte": Bad(GZIP[:-1], ("truncated or damaged",)),
     "damaged gzip": Bad(with_flipped_byte(GZIP, len(GZIP) // 2)),  # inflates to junk letters, or not at all
@@ -241,7 +245,9 @@ WRONG_FAMILY = {
     "DNA to ESM-2": Bad(DNA, ("looks like nucleotides", "embed them with dnabert_s")),
     "RNA in lower case to ESM-2": Bad(DNA.lower().replace(b"t", b"u"), ("looks like nucleotides",)),
     "proteins to DNABERT-S": Bad(
-        GOOD, ("record 1 ('first')", "'L' at base 4", "looks like a protein; use an ESM-2 model"), NUCLEOTIDES
+        b">first one\nMKVLA\n",
+        ("record 1 ('first')", "'L' at base 4", "looks like a protein; use an ESM-2 model"),
+        NUCLEOTIDES,
     ),
     "proteins of IUPAC letters to DNABERT-S": Bad(
         b">a\n" + b"MKVSDHRWTY" * 5 + b"\n", ("looks like proteins", "use an ESM-2 model"), NUCLEOTIDES
@@ -251,7 +257,7 @@ WRONG_FAMILY = {
     "a masked base": Bad(b">a\nACXT\n", ("record 1 ('a')", "'X' at base 3", "write N"), NUCLEOTIDES),
     "all rejected": Bad(
         b">a\nACGTT\n",
-        ("all 1 records", "max_length=4"),
+        ("all records are rejected", "1 longer than max_length=4"),
         (*NUCLEOTIDES, "--long-sequences", "reject", "--max-length", "4"),
     ),
 }

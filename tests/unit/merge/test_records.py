@@ -43,6 +43,19 @@ IDS = [header.split(" ")[0].split("\t")[0].split("\x0b")[0] for header, *_ in RE
 DESCRIPTIONS = [header[len(id_) + 1 :] for (header, *_), id_ in zip(RECORDS, IDS, strict=True)]
 
 
+def test_invalid_records_have_a_reason(tmp_path: Path) -> None:
+    fasta = tmp_path / "some.fasta"
+    fasta.write_text(">a\nMKVLA\n>b\nM-K\n>c\nMK\n>d\n\n")
+    build_index(fasta, tmp_path / "index.h5", MODEL, LengthPolicy("reject", 4), on_invalid="skip")
+    write_records(tmp_path / "records.tsv.gz", open_index(tmp_path / "index.h5"))
+    table = pd.read_csv(tmp_path / "records.tsv.gz", sep="\t", keep_default_na=False)
+    assert table["fate"].tolist() == ["rejected", "rejected", "embedded", "rejected"]
+    assert table["length"].tolist() == [5, 0, 2, 0]
+    assert table["row"].tolist() == ["", "", "0", ""]
+    invalid = "invalid: a letter that is not allowed, or no sequence"
+    assert table["reason"].tolist() == ["longer than max_length=4", invalid, "", invalid]
+
+
 def index_of(folder: Path, records: list[tuple[str, str]], policy: LengthPolicy, model: str = MODEL) -> Index:
     fasta = folder / "some.fasta"
     fasta.write_bytes(b"".join(f">{header}\n{sequence}\n".encode() for header, sequence in records))

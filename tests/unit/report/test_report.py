@@ -172,6 +172,19 @@ def test_left_out_records_are_named_at_the_top(rejecting: Run, tmp_path: Path):
     assert (page.data["counts"]["embeddings"], page.data["fates"]["rejected"]) == (9, 1)
 
 
+def test_both_causes_of_rejection_are_named(tmp_path: Path):
+    fasta = tmp_path / "some.faa"
+    fasta.write_text(">a\nMKVLA\n>b\nM-K\n>c\nMK\n>d\n\n>e\nMKV\n")
+    run = Run(tmp_path, 1).build(fasta, policy=LengthPolicy("reject", 4), on_invalid="skip").embed().merge()
+    page = page_of(sources_of(run), tmp_path)
+    top = page.text[: page.text.index("unique sequences")]
+    assert "1 record rejected: left out, being too long" in top
+    assert "2 records rejected: left out, having a letter that is not allowed, or no sequence" in top
+    assert page.data["fates"]["rejected"] == 3
+    lengths = page.data["lengths"]
+    assert [lengths[name] for name in ("min", "max", "mean")] == [2, 5, 10 / 3]  # of the others
+
+
 def test_ids_and_names_are_data(merged: Run, tmp_path: Path):
     page = page_of(sources_of(merged), tmp_path)
     assert page.tags["script"] == 2

@@ -17,7 +17,7 @@ HEADER = "dataset\tfasta\tmodel\n"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with FASTA files a.faa, b.faa and sub/c.faa."""
-    for name in ("a.faa", "b.faa", "sub/c.faa"):
+    for name in ("a.faa", "b.faa", "b{c}.faa", "sub/c.faa"):
         write_fasta(tmp_path / name)
     return tmp_path
 
@@ -71,6 +71,37 @@ def test_good_tables(folder: Path, content: str) -> None:
     assert rows(folder, content) == EXPECTED
 
 
+@pytest.mark.parametrize("header", ["dataset\tfasta\n", "dataset\tfasta\t\n"])
+def test_a_table_without_models(folder: Path, header: str) -> None:
+    assert rows(folder, header + "first\ta.faa\nsecond\tsub/c.faa\t\n") == [
+        ("first", "a.faa", DEFAULT),
+        ("second", "sub/c.faa", DEFAULT),
+    ]
+
+
+def test_every_bad_line_is_named(folder: Path) -> None:
+    lines = ("good\ta.faa\t", "x y\ta.faa\t", "x\tabsent.faa\t", "good\tb.faa\t", "x\ta.faa\tesm3", "x\tsub\t")
+    table = write_table(folder, HEADER + "\n".join(lines))
+    with pytest.raises(SeqmillError) as caught:
+        read_datasets(table, DEFAULT, [folder])
+    expected = (
+        "line 3: dataset 'x y': use letters, digits",
+        "line 4: absent.faa: no such FASTA file",
+        "line 5: dataset good with model untrained-esm2_t6_8M_UR50D is listed twice",
+        "line 6: model 'esm3' is not known",
+        f"line 7: {folder}/sub: is a folder",
+    )
+    for line, told in zip(str(caught.value).splitlines(), expected, strict=True):
+        assert line.startswith(f"{table}: {told}")
+
+
+def test_home_folders_in_a_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "own.pt").touch()
+    (dataset,) = read_datasets(write_table(folder, HEADER + "x\t~/a.faa\t~/own.pt\n"), DEFAULT, [Path()])
+    assert (dataset.fasta, dataset.model.path, dataset.model.slug) == (folder / "a.faa", folder / "own.pt", "own")
+
+
 def test_the_default_model_is_not_needed_if_every_row_has_one(folder: Path) -> None:
     table = write_table(folder, HEADER + f"first\ta.faa\t{OTHER}\n")
     (dataset,) = read_datasets(table, "", [folder])
@@ -105,6 +136,8 @@ def test_one_fasta_with_two_models_and_two_datasets_of_one_fasta(folder: Path) -
         (f"good\tb.faa\t{DEFAULT}", "is listed twice"),
         ('x\t"a.faa\t', "unexpected end of data"),
         ('x\ta.faa\t"', "unexpected end of data"),
+        ("x\ta.faa\t~no-such-user/own.pt", "model ~no-such-user/own.pt: "),
+        ("x\tb{c}.faa\t", "b{c}.faa: Snakemake takes braces for wildcards"),
         ("x\t~no-such-user/a.faa\t", "~no-such-user/a.faa: "),
         ("x\t" + "long" * 1000 + "\t", "File name too long"),
         ("x\ta.faa\t" + "m" * 200_000, "field larger than field limit"),
@@ -119,7 +152,11 @@ def test_an_error_names_its_line(folder: Path, line: str, expected: str) -> None
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "the first line must be the tab-separated names dataset, fasta, model"),
+        ("", "the first line must be the tab-separated names dataset, fasta, model; model may be left out"),
+        (
+            "dataset\tfasta\nfirst\ta.faa\tesm2_t6_8M_UR50D\n",
+            "line 2: expected a dataset and a fasta, separated by tabs",
+        ),
         ("\n# nothing\n", "the first line must be"),
         ("first\ta.faa\t\n", "the first line must be"),
         ("dataset,fasta,model\nfirst,a.faa,\n", "the first line must be"),

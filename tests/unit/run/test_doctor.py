@@ -93,6 +93,16 @@ def edit_status(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def test_invalid_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny.faa").write_text(">a\nMKV\n>b\nM-K\n>c\n\n")
+    results = Results(tmp_path / "results" / NAME, 1)
+    results.folder.mkdir(parents=True)
+    results.build(tmp_path / "tiny.faa", on_invalid="skip").embed().merge()
+    said = doctor(results, code=0)
+    assert "embeddings.h5: 1 x 320; 1 embedded, 2 rejected" in said
+    assert "INVALID: 2 records have a letter that is not allowed, or no sequence and were left out; see records" in said
+
+
 def advice(said: str) -> str:
     return said.splitlines()[-1].removeprefix("next: ")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import REPOSITORY
+from pipeline import DEMO, REPOSITORY
 from seqmill.errors import SeqmillError
 from seqmill.run.launch import Launch
 from seqmill.run.workflow_files import workflow_folder
@@ -138,6 +138,14 @@ def test_what_is_embedded_is_what_the_workflow_reads(folder: Path) -> None:
     config.write_text("datasets: tables/t.tsv\n")
     with pytest.raises(SeqmillError, match="no such table"):
         names(Launch({}, Path("out")))
+
+
+def test_the_table_may_be_in_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home").mkdir()
+    (folder / "home/t.tsv").write_text(f"dataset\tfasta\nx\t{DEMO}\n")
+    for output in (HERE, Path("out")):
+        assert [dataset.name for dataset in Launch({"datasets": "~/t.tsv"}, output).datasets()] == ["x"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n", "\xff"])

@@ -45,6 +45,23 @@ def open_run(**settings: object) -> DatasetRun:
     return run
 
 
+def test_home_folders_in_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    Path("home").mkdir()
+    write_fasta(Path("home/p.faa"), SEQUENCES)
+    Path("home/table.tsv").write_text("dataset\tfasta\na\t~/p.faa\n")
+    Path("home/colors-a.tsv").write_text("id\tkind\nseq0\tone\n")
+    given = {"fasta": "", "datasets": "~/table.tsv", "metadata": "~/colors-{dataset}.tsv", "color": "kind"}
+    run = open_run(**given)
+    assert run.fasta == folder / "home/p.faa"
+    assert run.settings["metadata"] == f"{folder}/home/colors-{{dataset}}.tsv"
+    compute(run)
+    taken = open_run(fasta="home/p.faa", reuse="~/../results/a/untrained-esm2_t6_8M_UR50D/embeddings.h5").reused
+    assert [path.resolve() for path in taken] == [run.folder.embeddings.resolve()]
+    with pytest.raises(SeqmillError, match=r"^~no-such-user/table\.tsv: no such table of datasets"):
+        open_project(fasta="", datasets="~no-such-user/table.tsv")
+
+
 def compute(run: DatasetRun) -> None:
     """Do the work of a dataset's jobs."""
     folder = run.folder

@@ -146,6 +146,22 @@ def test_quarantined_records_count_only_while_they_may_be_skipped(run: EditedRun
     assert reasons(run) == {"embeddings.h5": "sequences were quarantined (2): on_error was skip and is fail now"}
 
 
+def test_invalid_records_count_only_while_they_may_be_skipped(run: EditedRun) -> None:
+    import h5py
+
+    assert reasons(run, on_invalid="skip") == {}  # there is none, so the setting does not matter
+    for name in ("index.h5", "embeddings.h5"):
+        with h5py.File(run.results / name, "r+") as file:
+            assert file.attrs["num_invalid"] == 0
+            del file.attrs["num_invalid"]
+    assert reasons(run) == {}  # as in results of before
+    for name in ("embeddings.h5", "index.h5"):
+        with h5py.File(run.results / name, "r+") as file:
+            file.attrs["num_invalid"] = 2
+        assert reasons(run, on_invalid="skip") == {}
+        assert reasons(run)[name] == "invalid records were left out (2): on_invalid was skip and is fail now"
+
+
 @pytest.mark.parametrize("name", ["index.h5", "embeddings.h5", "shards/shard_0-of-1.h5", "manifest.json"])
 def test_truncated_files_are_stale(name: str, run: EditedRun) -> None:
     path = run.results / name

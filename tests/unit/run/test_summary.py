@@ -106,7 +106,9 @@ def test_it_never_fails(tmp_path: Path) -> None:
     write(tmp_path / "results/a/m/shards/shard_1-of-2.status.json", "{", 5)
     (tmp_path / "results/b/m/shards").mkdir(parents=True)
     assert lines(tmp_path, ["a/m", "b/m", "c/m", "\0/m", ""])[1:-1] == ["  c/m: told"]
-    assert stamps_of(tmp_path / "results", tmp_path / "logs", ["a/m", "b/m", "c/m", "\0/m", ""]).keys() > {tmp_path / "logs/c/m/z.log"}
+    assert stamps_of(tmp_path / "results", tmp_path / "logs", ["a/m", "b/m", "c/m", "\0/m", ""]).keys() > {
+        tmp_path / "logs/c/m/z.log"
+    }
     assert failure_message(tmp_path / "nowhere", tmp_path / "nowhere", NAMES, {}) == ""
     assert stamps_of(tmp_path / "nowhere", tmp_path / "nowhere", NAMES) == {}
 
@@ -166,6 +168,20 @@ def test_exports_that_exist_are_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [line.strip() for line in others] == [f"{exports}/embeddings_6_max.npy", f"{exports}/embeddings_pt"]
     assert all(line.index(exports) == first.index(exports) for line in others)
     assert f"    exports:                 {tmp_path}/{exports}/embeddings.npy\n" in results_message([dataset], True)
+
+
+def test_invalid_records_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = run_of("d", Path("p.faa"), "esm2_t6_8M_UR50D")
+    write(dataset.folder.embeddings, "", 5)
+    fates = {"embedded": 5, "rejected": 3, "quarantined": 0}
+    write(dataset.folder.manifest, json.dumps({"counts": {"num_invalid": 2, "fates": fates}}), 5)
+    said = results_message([dataset], False)
+    assert "records:                 5 embedded, 3 rejected\n" in said
+    assert said.endswith(
+        "\nINVALID: 2 records of d have a letter that is not allowed, or no sequence and were left out; "
+        "results/d/esm2_t6_8M_UR50D/records.tsv.gz names them"
+    )
 
 
 def test_results_in_another_folder_are_named_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
