@@ -151,6 +151,19 @@ def test_quarantined_records_fail_a_run_that_must_not_skip(how: str, folder: Pat
     assert "finite embedding" in done.stdout
 
 
+def test_invalid_records_fail_a_run_or_are_skipped(folder: Path) -> None:
+    assert "Nothing to be done" in run(folder, on_invalid="skip").stdout  # a.fa has none
+    EditedRun.write(EditedRun(folder, random.Random(0)), "a.fa", b">a\nMKV\n>b\nM-K\n>c\n", 3)
+    done = run(folder)
+    assert done.returncode != 0
+    assert "a/model: a.fa: 2 records are invalid; mend them, or set on_invalid: skip (--on-invalid skip)" in done.stdout
+    done = run(folder, on_invalid="skip")
+    assert done.returncode == 0, done.stdout
+    assert "records:                 1 embedded, 2 rejected" in done.stdout
+    assert "INVALID: 2 records of a have a letter that is not allowed, or no sequence and were left out" in done.stdout
+    assert open_embeddings(embeddings_of(folder)).ids == ["a"]
+
+
 def _break_cysteine(path: Path) -> None:
     import torch
 

@@ -154,7 +154,7 @@ def _attributes(verified: VerifiedSet) -> dict[str, Any]:
         "num_layers": verified.shards[0].num_layers,
         "outputs": json.dumps([{"dataset": name, "layer": layer, "pooling": how} for name, (layer, how) in outputs]),
         "computed_by": "; ".join(verified.computed_by),
-        "trained_weights": int(not verified.warning),  # R reads the HDF5 type of a bool as NA
+        "trained_weights": int(not verified.warning),  # R's rhdf5 reads the HDF5 type of a bool as NA
         "warning": verified.warning,
         **{name: verified.index.attributes[name] for name in INDEX_ATTRIBUTES},
         "num_invalid": verified.index.num_invalid,

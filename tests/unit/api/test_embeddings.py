@@ -78,7 +78,7 @@ def test_attributes_describe_the_run(path: Path) -> None:
 
 
 def test_no_attribute_is_an_enum(path: Path) -> None:
-    """R's readers of HDF5 take the type of h5py's bool for NA."""
+    """R's rhdf5 reads the type of h5py's bool as NA."""
     with h5py.File(path) as file:
         kinds = {name: file.attrs.get_id(name).get_type().get_class() for name in file.attrs}
     assert {name for name, kind in kinds.items() if kind == h5py.h5t.INTEGER} >= {"trained_weights", "num_records"}
