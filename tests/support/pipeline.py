@@ -26,6 +26,9 @@ from seqmill.store.shards import open_shard
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "scripts"
 HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it pauses workers during a run, see sitecustomize.py there
+IMPATIENT = str(
+    REPOSITORY / "tests/impatient"
+)  # on PYTHONPATH with SCRIPTS it shortens waits, see sitecustomize.py there
 SUPPORT = REPOSITORY / "tests/support"
 DEMO = REPOSITORY / "tests/data/NC_000932.faa"
 CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"

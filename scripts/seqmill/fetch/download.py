@@ -1,4 +1,8 @@
-"""Downloads a file over https with huggingface_hub: resumes a broken connection, gives up a slow one."""
+"""Downloads a file over https with huggingface_hub: resumes a broken connection, gives up a slow one.
+
+The library would try again at once, or after a second. Our client hides transient trouble from it, so that `fetch.retry`
+decides.
+"""
 
 import ipaddress
 import logging
@@ -7,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from huggingface_hub import set_client_factory
@@ -19,8 +24,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from huggingface_hub.utils._http import default_client_factory
 
 from seqmill.errors import SeqmillError
+from seqmill.fetch.retry import Patience, Transient, seconds_asked
 
-TRIES = 3  # when the server fails; the library itself resumes a broken connection, five times without progress
 PROGRESS_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
@@ -32,10 +37,11 @@ class Unreachable(SeqmillError):
 
 @dataclass(frozen=True)
 class Pace:
-    """The slowest connection that is accepted."""
+    """The slowest connection that is accepted, and the waits before another try."""
 
     bytes_per_second: float = 10_000
     seconds: float = 60.0  # over which the rate is measured, and how long a server may take to begin its answer
+    patience: Patience = field(default_factory=Patience)
 
 
 def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
@@ -48,46 +54,63 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
         SeqmillError: not https (or http on this machine), not the expected size, or `part` can't be written.
     """
     with _client_of(pace):
-        _download(url, part, size)
+        _download(url, part, size, pace.patience)
 
 
-def _download(url: str, part: Path, size: int | None) -> None:
-    for attempt in range(1, TRIES + 1):
+def _download(url: str, part: Path, size: int | None, patience: Patience) -> None:
+    most = _bytes_of(part)
+    while True:
         try:
-            have = part.stat().st_size if part.exists() else 0
-            if size is not None and have > size:
-                part.unlink()  # of another file
-                have = 0
-            with part.open("ab") as file, _alarm():
-                http_get(url, file, resume_size=have, expected_size=size)
+            _receive(url, part, size)
             return
+        except Transient as trouble:
+            if _bytes_of(part) > most:
+                most = _bytes_of(part)
+                patience.renew()
+            reason, is_hopeless = str(trouble), not patience.wait(url, trouble)
         except HfHubHTTPError as error:
-            status = error.response.status_code
-            reason = f"the server answers {status} {error.response.reason_phrase}"
-            if status == 416:  # nothing is left to send
-                if error.response.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-                    return
-                part.unlink()
-            elif status < 500:
-                break
-        except OSError as error:
-            if error.errno is not None:  # of the disk, not of the network
-                raise SeqmillError(f"{part}: cannot be written: {error.strerror}") from error
-            if size is not None:
-                came = part.stat().st_size
-                part.unlink()
-                raise SeqmillError(
-                    f"{url}: the download has {came:,} bytes, not {size:,} as published; it was removed"
-                ) from error
-            reason = "the connection ended early"
+            reason, is_hopeless = _answer(error.response), True
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            break
-        log.warning("attempt %d of %d: %s: %s", attempt, TRIES, url, reason)
-        time.sleep(attempt / 2)
-    if part.exists() and not part.stat().st_size:
+            reason, is_hopeless = str(error) or type(error).__name__, True
+        if is_hopeless:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+            raise Unreachable(f"cannot fetch {url}: {reason}")
+
+
+def _receive(url: str, part: Path, size: int | None) -> None:
+    """Append to `part` what is missing; raise a Transient if it is worth another try."""
+    have = _bytes_of(part)
+    if size is not None and have > size:
+        part.unlink()  # of another file
+        have = 0
+    try:
+        with part.open("ab") as file, _alarm():
+            http_get(url, file, resume_size=have, expected_size=size)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 416:  # nothing is left to send
+            raise
+        if error.response.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+            part.unlink()
+            raise Transient(_answer(error.response)) from error
+    except OSError as error:
+        if error.errno is not None:  # of the disk, not of the network
+            raise SeqmillError(f"{part}: cannot be written: {error.strerror}") from error
+        if size is None:
+            raise Transient("the connection ended early") from error
+        came = _bytes_of(part)
         part.unlink()
-    raise Unreachable(f"cannot fetch {url}: {reason}")
+        raise SeqmillError(
+            f"{url}: the download has {came:,} bytes, not {size:,} as published; it was removed"
+        ) from error
+
+
+def _bytes_of(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _answer(response: httpx2.Response) -> str:
+    return f"the server answers {response.status_code} {response.reason_phrase}"
 
 
 @contextmanager
@@ -109,9 +132,35 @@ def _client_of(pace: Pace) -> Iterator[None]:
 def _client(pace: Pace) -> httpx2.Client:
     hooks: dict[str, list[Callable[..., None]]] = {
         "request": [_require_https, partial(_set_alarm, pace.seconds)],
-        "response": [partial(_set_alarm, 0.0), _refuse_downgrade, partial(_set_pace, pace)],
+        "response": [partial(_set_alarm, 0.0), _refuse_trouble, _refuse_downgrade, partial(_set_pace, pace)],
     }
-    return httpx2.Client(follow_redirects=True, event_hooks=hooks)
+    return _Client(follow_redirects=True, event_hooks=hooks)
+
+
+class _Client(httpx2.Client):
+    def send(self, *arguments: Any, **options: Any) -> httpx2.Response:  # noqa: ANN401
+        try:
+            return super().send(*arguments, **options)
+        except httpx2.TransportError as error:
+            raise trouble_of(error) from error
+
+
+def trouble_of(error: httpx2.TransportError) -> Exception:
+    """Return an error of the network as a Transient if it may pass, else the error itself."""
+    is_transient = isinstance(error, httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError)
+    if not is_transient or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return error
+    return Transient(str(error) or type(error).__name__, isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout))
+
+
+def is_trouble(status: int) -> bool:
+    """Return whether a server that answers this HTTP status may answer otherwise later."""
+    return status in (408, 429) or status >= 500
+
+
+def _refuse_trouble(response: httpx2.Response) -> None:
+    if is_trouble(response.status_code):
+        raise Transient(_answer(response), asked=seconds_asked(response.headers))
 
 
 @contextmanager
@@ -165,6 +214,12 @@ class _PacedStream(httpx2.SyncByteStream):
         self._stream, self._pace = stream, pace
 
     def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._paced()
+        except httpx2.TransportError as error:
+            raise trouble_of(error) from error
+
+    def _paced(self) -> Iterator[bytes]:
         measured = logged = time.monotonic()
         recent = total = 0
         for chunk in self._stream:

@@ -19,6 +19,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from huggingface_hub.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from seqmill.errors import SeqmillError
+from seqmill.fetch.download import is_trouble, trouble_of
+from seqmill.fetch.retry import Patience, Transient, seconds_asked
 from seqmill.spec.models import CONFIG, TOKENIZER, family_of_config
 from seqmill.spec.weight_files import SAFETENSORS_INDEX, weight_files
 
@@ -35,10 +37,11 @@ def fetch_hub_folder(name: str) -> Path:
     Raises:
         SeqmillError: no such model, no access to it, no network, or no model that seqmill can read.
     """
-    folder = _fetch(name, SMALL_FILES)
+    patience = Patience()
+    folder = _fetch(name, SMALL_FILES, patience)
     try:
         family_of_config(folder)  # before gigabytes of another kind of model
-        folder = _fetch(name, SMALL_FILES + WEIGHTS)
+        folder = _fetch(name, SMALL_FILES + WEIGHTS, patience)
         if not weight_files(folder):
             raise SeqmillError("it has no .safetensors files, and seqmill fetches no pickled weights")
     except SeqmillError as error:
@@ -46,11 +49,17 @@ def fetch_hub_folder(name: str) -> Path:
     return folder
 
 
-def _fetch(name: str, files: list[str]) -> Path:
+def _fetch(name: str, files: list[str], patience: Patience) -> Path:
     where = f"model {name}: "
     try:
-        with _quiet():
-            return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=IN_FOLDERS))
+        while True:
+            with _quiet():
+                try:
+                    return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=IN_FOLDERS))
+                except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+                    trouble = _trouble_of(error.__cause__ or error)
+                    if not trouble or not patience.wait(f"model {name} of the Hugging Face Hub", trouble):
+                        raise
     except GatedRepoError as error:
         raise SeqmillError(
             f"{where}its owner asks for consent: agree on https://huggingface.co/{name}, then run `hf auth login`"
@@ -69,6 +78,15 @@ def _fetch(name: str, files: list[str]) -> Path:
             f"{where}cannot be fetched from the Hugging Face Hub: {reason}. Fetch it where there is internet, and give "
             "its folder"
         ) from error
+
+
+def _trouble_of(error: BaseException) -> Transient | None:
+    """Return an error as a Transient if it may pass."""
+    if isinstance(error, HfHubHTTPError) and is_trouble(error.response.status_code):
+        reason = f"the server answers {error.response.status_code} {error.response.reason_phrase}"
+        return Transient(reason, asked=seconds_asked(error.response.headers))
+    found = trouble_of(error) if isinstance(error, httpx2.TransportError) else None
+    return found if isinstance(found, Transient) else None
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,11 @@ import torch
 from dnabert_reference import save_folder
 from hub_server import running
 from hugging_face import hugging_face_model
+from pipeline import IMPATIENT, SCRIPTS
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
-from seqmill.fetch.download import TRIES, Pace
+from seqmill.fetch import retry
+from seqmill.fetch.download import Pace
 from seqmill.fetch.self_test import check_weights
 from seqmill.fetch.weights import URL_VARIABLE, fetch_weights
 from seqmill.model.dnabert_s import parameter_shapes
@@ -39,7 +43,7 @@ from seqmill.spec.released import read_releases
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "fetch_weights.py"
 NAME = "esm2_t6_8M_UR50D"
-RESUMED = 6  # warnings of huggingface_hub: it resumes five times
+WAITS = len(retry.WAITS)
 PATIENCE_SECONDS = 60.0  # for events that must happen; none takes this long
 
 
@@ -50,6 +54,7 @@ class Mirror(ThreadingHTTPServer):
         files: the bytes by path below models.
         ranges: whether Range requests are understood.
         errors: HTTP statuses for the next requests.
+        retry_after: the header Retry-After of these answers, if not empty.
         cuts: number of answers that end in the middle.
         drips: number of answers that continue one byte at a time from the middle.
         drips_headers: number of answers that begin one byte at a time.
@@ -67,6 +72,7 @@ class Mirror(ThreadingHTTPServer):
         self.files = files
         self.ranges = True
         self.errors: list[int] = []
+        self.retry_after = ""
         self.cuts = 0
         self.drips = 0
         self.drips_headers = 0
@@ -100,7 +106,11 @@ class Answer(BaseHTTPRequestHandler):
         path = self.path.removeprefix("/models/")
         mirror.paths.append(path)
         if mirror.errors:
-            self.send_error(mirror.errors.pop(0))
+            self.send_response(mirror.errors.pop(0))
+            for name, value in {"Retry-After": mirror.retry_after, "Content-Length": "0"}.items():
+                if value:
+                    self.send_header(name, value)
+            self.end_headers()
             return
         if mirror.drips_headers:
             mirror.drips_headers -= 1
@@ -160,6 +170,11 @@ def write_facts(path: Path, files: dict[str, bytes], **model: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({name: model}))
     return path
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "WAITS", (0.01, 0.02, 0.03))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +242,7 @@ def start(url: str | None, output: Path, **variables: str) -> subprocess.Popen[s
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     if url is not None:
         environment[URL_VARIABLE] = url
+    environment["PYTHONPATH"] = f"{IMPATIENT}{os.pathsep}{SCRIPTS}"
     name = output.name.removesuffix(".pt")
     return subprocess.Popen(
         [sys.executable, PROGRAM, name, "--output", output, "--facts", facts_of(output)],
@@ -371,7 +387,7 @@ def test_a_file_of_unknown_size_with_an_md5(mirror: Mirror, output: Path) -> Non
 @pytest.mark.full
 def test_a_server_that_keeps_breaking_off_leaves_a_partial_file(mirror: Mirror, output: Path) -> None:
     mirror.cuts = 1000
-    assert f"cannot fetch {mirror.url}/{NAME}.pt: " in failure(mirror.url, output, RESUMED)
+    assert f"cannot fetch {mirror.url}/{NAME}.pt: " in failure(mirror.url, output, WAITS + 1)
     tries = len(mirror.asked)
     size = part_of(output).stat().st_size
     assert part_of(output).read_bytes() == mirror.content[:size]
@@ -469,10 +485,70 @@ def test_a_partial_file_longer_than_the_file_is_not_used(mirror: Mirror, output:
 
 
 def test_a_server_in_trouble_is_asked_again(mirror: Mirror, output: Path) -> None:
-    mirror.errors = [503, 502]
-    fetch(mirror.url, output)
-    assert len(mirror.asked) == 3
+    mirror.errors = [503, 429, 408]
+    said = fetch(mirror.url, output)
+    assert len(mirror.asked) == 4
+    url = f"{mirror.url}/{NAME}.pt"
+    assert [line for line in said.splitlines() if "again" in line] == [
+        f"WARNING {url}: the server answers 503 Service Unavailable; trying again in 0 s",
+        f"WARNING {url}: the server answers 429 Too Many Requests; trying again in 0 s",
+        f"WARNING {url}: the server answers 408 Request Timeout; trying again in 0 s",
+    ]
     assert_fetched(output, mirror.content)
+
+
+def test_a_server_that_stays_in_trouble(mirror: Mirror, output: Path) -> None:
+    mirror.errors = [500] * 10
+    assert "the server answers 500 Internal Server Error. Run `" in failure(mirror.url, output, WAITS)
+    assert len(mirror.asked) == WAITS + 1
+
+
+@pytest.mark.parametrize(("status", "waits"), [(401, 0), (403, 0), (404, 0), (416, WAITS)])
+def test_only_trouble_that_may_pass_is_waited_for(mirror: Mirror, output: Path, status: int, waits: int) -> None:
+    mirror.errors = [status] * 10
+    assert f"the server answers {status}" in failure(mirror.url, output, waits)
+    assert len(mirror.asked) == waits + 1
+
+
+def test_a_server_that_says_how_long_to_wait(mirror: Mirror, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    mirror.retry_after = "7"
+    mirror.errors = [429]
+    assert "Too Many Requests; trying again in 7 s" in fetch(mirror.url, output)
+    assert slept == [7.0]
+    output.unlink()
+    mirror.retry_after, mirror.errors = "100000", [503] * 2  # longer than anyone would wait
+    assert "the server answers 503" in failure(mirror.url, output)
+    assert slept == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("12", 12, 12),
+        ("-3", 0, 0),
+        ("soon", 0, 0),
+        ("", 0, 0),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+    ],
+)
+def test_retry_after(text: str, least: float, most: float) -> None:
+    assert least <= retry.seconds_asked({"Retry-After": text}) <= most
+    assert retry.seconds_asked({}) == 0
+
+
+def test_an_interrupt_ends_a_wait(mirror: Mirror, output: Path) -> None:
+    mirror.errors, mirror.retry_after = [503] * 10, "250"
+    process = start(mirror.url, output)
+    assert process.stderr
+    while "trying again in 250 s" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert len(mirror.asked) == 1
 
 
 def test_a_full_disk_is_not_mistaken_for_a_bad_network(mirror: Mirror, output: Path) -> None:
@@ -689,7 +765,7 @@ def test_no_server(output: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, but nobody listens
-        message = failure(url, output, RESUMED)
+        message = failure(url, output, retry.OFFLINE_WAITS)
     assert f"{url}/{NAME}.pt" in message
     assert re.search(f"Run `.* {NAME} --output {output}` where there is internet", message)
     assert str(output) in message
@@ -841,7 +917,7 @@ def test_the_second_source_is_used_if_the_first_fails(
     write_facts(facts_of(output), {f"{NAME}.pt": original}, sources=[first, hub_source(hub_files)])
     mirror.files = dict(hub_files)
     if trouble == "503":
-        mirror.errors = [503] * TRIES
+        mirror.errors = [503] * (WAITS + 1)
     stderr = finish(start(None, output, HF_ENDPOINT=mirror.url))
     assert f"cannot fetch {mirror.url}/{NAME}.pt: the server answers {trouble}" in stderr
     assert mirror.paths[-2:] == list(hub_files)
