@@ -28,6 +28,7 @@ rule fetch_weights:
         BENCHMARKS / "fetch_weights/{name}.benchmark.tsv"
     wildcard_constraints:
         name="|".join(MODELS),
+    retries: 0  # the program itself waits and tries again
     localrule: True
     conda:
         "../envs/seqmill.yaml"
@@ -47,6 +48,7 @@ rule fetch_folder:
         BENCHMARKS / "fetch_weights/{name}.benchmark.tsv"
     wildcard_constraints:
         name="|".join(DNABERT_MODELS),
+    retries: 0  # the program itself waits and tries again
     localrule: True
     conda:
         "../envs/seqmill.yaml"

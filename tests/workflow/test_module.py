@@ -78,19 +78,15 @@ def test_the_other_workflow_makes_the_fasta(tmp_path: Path) -> None:
 
 def test_a_prefix_is_for_what_seqmill_makes(tmp_path: Path) -> None:
     embeddings = f"deep/er/results/phages/{SLUG}/embeddings.h5"
-    settings = "embeddings: {datasets: table.tsv}\n"
+    datasets = f"{{phages: orfs/phages.faa, hosts: {{fasta: hosts.faa, model: '{MODEL}'}}}}"
+    settings = f"embeddings: {{model: '{MODEL}', datasets: {datasets}}}\n"
     write_workflow(tmp_path, 'prefix: "deep/er"', embeddings, settings)
-    (tmp_path / "table.tsv").write_text(
-        f"dataset\tfasta\tmodel\nphages\torfs/phages.faa\t{MODEL}\nhosts\thosts.faa\t{MODEL}\n"
-    )
     (tmp_path / "hosts.faa").write_text(">h\nMKVV\n")
     snakemake(tmp_path, "all", "emb_all")
     assert open_embeddings(tmp_path / embeddings).ids == ["a", "b"]
     assert open_embeddings(tmp_path / f"deep/er/results/hosts/{SLUG}/embeddings.h5").ids == ["h"]
     assert files(tmp_path / "deep/er") == {"results", "logs"}
-    assert files(tmp_path) == {
-        *("Snakefile", "settings.yaml", "table.tsv", "genome.txt", "orfs", "hosts.faa", "counts.txt", "deep")
-    }
+    assert files(tmp_path) == {*("Snakefile", "settings.yaml", "genome.txt", "orfs", "hosts.faa", "counts.txt", "deep")}
     assert "Nothing to be done" in snakemake(tmp_path, "all", "emb_all")
     done = run_script("doctor.py", "deep/er/results", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import DEMO, REPOSITORY
+from pipeline import DEMO, IMPATIENT, REPOSITORY
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.base.files import sha256_of_file
 from seqmill.spec.models import MODELS
@@ -117,9 +117,9 @@ def test_every_command_and_the_python_code_work(mirror: str, weights: Path, tmp_
 def test_without_a_network_the_message_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "p.faa").write_text(">a\nMKV\n")
     command = [str(BIN / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), "--directory", str(tmp_path)]
-    command += ["--cores", "1", "--retries", "0", "--config", "fasta=p.faa", "model=esm2_t6_8M_UR50D"]
+    command += ["--cores", "1", "--config", "fasta=p.faa", "model=esm2_t6_8M_UR50D"]
     # Port 9 (discard) is closed on any machine that could run this.
-    environment = {**os.environ, "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
+    environment = {**os.environ, "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*", "PYTHONPATH": IMPATIENT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode != 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import MODEL, SCRIPTS
+from pipeline import IMPATIENT, MODEL
 from seqmill.run.started import FOLDER
 
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -24,7 +24,7 @@ def run(folder: Path, *arguments: str, missing: str = "") -> subprocess.Complete
     """Run the command; the module `missing` can't be imported, and there is no network."""
     command = f"import sys; sys.modules.update(dict.fromkeys({missing.split()})); sys.argv[0] = 'run.py'\n"
     command += "from seqmill.cli.main import launch; launch('run', 'seqmill run')"
-    environment = {"PYTHONPATH": str(SCRIPTS), "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
+    environment = {"PYTHONPATH": IMPATIENT, "SEQMILL_WEIGHTS_URL": "http://127.0.0.1:9", "no_proxy": "*"}
     return subprocess.run(
         [sys.executable, "-c", command, *arguments],
         cwd=folder,

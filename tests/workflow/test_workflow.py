@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from families import dnabert_folder
-from pipeline import CONTIGS_DEMO, DEMO, MODEL, REPOSITORY, Run
+from pipeline import CONTIGS_DEMO, DEMO, IMPATIENT, MODEL, REPOSITORY, Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
 from seqmill.run.slurm_jobs import claim_folder
@@ -416,7 +416,7 @@ def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
     # Port 9 (discard) is closed on any machine that could run this.
     settings = {"fasta": "c.fna", "model": "dnabert_s"}
     done = snakemake(
-        tmp_path, "--retries", "0", "fetch_models", config=settings, SEQMILL_WEIGHTS_URL="http://127.0.0.1:9"
+        tmp_path, "fetch_models", config=settings, SEQMILL_WEIGHTS_URL="http://127.0.0.1:9", PYTHONPATH=IMPATIENT
     )
     assert done.returncode != 0
     assert "config.json: not that of dnabert_s as published: it has 2 bytes, not 1,025" in done.stdout

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,11 +78,34 @@ def _read_row(
     if not name or not fasta or any(more) or (model and len(columns) < len(COLUMNS)):
         *most, last = (f"a {column}" for column in columns)
         raise SeqmillError(f"expected {', '.join(most)} and {last}, separated by tabs")
+    return _named_dataset(name, fasta, model or default_model, folders, must_exist)
+
+
+def datasets_of_mapping(
+    datasets: Mapping[str, str | Mapping[str, str]], default_model: str, folders: list[Path], must_exist: bool = True
+) -> list[Dataset]:
+    """Return the datasets of the settings: by name, a FASTA file, or `fasta` and perhaps `model`.
+
+    The arguments are as for `read_datasets`. Raise a SeqmillError with a line for each wrong dataset.
+    """
+    found, wrong = [], []
+    for name, value in datasets.items():
+        row = {"fasta": value} if isinstance(value, str) else value
+        try:
+            found.append(_named_dataset(name, row["fasta"], row.get("model") or default_model, folders, must_exist))
+        except SeqmillError as error:
+            wrong.append(f"config datasets: {name}: {error}")
+    if wrong:
+        raise SeqmillError("\n".join(wrong))
+    return found
+
+
+def _named_dataset(name: str, fasta: str, model: str, folders: list[Path], must_exist: bool) -> Dataset:
     if safe_name(name) != name:
         raise SeqmillError(f"dataset {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder")
     if len(name.encode()) > LONGEST_NAME:
         raise SeqmillError(f"dataset {name[:20]}...: the name is too long; it names a folder")
-    return _dataset(name, find_fasta(fasta, folders, must_exist), model or default_model)
+    return _dataset(name, find_fasta(fasta, folders, must_exist), model)
 
 
 def dataset_of_file(fasta: str, model: str, folders: list[Path], must_exist: bool = True) -> Dataset:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seqmill.base.extras import require_modules
 from seqmill.errors import SeqmillError
-from seqmill.run.datasets import Dataset, dataset_of_file, read_datasets
+from seqmill.run.datasets import Dataset, dataset_of_file, datasets_of_mapping, read_datasets
 from seqmill.run.workflow_files import workflow_folder
 from seqmill.spec.models import NAMES
 
@@ -49,6 +50,8 @@ class Launch:
         if asked["fasta"]:
             return [dataset_of_file(asked["fasta"], asked["model"], [Path()] if "fasta" in self.settings else folders)]
         table = os.path.expanduser(asked["datasets"])  # noqa: PTH111  (Path's raises an error for ~nobody)
+        if isinstance(asked["datasets"], Mapping):
+            return datasets_of_mapping(asked["datasets"], asked["model"], folders)
         tables = [folder / table for folder in ([Path()] if "datasets" in self.settings else folders)]
         return read_datasets(next(filter(Path.exists, tables), tables[0]), asked["model"], folders)
 
@@ -127,7 +130,7 @@ def _quoted(path: str) -> str:
     return " '" + path.replace("'", "''") + "' "
 
 
-def _read_settings(path: Path) -> dict[str, str]:
+def _read_settings(path: Path) -> dict[str, Any]:
     """Return the settings fasta, datasets and model of a configuration file, or their defaults."""
     import yaml  # here, so that a missing Snakemake is named first
 
@@ -139,4 +142,5 @@ def _read_settings(path: Path) -> dict[str, str]:
     if not isinstance(found, dict):
         raise SeqmillError(f"{path}: holds no settings; a line is KEY: VALUE")
     properties = schema["properties"]
-    return {key: str(found.get(key, properties[key]["default"])) for key in ("fasta", "datasets", "model")}
+    asked = {key: found.get(key, properties[key]["default"]) for key in ("fasta", "datasets", "model")}
+    return {key: value if isinstance(value, Mapping) else str(value) for key, value in asked.items()}

@@ -20,6 +20,7 @@ from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.datasets import (
     Dataset,
     dataset_of_file,
+    datasets_of_mapping,
     read_datasets,
     refuse_shared_folders,
     require_no_braces,
@@ -149,10 +150,12 @@ class Project:
 
 
 def _datasets(settings: Mapping[str, Any], repository: Path, needs_fasta: bool) -> list[Dataset]:
-    """Return the dataset of the setting `fasta`, or else those of the table; raise as `Project.open`."""
+    """Return the dataset of the setting `fasta`, or else those of `datasets`; raise as `Project.open`."""
     folders = [Path(), repository]
     if settings["fasta"]:
         return [dataset_of_file(settings["fasta"], settings["model"], folders, needs_fasta)]
+    if isinstance(settings["datasets"], Mapping):
+        return datasets_of_mapping(settings["datasets"], settings["model"], folders, needs_fasta)
     table = Path(settings["datasets"])
     if not table.exists() and (repository / table).exists():
         table = repository / table

@@ -34,7 +34,7 @@ def check_settings(config: Mapping[str, Any], schema: Mapping[str, Any], files: 
     for key in LISTS:
         if not isinstance(settings[key], list):
             settings[key] = [settings[key]]
-    for key in PATHS:
+    for key in (key for key in PATHS if isinstance(settings[key], str)):
         settings[key] = os.path.expanduser(settings[key])  # noqa: PTH111  (Path's raises an error for ~nobody)
     return settings
 
@@ -79,8 +79,10 @@ def allowed_values(rule: Mapping[str, Any]) -> str:
         return f"a list without repetitions of {allowed_values(rule['items'])}"
     if values := rule.get("enum", [rule["const"]] if "const" in rule else []):
         return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
+    if rule["type"] == "object" and "properties" in rule:
+        return f"{{{', '.join(rule['properties'])}}}"
     if rule["type"] == "object":
-        return "folders by name, such as {results: out}"
+        return f"{{NAME: VALUE}}, where VALUE is {allowed_values(rule['additionalProperties'])}"
     kind = {"integer": "a whole number", "number": "a number", "string": "text"}[rule["type"]]
     if "minimum" in rule:
         return f"{kind} from {rule['minimum']} to {rule['maximum']}"

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from seqmill.errors import SeqmillError
-from seqmill.run.datasets import dataset_of_file, find_fasta, read_datasets, refuse_shared_folders, safe_name
+from seqmill.run.datasets import (
+    dataset_of_file,
+    datasets_of_mapping,
+    find_fasta,
+    read_datasets,
+    refuse_shared_folders,
+    safe_name,
+)
 
 DEFAULT = "untrained:esm2_t6_8M_UR50D"
 OTHER = "untrained:esm2_t12_35M_UR50D"
@@ -251,3 +258,20 @@ def test_two_datasets_with_the_same_results_folder_are_refused(tmp_path: Path) -
         refuse_shared_folders([tmp_path / "results/a/m", tmp_path / "results/b/m"])
     with pytest.raises(SeqmillError, match=r"results/b/new and .*results/a/new are the same folder"):
         refuse_shared_folders([tmp_path / "results/a/new", tmp_path / "results/b/new"])
+
+
+def test_datasets_in_the_settings(folder: Path) -> None:
+    datasets = {"x": "a.faa", "y": {"fasta": "b.faa"}, "z": {"fasta": "a.faa", "model": OTHER}}
+    found = [
+        (dataset.name, dataset.fasta, dataset.model.name)
+        for dataset in datasets_of_mapping(datasets, DEFAULT, [folder])
+    ]
+    assert found == [("x", folder / "a.faa", DEFAULT), ("y", folder / "b.faa", DEFAULT), ("z", folder / "a.faa", OTHER)]
+    with pytest.raises(SeqmillError) as error:
+        datasets_of_mapping(
+            {"x": "none.faa", "y/z": "a.faa", "z": {"fasta": "a.faa", "model": "esm9"}}, DEFAULT, [folder]
+        )
+    first, second, *rest = str(error.value).split("\n")
+    assert first.startswith("config datasets: x: none.faa: no such FASTA file")
+    assert second.startswith("config datasets: y/z: dataset 'y/z': use letters")
+    assert rest[0].startswith("config datasets: z: model 'esm9' is not known")
