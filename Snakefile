@@ -26,6 +26,9 @@ configfile: "config/config.yaml" if exists("config/config.yaml") else REPOSITORY
 include: "rules/common.smk"
 
 
+report: "report/workflow.rst"
+
+
 # Used with --software-deployment-method apptainer.
 if config["container"]:
 
@@ -52,7 +55,6 @@ onstart:
     from seqmill.base.commands import command
     from seqmill.run.slurm_jobs import stop_orphans
     from seqmill.run.summary import stamps_of
-    from seqmill.run.watch import print_progress
 
     # Globals of the whole workflow: the file must stay open until the run ends.
     global in_use, parts, stamps

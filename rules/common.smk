@@ -6,11 +6,18 @@ from contextlib import contextmanager
 import yaml
 from snakemake.path_modifier import PathModifier
 
-from seqmill.base.commands import USER_PATH
-from seqmill.errors import SeqmillError
-from seqmill.run.project import MARK, Project
-from seqmill.run.settings import check_settings
-from seqmill.store.layout import RunFolder, status_path_of
+try:
+    from seqmill.base.commands import USER_PATH
+    from seqmill.errors import SeqmillError
+    from seqmill.run.project import MARK, Project
+    from seqmill.run.settings import check_settings
+    from seqmill.run.watch import print_progress
+    from seqmill.store.layout import RunFolder, status_path_of
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"seqmill: Snakemake's environment has no {error.name}; install what reads the settings: "
+        "pip install numpy h5py jsonschema msgspec rich"
+    )
 
 IS_MODULE = not workflow.modifier.is_main_snakefile()
 # Programs run with the interpreter that runs Snakemake, even if its environment is not activated, but a rule's conda

@@ -80,7 +80,7 @@ def write_pt(embeddings: EmbeddingsFile, output: Path, records: Path | None = No
                 name = next(unique)
                 content = io.BytesIO()  # torch.save to a file hides errors of the disk
                 torch.save(entry, content)
-                (folder / f"{name}.pt").write_bytes(content.getbuffer())
+                (folder / f"{name}.pt").write_bytes(content.getvalue())
                 table.writerow((name, id_, row))
 
 
