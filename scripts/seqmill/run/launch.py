@@ -49,9 +49,9 @@ class Launch:
         asked = _read_settings(own if own.exists() else folders[1] / CONFIG_FILE) | dict(self.settings)
         if asked["fasta"]:
             return [dataset_of_file(asked["fasta"], asked["model"], [Path()] if "fasta" in self.settings else folders)]
-        table = os.path.expanduser(asked["datasets"])  # noqa: PTH111  (Path's raises an error for ~nobody)
         if isinstance(asked["datasets"], Mapping):
             return datasets_of_mapping(asked["datasets"], asked["model"], folders)
+        table = os.path.expanduser(asked["datasets"])  # noqa: PTH111  (Path's raises an error for ~nobody)
         tables = [folder / table for folder in ([Path()] if "datasets" in self.settings else folders)]
         return read_datasets(next(filter(Path.exists, tables), tables[0]), asked["model"], folders)
 

@@ -154,3 +154,10 @@ def test_a_damaged_configuration_is_named_in_one_line(text: str) -> None:
     Path("config/config.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(SeqmillError, match=r"^config/config.yaml: (cannot be read as YAML: .+|holds no settings.+)$"):
         Launch({}, HERE).datasets()
+
+
+def test_datasets_by_name_in_the_configuration() -> None:
+    Path("config").mkdir()
+    Path("config/config.yaml").write_text("datasets: {a: p.faa, b: {fasta: p.faa, model: untrained:esm2_t6_8M_UR50D}}\n")
+    found = {dataset.name: dataset.model.name for dataset in Launch({}, HERE).datasets()}
+    assert found == {"a": "esm2_t33_650M_UR50D", "b": "untrained:esm2_t6_8M_UR50D"}
