@@ -58,13 +58,22 @@ def check_message(error: SeqmillError, start: str) -> None:
     assert "\n" not in str(error)
 
 
+def check_table_message(message: str, table: Path) -> None:
+    """One line about the whole table, or one for each of its bad lines."""
+    lines = message.split("\n")
+    assert all(line.startswith(f"{table}: ") for line in lines)
+    if lines[1:]:
+        numbers = [int(line.removeprefix(f"{table}: line ").partition(":")[0]) for line in lines]
+        assert numbers == sorted(set(numbers))
+
+
 def read(folder: Path, stored: bytes) -> None:
     table = folder / "datasets.tsv"
     table.write_bytes(stored)
     try:
         datasets = read_datasets(table, MODEL, [folder])
     except SeqmillError as error:
-        check_message(error, f"{table}: ")
+        check_table_message(str(error), table)
         return
     assert datasets
     for dataset in datasets:
