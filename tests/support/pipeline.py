@@ -1,6 +1,7 @@
 """The pipeline without Snakemake: takes FASTA text, returns the paths of its outputs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,8 @@ from seqmill.store.shards import open_shard
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "scripts"
 HELD = str(REPOSITORY / "tests/held")  # on PYTHONPATH it pauses workers during a run, see sitecustomize.py there
-IMPATIENT = str(
-    REPOSITORY / "tests/impatient"
-)  # on PYTHONPATH with SCRIPTS it shortens waits, see sitecustomize.py there
+# As PYTHONPATH it shortens the waits of downloads.
+IMPATIENT = os.pathsep.join([str(REPOSITORY / "tests/impatient"), str(SCRIPTS)])
 SUPPORT = REPOSITORY / "tests/support"
 DEMO = REPOSITORY / "tests/data/NC_000932.faa"
 CONTIGS_DEMO = REPOSITORY / "tests/data/NC_005816.contigs.fna"

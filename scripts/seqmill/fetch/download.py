@@ -1,7 +1,7 @@
 """Downloads a file over https with huggingface_hub: resumes a broken connection, gives up a slow one.
 
-The library would try again at once, or after a second. Our client hides transient trouble from it, so that `fetch.retry`
-decides.
+The library would try again at once, or after a second. Our client hides transient trouble from it, so that
+`fetch.retry` decides.
 """
 
 import ipaddress

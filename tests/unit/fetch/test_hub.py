@@ -12,7 +12,7 @@ import torch
 
 from hub_server import FORBIDDEN, GATED, HubServer, served_models
 from hugging_face import hugging_face_model
-from pipeline import SCRIPTS
+from pipeline import IMPATIENT, SCRIPTS
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.weights import load_weights
 from seqmill.spec.models import Architecture, find_model
@@ -39,9 +39,10 @@ def hub(tuned: dict[str, bytes]) -> Iterator[HubServer]:
 
 
 def fetch(hub: HubServer, folder: Path, name: str = NAME, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `seqmill fetch` with empty caches in a folder; the Hub's own cache is below `folder`/hub."""
+    """Run `seqmill fetch` with short waits and empty caches in a folder; the Hub's own cache is below `folder`/hub."""
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub"), "SEQMILL_MODELS": str(folder / "models")}
+    environment["PYTHONPATH"] = IMPATIENT
     command = [sys.executable, SCRIPTS / "fetch_weights.py", name]
     return subprocess.run(command, cwd=folder, env=environment | variables, capture_output=True, text=True)
 
@@ -110,11 +111,24 @@ def test_a_missing_model(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_no_network(hub: HubServer, tmp_path: Path) -> None:
-    line = refusal(fetch(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9"))
+    done = fetch(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    *waits, line = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert [wait.partition(": ")[2] for wait in waits] == ["[Errno 111] Connection refused; trying again in 0 s"] * 2
     assert f"model {NAME}: cannot be fetched from the Hugging Face Hub: [Errno 111] Connection refused" in line
     line = refusal(fetch(hub, tmp_path, HF_HUB_OFFLINE="1"))
     assert f"model {NAME}: cannot be fetched from the Hugging Face Hub: " in line
     assert "offline mode is enabled" in line
+
+
+def test_a_hub_in_trouble_is_asked_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.troubles = [503, 429]
+    done = fetch(hub, tmp_path)
+    assert folder_in(done).is_dir()
+    assert [line.partition("the server answers ")[2] for line in done.stderr.splitlines()] == [
+        "503 Service Unavailable; trying again in 0 s",
+        "429 Too Many Requests; trying again in 0 s",
+    ]
 
 
 def test_a_name_that_the_hub_cannot_have(hub: HubServer, tmp_path: Path) -> None:
