@@ -21,6 +21,7 @@ class HubServer(ThreadingHTTPServer):
         models: each model's files, name to bytes.
         refusals: models that are refused, with their status and error code. A gated model's files are listed, but not
             sent, as by the Hub.
+        troubles: HTTP statuses for the next requests about models.
         asked: the method and path of every request.
         url: for HF_ENDPOINT.
     """
@@ -31,6 +32,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.models = {name: dict(files) for name, files in models.items()}
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.troubles: list[int] = []
         self.asked: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -50,6 +52,9 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, path = self.server, urlsplit(self.path).path
         hub.asked.append(f"{self.command} {path}")
+        if hub.troubles and path.startswith("/api/models/"):
+            self.reply(hub.troubles.pop(0), b"", {})
+            return
         is_listing = path.startswith("/api/models/")
         owner, name, *rest = path.removeprefix("/api/models/").removeprefix("/").split("/")
         model = f"{owner}/{name}"

@@ -57,7 +57,8 @@ def _fetch(name: str, files: list[str], patience: Patience) -> Path:
                 try:
                     return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=IN_FOLDERS))
                 except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
-                    trouble = _trouble_of(error.__cause__ or error)
+                    is_local = isinstance(error, LocalEntryNotFoundError) and error.__cause__
+                    trouble = _trouble_of(error.__cause__ if is_local else error)
                     if not trouble or not patience.wait(f"model {name} of the Hugging Face Hub", trouble):
                         raise
     except GatedRepoError as error:
@@ -80,7 +81,7 @@ def _fetch(name: str, files: list[str], patience: Patience) -> Path:
         ) from error
 
 
-def _trouble_of(error: BaseException) -> Transient | None:
+def _trouble_of(error: BaseException | None) -> Transient | None:
     """Return an error as a Transient if it may pass."""
     if isinstance(error, HfHubHTTPError) and is_trouble(error.response.status_code):
         reason = f"the server answers {error.response.status_code} {error.response.reason_phrase}"

@@ -121,6 +121,16 @@ def test_no_network(hub: HubServer, tmp_path: Path) -> None:
     assert "offline mode is enabled" in line
 
 
+def test_a_hub_in_trouble_is_asked_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.troubles = [503, 429]
+    done = fetch(hub, tmp_path)
+    assert folder_in(done).is_dir()
+    assert [line.partition("the server answers ")[2] for line in done.stderr.splitlines()] == [
+        "503 Service Unavailable; trying again in 0 s",
+        "429 Too Many Requests; trying again in 0 s",
+    ]
+
+
 def test_a_name_that_the_hub_cannot_have(hub: HubServer, tmp_path: Path) -> None:
     assert "model our-lab/a--b: " in refusal(fetch(hub, tmp_path, "our-lab/a--b"))
     assert hub.asked == []
