@@ -73,9 +73,14 @@ def test_gpus_are_shards_that_run_at_a_time(folder: Path) -> None:
 
 
 def test_a_dry_run_on_slurm(folder: Path) -> None:
-    done = run(folder, "p.faa", "--model", MODEL, "--profile", "slurm", "--config", "shards=2", "--", "-n")
+    with (folder / "p.faa").open("ab") as file:
+        file.write(b">b\n")
+        file.truncate(10**9)  # sparse
+    done = run(folder, "p.faa", "--model", "untrained:esm2_t33_650M_UR50D", "--profile", "slurm", "--", "-n")
     assert done.returncode == 0, done.stderr
-    assert jobs(done.stdout)["embed_shard"] == 2
+    shards = jobs(done.stdout)["embed_shard"]
+    assert 1 < shards < 64
+    assert f"shards: auto splits about 1,000,000,000 tokens into {shards} shards, one cluster job each" in done.stderr
     assert "profiles/slurm" in done.stderr
     assert "--cores" not in done.stderr  # the profile's own limits count
     assert re.search(r"rule embed_shard:.*?resources: .*?gpu=1", done.stdout, re.DOTALL)
@@ -128,6 +133,10 @@ def test_a_folder_with_settings_needs_no_fasta(folder: Path) -> None:
     done = run(folder, "--", "-n")
     assert done.returncode == 0, done.stderr
     assert jobs(done.stdout)["embed_shard"] == 4
+    (folder / "config/config.yaml").write_text(f"fasta: p.faa\nmodel: {MODEL}\n")
+    done = run(folder, "--", "-n", "--jobs", "3")  # on this machine, where the limit of jobs is that of cores
+    assert jobs(done.stdout)["embed_shard"] == 1
+    assert "shards: auto" not in done.stderr
 
 
 def test_weights_are_fetched_before_snakemake_starts_unless_it_computes_nothing(folder: Path) -> None:
