@@ -60,9 +60,12 @@ def errors_in_one_line():
 
 
 # A cluster's login node has no GPU, but its jobs get one if the profile asks for it.
-asked = workflow.resource_settings.overwrite_resources.get(
-    workflow.modifier.modify_rulename("embed_shard"), {}
-)
+limits = workflow.resource_settings
+SHARD_JOBS = workflow.modifier.modify_rulename("embed_shard")
+asked = limits.overwrite_resources.get(SHARD_JOBS, {})
+# Snakemake does not know its executor yet when it reads this file. A cluster's profile limits the jobs, which on one
+# machine would be the cores, and says whether a shard gets a GPU. A cluster's job knows that it is one.
+to_cluster = "gpu" in asked and (limits.nodes is not None or workflow.remote_exec)
 
 with errors_in_one_line():
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
@@ -70,9 +73,10 @@ with errors_in_one_line():
     RUN = Project.open(
         config,
         REPOSITORY,
-        cores=workflow.resource_settings.cores or 1,
+        cores=limits.cores or 1,
         jobs_get_gpu="gpu" in asked and asked["gpu"] != 0,
         is_main=workflow.is_main_process,
+        cluster_threads=limits.overwrite_threads.get(SHARD_JOBS, 1) if to_cluster else None,
         results=RESULTS,
         logs=LOGS,
         needs_fasta=not IS_MODULE,  # another rule may make it

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from snakemake_executor_plugin_slurm.partitions import read_partition_file
 
-from pipeline import IMPATIENT, MODEL
+from pipeline import IMPATIENT, MODEL, REPOSITORY
 from seqmill.run.started import FOLDER
 
+DOCS = REPOSITORY / "docs"
 SLUG = "untrained-esm2_t6_8M_UR50D"
 
 
@@ -71,12 +73,58 @@ def test_gpus_are_shards_that_run_at_a_time(folder: Path) -> None:
 
 
 def test_a_dry_run_on_slurm(folder: Path) -> None:
-    done = run(folder, "p.faa", "--model", MODEL, "--profile", "slurm", "--config", "shards=2", "--", "-n")
+    with (folder / "p.faa").open("ab") as file:
+        file.write(b">b\n")
+        file.truncate(10**9)  # sparse
+    done = run(folder, "p.faa", "--model", "untrained:esm2_t33_650M_UR50D", "--profile", "slurm", "--", "-n")
     assert done.returncode == 0, done.stderr
-    assert jobs(done.stdout)["embed_shard"] == 2
+    shards = jobs(done.stdout)["embed_shard"]
+    assert 1 < shards < 64
+    assert f"shards: auto splits about 1,000,000,000 tokens into {shards} shards, one cluster job each" in done.stderr
     assert "profiles/slurm" in done.stderr
     assert "--cores" not in done.stderr  # the profile's own limits count
     assert re.search(r"rule embed_shard:.*?resources: .*?gpu=1", done.stdout, re.DOTALL)
+
+
+def test_a_profile_of_ones_own_is_written_edited_and_used(folder: Path) -> None:
+    done = run(folder, "--write-profile", "my cluster")
+    assert (done.returncode, done.stderr) == (0, "")
+    path = folder / "my cluster/profile.yaml"
+    assert done.stdout.startswith("my cluster/profile.yaml: ")
+    assert re.search(r"run(\.py)? proteins\.faa --profile 'my cluster' -- --dry-run\n$", done.stdout)
+    text = path.read_text()
+    edits = {
+        "  # - slurm_partition=normal ": "  - slurm_partition=long ",
+        "  # - slurm_account=my_project ": "  - slurm_account=p17 ",
+        "    # gpu_model: a100 ": "    gpu_model: h100 ",
+        "    # slurm_partition: gpu\n": "    slurm_partition: accel\n",
+        "    # runtime: 120 ": "    runtime: 77 ",
+        "# slurm-partition-config: ": "slurm-partition-config: ",
+        "# slurm-efficiency-report: ": "slurm-efficiency-report: ",
+    }
+    for before, after in edits.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    path.write_text(text)
+    page = (DOCS / "how-to/cluster.md").read_text()
+    (partitions,) = re.findall(r"```yaml\n(partitions:\n.+?)```", page, re.DOTALL)
+    (folder / "partitions.yaml").write_text(partitions)
+    assert [found.name for found in read_partition_file(folder / "partitions.yaml")] == ["normal", "gpu"]
+    done = run(folder, "p.faa", "--model", MODEL, "--profile", "my cluster", "--config", "shards=2", "--", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    asked = {
+        rule: dict(re.findall(r"(\w+)=([^,\n]+)", resources))
+        for rule, resources in re.findall(r"rule (\w+):\n.*?    resources: (.*?)\n", done.stdout, re.DOTALL)
+    }
+    everywhere = {"slurm_partition": "long", "slurm_account": "p17"}
+    assert everywhere.items() <= asked["build_index"].items()
+    shard = {**everywhere, "slurm_partition": "accel", "gpu": "1", "gpu_model": "h100", "runtime": "77"}
+    assert shard.items() <= asked["embed_shard"].items()
+    done = run(folder, "--write-profile", "my cluster")
+    assert done.returncode == 1
+    line = "my cluster/profile.yaml: exists already, and may hold your settings: give another folder, or remove it"
+    assert done.stderr.endswith(f"ERROR {line}\n")
+    assert path.read_text() == text
 
 
 def test_a_folder_with_settings_needs_no_fasta(folder: Path) -> None:
@@ -85,6 +133,10 @@ def test_a_folder_with_settings_needs_no_fasta(folder: Path) -> None:
     done = run(folder, "--", "-n")
     assert done.returncode == 0, done.stderr
     assert jobs(done.stdout)["embed_shard"] == 4
+    (folder / "config/config.yaml").write_text(f"fasta: p.faa\nmodel: {MODEL}\n")
+    done = run(folder, "--", "-n", "--jobs", "3")  # on this machine, where the limit of jobs is that of cores
+    assert jobs(done.stdout)["embed_shard"] == 1
+    assert "shards: auto" not in done.stderr
 
 
 def test_weights_are_fetched_before_snakemake_starts_unless_it_computes_nothing(folder: Path) -> None:
@@ -150,6 +202,8 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, missing: str,
         (["p.faa", "--unlock"], "and several FASTA files into a table (--config datasets=TABLE)"),
         (["p.faa", "--cores", "some"], "'some' is not an integer"),
         (["p.faa", "--config", "fasta=q.faa"], "fasta is given twice: p.faa and --config fasta=q.faa"),
+        (["--write-profile", "x", "p.faa"], "--write-profile only writes a profile: give it alone"),
+        (["--write-profile", "x", "--", "-n"], "--write-profile only writes a profile: give it alone"),
         (["p.faa", "--gpus", "2", "--config", "shards=3"], "shards is given twice: 2 and --config shards=3"),
         (["--config", "shards=2", "shards=3"], "shards is given twice: --config shards=2 and --config shards=3"),
     ],

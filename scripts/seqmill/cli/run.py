@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from seqmill.base.commands import command
 from seqmill.base.machine import visible_gpus
 from seqmill.cli import program
 from seqmill.errors import SeqmillError
@@ -22,6 +23,7 @@ EPILOG = """Snakemake gets what follows --, runs the workflow, and gives its exi
 examples:
   seqmill run proteins.faa --model esm2_t33_650M_UR50D --output embeddings
   seqmill run proteins.faa --gpus 8 --profile slurm -- --dry-run
+  seqmill run --write-profile my-cluster
   seqmill run proteins.faa -- plan
   seqmill run --config datasets=table.tsv exports=npy
 """
@@ -52,6 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cores", type=cores, metavar="N", help="CPU cores (default: all, or what --profile says)")
     parser.add_argument("--profile", help="slurm, or a folder with your own profile (default: this machine)")
+    parser.add_argument(
+        "--write-profile", type=Path, metavar="DIR", help="only write a SLURM profile, to edit, as DIR/profile.yaml"
+    )
     parser.add_argument(
         "--config",
         type=setting,
@@ -92,14 +97,34 @@ def cores(text: str) -> str:
     return text if text == "all" else str(program.at_least(1)(text))
 
 
-def work(arguments: argparse.Namespace) -> NoReturn:
+def work(arguments: argparse.Namespace) -> None:
+    if arguments.write_profile:
+        write_own_profile(arguments)
+    else:
+        start(arguments)
+
+
+def write_own_profile(arguments: argparse.Namespace) -> None:
+    """Write a profile, and say how to go on."""
+    from seqmill.run.workflow_files import write_profile
+
+    if len(arguments.given) > (1 if "=" in arguments.given[0] else 2):
+        raise argparse.ArgumentTypeError("--write-profile only writes a profile: give it alone")
+    folder = arguments.write_profile
+    path = write_profile(folder)
+    dry_run = command("run", "proteins.faa", "--profile", str(folder), "--", "--dry-run")
+    print(f"{path}: edit the block at its top: partition, account, type of GPU.\nThen see what would run: {dry_run}")
+
+
+def start(arguments: argparse.Namespace) -> NoReturn:
+    """Become the Snakemake that runs the workflow."""
     from seqmill.run.launch import DEFAULT_PROFILE, Launch
     from seqmill.run.started import record_command
 
     profile = arguments.profile or DEFAULT_PROFILE
     number = arguments.cores or ("" if arguments.profile else "all")
     launch = Launch(settings_of(arguments), arguments.output, profile, number, arguments.gpus or 0, arguments.snakemake)
-    command = launch.command()
+    started = launch.command()
     datasets = launch.datasets()
     require_writable(arguments.output)
     if not any(COMPUTES_NOTHING.fullmatch(option.partition("=")[0]) for option in arguments.snakemake):
@@ -108,9 +133,9 @@ def work(arguments: argparse.Namespace) -> NoReturn:
         record_command(arguments.output, arguments.given, {dataset.folder.name for dataset in datasets})
     if arguments.gpus and not arguments.profile and not visible_gpus():
         log.warning("no GPU is visible here: the %d shards are computed on the CPU, one after another", arguments.gpus)
-    log.info("%s", shlex.join(command))
+    log.info("%s", shlex.join(started))
     sys.stdout.flush()
-    os.execv(command[0], command)
+    os.execv(started[0], started)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One dataset of a run: what is computed, its files, and what its jobs ask for."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,11 +117,32 @@ class DatasetRun(Dataset):
         reused = tuple(self.reused.values())
         return Request(self.fasta, self.model, self.policy, self.outputs, **asked, reused=reused)
 
-    def choose_world_size(self, num_gpus: int, is_edited: bool) -> int:
-        """Return the number of shards; auto is that of the run before unless the FASTA was edited, else one per GPU."""
+    def known_world_size(self, is_edited: bool) -> int:
+        """Return the number of shards that is set, or else that of the run before unless the FASTA was edited; or 0."""
         if self.settings["shards"] != "auto":
             return self.settings["shards"]
-        return (0 if is_edited else started_world_size(self.folder.path)) or max(num_gpus, 1)
+        return 0 if is_edited else started_world_size(self.folder.path)
+
+    def split_for_cluster(self, threads: int, is_edited: bool) -> tuple[int, str]:
+        """Return a number of shards that take about an hour each as cluster jobs, and a line that says why.
+
+        Args:
+            threads: CPU cores of a job; no matter if it has a GPU.
+            is_edited: whether the FASTA was edited, so that an index does not count.
+        """
+        of_fasta = self.fasta, self.model.family, self.policy.copies
+        count = (
+            resources.estimated_tokens(*of_fasta) if is_edited else resources.tokens_in(self.folder.index, *of_fasta)
+        )
+        minutes = self._minutes_for(count, threads, attempt=1) - resources.BASE_MINUTES
+        shards = min(max(math.ceil(minutes / resources.SHARD_MINUTES), 1), resources.MOST_SHARDS)
+        size = f"about {count:,} tokens" if self.fasta.exists() else f"{self.fasta}, which is not made yet,"
+        device = "a slow GPU" if self.use_gpu else "slow CPUs"
+        return shards, (
+            f"{self.folder.path}: shards: auto splits {size} into {shards} {'shard' if shards == 1 else 'shards'}, one "
+            f"cluster job each, of at most {math.ceil(minutes / shards)} min on {device}; to set the number: "
+            "--config shards=N"
+        )
 
     def choose_reused(self, sources: Sequence[Source], is_edited: bool) -> dict[Path, str]:
         """Return those of `sources` to take vectors from, with their fingerprints; raise a SeqmillError if one differs.
@@ -165,10 +187,13 @@ class DatasetRun(Dataset):
 
     def shard_minutes(self, world_size: int, threads: int, attempt: int) -> int:
         """Return the time limit of embed_shard in minutes; Snakemake asks again once the index is built."""
-        family, precision = self.model.family, self.settings["precision"]
-        tokens = -(-resources.tokens_in(self.folder.index, self.fasta, family, self.policy.copies) // world_size)
-        longest = resources.longest_segment(family, self.policy)
-        return resources.runtime_minutes(self.model, tokens, longest, precision, self.use_gpu, threads, attempt)
+        tokens = resources.tokens_in(self.folder.index, self.fasta, self.model.family, self.policy.copies)
+        return self._minutes_for(-(-tokens // world_size), threads, attempt)
+
+    def _minutes_for(self, num_tokens: int, threads: int, attempt: int) -> int:
+        """Return the time limit of a job that computes so many tokens, in minutes."""
+        longest, precision = resources.longest_segment(self.model.family, self.policy), self.settings["precision"]
+        return resources.runtime_minutes(self.model, num_tokens, longest, precision, self.use_gpu, threads, attempt)
 
 
 def export_path(results: Path, name: str, export_format: str) -> Path:

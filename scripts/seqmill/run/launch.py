@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.commands import command
 from seqmill.base.extras import require_modules
 from seqmill.errors import SeqmillError
 from seqmill.run.datasets import Dataset, dataset_of_file, datasets_of_mapping, read_datasets
@@ -91,8 +92,8 @@ class Launch:
                 return folder.absolute()
         names = " or ".join(sorted(folder.name for folder in profiles.iterdir()))
         raise SeqmillError(
-            f"profile {self.profile}: no such folder with a profile.yaml; give {names}, or the path of an edited copy "
-            f"of a folder in {profiles}"
+            f"profile {self.profile}: no such folder with a profile.yaml; give {names}, or a folder of your own "
+            f"(`{command('run', '--write-profile', self.profile)}` writes one for SLURM)"
         )
 
     def _require_packages(self, profile: Path) -> None:

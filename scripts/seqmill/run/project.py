@@ -55,6 +55,7 @@ class Project:
         cores: int,
         jobs_get_gpu: bool,
         is_main: bool,
+        cluster_threads: int | None = None,
         results: Path = Path("results"),
         logs: Path = Path("logs"),
         needs_fasta: bool = True,
@@ -68,6 +69,8 @@ class Project:
             jobs_get_gpu: whether shards get a GPU even if none is visible here.
             is_main: whether this process plans the run. Only then files are stale: a job's own process would see
                 results that are half replaced.
+            cluster_threads: CPU cores of a shard's job if jobs go to a cluster. Its GPUs are not visible here, so that
+                `shards: auto` goes by the tokens.
             results, logs: the folders of all results and of their logs.
             needs_fasta: whether the FASTA files must exist; else Snakemake says so if no rule makes them.
 
@@ -82,13 +85,7 @@ class Project:
         use_gpu = settings["device"] != "cpu" and (settings["device"] == "cuda" or bool(gpus) or jobs_get_gpu)
         sources = [open_source(_reusable(name, planned)) for name in settings["reuse"]]
         runs = [
-            replace(
-                run,
-                world_size=run.choose_world_size(len(gpus), is_edited),
-                reused=run.choose_reused(sources, is_edited),
-                use_gpu=use_gpu,
-                cores=cores,
-            )
+            replace(run, reused=run.choose_reused(sources, is_edited), use_gpu=use_gpu, cores=cores)
             for run, is_edited in zip(planned, edited, strict=True)
         ]
         for source in sources:
@@ -97,6 +94,10 @@ class Project:
                     f"{source.path}: can't be reused: its model is {source.attributes['model']}, and no dataset has a "
                     "model of that family; take it out of reuse"
                 )
+        runs = [
+            replace(run, world_size=_world_size(run, is_edited, len(gpus), cluster_threads, is_main))
+            for run, is_edited in zip(runs, edited, strict=True)
+        ]
         stale = find_stale(runs, digests) if is_main else {}
         return cls({(run.name, run.model.slug): run for run in runs}, stale)
 
@@ -147,6 +148,18 @@ class Project:
                         f"{run.name} by itself first"
                     )
             require_ready(run.folder.index, run.reused, run.settings["dtype"], run.folder.index not in made)
+
+
+def _world_size(run: DatasetRun, is_edited: bool, num_gpus: int, cluster_threads: int | None, is_main: bool) -> int:
+    """Return the number of shards: the known one, or else by size on a cluster, and one per GPU on one machine."""
+    if known := run.known_world_size(is_edited):
+        return known
+    if cluster_threads is None:
+        return max(num_gpus, 1)
+    shards, reason = run.split_for_cluster(cluster_threads, is_edited)
+    if is_main:
+        print(f"seqmill: {reason}", file=sys.stderr)
+    return shards
 
 
 def _datasets(settings: Mapping[str, Any], repository: Path, needs_fasta: bool) -> list[Dataset]:

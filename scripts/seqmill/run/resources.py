@@ -23,6 +23,8 @@ CPU_THREAD_FLOPS = 20e9
 # Snakemake twice, imports, a CUDA context; packs that wait to be saved.
 BASE_MB = 6000
 BASE_MINUTES = 15
+SHARD_MINUTES = 60  # beyond these, on a cluster with `shards: auto`
+MOST_SHARDS = 64  # so chosen
 MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
 INDEX_MB = 8000
 INDEX_BYTES_PER_SECOND = 2e6  # on a slow core
@@ -126,10 +128,15 @@ def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
         state = index.stat()
         return _tokens_of_index(index, state.st_mtime_ns, state.st_size)
     except (OSError, KeyError, ValueError):  # none yet, or damaged: the worker reports that
-        letters = fasta.stat().st_size if fasta.exists() else 0
-        if fasta.suffix.lower() in COMPRESSED:
-            letters *= COMPRESSION[family]
-        return math.ceil(copies * letters / LETTERS_PER_TOKEN[family])
+        return estimated_tokens(fasta, family, copies)
+
+
+def estimated_tokens(fasta: Path, family: str, copies: float) -> int:
+    """Return an estimate of the tokens to compute from the FASTA's size; see `tokens_in`."""
+    letters = fasta.stat().st_size if fasta.exists() else 0
+    if fasta.suffix.lower() in COMPRESSED:
+        letters *= COMPRESSION[family]
+    return math.ceil(copies * letters / LETTERS_PER_TOKEN[family])
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import yaml
 from pipeline import DEMO, REPOSITORY
 from seqmill.errors import SeqmillError
 from seqmill.run.launch import Launch
-from seqmill.run.workflow_files import workflow_folder
+from seqmill.run.workflow_files import workflow_folder, write_profile
 
 HERE = Path()
 FASTA = ">a\nMKV\n"
@@ -93,8 +93,22 @@ def test_profiles_are_those_of_the_workflow_or_folders(folder: Path) -> None:
     (own / "profile.yaml").write_text("cores: 1\n")
     for name, expected in (("slurm", REPOSITORY / "profiles/slurm"), ("profiles/mine", own), (str(own), own)):
         assert value_of(Launch({}, HERE, profile=name).command(), "--workflow-profile") == str(expected)
-    with pytest.raises(SeqmillError, match=r"^profile mine: no such folder with a profile.yaml; give default or slurm"):
+    said = r"^profile mine: no such folder with a profile.yaml; give default or slurm, or a folder of your own \(.+run"
+    with pytest.raises(SeqmillError, match=said + r".+--write-profile mine` writes one for SLURM\)$"):
         Launch({}, HERE, profile="mine").command()
+
+
+def test_a_written_profile_is_that_of_slurm_and_is_never_replaced(folder: Path) -> None:
+    path = write_profile(Path("a/b"))
+    assert path == Path("a/b/profile.yaml")
+    assert path.read_bytes() == (REPOSITORY / "profiles/slurm/profile.yaml").read_bytes()
+    assert value_of(Launch({}, HERE, profile="a/b").command(), "--workflow-profile") == str(folder / "a/b")
+    path.write_text("jobs: 1\n")
+    with pytest.raises(SeqmillError, match=r"^a/b/profile.yaml: exists already"):
+        write_profile(Path("a/b"))
+    assert path.read_text() == "jobs: 1\n"
+    with pytest.raises(SeqmillError, match=r"^p.faa: no profile can be written there: "):
+        write_profile(Path("p.faa"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.run.dataset_run import DatasetRun, export_options
 from seqmill.run.project import MARK, Project
-from seqmill.run.resources import BASE_MB
+from seqmill.run.resources import BASE_MB, BASE_MINUTES
 from seqmill.run.settings import check_settings
 from seqmill.spec.task import ComputeSettings, ShardTask
 from seqmill.store.layout import SHARD
@@ -35,9 +35,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def open_project(*, cores: int = 2, jobs_get_gpu: bool = False, is_main: bool = True, **settings: object) -> Project:
+def open_project(
+    *,
+    cores: int = 2,
+    jobs_get_gpu: bool = False,
+    is_main: bool = True,
+    cluster_threads: int | None = None,
+    **settings: object,
+) -> Project:
     given = {"fasta": "p.faa", "model": MODEL, "precision": "float32", **settings}
-    return Project.open(check_settings(given, SCHEMA, []), REPOSITORY, cores, jobs_get_gpu, is_main)
+    asked = check_settings(given, SCHEMA, [])
+    return Project.open(asked, REPOSITORY, cores, jobs_get_gpu, is_main, cluster_threads)
 
 
 def open_run(**settings: object) -> DatasetRun:
@@ -115,6 +123,75 @@ def test_auto_keeps_the_previous_number_of_shards_unless_the_fasta_was_edited() 
     assert open_run().world_size == 2
     write_fasta(Path("p.faa"), [*SEQUENCES, "MKYY"])
     assert open_run().world_size == 1
+
+
+ON_CLUSTER = {"model": "esm2_t33_650M_UR50D", "precision": "auto", "jobs_get_gpu": True, "cluster_threads": 1}
+
+
+def write_residues(number: int) -> None:
+    """Write one FASTA of so many residues, sparse on the disk."""
+    with Path("p.faa").open("wb") as file:
+        file.write(b">a\nMKV\n>b\n")
+        file.truncate(number)
+
+
+def test_on_a_cluster_auto_gives_shards_of_about_an_hour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert open_run(**ON_CLUSTER).world_size == 1
+    said = capsys.readouterr().err
+    assert said.startswith("seqmill: results/p/esm2_t33_650M_UR50D: shards: auto splits about 29 tokens into 1 shard, ")
+    for letters in (10**8, 10**9, 2 * 10**9):
+        write_residues(letters)
+        run = open_run(**ON_CLUSTER)
+        assert 1 < run.world_size < 64
+        assert 30 < run.shard_minutes(run.world_size, 1, 1) - BASE_MINUTES <= 60
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"about 2,000,000,000 tokens into {run.world_size} shards, one cluster job each, of at most" in said
+    assert said.endswith(" min on a slow GPU; to set the number: --config shards=N")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # of the login node
+    assert open_run(**ON_CLUSTER).world_size == run.world_size
+    # On CPUs, or with a larger model, the same tokens are more work.
+    larger = open_run(**{**ON_CLUSTER, "model": "esm2_t36_3B_UR50D"})
+    assert larger.world_size == 64
+    write_residues(2 * 10**6)
+    on_cpu = {**ON_CLUSTER, "device": "cpu", "jobs_get_gpu": False}
+    one, eight = (open_run(**{**on_cpu, "cluster_threads": threads}).world_size for threads in (1, 8))
+    assert one > eight > open_run(**ON_CLUSTER).world_size == 1
+
+
+def test_on_a_cluster_a_compressed_fasta_counts_with_its_letters() -> None:
+    write_residues(2 * 10**8)
+    plain = open_run(**ON_CLUSTER).world_size
+    Path("p.faa").rename("p.faa.gz")
+    assert open_run(**{**ON_CLUSTER, "fasta": "p.faa.gz"}).world_size > 2 * plain
+
+
+def test_on_a_cluster_a_number_or_an_earlier_run_comes_before_the_size(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = {"jobs_get_gpu": False, "cluster_threads": 1, "device": "cpu"}
+    assert open_run(shards=7, **tiny).world_size == 7
+    run = open_run(shards=3)
+    compute(run)
+    assert open_run(**tiny).world_size == 3
+    assert capsys.readouterr().err == ""
+    # After an edit the old index does not count.
+    write_residues(10**7)
+    assert open_run(**tiny).world_size > 3
+    assert "shards: auto splits about 10,000,000 tokens" in capsys.readouterr().err
+
+
+def test_a_job_merges_the_shards_that_exist_whatever_it_would_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    run = open_run(shards=3)
+    compute(run)
+    for path in run.folder.merged:
+        path.unlink()
+    job = open_project(is_main=False, cluster_threads=1)  # the node of a job, which would choose 1
+    assert [found.shards for found in job] == [run.shards]
+    write_residues(10**8)
+    (job_run,) = open_project(is_main=False, **ON_CLUSTER)
+    (main_run,) = open_project(**ON_CLUSTER)
+    assert job_run.world_size == main_run.world_size > 1
+    assert len(capsys.readouterr().err.splitlines()) == 1  # the main process alone says it
 
 
 @pytest.mark.parametrize(
