@@ -172,6 +172,7 @@ def test_a_damaged_configuration_is_named_in_one_line(text: str) -> None:
 
 def test_datasets_by_name_in_the_configuration() -> None:
     Path("config").mkdir()
-    Path("config/config.yaml").write_text("datasets: {a: p.faa, b: {fasta: p.faa, model: untrained:esm2_t6_8M_UR50D}}\n")
+    named = "{a: p.faa, b: {fasta: p.faa, model: untrained:esm2_t6_8M_UR50D}}"
+    Path("config/config.yaml").write_text(f"datasets: {named}\n")
     found = {dataset.name: dataset.model.name for dataset in Launch({}, HERE).datasets()}
     assert found == {"a": "esm2_t33_650M_UR50D", "b": "untrained:esm2_t6_8M_UR50D"}
