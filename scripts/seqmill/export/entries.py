@@ -80,6 +80,7 @@ def write_pt(embeddings: EmbeddingsFile, output: Path, records: Path | None = No
                 name = next(unique)
                 content = io.BytesIO()  # torch.save to a file hides errors of the disk
                 torch.save(entry, content)
+                # Not a view of its buffer: after a failed write, that crashes Python 3.12 at exit.
                 (folder / f"{name}.pt").write_bytes(content.getvalue())
                 table.writerow((name, id_, row))
 
