@@ -68,6 +68,10 @@ asked = limits.overwrite_resources.get(SHARD_JOBS, {})
 to_cluster = "gpu" in asked and (limits.nodes is not None or workflow.remote_exec)
 
 with errors_in_one_line():
+    if IS_MODULE and not {"fasta", "datasets"} & config.keys():  # the default is the demo
+        raise SeqmillError(
+            "nothing to embed: the config of the module has neither datasets nor fasta"
+        )
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
     config.update(check_settings(config, schema, map(str, workflow.configfiles)))
     RUN = Project.open(

@@ -45,7 +45,7 @@ def write_workflow(folder: Path, module: str, embeddings: str, settings: str) ->
     (folder / "genome.txt").write_text(">a\nMKV\n>b\nMKLV\n")
 
 
-def snakemake(folder: Path, *arguments: str) -> str:
+def snakemake(folder: Path, *arguments: str, fails: bool = False) -> str:
     """Run the workflow in a folder without an activated environment, and return what it printed."""
     program = Path(sys.executable).with_name("snakemake")
     environment = {**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
@@ -54,7 +54,7 @@ def snakemake(folder: Path, *arguments: str) -> str:
         **{"cwd": folder, "env": environment, "text": True},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
     )
-    assert done.returncode == 0, done.stdout
+    assert (done.returncode != 0) == fails, done.stdout
     return done.stdout
 
 
@@ -70,6 +70,14 @@ def test_the_other_workflow_makes_the_fasta(tmp_path: Path) -> None:
     assert "rule emb_embed_shard:" in output
     assert open_embeddings(tmp_path / embeddings).ids == ["a", "b"]
     assert "Nothing to be done" in snakemake(tmp_path)
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "settings.yaml").write_text(settings.replace("orfs/phages.faa", "other/phages.faa"))
+    said = snakemake(tmp_path, "--dry-run", fails=True)
+    assert "holds the results of orfs/phages.faa, and other/phages.faa does not exist (yet): correct the path" in said
+    (tmp_path / "settings.yaml").write_text("embeddings: {shards: 2}\n")
+    said = snakemake(tmp_path, "--dry-run", fails=True)
+    assert "seqmill: nothing to embed: the config of the module has neither datasets nor fasta" in said
+    (tmp_path / "settings.yaml").write_text(settings)
     # A FASTA that is made again in this run, after seqmill has compared it, is embedded again in this run.
     (tmp_path / "genome.txt").write_text(">a\nMKV\n>c\nMKLV\n")
     snakemake(tmp_path)

@@ -237,6 +237,11 @@ class _Judge:
 def _compare_fasta(results: Path, facts: Mapping[str, Any], fasta: Path, digests: KnownDigests) -> str:
     """Compare a FASTA with the one that an index or a merged result was made from."""
     noted = InputFile.fasta_of(facts)
+    if not fasta.exists() and noted.path != shown_path(fasta):  # another rule may make it, but not from these results
+        raise Refusal(
+            f"{results} holds the results of {noted.path}, and {fasta} does not exist (yet): correct the path, rename "
+            "its dataset, or move that folder away"
+        )
     return _compare(results, [noted], [fasta], (noted.path, shown_path(fasta)), digests)
 
 
