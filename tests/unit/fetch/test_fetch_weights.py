@@ -665,6 +665,7 @@ def doctor(output: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.full
 def test_the_doctor_checks_weights(
     mirror: Mirror, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -728,6 +729,7 @@ def test_plain_http_is_refused(mirror: Mirror, output: Path, how: str) -> None:
     assert len(mirror.asked) == (how == "redirect")
 
 
+@pytest.mark.full
 def test_a_redirect_from_https_to_http_is_not_followed(mirror: Mirror, output: Path, tmp_path: Path) -> None:
     certificate = tmp_path / "certificate.pem"
     subprocess.run(
@@ -780,6 +782,7 @@ def test_a_mirror_that_is_not_a_url(output: Path, url: str) -> None:
     assert URL_VARIABLE in message
 
 
+@pytest.mark.full
 def test_two_programs_fetch_a_file_once(mirror: Mirror, output: Path) -> None:
     mirror.gate = threading.Event()
     processes = [start(mirror.url, output) for _ in range(2)]
@@ -946,6 +949,7 @@ def test_a_wrong_file_does_not_lead_to_the_second_source(
     assert mirror.paths == [f"{NAME}.pt"]
 
 
+@pytest.mark.full
 def test_a_commit_of_nucleotides(folder_mirror: Mirror, folder: Path) -> None:
     files = {f"z/D/resolve/{COMMIT}/{path.partition('/')[2]}": data for path, data in folder_mirror.files.items()}
     facts = {path.rpartition("/")[2]: fact(content) for path, content in files.items()}
