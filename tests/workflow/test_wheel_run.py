@@ -92,7 +92,7 @@ def test_the_wheel_has_all_files_of_the_workflow(wheel: Path) -> None:
 
 def test_it_embeds_with_the_same_bits_as_a_clone(made: tuple[Path, str], tmp_path: Path) -> None:
     folder, output = made
-    assert {path.name for path in folder.iterdir()} == {".snakemake", "benchmarks", "logs", "proteins.faa", "results"}
+    assert {path.name for path in folder.iterdir()} == {".snakemake", "logs", "proteins.faa", "results"}
     found = open_embeddings(folder / RESULTS / "embeddings.h5")
     alone = Run(tmp_path, 1).build(DEMO).embed("auto").merge()
     assert np.array_equal(found[:], open_embeddings(alone.embeddings)[:])
