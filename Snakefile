@@ -26,7 +26,9 @@ configfile: "config/config.yaml" if exists("config/config.yaml") else REPOSITORY
 include: "rules/common.smk"
 
 
-report: "report/workflow.rst"
+if not IS_MODULE:
+
+    report: "report/workflow.rst"
 
 
 # Used with --software-deployment-method apptainer.

@@ -66,6 +66,11 @@ asked = limits.overwrite_resources.get(SHARD_JOBS, {})
 # Snakemake does not know its executor yet when it reads this file. A cluster's profile limits the jobs, which on one
 # machine would be the cores, and says whether a shard gets a GPU. A cluster's job knows that it is one.
 to_cluster = "gpu" in asked and (limits.nodes is not None or workflow.remote_exec)
+if "embed_shard" in limits.overwrite_resources and not asked and workflow.is_main_process:
+    print(
+        f"seqmill: the profile's resources of embed_shard do not count: the rule is {SHARD_JOBS} here",
+        file=sys.stderr,
+    )
 
 with errors_in_one_line():
     if IS_MODULE and not {"fasta", "datasets"} & config.keys():  # the default is the demo
@@ -73,7 +78,8 @@ with errors_in_one_line():
             "nothing to embed: the config of the module has neither datasets nor fasta"
         )
     schema = yaml.safe_load((REPOSITORY / "config/schemas/config.schema.yaml").read_text())
-    config.update(check_settings(config, schema, map(str, workflow.configfiles)))
+    # As a module, the settings are those of another workflow, which keeps them.
+    config = {**config, **check_settings(config, schema, map(str, workflow.configfiles))}
     RUN = Project.open(
         config,
         REPOSITORY,
@@ -102,8 +108,9 @@ def unless_current(files, *outputs):
         run = RUN[wildcards]
         found = files(run) if callable(files) else str(files).format(**wildcards)
         made = [Path(str(output).format(**wildcards)) for output in outputs]
-        is_current = RUN.are_current(made) and not made_by_a_rule(run.fasta)
-        return ancient(found) if is_current else found
+        # A FASTA that is made in this run may differ from the one that was compared.
+        is_known = files is MARK or not made_by_a_rule(run.fasta)
+        return ancient(found) if is_known and RUN.are_current(made) else found
 
     return choose
 

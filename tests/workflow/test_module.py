@@ -30,6 +30,11 @@ module seqmill:
 
 use rule * from seqmill as emb_*
 
+use rule embed_shard from seqmill as emb_embed_shard with:
+    threads: 1
+    resources:
+        mem_mb=1000
+
 rule count:
     input: "%s"
     output: "counts.txt"
@@ -70,6 +75,8 @@ def test_the_other_workflow_makes_the_fasta(tmp_path: Path) -> None:
     assert "rule emb_embed_shard:" in output
     assert open_embeddings(tmp_path / embeddings).ids == ["a", "b"]
     assert "Nothing to be done" in snakemake(tmp_path)
+    said = snakemake(tmp_path, f"results/phage/{SLUG}/embeddings.h5", "--dry-run", fails=True)
+    assert f"no dataset has the results phage/{SLUG}; there are phages/{SLUG}" in said
     settings = (tmp_path / "settings.yaml").read_text()
     (tmp_path / "settings.yaml").write_text(settings.replace("orfs/phages.faa", "other/phages.faa"))
     said = snakemake(tmp_path, "--dry-run", fails=True)
@@ -98,6 +105,12 @@ def test_a_prefix_is_for_what_seqmill_makes(tmp_path: Path) -> None:
     assert "Nothing to be done" in snakemake(tmp_path, "all", "emb_all")
     done = run_script("doctor.py", "deep/er/results", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    # A change of one dataset is none of the other, whose FASTA a rule makes; nor is a dry run with other settings.
+    settings = (tmp_path / "settings.yaml").read_text()
+    (tmp_path / "settings.yaml").write_text(settings.replace("{model", "{per_residue: true, model"))
+    assert "emb_embed_shard    " in snakemake(tmp_path, "all", "emb_all", "--dry-run")
+    (tmp_path / "settings.yaml").write_text(settings)
+    assert "Nothing to be done" in snakemake(tmp_path, "all", "emb_all", "--dry-run")
     # The doctor knows the FASTA file, whose path starts at the workflow and not below the prefix.
     (tmp_path / "hosts.faa").write_text(">h\nMKVVV\n")
     assert "the input has changed" in run_script("doctor.py", "deep/er/results", cwd=tmp_path).stdout

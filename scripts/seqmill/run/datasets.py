@@ -89,7 +89,7 @@ def datasets_of_mapping(
     The arguments are as for `read_datasets`. Raise a SeqmillError with a line for each wrong dataset.
     """
     found, wrong = [], []
-    for name, value in datasets.items():
+    for name, value in ((str(name), value) for name, value in datasets.items()):  # YAML reads 2024 as a number
         row = {"fasta": value} if isinstance(value, str) else value
         try:
             found.append(_named_dataset(name, row["fasta"], row.get("model") or default_model, folders, must_exist))

@@ -102,7 +102,11 @@ class Project:
         return cls({(run.name, run.model.slug): run for run in runs}, stale)
 
     def __getitem__(self, wildcards: Wildcards) -> DatasetRun:
-        return self.runs[wildcards.dataset, wildcards.model]
+        asked = (wildcards.dataset, wildcards.model)
+        if asked not in self.runs:
+            known = ", ".join("/".join(names) for names in self.runs)
+            raise SeqmillError(f"no dataset has the results {'/'.join(asked)}; there are {known}")
+        return self.runs[asked]
 
     def __iter__(self) -> Iterator[DatasetRun]:
         return iter(self.runs.values())
