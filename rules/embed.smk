@@ -29,8 +29,6 @@ rule embed_shard:
         attempt=lambda wildcards, attempt: attempt,
     params:
         program=program("embed_shard.py"),
-        # Resources may be replaced by those of another workflow.
-        attempt=lambda wildcards, threads, resources: resources.get("attempt", 1),
         model=lambda wildcards: RUN[wildcards].model.name,
         device=unrecorded(config["device"]),
         precision=config["precision"],
@@ -48,4 +46,4 @@ rule embed_shard:
         " --layers {params.layers} --pooling {params.pooling}{params.residues}"
         " --on-error {params.on_error} --save-seconds {params.save_seconds}"
         " --audit-seconds {params.audit_seconds} --threads {threads} --parent $PPID"
-        " --attempt {params.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"
+        " --attempt {resources.attempt} --output {output.shard:q} --status {log.status:q} 2> {log.text:q}"

@@ -32,8 +32,6 @@ use rule * from seqmill as emb_*
 
 use rule embed_shard from seqmill as emb_embed_shard with:
     threads: 1
-    resources:
-        mem_mb=1000
 
 rule count:
     input: "%s"
