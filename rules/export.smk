@@ -30,12 +30,12 @@ for export_format in FORMATS:
                 if export_format == "h5_residues"
                 else rf"embeddings(_-?\d+_({'|'.join(POOLINGS)}))?"
             ),
-        retries: 0
         conda:
             "../envs/export.yaml"
         resources:
-            mem_mb=4000,
-            runtime=lambda wildcards, input: rewriting_minutes([Path(input.embeddings)]),
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            runtime=lambda wildcards, input, attempt: attempt
+            * rewriting_minutes([Path(input.embeddings)]),
         params:
             program=program("export.py"),
             format=export_format,

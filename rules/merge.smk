@@ -19,12 +19,12 @@ rule merge_shards:
         FOLDER.merge_log,
     benchmark:
         BENCHMARK / "merge_shards.benchmark.tsv"
-    retries: 0
     conda:
         "../envs/seqmill.yaml"
     resources:
-        mem_mb=8000,
-        runtime=lambda wildcards, input: rewriting_minutes(map(Path, input.shards)),
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, input, attempt: attempt
+        * rewriting_minutes(map(Path, input.shards)),
     params:
         program=program("merge_shards.py"),
         dtype=config["dtype"],

@@ -20,12 +20,11 @@ rule report:
         FOLDER.logs / "report.log",
     benchmark:
         BENCHMARK / "report.benchmark.tsv"
-    retries: 0
     conda:
         "../envs/seqmill.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         program=program("report.py"),
         colors=lambda wildcards, input: (

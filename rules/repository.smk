@@ -6,7 +6,6 @@ import os
 import sys
 import tarfile
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import git
@@ -35,8 +34,11 @@ def unpacked(folder):
             archive.seek(0)
             with tarfile.open(fileobj=archive) as tar:
                 tar.extractall(f"{temporary}/whole", filter="data")
-            with suppress(OSError):  # another process was first
+            try:
                 os.rename(f"{temporary}/whole", path)
+            except OSError:
+                if not path.exists():  # else another process was first
+                    raise
     return path
 
 

@@ -45,12 +45,12 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
         if all(path.exists() for path in ([output] if name in MODELS else [output / f for f in RELEASED_FILES])):
             log.info("%s is there already", output)
             return
-        sources = release.sources
+        sources, pace = release.sources, pace or Pace()  # the sources share its patience
         if (mirror := os.environ.get(URL_VARIABLE)) is not None:
             sources = [replace(sources[0], url=mirror.rstrip("/"), repository=None)]
         for following, source in zip([*sources[1:], None], sources, strict=True):
             try:
-                fetch(name, release, source, part, output, pace or Pace())
+                fetch(name, release, source, part, output, pace)
                 return
             except Unreachable as error:
                 if following is None:

@@ -88,10 +88,15 @@ def datasets_of_mapping(
 
     The arguments are as for `read_datasets`. Raise a SeqmillError with a line for each wrong dataset.
     """
-    found, wrong = [], []
+    found: list[Dataset] = []
+    wrong = []
     for name, value in ((str(name), value) for name, value in datasets.items()):  # YAML reads 2024 as a number
-        row = {"fasta": value} if isinstance(value, str) else value
+        row = value if isinstance(value, Mapping) else {"fasta": value}
         try:
+            if not isinstance(row.get("fasta"), str):
+                raise SeqmillError("give a FASTA file, or fasta and model")
+            if name in [dataset.name for dataset in found]:
+                raise SeqmillError("is listed twice")
             found.append(_named_dataset(name, row["fasta"], row.get("model") or default_model, folders, must_exist))
         except SeqmillError as error:
             wrong.append(f"config datasets: {name}: {error}")

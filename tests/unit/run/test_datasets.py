@@ -271,6 +271,11 @@ def test_datasets_in_the_settings(folder: Path) -> None:
         datasets_of_mapping(
             {"x": "none.faa", "y/z": "a.faa", "z": {"fasta": "a.faa", "model": "esm9"}}, DEFAULT, [folder]
         )
+    for value in (None, [], 5, {"model": DEFAULT}, {"fasta": 5}):
+        with pytest.raises(SeqmillError, match="config datasets: x: give a FASTA file, or fasta and model"):
+            datasets_of_mapping({"x": value}, DEFAULT, [folder])
+    with pytest.raises(SeqmillError, match="config datasets: 5: is listed twice"):
+        datasets_of_mapping({"5": "a.faa", 5: "b.faa"}, DEFAULT, [folder])
     first, second, *rest = str(error.value).split("\n")
     assert first.startswith("config datasets: x: none.faa: no such FASTA file")
     assert second.startswith("config datasets: y/z: dataset 'y/z': use letters")
