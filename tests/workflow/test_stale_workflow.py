@@ -160,7 +160,7 @@ def test_invalid_records_fail_a_run_or_are_skipped(folder: Path) -> None:
     done = run(folder, on_invalid="skip")
     assert done.returncode == 0, done.stdout
     assert "records:                 1 embedded, 2 rejected" in done.stdout
-    assert "INVALID: 2 records of a have a letter that is not allowed, or no sequence and were left out" in done.stdout
+    assert "INVALID: 2 records of a left out, with a letter that is not allowed or without a sequence" in done.stdout
     assert open_embeddings(embeddings_of(folder)).ids == ["a"]
 
 

@@ -27,7 +27,7 @@ from seqmill.spec.outputs import POOLINGS, dataset_name
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index, open_index
-from seqmill.store.index_format import ARE_INVALID
+from seqmill.store.index_format import WHY_INVALID
 from seqmill.store.layout import SHARD_FILE
 from seqmill.store.part_file import Part, open_part
 
@@ -154,7 +154,7 @@ def _merged(run: FoundRun, index: Index | None, shards: list[ExaminedShard], che
         yield Finding("embeddings.h5: older than its shards; the next run merges them again", Remedy.RUN)
     yield from guarded(run.manifest, _by_manifest(run, embeddings, check))
     if number := attributes.get("num_invalid"):
-        yield Finding(f"INVALID: {number} records {ARE_INVALID} and were left out; see records.tsv.gz")
+        yield Finding(f"INVALID: {many(number, 'record')} left out, {WHY_INVALID}; see records.tsv.gz")
     if number := fates.get("quarantined"):
         yield Finding(f"QUARANTINED: {number} records have no finite embedding and were left out; see records.tsv.gz")
     if attributes["warning"]:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from seqmill.base.commands import command
 from seqmill.base.locks import lock_holder
-from seqmill.base.words import in_one_line
+from seqmill.base.words import in_one_line, many
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
 from seqmill.spec.models import DNABERT_S
-from seqmill.store.index_format import ARE_INVALID
+from seqmill.store.index_format import WHY_INVALID
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
 
@@ -54,7 +54,7 @@ def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
         lines += [f"    {'' if number else 'exports:':<24} {path}" for number, path in enumerate(exports)]
         if number := counts.get("num_invalid"):
             warnings.append(
-                f"\nINVALID: {number} records of {name} {ARE_INVALID} and were left out; {folder.records} names them"
+                f"\nINVALID: {many(number, 'record')} of {name} left out, {WHY_INVALID}; {folder.records} names them"
             )
         if number := counts.get("quarantined"):
             warnings.append(

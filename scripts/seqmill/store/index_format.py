@@ -66,7 +66,7 @@ DATASETS: dict[str, tuple[type, tuple[int, ...]]] = {
 }
 
 
-ARE_INVALID = "have a letter that is not allowed, or no sequence"  # for messages
+WHY_INVALID = "with a letter that is not allowed or without a sequence"  # for messages
 
 
 class Fate(IntEnum):

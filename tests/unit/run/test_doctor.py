@@ -100,7 +100,7 @@ def test_invalid_records_are_named(tmp_path: Path) -> None:
     results.build(tmp_path / "tiny.faa", on_invalid="skip").embed().merge()
     said = doctor(results, code=0)
     assert "embeddings.h5: 1 x 320; 1 embedded, 2 rejected" in said
-    assert "INVALID: 2 records have a letter that is not allowed, or no sequence and were left out; see records" in said
+    assert "INVALID: 2 records left out, with a letter that is not allowed or without a sequence; see records" in said
 
 
 def advice(said: str) -> str:

@@ -179,7 +179,7 @@ def test_invalid_records_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     said = results_message([dataset], False)
     assert "records:                 5 embedded, 3 rejected\n" in said
     assert said.endswith(
-        "\nINVALID: 2 records of d have a letter that is not allowed, or no sequence and were left out; "
+        "\nINVALID: 2 records of d left out, with a letter that is not allowed or without a sequence; "
         "results/d/esm2_t6_8M_UR50D/records.tsv.gz names them"
     )
 
