@@ -26,6 +26,7 @@ EVENTS: dict[str, list[tuple[str, str]]] = {
     "before the shard's data": [("open", NEW_SHARD)],
     "before the rename of the shard": [("os.rename", SHARD)],
     "after the rename of the shard": [("os.rename", SHARD), ("open", SHARD)],
+    "before the link of the shard": [("os.link", SHARD)],
     "before the removal of the third part": [("os.remove", PART)] * 3,
     "before the final status": [("os.rename", SHARD), ("open", NEW_STATUS)],
     "before the rename of the final status": [("os.rename", SHARD), ("os.rename", STATUS)],

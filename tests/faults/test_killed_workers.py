@@ -114,12 +114,16 @@ SAVED = {
     "after the rename of the shard": None,
     "before the final status": None,
     "before the rename of the final status": None,
+    "before the link of the shard": None,
     "before the removal of the third part": -2,
     "before the removal of the lock": 0,
 }
 
 
-@pytest.mark.parametrize(("moment", "world_size"), [(moment, (1, 3, 2)[n % 3]) for n, moment in enumerate(SAVED)])
+@pytest.mark.parametrize(
+    ("moment", "world_size"),
+    [*((moment, (1, 3, 2)[n % 3]) for n, moment in enumerate(SAVED)), ("before the link of the shard", 1)],
+)
 def test_killed_at_a_named_moment(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_size: int) -> None:
     die_and_resume(undisturbed, tmp_path, moment, world_size)
 
@@ -144,7 +148,7 @@ def die_and_resume(undisturbed: Undisturbed, tmp_path: Path, moment: str, world_
     assert SAVED.keys() == set(MOMENTS)
     run = undisturbed.again(tmp_path / "run", 2)
     die_at(moment, run, 0, *EACH_PACK)
-    done = moment.startswith("before the removal")
+    done = moment.startswith(("before the link", "before the removal"))
     if moment == "before the first status":
         assert not run.statuses[0].exists()
     else:

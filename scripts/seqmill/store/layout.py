@@ -62,6 +62,11 @@ def status_path_of(shard: Path) -> Path:
     return shard.with_suffix(".status.json")
 
 
+def shard_path_of(status: Path) -> Path:
+    """Return the path of the shard that a status JSON belongs to."""
+    return status.with_name(status.name.removesuffix(".status.json") + ".h5")
+
+
 def parts_folder(shard: Path) -> Path:
     """Return the folder of a shard's parts, which all shards in its folder share."""
     return shard.parent / "parts"

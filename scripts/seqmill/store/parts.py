@@ -25,7 +25,7 @@ from seqmill.base.locks import lock_holder
 from seqmill.errors import SeqmillError
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.store.index import Index
-from seqmill.store.layout import SHARD, parts_folder, status_path_of
+from seqmill.store.layout import SHARD, parts_folder, shard_path_of, status_path_of
 from seqmill.store.part_file import PackResult, Part, open_part, write_part
 from seqmill.store.status import read_status
 
@@ -120,11 +120,11 @@ class PartStore:
         self.remove(range(self.index.num_packs))
         for path in self.folder.glob("*.part.h5.damaged"):
             path.unlink(missing_ok=True)
-        for path in self.folder.glob("shard_*-of-*.h5"):
-            status = status_path_of(path)
+        # A status is linked before its shard and removed after it: a process killed in between leaves it alone.
+        for status in self.folder.glob("shard_*-of-*.status.json"):
             with suppress(SeqmillError, OSError):
                 if not Fingerprint.from_attributes(read_status(status).fingerprint).difference(self.fingerprint):
-                    path.unlink()
+                    shard_path_of(status).unlink(missing_ok=True)
                     status.unlink()
 
     def bytes_on_disk(self, shards: Iterable[Path]) -> int:
