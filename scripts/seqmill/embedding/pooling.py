@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seqmill.model.kernels import fused, pool_triton
 from seqmill.model.pack import Pack
 from seqmill.spec.models import DNABERT_S, ESM2
 
@@ -29,6 +30,8 @@ def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     Returns:
         (num_segments, hidden_dim), in the dtype of `hidden`.
     """
+    if _has_kernels(hidden):
+        return pool_triton.mean(hidden, pack.cu_seqlens, ends=1)
     if hidden.is_cuda:
         return _by_segments(hidden, pack)
     return torch.cat([inner.mean(dim=1) for inner in _inner(hidden, pack)])
@@ -36,6 +39,8 @@ def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
 def mean_over_tokens(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Average each segment's hidden states over all its tokens; shapes as `mean_over_residues`."""
+    if _has_kernels(hidden):
+        return pool_triton.mean(hidden, pack.cu_seqlens, ends=0)
     if hidden.is_cuda:
         # unsafe: the check that the lengths add up would wait for the device.
         return torch.segment_reduce(hidden, "mean", lengths=pack.cu_seqlens.diff().long(), axis=0, unsafe=True)
@@ -49,6 +54,8 @@ def first_token(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
 def max_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Return each channel's maximum over all tokens but the first and last; shapes as `mean_over_residues`."""
+    if _has_kernels(hidden):
+        return pool_triton.largest(hidden, pack.cu_seqlens, ends=1)
     if hidden.is_cuda:
         return torch.segment_reduce(hidden, "max", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]
     return torch.cat([inner.amax(dim=1) for inner in _inner(hidden, pack)])
@@ -56,6 +63,8 @@ def max_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
 
 def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Return mean and population variance over all tokens but the first and last: (num_segments, 2 * hidden_dim)."""
+    if _has_kernels(hidden):
+        return pool_triton.mean_and_variance(hidden, pack.cu_seqlens, ends=1)
     if hidden.is_cuda:
         means = _by_segments(hidden, pack)
         lengths = pack.cu_seqlens.diff().long()
@@ -122,6 +131,11 @@ BY_NAME: dict[str, dict[str, Pooling]] = {
     ESM2: {"mean": Pooling(mean_over_residues), "mean_tokens": Pooling(mean_over_residues), **SHARED},
     DNABERT_S: {"mean": Pooling(mean_over_tokens), "mean_tokens": Pooling(mean_over_residues), **SHARED},
 }
+
+
+def _has_kernels(hidden: torch.Tensor) -> bool:
+    """Return whether our kernels pool these hidden states; on CUDA without them, one thread sums up a channel."""
+    return hidden.is_cuda and hidden.dtype == torch.float32 and fused.available(hidden.device)
 
 
 def _runs(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:

@@ -10,6 +10,7 @@
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
 
 `choose_kernel` returns the requested kernel, or the first that the device, the dtype and the installation allow.
+`fastest_first` says where FlashAttention 3 is not the first choice.
 """
 
 import functools
@@ -34,6 +35,7 @@ PACKED = {
     "flash_attn_3": ("flash_attn_interface", "flash_attn_varlen_func"),
 }
 MAX_PACKED_HEAD_DIM = 256  # for all three; head dimensions must be multiples of 8
+FLASH_ATTN_3_HEAD_DIM = 64  # from which `auto` prefers FlashAttention 3; nothing is measured
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str = AUTO) -> str:
@@ -41,7 +43,20 @@ def choose_kernel(device: torch.device, dtype: torch.dtype, head_dim: int, reque
 
     Raise a SeqmillError if there is no such kernel, or it can't be used; the message says why.
     """
-    return choose(requested, FASTEST_FIRST, lambda name: why_not(name, device, dtype, head_dim))
+    return choose(requested, fastest_first(dtype, head_dim), lambda name: why_not(name, device, dtype, head_dim))
+
+
+def fastest_first(dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
+    """Return FASTEST_FIRST, with FlashAttention 3 before sdpa only where it is not known to be better.
+
+    It computes smaller head dimensions as 64, twice to four times the work; FlashAttention 2 has 32. Its last block of
+    values reaches into the next sequence, with weights of 0 (flash-attention issue 2374): an overflow in float16, NaN
+    or inf, would spoil the sequence before it, too, which would be computed again in float32 for nothing.
+    """
+    if dtype != torch.float16 and head_dim >= FLASH_ATTN_3_HEAD_DIM:
+        return FASTEST_FIRST
+    others = [name for name in FASTEST_FIRST if name not in ("flash_attn_3", "sdpa")]
+    return (*others, "flash_attn_3", "sdpa")
 
 
 def choose(requested: str, fastest_first: tuple[str, ...], reason_against: Callable[[str], str]) -> str:
@@ -108,12 +123,11 @@ def attend(
     if kernel in compiled.KERNELS:
         return cpu.rope_attention(kernel, qkv, cos, sin, pack.lengths)
     if fuse:
-        fused.rotate(qkv, cos, sin, pack.positions)
+        fused.rotate(qkv, cos, sin, pack.positions)  # shows overflow as well
         q, k, v = qkv.unbind(1)
     else:
         q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
-        v = qkv[:, 2]
-    v = show_overflow(q, k, v)
+        v = show_overflow(q, k, qkv[:, 2])
     if kernel == "sdpa":
         return by_runs(q, k, v, pack, lambda q, k, v, output: output.copy_(F.scaled_dot_product_attention(q, k, v)))
     return packed(kernel, q, k, v, pack)

@@ -19,8 +19,11 @@ from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
 
 LAYER_NORM_EPS = 1e-12
-# Tokens per feed-forward call: it is eight times as wide as the residual stream, and a contig may have 20,000 tokens.
+# Tokens per feed-forward call on a CPU: it is eight times as wide as the residual stream, and a contig may have 20,000
+# tokens. A GPU gets a whole pack, if its widest activation (both halves of the gate) takes at most FFN_BYTES: 65,536
+# tokens in 16 bits, 32,768 in float32. Each call is 3 launches, and products of more rows are faster.
 FFN_TOKENS = 4096
+FFN_BYTES = 768 << 20
 
 
 class DnabertS(torch.nn.Module):
@@ -103,7 +106,7 @@ class Layer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.elementwise = elementwise
+        self.elementwise, self.ffn_dim = elementwise, architecture.ffn_dim
         self.qkv = Linear(weights, prefix + "qkv.", dtype)
         self.out = Linear(weights, prefix + "out.", dtype)
         self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
@@ -118,11 +121,17 @@ class Layer(torch.nn.Module):
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
         x, rounded = self.attention_norm.post(x, self.out(attended))
-        delta = torch.cat([self._feed_forward(rows) for rows in rounded.split(FFN_TOKENS)])
+        pieces = rounded.split(ffn_tokens(rounded.device, rounded.dtype, self.ffn_dim))
+        delta = self._feed_forward(rounded) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
         return self.ffn_norm.post(x, delta)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(gate(self.elementwise, self.gated(x)))
+
+
+def ffn_tokens(device: torch.device, dtype: torch.dtype, ffn_dim: int) -> int:
+    """Return how many tokens one feed-forward call gets at most, on a device and with activations in `dtype`."""
+    return max(FFN_BYTES // (2 * ffn_dim * dtype.itemsize), 1) if device.type == "cuda" else FFN_TOKENS
 
 
 def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, ...]]:

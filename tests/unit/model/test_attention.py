@@ -209,20 +209,35 @@ def test_the_names_match_the_kernels_and_import_without_torch() -> None:
 
 @pytest.mark.usefixtures("flash_attn")
 @pytest.mark.parametrize(
-    ("found", "dtype", "expected"),
+    ("found", "dtype", "head_dim", "expected"),
     [
-        ((9, 0), torch.bfloat16, "flash_attn_3"),
-        ((8, 6), torch.bfloat16, "varlen"),
-        ((10, 0), torch.float16, "varlen"),
-        ((9, 0), torch.float32, "sdpa"),
-        ((7, 5), torch.float16, "sdpa"),
+        ((9, 0), torch.bfloat16, 64, "flash_attn_3"),
+        ((9, 0), torch.bfloat16, 128, "flash_attn_3"),
+        ((9, 0), torch.bfloat16, 32, "varlen"),
+        ((9, 0), torch.float16, 64, "varlen"),
+        ((8, 6), torch.bfloat16, 64, "varlen"),
+        ((10, 0), torch.float16, 64, "varlen"),
+        ((9, 0), torch.float32, 64, "sdpa"),
+        ((7, 5), torch.float16, 64, "sdpa"),
     ],
 )
 def test_auto_chooses_the_fastest_kernel_of_the_gpu(
-    capability: Callable[[int, int], None], found: tuple[int, int], dtype: torch.dtype, expected: str
+    capability: Callable[[int, int], None], found: tuple[int, int], dtype: torch.dtype, head_dim: int, expected: str
 ) -> None:
     capability(*found)
-    assert choose_kernel(CUDA, dtype, 64) == choose_kernel(CUDA, dtype, 64, "auto") == expected
+    assert choose_kernel(CUDA, dtype, head_dim) == choose_kernel(CUDA, dtype, head_dim, "auto") == expected
+
+
+@pytest.mark.usefixtures("flash_attn")
+def test_flash_attention_3_is_still_used_where_it_is_requested_or_the_only_one(
+    capability: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capability(9, 0)
+    assert choose_kernel(CUDA, torch.float16, 16, "flash_attn_3") == "flash_attn_3"
+    installed = attention.why_not
+    missing = {"varlen": "missing", "flash_attn_2": "missing"}
+    monkeypatch.setattr(attention, "why_not", lambda name, *found: missing.get(name) or installed(name, *found))
+    assert choose_kernel(CUDA, torch.bfloat16, 16) == choose_kernel(CUDA, torch.float16, 64) == "flash_attn_3"
 
 
 @pytest.mark.usefixtures("flash_attn")

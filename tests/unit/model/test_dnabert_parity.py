@@ -22,6 +22,7 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.encoder import make_encoder
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
+from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # Packs need not be sorted by length; sequences of 1 and 2 tokens have only special tokens.
 LENGTHS = [600, 37, 350, 128, 128, 17, 2, 1, 1, 9]
@@ -136,6 +137,29 @@ def test_a_long_feed_forward_is_computed_in_blocks(small: Weights, monkeypatch: 
     monkeypatch.setattr(dnabert_s, "FFN_TOKENS", 64)
     in_blocks, _ = hidden_states(small, sequences, torch.float64)
     assert worst_error(in_blocks, whole) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", torch.bfloat16, 4096),
+        ("cpu", torch.float32, 4096),
+        (
+            "cuda",
+            torch.bfloat16,
+            2 * MAX_PACK_TOKENS,
+        ),  # a pack, and a contig of up to twice as many tokens, in one call
+        ("cuda", torch.float16, 2 * MAX_PACK_TOKENS),
+        ("cuda", torch.float32, MAX_PACK_TOKENS),
+    ],
+)
+def test_a_gpu_gets_a_whole_pack_per_feed_forward_call_with_bounded_memory(
+    device: str, dtype: torch.dtype, expected: int
+) -> None:
+    ffn_dim = DnabertArchitecture().ffn_dim
+    found = dnabert_s.ffn_tokens(torch.device(device), dtype, ffn_dim)
+    assert found == expected
+    assert found * 2 * ffn_dim * dtype.itemsize < 1e9
 
 
 def test_other_sequences_and_the_maximum_length_do_not_matter(small: Weights) -> None:

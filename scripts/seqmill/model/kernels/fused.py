@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from seqmill.model.kernels import pool_triton
+
 try:
     import triton
     import triton.language as tl
@@ -22,7 +24,7 @@ except ImportError:  # torch's CPU build does not include it
 
 log = logging.getLogger(__name__)
 
-GATE_BLOCK = 1024
+GATE_BLOCK, GATE_WARPS = 1024, 4
 
 
 def add_norm(
@@ -54,8 +56,7 @@ def add_norm(
     assert x.is_contiguous()
     assert delta is None or (delta.is_contiguous() and delta.shape == x.shape)
     y = x if post and dtype == torch.float32 else torch.empty_like(x, dtype=dtype)
-    block = triton.next_power_of_2(dim)
-    warps = min(max(block // 256, 1), 16)
+    block, warps = norm_block(dim)
     _norm[(num_tokens,)](x, delta, weight, bias, y, eps, dim, block, delta is not None, post, num_warps=warps)
     return y
 
@@ -68,12 +69,15 @@ def gate(h: torch.Tensor) -> torch.Tensor:
     num_tokens, dim = h.shape[0], h.shape[1] // 2
     assert h.is_contiguous()
     gated = torch.empty((num_tokens, dim), dtype=h.dtype, device=h.device)
-    _gate[(num_tokens, triton.cdiv(dim, GATE_BLOCK))](h, gated, dim, GATE_BLOCK, num_warps=4)
+    _gate[(num_tokens, triton.cdiv(dim, GATE_BLOCK))](h, gated, dim, GATE_BLOCK, num_warps=GATE_WARPS)
     return gated
 
 
 def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
     """Apply the rotary position embedding to queries and keys in place, as `attention.rotate` does.
+
+    In float16, a query or key that is not finite makes the value of its token, head and column NaN, as
+    `attention.show_overflow` does, without another pass.
 
     Args:
         qkv: (num_tokens, 3, num_heads, head_dim), any floating dtype but float64, contiguous.
@@ -85,10 +89,24 @@ def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: t
     assert qkv.is_contiguous()
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    half = head_dim // 2
-    rows, columns = triton.next_power_of_2(2 * num_heads), triton.next_power_of_2(half)
-    warps = min(max(rows * columns // 256, 1), 8)
-    _rotate[(num_tokens,)](qkv, cos, sin, positions, num_heads, half, rows, columns, num_warps=warps)
+    rows, columns, warps = rotation_blocks(num_heads, head_dim)
+    _rotate[(num_tokens,)](qkv, cos, sin, positions, num_heads, head_dim // 2, rows, columns, num_warps=warps)
+
+
+def norm_block(dim: int) -> tuple[int, int]:
+    """Return the columns of a row, up to a power of two, and the warps that `_norm` has for it."""
+    block = _next_power_of_2(dim)
+    return block, min(max(block // 256, 1), 16)
+
+
+def rotation_blocks(num_heads: int, head_dim: int) -> tuple[int, int, int]:
+    """Return the rows (heads of queries and keys) and columns (half a head) of a token, and the warps of `_rotate`."""
+    rows, columns = _next_power_of_2(2 * num_heads), _next_power_of_2(head_dim // 2)
+    return rows, columns, min(max(rows * columns // 256, 1), 8)
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 @functools.cache
@@ -105,6 +123,9 @@ def available(device: torch.device) -> bool:
         add_norm(x.clone(), x.bfloat16(), x[0], x[0], 1e-5, torch.bfloat16, post=True)
         gate(x.bfloat16())
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
+        segment = torch.arange(2, dtype=torch.int32, device=device)
+        for pool in (pool_triton.mean, pool_triton.largest, pool_triton.mean_and_variance):
+            pool(x, segment, ends=0)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
         log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
@@ -185,5 +206,12 @@ def _rotate(
     first = tl.load(first_place, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(second_place, mask=inside, other=0.0).to(tl.float32)
     dtype = qkv_start.dtype.element_ty
-    tl.store(first_place, (first * cos - second * sin).to(dtype), mask=inside)
-    tl.store(second_place, (second * cos + first * sin).to(dtype), mask=inside)
+    new_first, new_second = (first * cos - second * sin).to(dtype), (second * cos + first * sin).to(dtype)
+    tl.store(first_place, new_first, mask=inside)
+    tl.store(second_place, new_second, mask=inside)
+    if dtype == tl.float16:
+        # Attention multiplies every value by a weight, and 0 x NaN is NaN. A query and a key may both store it.
+        values = (2 * num_heads - row + row % num_heads) * (2 * half)
+        nan = tl.full([rows, columns], float("nan"), dtype)
+        tl.store(first_place + values, nan, mask=inside & ~(tl.abs(new_first) < float("inf")))
+        tl.store(second_place + values, nan, mask=inside & ~(tl.abs(new_second) < float("inf")))
