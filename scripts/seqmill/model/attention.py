@@ -128,6 +128,16 @@ def attend(
     else:
         q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
         v = show_overflow(q, k, qkv[:, 2])
+    return _attend(kernel, q, k, v, pack)
+
+
+def attend_rotated(kernel: str, qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Attend as `attend` does, on a GPU, to queries and keys that are rotated already."""
+    q, k, v = qkv.unbind(1)
+    return _attend(kernel, q, k, show_overflow(q, k, v), pack)
+
+
+def _attend(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
     if kernel == "sdpa":
         return by_runs(q, k, v, pack, lambda q, k, v, output: output.copy_(F.scaled_dot_product_attention(q, k, v)))
     return packed(kernel, q, k, v, pack)

@@ -7,7 +7,7 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
 from seqmill.model.kernels import compiled
-from seqmill.model.layers import Linear
+from seqmill.model.layers import TORCH, Linear
 from seqmill.model.weights import Weights
 from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
 from seqmill.spec.task import AUTO
@@ -16,7 +16,12 @@ Encoder = ESM2 | DnabertS
 
 
 def make_encoder(
-    weights: Weights, dtype: torch.dtype, max_tokens: int, device: torch.device, requested: str = AUTO
+    weights: Weights,
+    dtype: torch.dtype,
+    max_tokens: int,
+    device: torch.device,
+    requested: str = AUTO,
+    products: str = TORCH,
 ) -> Encoder:
     """Return the model on a device.
 
@@ -26,6 +31,7 @@ def make_encoder(
         max_tokens: tokens in the longest segment that the model will see.
         device: cpu or cuda.
         requested: the attention kernel's name, or auto for the fastest.
+        products: of ESM-2; TRITON is for benchmarks and tests, see `gemm_triton.why_not`.
 
     Raises:
         SeqmillError: the kernel can't be used; the message says why.
@@ -37,7 +43,7 @@ def make_encoder(
         model: Encoder = DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     else:
         kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
-        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
+        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise, products)
     if device.type == "cpu":
         pack_weights(model)
     return model.to(device)

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from seqmill.model.attention import attend
+from seqmill.model.attention import attend, attend_rotated
 from seqmill.model.elementwise import EAGER, TRITON
-from seqmill.model.layers import Linear, Norm, parameter
+from seqmill.model.kernels import gemm_triton
+from seqmill.model.layers import TORCH, Linear, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
 
@@ -37,6 +38,7 @@ class ESM2(torch.nn.Module):
         max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
         elementwise: the kernel of the steps between, a name from `seqmill.model.elementwise.choose_elementwise`.
+        products: TORCH; or TRITON, on CUDA in 16 bits: the rotation and the GELU are part of the products before them.
     """
 
     cos: torch.Tensor
@@ -50,6 +52,7 @@ class ESM2(torch.nn.Module):
         max_tokens: int,
         attention: str = "sdpa",
         elementwise: str = EAGER,
+        products: str = TORCH,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -58,7 +61,7 @@ class ESM2(torch.nn.Module):
         self.elementwise = elementwise
         self.embed = parameter(weights["embed.weight"], exact)
         self.layers = torch.nn.ModuleList(
-            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise)
+            Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise, products)
             for layer in range(architecture.num_layers)
         )
         self.final_norm = Norm(weights, "final_norm.", LAYER_NORM_EPS, exact, exact, elementwise)
@@ -112,15 +115,16 @@ class Layer(torch.nn.Module):
         dtype: torch.dtype,
         exact: torch.dtype,
         elementwise: str,
+        products: str,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.elementwise = elementwise
+        self.elementwise, self.products = elementwise, products
         self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.qkv = Linear(weights, prefix + "qkv.", dtype)
+        self.qkv = Linear(weights, prefix + "qkv.", dtype, products=products)
         self.out = Linear(weights, prefix + "out.", dtype)
         self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.fc1 = Linear(weights, prefix + "fc1.", dtype, gelu=True)
+        self.fc1 = Linear(weights, prefix + "fc1.", dtype, gelu=True, products=products)
         self.fc2 = Linear(weights, prefix + "fc2.", dtype)
 
     def forward(
@@ -132,8 +136,15 @@ class Layer(torch.nn.Module):
         sin: torch.Tensor,
         pack: Pack,
     ) -> torch.Tensor:
-        qkv = self.qkv(self.attention_norm.pre(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
-        delta = self.out(attend(attention, qkv, cos, sin, pack, self.elementwise == TRITON))
+        rounded = self.attention_norm.pre(x, delta)
+        if self.products == TRITON:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            qkv = gemm_triton.rotated_qkv(rounded, weight, bias, cos, sin, pack.positions, self.head_dim)
+            attended = attend_rotated(attention, qkv, pack)
+        else:
+            qkv = self.qkv(rounded).view(-1, 3, self.num_heads, self.head_dim)
+            attended = attend(attention, qkv, cos, sin, pack, self.elementwise == TRITON)
+        delta = self.out(attended)
         return self.fc2(self.fc1(self.ffn_norm.pre(x, delta)))
 
 

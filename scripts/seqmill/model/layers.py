@@ -5,8 +5,10 @@ import platform
 import torch
 import torch.nn.functional as F
 
-from seqmill.model.elementwise import post_norm, pre_norm
+from seqmill.model.elementwise import TRITON, post_norm, pre_norm
+from seqmill.model.kernels import gemm_triton
 
+TORCH = "torch"  # whose matrix products are used; TRITON's have not been measured on a GPU
 PACKED_FOR_TOKENS = 2048  # a hint for oneDNN: the tokens of most calls, `embed.runner.CPU_PIECE_TOKENS`
 
 
@@ -14,15 +16,24 @@ class Linear(torch.nn.Module):
     """A matrix product in `dtype`, with a bias if the weights have one, and with the exact (erf) GELU if asked for.
 
     On a CPU one call of oneDNN does all three. `F.linear` first copies the bias into the result, and in float32 its
-    bits depend on the number of tokens if there are fewer than four.
+    bits depend on the number of tokens if there are fewer than four. On CUDA in 16 bits, `products` can be TRITON:
+    bias and GELU are then part of the product, see `gemm_triton`.
     """
 
-    def __init__(self, weights: dict[str, torch.Tensor], prefix: str, dtype: torch.dtype, gelu: bool = False) -> None:
+    def __init__(
+        self,
+        weights: dict[str, torch.Tensor],
+        prefix: str,
+        dtype: torch.dtype,
+        gelu: bool = False,
+        products: str = TORCH,
+    ) -> None:
         super().__init__()
         self.weight = parameter(weights[prefix + "weight"], dtype)
         bias = weights.get(prefix + "bias")
         self.bias = None if bias is None else parameter(bias, dtype)
-        self.gelu, self.uses_onednn = gelu, _onednn_supports(dtype)
+        self.gelu, self.products = gelu, products
+        self.uses_onednn = products == TORCH and _onednn_supports(dtype)
 
     def pack(self) -> None:
         """Arrange the weights for oneDNN once, not in every call; for a CPU. The products keep their bits."""
@@ -32,6 +43,8 @@ class Linear(torch.nn.Module):
             self.weight = packed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.products == TRITON:
+            return gemm_triton.linear(x, self.weight, self.bias, self.gelu)
         if self.uses_onednn and x.is_cpu:
             after: tuple[str, list[float], str] = ("gelu", [], "none") if self.gelu else ("none", [], "")
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)

@@ -6,7 +6,6 @@ The Triton kernel's checks (check_*) run in a separate pytest session, see `trit
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from seqmill.model.kernels.compiled import KERNELS, why_not
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import DnabertArchitecture
-from triton_checks import compiled, run_in_the_interpreter
+from triton_checks import compiled, run_in_the_interpreter, widen_bfloat16_products
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [1000, 500, 65, 64, 63, 33, 32, 31, 17, 3, 2, 1]
@@ -258,21 +257,7 @@ def test_the_triton_kernel_compiles_to_tensor_cores_or_exact_products(
 
 @pytest.fixture
 def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Widens bfloat16 factors: the interpreter would multiply the uint16 that it stores (triton issue 11584)."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    product = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle: Any) -> Any:
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def create_dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
-        return product(builder, widened(a), widened(b), *others)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    widen_bfloat16_products(monkeypatch)
 
 
 def run_triton(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
