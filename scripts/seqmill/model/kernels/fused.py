@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from seqmill.model.out_of_memory import is_out_of_memory
+
 try:
     import triton
     import triton.language as tl
@@ -107,6 +109,8 @@ def available(device: torch.device) -> bool:
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
+        if is_out_of_memory(error):  # it may pass, and this answer is for the whole run
+            raise
         log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
         return False
     return True
