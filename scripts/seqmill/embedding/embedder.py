@@ -11,14 +11,9 @@ import torch
 from seqmill.embedding.readout import NO_RESIDUES, Readout, Vectors
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
+from seqmill.model.out_of_memory import unless_out_of_memory
 from seqmill.model.pack import Pack, boundaries
 from seqmill.spec.models import AnyArchitecture
-
-# Texts in out-of-memory errors that have no type of their own: PyTorch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN.
-OUT_OF_MEMORY = (
-    *("can't allocate memory", "could not create a memory object", "could not execute a primitive"),
-    *("CUDA error: out of memory", "_STATUS_ALLOC_FAILED"),
-)
 
 # Tokens in a piece of a pack when all hidden states are kept.
 CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768
@@ -70,13 +65,11 @@ class PackEmbedder:
         if pack.windows is None:
             found = [self.readout.of_hidden(self._compute(piece, self.readout.hidden), piece) for piece in pieces]
             return Vectors(*map(torch.cat, zip(*found, strict=True)))
-        try:
-            return self._blended(pack, pieces, pack.tokens.device)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if not pack.tokens.is_cuda:
-                raise DoesNotFit(pack) from error
+        blended = unless_out_of_memory(self._blended, pack, pieces, pack.tokens.device)
+        if blended is not None:
+            return blended
+        if not pack.tokens.is_cuda:
+            raise DoesNotFit(pack)
         log.warning("windows of %d tokens can't be blended on the device: blending them on the CPU", len(pack.tokens))
         torch.cuda.empty_cache()
         return self._blended(pack, pieces, torch.device("cpu"))
@@ -91,12 +84,9 @@ class PackEmbedder:
     def _compute(self, pack: Pack, read: Read) -> torch.Tensor:
         if self.too_large and len(pack.tokens) >= self.too_large:
             return self._in_pieces(pack, read)
-        try:
-            return read(self._model, pack)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of the handler, because its traceback holds the activations.
+        computed = unless_out_of_memory(read, self._model, pack)
+        if computed is not None:
+            return computed
         self.splits += 1
         num_tokens = len(pack.tokens)
         self.too_large = min(self.too_large or num_tokens, num_tokens)
@@ -104,8 +94,7 @@ class PackEmbedder:
         log.warning(text, pack.tokens.device, num_tokens, len(pack.lengths), self.too_large // 2)
         gc.collect()
         if pack.tokens.is_cuda:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # for cuBLAS and Triton, which allocate on their own
         return self._in_pieces(pack, read)
 
     def _in_pieces(self, pack: Pack, read: Read) -> torch.Tensor:
@@ -123,17 +112,10 @@ class PackEmbedder:
             self._cpu_model = self._make_cpu_model()
         self.on_cpu += 1
         on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths, pack.first_segment)
-        try:
-            return read(self._cpu_model, on_cpu).to(device)
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise DoesNotFit(pack) from error
-            raise
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
+        computed = unless_out_of_memory(read, self._cpu_model, on_cpu)
+        if computed is None:
+            raise DoesNotFit(pack)
+        return computed.to(device)
 
 
 class Blender:

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Readout
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
+from seqmill.model.out_of_memory import is_out_of_memory
 from seqmill.model.pack import Pack, Windows
 from seqmill.store.index import Index, residue_counts
 from seqmill.store.part_file import PackResult

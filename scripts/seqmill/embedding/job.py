@@ -13,10 +13,11 @@ import torch
 from seqmill.base.files import refuse_shared, sha256_of_file
 from seqmill.base.input_files import note_file, require_unchanged
 from seqmill.embedding import device as devices
-from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Readout
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder, make_encoder
+from seqmill.model.out_of_memory import is_out_of_memory
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.models import ModelSource, find_model

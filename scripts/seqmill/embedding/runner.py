@@ -1,5 +1,7 @@
 """The runner: it takes packs and yields their embeddings, in order."""
 
+import gc
+import logging
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -7,12 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from queue import Full, Queue
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from seqmill.embedding.embedder import PackEmbedder
+from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.readout import Vectors
+from seqmill.model.out_of_memory import unless_out_of_memory
 from seqmill.model.pack import Pack, Windows
 from seqmill.spec.packing import MAX_PACK_TOKENS
 from seqmill.store.index import Index
@@ -27,9 +31,18 @@ CUDA_PIECE_TOKENS = 2 * MAX_PACK_TOKENS
 STAGED = 2  # pieces that wait on the device to be computed
 IN_FLIGHT = 2  # pieces whose results are being copied while a later one is computed
 
+log = logging.getLogger(__name__)
+
 Arrays = tuple[np.ndarray, np.ndarray]  # `readout.Vectors` on the host
-# The number of a pack, whether the piece is its last, the piece on the device, and the event that ends its copying.
-Staged = tuple[int, bool, Pack, torch.cuda.Event]
+
+
+class Staged(NamedTuple):
+    """A piece of a pack, and its copy on the device."""
+
+    pack_number: int
+    is_last: bool  # of the pack's pieces
+    piece: Pack  # on the host
+    copied: tuple[Pack, torch.cuda.Event] | None  # the event ends the copying; None without the memory for it
 
 
 def embed_packs(
@@ -48,10 +61,7 @@ def embed_packs(
 
 def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
     """Compute the first piece of a pack on a GPU and drop the result, so that the kernels are loaded and compiled."""
-    piece = whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0]
-    for values in embed(_on_device(piece, device)):
-        _to_host(values)
-    torch.cuda.synchronize(device)
+    _alone(embed, whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0], device)
 
 
 def whole_pack(index: Index, pack: int) -> Pack:
@@ -102,37 +112,72 @@ def _on_cuda(
     """Compute so that the device never waits for the host: pieces are staged ahead, results are fetched behind.
 
     Results are copied to the host on a stream of their own. The host waits for a result when IN_FLIGHT later pieces are
-    queued on the device.
+    queued on the device. Without the memory for that, a piece is computed alone.
     """
     to_host, compute = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     in_flight: deque[tuple[int, bool, Vectors, torch.cuda.Event]] = deque()
     fetched: list[Arrays] = []
+    alone = 0
+
+    def start(pack: Pack, copied: torch.cuda.Event) -> tuple[Vectors, torch.cuda.Event]:
+        compute.wait_event(copied)
+        for tensor in (pack.tokens, pack.cu_seqlens):
+            tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
+        vectors = embed(pack)
+        computed = compute.record_event()
+        with torch.cuda.stream(to_host):
+            to_host.wait_event(computed)
+            on_host = Vectors(*map(_to_host, vectors))
+            return on_host, to_host.record_event(torch.cuda.Event(blocking=True))
 
     def fetch_oldest() -> Iterator[tuple[int, Arrays]]:
         pack_number, is_last, vectors, arrived = in_flight.popleft()
         arrived.synchronize()
         # Copied, so that the pinned memory is soon free for the next piece.
-        fetched.append((vectors.rows.numpy().copy(), vectors.residues.numpy().copy()))
+        yield from finish(pack_number, is_last, (vectors.rows.numpy().copy(), vectors.residues.numpy().copy()))
+
+    def finish(pack_number: int, is_last: bool, arrays: Arrays) -> Iterator[tuple[int, Arrays]]:
+        fetched.append(arrays)
         if is_last:
             yield pack_number, _joined(fetched)
             fetched.clear()
 
     # Closed at an error, so that the thread ends.
     with _float32_sums(), closing(_staged(index, packs, device)) as staged:
-        for pack_number, is_last, pack, arrived in staged:
-            compute.wait_event(arrived)
-            for tensor in (pack.tokens, pack.cu_seqlens):
-                tensor.record_stream(compute)  # made on another stream: not to be reused before this one is done
-            vectors = embed(pack)
-            computed = compute.record_event()
-            with torch.cuda.stream(to_host):
-                to_host.wait_event(computed)
-                on_host = Vectors(*map(_to_host, vectors))
-                in_flight.append((pack_number, is_last, on_host, to_host.record_event()))
-            if len(in_flight) > IN_FLIGHT:
+        for pack_number, is_last, piece, copied in staged:
+            started = unless_out_of_memory(start, *copied) if copied else None
+            if started:
+                in_flight.append((pack_number, is_last, *started))
+            while len(in_flight) > (IN_FLIGHT if started else 0):
                 yield from fetch_oldest()
+            if not started:
+                alone += 1
+                if alone == 1:
+                    log.warning("not enough memory on %s for several pieces at a time: some are computed alone", device)
+                yield from finish(pack_number, is_last, _alone(embed, piece, device))
         while in_flight:
             yield from fetch_oldest()
+
+
+def _alone(embed: PackEmbedder, piece: Pack, device: torch.device) -> Arrays:
+    """Compute a piece from host to host without pinned memory, in halves if there is not enough memory for it.
+
+    Raise DoesNotFit if there is not enough for one sequence.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    if computed := unless_out_of_memory(_through_pageable_memory, embed, piece, device):
+        return computed
+    halves = piece.split(len(piece.tokens) // 2)
+    if len(halves) == 1:
+        raise DoesNotFit(piece)
+    return _joined([_alone(embed, half, device) for half in halves])
+
+
+def _through_pageable_memory(embed: PackEmbedder, piece: Pack, device: torch.device) -> Arrays:
+    rows, residues = embed(_on_device(piece, device, pinned=False))
+    torch.cuda.current_stream(device).record_event(torch.cuda.Event(blocking=True)).synchronize()
+    return rows.cpu().numpy(), residues.cpu().numpy()
 
 
 @contextmanager
@@ -159,6 +204,10 @@ def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Generat
                 staged.put(item, timeout=0.1)
                 return
 
+    def copy(piece: Pack) -> tuple[Pack, torch.cuda.Event]:
+        with torch.cuda.stream(to_device):
+            return _on_device(piece, device, pinned=True), to_device.record_event()
+
     def stage() -> None:
         try:
             for pack_number in packs:
@@ -166,9 +215,8 @@ def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Generat
                 for number, piece in enumerate(pieces, start=1):
                     if stopped.is_set():
                         return
-                    with torch.cuda.stream(to_device):
-                        copied, arrived = _on_device(piece, device), to_device.record_event()
-                    put((pack_number, number == len(pieces), copied, arrived))
+                    copied = unless_out_of_memory(copy, piece)
+                    put(Staged(pack_number, number == len(pieces), piece, copied))
             put(None)
         except BaseException as error:  # to be raised where the pieces are awaited
             put(error)
@@ -195,14 +243,14 @@ def _to_host(values: torch.Tensor) -> torch.Tensor:
     return pinned
 
 
-def _on_device(piece: Pack, device: torch.device) -> Pack:
-    tokens, cu_seqlens = (_to_device(values, device) for values in (piece.tokens, piece.cu_seqlens))
+def _on_device(piece: Pack, device: torch.device, pinned: bool) -> Pack:
+    """Copy on the current stream, through pinned memory without waiting."""
+    tokens, cu_seqlens = (_to_device(values, device, pinned) for values in (piece.tokens, piece.cu_seqlens))
     return replace(piece, tokens=tokens, cu_seqlens=cu_seqlens)
 
 
-def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy through pinned memory on the current stream, without waiting; uint16 as int32, as CUDA hardly knows it."""
-    dtype = torch.int32 if values.dtype == torch.uint16 else values.dtype
-    pinned = torch.empty(values.shape, dtype=dtype, pin_memory=True)
-    pinned.copy_(values)
-    return pinned.to(device, non_blocking=True)
+def _to_device(values: torch.Tensor, device: torch.device, pinned: bool) -> torch.Tensor:
+    dtype = torch.int32 if values.dtype == torch.uint16 else values.dtype  # CUDA hardly knows uint16
+    on_host = torch.empty(values.shape, dtype=dtype, pin_memory=pinned)
+    on_host.copy_(values)
+    return on_host.to(device, non_blocking=pinned)

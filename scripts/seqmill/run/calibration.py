@@ -13,11 +13,12 @@ import torch
 from seqmill.base.machine import available_memory
 from seqmill.base.words import size_in_words, time_in_words
 from seqmill.embedding import device as devices
-from seqmill.embedding.embedder import PackEmbedder, is_out_of_memory
+from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Readout
 from seqmill.embedding.runner import CPU_PIECE_TOKENS, CUDA_PIECE_TOKENS, embed_packs, warm_up
 from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder, faster_kernels, make_encoder
+from seqmill.model.out_of_memory import is_out_of_memory
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
 from seqmill.run.forecast import Shares, line

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from seqmill.model.out_of_memory import is_out_of_memory
+
 try:
     import triton
     import triton.language as tl
@@ -91,6 +93,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         attention(torch.ones(1, 3, 1, head_dim, dtype=dtype, device=device), slopes, boundaries)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
+        if is_out_of_memory(error):  # it may pass, and this answer is for the whole run
+            raise
         return f"Triton's kernel does not run ({error})"
     return ""
 

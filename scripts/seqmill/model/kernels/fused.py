@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from seqmill.model.kernels import pool_triton
+from seqmill.model.out_of_memory import is_out_of_memory
 
 try:
     import triton
@@ -128,6 +129,8 @@ def available(device: torch.device) -> bool:
             pool(x, segment, ends=0)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
+        if is_out_of_memory(error):  # it may pass, and this answer is for the whole run
+            raise
         log.warning("Triton's kernels can't be compiled: elementwise steps on the GPU will be slower: %s", error)
         return False
     return True
