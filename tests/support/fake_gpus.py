@@ -1,16 +1,11 @@
-"""Fake GPUs: an `nvidia-smi` on PATH, and workers that lease the GPUs but compute on the CPU."""
+"""Fake GPUs: an `nvidia-smi` for PATH, and workers that lease the GPUs but compute on the CPU."""
 
-import importlib.util
-import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
-from pipeline import REPOSITORY, SCRIPTS, SUPPORT
+from pipeline import REPOSITORY
 
-# On PYTHONPATH it makes workers compute on the CPU, see sitecustomize.py there.
-ON_CPU = ":".join(map(str, (REPOSITORY / "tests/fake_gpus", SUPPORT, SCRIPTS)))
+COMPUTE_ON_CPU = str(REPOSITORY / "tests/fake_gpus")  # on PYTHONPATH it makes workers compute on the CPU, see sitecustomize.py
 UUIDS = [f"GPU-5a8f8f1e-0001-0002-0003-{number:012}" for number in range(8)]
 
 
@@ -32,28 +27,3 @@ def write_nvidia_smi(
     program = folder / "nvidia-smi"
     program.write_text('#!/bin/sh\ncase "$*" in\n' + ";;\n".join(cases) + ";;\n*) exit 2;;\nesac\n")
     program.chmod(0o755)
-
-
-class _OnCpu:
-    """Finds `seqmill.embedding.device`, and replaces the choice of the device once it is loaded."""
-
-    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "seqmill.embedding.device":
-            return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        assert spec.loader is not None
-        load = spec.loader.exec_module
-
-        def load_and_replace(module: ModuleType) -> None:
-            load(module)
-            module.choose_device = lambda device: module.torch.device("cpu")  # type: ignore[attr-defined]
-
-        spec.loader.exec_module = load_and_replace  # type: ignore[method-assign]
-        return spec
-
-
-def compute_on_cpu() -> None:
-    """Let this process compute on the CPU, whatever GPUs are visible."""
-    sys.meta_path.insert(0, _OnCpu())  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from families import WINDOWS
+from fake_gpus import COMPUTE_ON_CPU
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.embedding.device import choose_precision
 from seqmill.embedding.embedder import PackEmbedder
@@ -289,8 +290,8 @@ def test_the_plan_of_an_index(run: Run, index: Index) -> None:
 
 
 def test_a_plan_leases_a_gpu_as_workers_do(run: Run) -> None:
-    """The devices are fake: torch sees none and uses the CPU."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6"}
+    """The devices are fake."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6", "PYTHONPATH": COMPUTE_ON_CPU}
     done = run_script("plan.py", "--index", run.index, "--seconds", 0.1, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"INFO GPU [56] of 5, 6\n", done.stderr)
