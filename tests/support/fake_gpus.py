@@ -5,7 +5,9 @@ from pathlib import Path
 
 from pipeline import REPOSITORY
 
-COMPUTE_ON_CPU = str(REPOSITORY / "tests/fake_gpus")  # on PYTHONPATH it makes workers compute on the CPU, see sitecustomize.py
+COMPUTE_ON_CPU = str(
+    REPOSITORY / "tests/fake_gpus"
+)  # on PYTHONPATH it makes workers compute on the CPU, see sitecustomize.py
 UUIDS = [f"GPU-5a8f8f1e-0001-0002-0003-{number:012}" for number in range(8)]
 
 

@@ -76,7 +76,9 @@ def _lock_names(gpus: list[str]) -> dict[str, str]:
     listed = listed_gpus() if any(not gpu.startswith("MIG-") for gpu in gpus) else []
     names = {}
     for gpu in gpus:
-        uuids = listed[int(gpu) : int(gpu) + 1] if gpu.isdecimal() else [uuid for uuid in listed if uuid.startswith(gpu)]
+        uuids = (
+            listed[int(gpu) : int(gpu) + 1] if gpu.isdecimal() else [uuid for uuid in listed if uuid.startswith(gpu)]
+        )
         name = uuids[0] if len(uuids) == 1 and uuids[0] else gpu
         names[gpu] = f"{name.replace('/', '_')}.lock"
     return names

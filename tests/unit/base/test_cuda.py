@@ -54,7 +54,12 @@ def test_the_installed_torch_is_known_without_importing_it(path: Path, monkeypat
 @pytest.mark.parametrize(
     ("driver", "version", "too_old"),
     [
-        *[("580.65.06", "13.0", False), ("580.64.99", "13.0", True), ("579.99", "13.2", True), ("610.1", "13.2", False)],
+        *[
+            ("580.65.06", "13.0", False),
+            ("580.64.99", "13.0", True),
+            ("579.99", "13.2", True),
+            ("610.1", "13.2", False),
+        ],
         *[("525.60.13", "12.8", False), ("520.61.05", "12.6", True), ("450.80", "11.8", False), ("1.2", "14.0", False)],
     ],
 )

@@ -142,11 +142,11 @@ def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_gpus_that_torch_cannot_use_are_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
+def test_gpus_that_torch_cannot_use_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     write_fake(tmp_path, driver="535.104.05")
-    with pytest.raises(SeqmillError, match=r"driver 535\.104\.05, torch \S+ with CUDA 13\.0, which needs driver 580\.65"):
+    with pytest.raises(
+        SeqmillError, match=r"driver 535\.104\.05, torch \S+ with CUDA 13\.0, which needs driver 580\.65"
+    ):
         choose_device(device)
     write_fake(tmp_path)
     with pytest.raises(SeqmillError, match=r"torch says: Unexpected error .* Error 802: system not yet initialized"):
@@ -159,7 +159,9 @@ def test_gpus_that_torch_cannot_use_are_an_error(
 @pytest.mark.skipif(bool(torch.version.cuda), reason="torch has CUDA")
 def test_a_cpu_build_beside_a_gpu_is_an_error_in_python_too(tmp_path: Path) -> None:
     write_fake(tmp_path)
-    with pytest.raises(SeqmillError, match=r"1 GPU is visible, but torch can't use it: driver 580\.95\.05, .* CPU build"):
+    with pytest.raises(
+        SeqmillError, match=r"1 GPU is visible, but torch can't use it: driver 580\.95\.05, .* CPU build"
+    ):
         seqmill.load(MODEL)
     with pytest.raises(SeqmillError, match=r"; install a torch wheel for CUDA 12 or 13, or use device cpu$"):
         choose_device("auto")
@@ -174,7 +176,9 @@ def test_a_gpu_that_is_too_old_for_torch_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "compute_90"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     for device in ("auto", "cuda"):
-        with pytest.raises(SeqmillError, match=r"Tesla V100 has compute capability 7\.0, and torch .* 7\.5, 8\.0, 9\.0; "):
+        with pytest.raises(
+            SeqmillError, match=r"Tesla V100 has compute capability 7\.0, and torch .* 7\.5, 8\.0, 9\.0; "
+        ):
             choose_device(device)
     assert choose_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
