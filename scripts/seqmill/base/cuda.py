@@ -80,15 +80,15 @@ def why_no_kernels(name: str, capability: tuple[int, int], torch: str, cuda: str
     if capability > min(built):
         age = "a newer"
     return (
-        f"{name} has compute capability {capability[0]}.{capability[1]}, and torch {torch} with CUDA {cuda} has kernels "
-        f"for {kernels}; install a torch wheel for {age} CUDA, or {INSTEAD}"
+        f"{name} has compute capability {capability[0]}.{capability[1]}, and torch {torch} with CUDA {cuda} has "
+        f"kernels for {kernels}; install a torch wheel for {age} CUDA, or {INSTEAD}"
     )
 
 
 def is_too_old(driver: str, cuda: str) -> bool:
     """Return whether a driver is older than a CUDA needs; False if that is not known."""
     needed = OLDEST_DRIVERS.get(_numbers(cuda)[0])
-    return bool(needed) and _numbers(driver) < _numbers(needed)
+    return needed is not None and _numbers(driver) < _numbers(needed)
 
 
 def too_old_gpus(cuda: str) -> list[str]:

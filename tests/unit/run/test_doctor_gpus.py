@@ -23,24 +23,34 @@ def test_nothing_is_said_without_gpus() -> None:
     assert describe_gpus() == ""
 
 
-@pytest.mark.parametrize(
-    ("installed", "driver", "capability", "said"),
-    [
-        (("2.13.0+cu130", "13.0"), "580.95.05", "9.0", "2 GPUs visible, driver 580.95.05; torch 2.13.0+cu130 with CUDA 13.0 fits the driver"),
-        (("2.13.0+cu130", "13.0"), "535.104", "9.0", "driver 535.104, torch 2.13.0+cu130 with CUDA 13.0, which needs driver 580.65 or newer; install a newer"),
-        (("2.13.0+cpu", ""), "535.104", "9.0", "it is a CPU build; install a torch wheel for CUDA 12, or use device cpu"),
-        (("2.13.0+cu130", "13.0"), "580.95.05", "7.0", "; too old for torch 2.13.0+cu130 with CUDA 13.0: NVIDIA H100 80GB HBM3 (7.0); install"),
-        (None, "580.95.05", "9.0", "2 GPUs visible, driver 580.95.05; torch is not installed here"),
-    ],
-)  # fmt: skip
-def test_gpus(
-    path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    installed: tuple[str, str] | None,
-    driver: str,
-    capability: str,
-    said: str,
-) -> None:
+CUDA_13 = ("2.13.0+cu130", "13.0")
+SAID = {
+    "they fit": (
+        CUDA_13,
+        "580.95.05",
+        "9.0",
+        "2 GPUs visible, driver 580.95.05; torch 2.13.0+cu130 with CUDA 13.0 fits",
+    ),
+    "an old driver": (
+        CUDA_13,
+        "535.104",
+        "9.0",
+        "driver 535.104, torch 2.13.0+cu130 with CUDA 13.0, which needs driver",
+    ),
+    "a CPU build": (("2.13.0+cpu", ""), "535.104", "9.0", "a CPU build; install a torch wheel for CUDA 12, or use"),
+    "an old GPU": (
+        CUDA_13,
+        "580.95.05",
+        "7.0",
+        "; too old for torch 2.13.0+cu130 with CUDA 13.0: NVIDIA H100 80GB HBM3",
+    ),
+    "no torch": (None, "580.95.05", "9.0", "2 GPUs visible, driver 580.95.05; torch is not installed here"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_gpus(path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    installed, driver, capability, said = SAID[case]
     write_nvidia_smi(path, UUIDS[:2], driver, capability=capability)
     monkeypatch.setattr(doctor_gpus, "installed_torch", lambda: installed)
     assert said in describe_gpus()

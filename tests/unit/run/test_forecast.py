@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from families import WINDOWS
 from fake_gpus import COMPUTE_ON_CPU
+from families import WINDOWS
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.embedding.device import choose_precision
 from seqmill.embedding.embedder import PackEmbedder
