@@ -72,6 +72,8 @@ if "embed_shard" in limits.overwrite_resources and not asked and workflow.is_mai
         file=sys.stderr,
     )
 
+gpu_limit = limits.resources["gpu"] if "gpu" in limits.resources else None
+
 with errors_in_one_line():
     if IS_MODULE and not {"fasta", "datasets"} & config.keys():  # the default is the demo
         raise SeqmillError(
@@ -87,6 +89,7 @@ with errors_in_one_line():
         jobs_get_gpu="gpu" in asked and asked["gpu"] != 0,
         is_main=workflow.is_main_process,
         cluster_threads=limits.overwrite_threads.get(SHARD_JOBS, 1) if to_cluster else None,
+        gpus_at_once=getattr(gpu_limit, "value", gpu_limit),
         results=RESULTS,
         logs=LOGS,
         needs_fasta=not IS_MODULE,  # another rule may make it

@@ -1,10 +1,12 @@
 """Python imports this module where its folder is on PYTHONPATH: a worker then stops itself once it has saved packs.
 
 A test that disturbs a running worker finds it there, however fast the machine is. HOLD_FILE names a file with the
-number of part files to save first; without the file, the worker is not stopped.
+number of part files to save first; without the file, the worker is not stopped. With FAKE_GPUS, workers compute on the
+CPU, see fake_gpus/sitecustomize.py.
 """
 
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -30,3 +32,6 @@ if any(argument.endswith("/embed_shard.py") for argument in sys.orig_argv[1:3]):
     hold_file = Path(os.environ["HOLD_FILE"])
     if hold_file.exists():
         hold_after_parts(int(hold_file.read_text()))
+
+if "FAKE_GPUS" in os.environ:
+    runpy.run_path(str(Path(__file__).parents[1] / "fake_gpus/sitecustomize.py"))

@@ -45,7 +45,7 @@ class Workflow:
         command = [*SNAKEMAKE, "--workflow-profile", str(REPOSITORY / "profiles/slurm"), *SOON, *NO_ACCOUNTING]
         command += [*arguments, "--config", *settings]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # as on a login node
-        environment |= {"PYTHONPATH": HELD, "HOLD_FILE": str(self.hold_file)}
+        environment |= {"PYTHONPATH": HELD, "HOLD_FILE": str(self.hold_file), "FAKE_GPUS": "1"}
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdout=output, stderr=output, env=environment, start_new_session=True

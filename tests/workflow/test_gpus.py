@@ -1,6 +1,7 @@
 """On a machine with many GPUs, all GPUs work at once, each on one shard at a time.
 
-The devices are fake (CUDA_VISIBLE_DEVICES): the tests check which worker leases which device, which needs no torch.
+The devices are fake (CUDA_VISIBLE_DEVICES), and the workers compute on the CPU: the tests check which worker leases
+which device.
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import MODEL, REPOSITORY
+from fake_gpus import COMPUTE_ON_CPU
+from pipeline import MODEL, REPOSITORY, SCRIPTS
 from sequences import random_sequences
 
 DEVICES = [str(number) for number in range(8)]
@@ -38,6 +40,7 @@ def test_eight_devices_each_with_one_worker_at_a_time(shards: int, tmp_path: Pat
     command += ["--directory", str(tmp_path), "--cores", "8", "--resources", "gpu=8", "--config", f"fasta={fasta}"]
     command += [f"model={MODEL}", f"shards={shards}", "audit_seconds=0"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(DEVICES), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{COMPUTE_ON_CPU}:{SCRIPTS}"
     # Leases are files in TMPDIR; the default one is shared with other tests on this machine.
     environment["TMPDIR"] = str(tmp_path)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)

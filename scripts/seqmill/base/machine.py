@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
+UUID = re.compile(r"\(UUID: ([^)]+)\)$")  # at the end of a line of `nvidia-smi -L`
 MACOS_FILES = 10240  # OPEN_MAX: macOS calls the limit of open files unlimited, but refuses a higher one
 
 
@@ -27,12 +29,43 @@ def visible_gpus() -> list[str]:
     if listed is not None:
         names = (name.strip() for name in listed.split(","))
         return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
+    return [str(number) for number in range(len(listed_gpus()))]
+
+
+def listed_gpus() -> list[str]:
+    """Return the UUIDs of the GPUs that nvidia-smi lists, in its order; "" for one without a UUID.
+
+    Within a SLURM job or a container these are the GPUs of the job or the container.
+    """
+    lines = [line for line in _ask_nvidia_smi("-L") if line.startswith("GPU ")]
+    return [found[1] if (found := UUID.search(line)) else "" for line in lines]
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, such as 580.65.06; empty if nvidia-smi does not tell it."""
+    return next(iter(_query_gpus("driver_version")), "")
+
+
+def gpu_capabilities() -> dict[str, str]:
+    """Return the names of the GPUs that nvidia-smi lists, with their compute capabilities such as 9.0.
+
+    It is empty if nvidia-smi does not answer, or does not know the capabilities, as with drivers before 510.
+    """
+    rows = (line.rpartition(", ") for line in _query_gpus("name,compute_cap"))
+    return {name: capability for name, _, capability in rows}
+
+
+def _query_gpus(fields: str) -> list[str]:
+    return _ask_nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader")
+
+
+def _ask_nvidia_smi(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none if it is missing, fails or hangs."""
     try:
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = answer.stdout.splitlines() if answer.returncode == 0 else []
-    return [str(number) for number, line in enumerate(line for line in lines if line.startswith("GPU "))]
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from pathlib import Path
 from seqmill.base.commands import command, is_on_path
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
+from seqmill.run.doctor_gpus import describe_gpus
 from seqmill.run.findings import Remedy
 from seqmill.run.started import command_again
 from seqmill.run.workflow_files import workflow_folder
@@ -107,6 +108,8 @@ def snakemake(root: Path, *arguments: str) -> str:
 def work(arguments: argparse.Namespace) -> int:
     if arguments.weights:
         return check_weights()
+    if gpus := describe_gpus():
+        print(gpus)
     reports = examine(arguments.results, arguments.check)
     if reports:
         print("\n".join(describe(reports, arguments.check)))

@@ -4,21 +4,50 @@ import os
 
 import torch
 
-from seqmill.base import machine
+from seqmill.base import cuda, machine
 from seqmill.base.machine import processor
 from seqmill.errors import SeqmillError
 
 
 def choose_device(device: str) -> torch.device:
-    """Turn `auto`, `cpu` or `cuda` into a device; raise a SeqmillError if cuda is set but torch sees no CUDA device."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
+    """Turn `auto`, `cpu` or `cuda` into a device.
+
+    Raise a SeqmillError if `cuda` is set without a GPU, or if there are GPUs that torch can't use: a GPU's worker has
+    few cores, so that the CPU would be slow without a word.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        _require_kernels(chosen := torch.device("cuda"))
+        return chosen
+    if gpus := machine.visible_gpus():
+        raise SeqmillError(cuda.why_unusable(gpus, str(torch.__version__), torch.version.cuda or "", _error_of_cuda()))
+    if device == "cuda":
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise SeqmillError(
             f"device is cuda, but torch {torch.__version__} (built with {built}) sees no CUDA device "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); use device=auto or cpu"
         )
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
+    return torch.device("cpu")
+
+
+def _require_kernels(device: torch.device) -> None:
+    """Raise a SeqmillError if the GPU is too old or too new for torch's kernels, which would fail one by one."""
+    if not torch.version.cuda:  # ROCm names its architectures in another way
+        return
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    versions = str(torch.__version__), torch.version.cuda
+    if reason := cuda.why_no_kernels(name, capability, *versions, torch.cuda.get_arch_list()):
+        raise SeqmillError(reason)
+
+
+def _error_of_cuda() -> str:
+    """Return torch's reason why CUDA does not start."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError from a build without CUDA
+        return str(error)
+    return ""
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

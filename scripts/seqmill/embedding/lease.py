@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from seqmill.base.locks import try_lock
-from seqmill.base.machine import visible_gpus
+from seqmill.base.machine import listed_gpus, visible_gpus
 from seqmill.errors import SeqmillError
 
 log = logging.getLogger(__name__)
@@ -25,33 +25,63 @@ OTHERS = 0o077  # mode bits
 def leased_gpu() -> Iterator[str | None]:
     """Hold one of the visible GPUs and make it the only visible one; call this before torch is imported.
 
-    Yield its index or UUID. Wait while all GPUs are taken. With at most one visible GPU, lock nothing and yield None.
+    Yield its index or UUID, or None without GPUs. Wait while all GPUs are taken.
 
     A lease locks a file below the temporary folder and, if it is set, one below XDG_RUNTIME_DIR; the kernel frees the
     lock however the process ends. Two workers of a user see each other's leases if they share either folder, like a
     login shell and a cron job that share /tmp; they do not if each has its own TMPDIR and one has no XDG_RUNTIME_DIR.
-    Raise a SeqmillError if there is no XDG_RUNTIME_DIR and the folder belongs to another user or is open to others.
+    Raise a SeqmillError if there is no XDG_RUNTIME_DIR and the folder belongs to another user or is open to others. A
+    worker with one visible GPU has no choice, so it then uses that GPU without a lease.
     """
     gpus = visible_gpus()
-    if len(gpus) < 2:
-        if gpus:
-            log.info("GPU %s, the only one visible", gpus[0])
+    if not gpus:
         yield None
         return
     with ExitStack() as lease:
-        folders = _folders(lease)
-        if (gpu := _first_free(gpus, folders, lease)) is None:
-            log.info("all %d GPUs are taken (%s); waiting for one", len(gpus), ", ".join(map(str, folders)))
-            while (gpu := _first_free(gpus, folders, lease)) is None:
-                time.sleep(WAIT_SECONDS)
-        if "CUDA_VISIBLE_DEVICES" not in os.environ:
-            os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the index is in nvidia-smi's order
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        log.info("GPU %s of %s", gpu, ", ".join(gpus))
+        try:
+            gpu = _leased(gpus, lease)
+        except (SeqmillError, OSError) as error:
+            if len(gpus) > 1:
+                raise
+            log.warning("%s; GPU %s is used without a lease: other workers may share it", error, gpu := gpus[0])
+        if len(gpus) == 1:
+            log.info("GPU %s, the only one visible", gpu)
+        else:
+            if "CUDA_VISIBLE_DEVICES" not in os.environ:
+                os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the index is in nvidia-smi's order
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            log.info("GPU %s of %s", gpu, ", ".join(gpus))
         try:
             yield gpu
         finally:
             log.info("GPU %s is free again", gpu)
+
+
+def _leased(gpus: list[str], lease: ExitStack) -> str:
+    """Return a GPU whose locks are held until `lease` ends."""
+    folders, names = _folders(lease), _lock_names(gpus)
+    if (gpu := _first_free(names, folders, lease)) is None:
+        taken = f"all {len(gpus)} GPUs are" if len(gpus) > 1 else f"GPU {gpus[0]} is"
+        log.info("%s taken (%s); waiting", taken, ", ".join(map(str, folders)))
+        while (gpu := _first_free(names, folders, lease)) is None:
+            time.sleep(WAIT_SECONDS)
+    return gpu
+
+
+def _lock_names(gpus: list[str]) -> dict[str, str]:
+    """Return the name of each GPU's lock: its UUID if nvidia-smi tells it, else the GPU as CUDA_VISIBLE_DEVICES has it.
+
+    An index alone would not do: each step of a SLURM job and each container may count its own GPU as 0.
+    """
+    listed = listed_gpus() if any(not gpu.startswith("MIG-") for gpu in gpus) else []
+    names = {}
+    for gpu in gpus:
+        uuids = (
+            listed[int(gpu) : int(gpu) + 1] if gpu.isdecimal() else [uuid for uuid in listed if uuid.startswith(gpu)]
+        )
+        name = uuids[0] if len(uuids) == 1 and uuids[0] else gpu
+        names[gpu] = f"{name.replace('/', '_')}.lock"
+    return names
 
 
 def _folders(lease: ExitStack) -> dict[Path, int]:
@@ -99,12 +129,13 @@ def _opened(folder: Path, lease: ExitStack) -> dict[Path, int]:
     )
 
 
-def _first_free(gpus: list[str], folders: dict[Path, int], lease: ExitStack) -> str | None:
-    """Return the first GPU whose locks are free; they are held until `lease` ends."""
-    for gpu in gpus:
+def _first_free(names: dict[str, str], folders: dict[Path, int], lease: ExitStack) -> str | None:
+    """Return the first GPU whose locks, of these names, are free; they are held until `lease` ends."""
+    gpus = list(names)
+    for gpu, name in names.items():
         with ExitStack() as locks:
             for folder, descriptor in folders.items():
-                locked = try_lock(_opened_lock(folder, descriptor, f"{gpu.replace('/', '_')}.lock", locks))
+                locked = try_lock(_opened_lock(folder, descriptor, name, locks))
                 if locked is None:
                     log.warning(
                         "%s: the file system has no locks: workers may share a GPU; set TMPDIR elsewhere", folder

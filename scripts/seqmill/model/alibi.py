@@ -45,7 +45,10 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
     if kernel not in FASTEST_FIRST:
         return "it has no linear biases, which DNABERT-S has for positions"
     if kernel != "triton":
-        return attention.why_not(kernel, device, dtype, head_dim)
+        reason = attention.why_not(kernel, device, dtype, head_dim)
+        if not reason and kernel == "flash_attn_2" and not attention.takes_biases(kernel):
+            reason = "this version of flash_attn has no linear biases, which came with 2.4"
+        return reason
     if device.type != "cuda":
         return f"it runs on a CUDA device, and the device is {device.type}"
     if dtype not in alibi_triton.DTYPES:

@@ -5,7 +5,7 @@
 | amx, avx512_bf16 | CPU, bfloat16, by the processor's instructions | our own, with the rotation fused: `kernels.cpu` |
 | avx512, avx2, neon | CPU, float32, likewise | the same |
 | flash_attn_3 | CUDA of compute capability 9.0, 16-bit | `flash_attn_interface` from flash-attention's folder hopper |
-| varlen | CUDA of compute capability 8.0 and later, 16-bit | `torch.nn.attention.varlen`: FlashAttention 2 |
+| varlen | CUDA of compute capability 8.0 and later, 16-bit | PyTorch's FlashAttention 2: `seqmill.model.varlen` |
 | flash_attn_2 | the same | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding or mask |
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from seqmill.errors import SeqmillError
+from seqmill.model import varlen
 from seqmill.model.kernels import compiled, cpu, fused
 from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS, AUTO
@@ -186,7 +187,8 @@ def packed(
     """
     function, scale_name, supported = _packed_function(kernel)
     longest = int(pack.lengths.max())
-    options: dict[str, Any] = {scale_name: q.shape[-1] ** -0.5, **supported, **biases}
+    scale = {scale_name: q.shape[-1] ** -0.5} if scale_name else {}
+    options: dict[str, Any] = {**scale, **supported, **biases}
     output = function(q, k, v, pack.cu_seqlens, pack.cu_seqlens, longest, longest, **options)
     if isinstance(output, tuple):  # early versions of flash_attn_interface add the log-sum-exp
         output = output[0]
@@ -197,14 +199,26 @@ def packed(
 def _packed_function(kernel: str) -> tuple[Callable[..., Any], str, dict[str, int]]:
     """Return the function, the name of its scale argument, and options that its version supports.
 
-    With num_splits=1 the pack's longest sequence does not determine how keys are divided among thread blocks, so a
-    sequence has the same bits in any pack. Raise an ImportError if it isn't installed for this version of torch.
+    Without a name the scale is head_dim ** -0.5. With num_splits=1 the pack's longest sequence does not determine how
+    keys are divided among thread blocks, so a sequence has the same bits in any pack. Raise an ImportError if it isn't
+    installed for this version of torch.
     """
+    if kernel == "varlen" and (found := varlen.find_operation()):
+        function, options = found
+        return function, "scale", options
+    parameters = inspect.signature(function := _imported(kernel)).parameters
+    scale = next((name for name in ("scale", "softmax_scale") if name in parameters), "")
+    return function, scale, {"num_splits": 1} if "num_splits" in parameters else {}
+
+
+def takes_biases(kernel: str) -> bool:
+    """Return whether a PACKED kernel has linear biases; raise an ImportError if it isn't installed."""
+    return "alibi_slopes" in inspect.signature(_imported(kernel)).parameters
+
+
+def _imported(kernel: str) -> Callable[..., Any]:
     module, name = PACKED[kernel]
     try:
-        function = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise ImportError(str(error)) from error
-    parameters = inspect.signature(function).parameters
-    scale = "scale" if "scale" in parameters else "softmax_scale"
-    return function, scale, {"num_splits": 1} if "num_splits" in parameters else {}

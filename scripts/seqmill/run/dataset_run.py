@@ -32,6 +32,7 @@ class DatasetRun(Dataset):
     reused: Mapping[Path, str] = field(default_factory=dict)  # fingerprints of the earlier results to take vectors from
     use_gpu: bool = False  # for shards
     cores: int = 1  # that the run may use
+    gpu_threads: int = 1  # CPU cores of a shard with a GPU
 
     @classmethod
     def of(cls, dataset: Dataset, settings: Mapping[str, Any]) -> "DatasetRun":
@@ -165,8 +166,8 @@ class DatasetRun(Dataset):
 
     @property
     def shard_threads(self) -> int:
-        """The CPU cores of embed_shard: a GPU's worker needs one; without GPUs the shards take turns with all."""
-        return 1 if self.use_gpu else self.cores
+        """The CPU cores of embed_shard: a few with a GPU; without GPUs the shards take turns with all."""
+        return self.gpu_threads if self.use_gpu else self.cores
 
     @property
     def index_minutes(self) -> int:

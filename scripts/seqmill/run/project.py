@@ -31,6 +31,9 @@ from seqmill.store.reuse import open_source
 
 MARK = Path(".snakemake/seqmill.stale")  # newer than the stale files: see `mark_stale`
 AGED_SECONDS = 60.0
+# CPU cores of a GPU's worker, which launches kernels, stages packs, and writes results in threads of their own.
+MOST_GPU_THREADS = 4
+CLUSTER_GPU_THREADS = 2  # unless the profile has set-threads: the nodes are not known
 
 
 class Wildcards(Protocol):
@@ -56,6 +59,7 @@ class Project:
         jobs_get_gpu: bool,
         is_main: bool,
         cluster_threads: int | None = None,
+        gpus_at_once: int | None = None,
         results: Path = Path("results"),
         logs: Path = Path("logs"),
         needs_fasta: bool = True,
@@ -71,6 +75,7 @@ class Project:
                 results that are half replaced.
             cluster_threads: CPU cores of a shard's job if jobs go to a cluster. Its GPUs are not visible here, so that
                 `shards: auto` goes by the tokens.
+            gpus_at_once: the GPUs that the run may use at a time, if that is limited.
             results, logs: the folders of all results and of their logs.
             needs_fasta: whether the FASTA files must exist; else Snakemake says so if no rule makes them.
 
@@ -83,9 +88,12 @@ class Project:
         edited = [bool(find_fasta_edit(run.folder.path, run.fasta, digests)) for run in planned]
         gpus = [] if settings["device"] == "cpu" else visible_gpus()
         use_gpu = settings["device"] != "cpu" and (settings["device"] == "cuda" or bool(gpus) or jobs_get_gpu)
+        at_once = min((number for number in (len(gpus), gpus_at_once) if number), default=1)
+        gpu_threads = CLUSTER_GPU_THREADS if cluster_threads is not None else share_of_gpu(cores, at_once)
+        planned = [replace(run, use_gpu=use_gpu, cores=cores, gpu_threads=gpu_threads) for run in planned]
         sources = [open_source(_reusable(name, planned)) for name in settings["reuse"]]
         runs = [
-            replace(run, reused=run.choose_reused(sources, is_edited), use_gpu=use_gpu, cores=cores)
+            replace(run, reused=run.choose_reused(sources, is_edited))
             for run, is_edited in zip(planned, edited, strict=True)
         ]
         for source in sources:
@@ -152,6 +160,11 @@ class Project:
                         f"{run.name} by itself first"
                     )
             require_ready(run.folder.index, run.reused, run.settings["dtype"], run.folder.index not in made)
+
+
+def share_of_gpu(cores: int, num_gpus: int) -> int:
+    """Return the CPU cores for each of so many GPUs, 1 to MOST_GPU_THREADS."""
+    return min(max(cores // num_gpus, 1), MOST_GPU_THREADS)
 
 
 def _world_size(run: DatasetRun, is_edited: bool, num_gpus: int, cluster_threads: int | None, is_main: bool) -> int:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import SCRIPTS
+import seqmill
+from fake_gpus import write_nvidia_smi as write_fake
+from pipeline import MODEL, SCRIPTS
 from seqmill.base.machine import processor, visible_gpus
 from seqmill.embedding.device import choose_device, choose_precision, describe_device, peak_memory
+from seqmill.errors import SeqmillError
 
 CPU = torch.device("cpu")
 LISTING = """\
@@ -120,8 +123,66 @@ def test_cuda_without_a_device() -> None:
     assert "use device=auto or cpu" in message
 
 
-def test_the_cpu_is_chosen_on_request() -> None:
+def test_the_cpu_is_chosen_on_request(tmp_path: Path) -> None:
+    write_fake(tmp_path)
     assert choose_device("cpu") == CPU
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a wheel for CUDA 13 that finds no usable GPU; also on a machine that has one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+    def fail() -> None:
+        raise RuntimeError("Unexpected error from cudaGetDeviceCount()\nError 802: system not yet initialized")
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+
+
+@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_gpus_that_torch_cannot_use_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    write_fake(tmp_path, driver="535.104.05")
+    with pytest.raises(
+        SeqmillError, match=r"driver 535\.104\.05, torch \S+ with CUDA 13\.0, which needs driver 580\.65"
+    ):
+        choose_device(device)
+    write_fake(tmp_path)
+    with pytest.raises(SeqmillError, match=r"torch says: Unexpected error .* Error 802: system not yet initialized"):
+        choose_device(device)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if device == "auto":
+        assert choose_device(device) == CPU
+
+
+@pytest.mark.skipif(bool(torch.version.cuda), reason="torch has CUDA")
+def test_a_cpu_build_beside_a_gpu_is_an_error_in_python_too(tmp_path: Path) -> None:
+    write_fake(tmp_path)
+    with pytest.raises(
+        SeqmillError, match=r"1 GPU is visible, but torch can't use it: driver 580\.95\.05, .* CPU build"
+    ):
+        seqmill.load(MODEL)
+    with pytest.raises(SeqmillError, match=r"; install a torch wheel for CUDA 12 or 13, or use device cpu$"):
+        choose_device("auto")
+    assert seqmill.load(MODEL, device="cpu")
+
+
+def test_a_gpu_that_is_too_old_for_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls it available, and then each kernel fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "compute_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    for device in ("auto", "cuda"):
+        with pytest.raises(
+            SeqmillError, match=r"Tesla V100 has compute capability 7\.0, and torch .* 7\.5, 8\.0, 9\.0; "
+        ):
+            choose_device(device)
+    assert choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert choose_device("auto") == torch.device("cuda")
 
 
 def test_precision_on_a_cpu() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from fake_gpus import UUIDS as GPU_UUIDS
+from fake_gpus import write_nvidia_smi
 from pipeline import SCRIPTS
 from preload import NO_LOCKS, preloaded
 
@@ -31,6 +33,7 @@ with leased_gpu() as gpu:
         time.sleep(0.05)
     mark.unlink()
 """
+PRINT = "from seqmill.embedding.lease import leased_gpu\nwith leased_gpu() as gpu: print(gpu)"
 UUIDS = [f"MIG-GPU-{number:08x}/1/0" for number in range(4)]
 
 
@@ -78,12 +81,55 @@ def test_a_killed_worker_frees_its_device(tmp_path: Path) -> None:
     assert output.strip() == taken
 
 
-def test_one_device_or_none_needs_no_lease(tmp_path: Path) -> None:
-    code = "from seqmill.embedding.lease import leased_gpu\nwith leased_gpu() as gpu: print(gpu)"
-    for gpus in ("", "3"):
-        output, _ = start(tmp_path, gpus, 0, code).communicate(timeout=60)
-        assert output.strip() == "None"
+def test_without_devices_there_is_no_lease(tmp_path: Path) -> None:
+    output, _ = start(tmp_path, "", 0, PRINT).communicate(timeout=60)
+    assert output.strip() == "None"
     assert not list(tmp_path.glob("seqmill-gpus-*"))
+
+
+@pytest.mark.parametrize("gpu", ["3", "GPU-5a8f8f1e-0001-0002-0003-000000000000", UUIDS[0]])
+def test_workers_take_turns_on_one_device(tmp_path: Path, gpu: str) -> None:
+    workers = [start(tmp_path, gpu, 0.1) for _ in range(4)]  # each fails if another has the device
+    for worker in workers:
+        output, error = worker.communicate(timeout=60)
+        assert (worker.returncode, output.strip()) == (0, gpu), error
+
+
+def test_jobs_and_steps_of_slurm_that_count_from_0_have_different_devices(tmp_path: Path) -> None:
+    """Each sees its own GPU as 0. Jobs differ by their number; steps of a job by the UUID that nvidia-smi tells."""
+    path = os.environ["PATH"]
+    for number, uuid in enumerate(GPU_UUIDS[:2]):
+        (tmp_path / f"step{number}").mkdir()
+        write_nvidia_smi(tmp_path / f"step{number}", [uuid])
+    holder = start(tmp_path, "0", 60, PATH=f"{tmp_path}/step0:{path}", SLURM_JOB_ID="7")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "0\n"
+    for step, job in ((1, "7"), (0, "8")):
+        other = start(tmp_path, "0", 0, PRINT, PATH=f"{tmp_path}/step{step}:{path}", SLURM_JOB_ID=job)
+        output, error = other.communicate(timeout=20)
+        assert output == "0\n", error
+    # The same GPU by its index, its UUID, and the beginning of its UUID.
+    for name in ("0", GPU_UUIDS[0], GPU_UUIDS[0][:-1]):
+        code = f"import logging\nlogging.basicConfig(level=logging.INFO)\n{PRINT}"
+        waiter = start(tmp_path, name, 0, code, PATH=f"{tmp_path}/step0:{path}", SLURM_JOB_ID="7")
+        assert waiter.stderr is not None
+        assert f"GPU {name} is taken" in waiter.stderr.readline()
+        waiter.kill()
+        waiter.communicate()
+    holder.kill()
+    holder.communicate()
+
+
+def test_a_worker_of_one_device_goes_on_without_a_lease(tmp_path: Path) -> None:
+    """Where workers with several devices refuse: it has no choice to make."""
+    precious = taken_over(tmp_path, "link")
+    code = f"import logging\nlogging.basicConfig()\n{PRINT}"
+    worker = start(tmp_path, "0", 0, code)
+    output, error = worker.communicate(timeout=60)
+    assert (worker.returncode, output) == (0, "0\n"), error
+    assert f"{lease_folder(tmp_path)}: is not a folder of your own" in error
+    assert "GPU 0 is used without a lease: other workers may share it" in error
+    assert precious.read_text() == "the victim's"
 
 
 def test_a_waiting_worker_says_so(tmp_path: Path) -> None:
@@ -97,7 +143,7 @@ def test_a_waiting_worker_says_so(tmp_path: Path) -> None:
     for holder in holders:
         holder.communicate()
     assert output.strip() in ("0", "1")
-    assert re.search(r"all 2 GPUs are taken .* waiting for one", error)
+    assert re.search(r"all 2 GPUs are taken .* waiting", error)
 
 
 def lease_folder(folder: Path) -> Path:
@@ -208,11 +254,12 @@ def test_an_unusable_runtime_folder(tmp_path: Path, runtime: Path, state: str) -
     assert not runtime.exists() or not list(runtime.iterdir())
 
 
-def test_a_worker_without_locks_continues_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpus", ["0,1", "0"])
+def test_a_worker_without_locks_continues_and_says_so(tmp_path: Path, gpus: str) -> None:
     environment = preloaded(NO_LOCKS, tmp_path, LOCK_ERRNO=errno.ENOLCK)
     variables = {key: environment[key] for key in ("LD_PRELOAD", "LOCK_ERRNO")}
-    worker = start(tmp_path, "0,1", 0, RUN, **variables)
+    worker = start(tmp_path, gpus, 0, RUN, **variables)
     output, error = worker.communicate(timeout=60)
     assert worker.returncode == 0, error
-    assert output.strip() in ("0", "1")
+    assert output.strip() in gpus.split(",")
     assert error.count("has no locks") == 1

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from fake_gpus import COMPUTE_ON_CPU
 from families import WINDOWS
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, SCRIPTS, Run, run_script, save_parts
 from seqmill.embedding.device import choose_precision
@@ -289,8 +290,8 @@ def test_the_plan_of_an_index(run: Run, index: Index) -> None:
 
 
 def test_a_plan_leases_a_gpu_as_workers_do(run: Run) -> None:
-    """The devices are fake: torch sees none and uses the CPU."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6"}
+    """The devices are fake."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6", "PYTHONPATH": COMPUTE_ON_CPU}
     done = run_script("plan.py", "--index", run.index, "--seconds", 0.1, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(r"INFO GPU [56] of 5, 6\n", done.stderr)

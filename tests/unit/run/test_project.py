@@ -41,11 +41,12 @@ def open_project(
     jobs_get_gpu: bool = False,
     is_main: bool = True,
     cluster_threads: int | None = None,
+    gpus_at_once: int | None = None,
     **settings: object,
 ) -> Project:
     given = {"fasta": "p.faa", "model": MODEL, "precision": "float32", **settings}
     asked = check_settings(given, SCHEMA, [])
-    return Project.open(asked, REPOSITORY, cores, jobs_get_gpu, is_main, cluster_threads)
+    return Project.open(asked, REPOSITORY, cores, jobs_get_gpu, is_main, cluster_threads, gpus_at_once)
 
 
 def open_run(**settings: object) -> DatasetRun:
@@ -207,7 +208,28 @@ def test_shards_use_gpus_if_visible_or_requested(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     run = open_run(device=device, jobs_get_gpu=jobs_get_gpu, cores=6)
     assert run.use_gpu == expected
-    assert run.shard_threads == (1 if expected else 6)
+    assert run.shard_threads == (4 if expected else 6)
+
+
+@pytest.mark.parametrize(
+    ("cores", "visible", "at_once", "threads"),
+    [
+        *[(1, "0", None, 1), (3, "0", None, 3), (64, "0", None, 4), (8, "0,1,2,3", None, 2), (2, "0,1,2,3", None, 1)],
+        *[(8, "0,1,2,3", 2, 4), (8, "0,1", 4, 4), (8, "", None, 4), (8, "", 8, 1)],
+    ],
+)
+def test_a_gpus_worker_has_its_share_of_the_cores(
+    cores: int, visible: str, at_once: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    # With `device: cuda` even if no GPU is visible where the run is planned.
+    assert open_run(device="cuda", cores=cores, gpus_at_once=at_once).shard_threads == threads
+    assert open_run(device="cpu", cores=cores, gpus_at_once=at_once).shard_threads == cores
+
+
+def test_a_gpus_worker_on_a_cluster_has_two_cores() -> None:
+    """Snakemake does not know the cores of the nodes; a profile can set another number."""
+    assert open_run(**ON_CLUSTER, cores=1).shard_threads == 2
 
 
 def test_finished_results_are_current_until_the_settings_change(capsys: pytest.CaptureFixture[str]) -> None:
