@@ -4,13 +4,14 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from queue import Full, Queue
 
 import numpy as np
 import torch
 
+from seqmill.embedding.device import float32_sums
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Vectors
 from seqmill.model.pack import Pack, Windows
@@ -118,7 +119,7 @@ def _on_cuda(
             fetched.clear()
 
     # Closed at an error, so that the thread ends.
-    with _float32_sums(), closing(_staged(index, packs, device)) as staged:
+    with float32_sums(), closing(_staged(index, packs, device)) as staged:
         for pack_number, is_last, pack, arrived in staged:
             compute.wait_event(arrived)
             for tensor in (pack.tokens, pack.cu_seqlens):
@@ -133,18 +134,6 @@ def _on_cuda(
                 yield from fetch_oldest()
         while in_flight:
             yield from fetch_oldest()
-
-
-@contextmanager
-def _float32_sums() -> Iterator[None]:
-    """Keep sums of products in float32 to their end, whatever the precision of the factors."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Generator[Staged, None, None]:
