@@ -1,6 +1,8 @@
 """The device and precision that a worker uses."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -63,6 +65,18 @@ def choose_precision(precision: str, device: torch.device) -> str:
     else:
         native = bool({"avx512_bf16", "amx_bf16", "bf16"} & processor()[1])
     return "bfloat16" if native else "float32"
+
+
+@contextmanager
+def float32_sums() -> Iterator[None]:
+    """Keep sums of products on CUDA in float32 to their end, whatever the precision of the factors."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def describe_device(device: torch.device) -> dict[str, str]:

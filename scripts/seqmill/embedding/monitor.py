@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from seqmill.embedding.device import float32_sums
+
 SAMPLE_SECONDS = 1.0
 PEAK_SECONDS = 0.15  # of measuring, after a product to warm up
 GPU_PRODUCTS = 4  # per measurement, so that waiting for the device hardly counts
@@ -76,7 +78,10 @@ def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best FLOP/s of large matrix products within PEAK_SECONDS; a CPU uses torch's threads."""
+    """Return the best FLOP/s of large matrix products, summed as the runner's, within PEAK_SECONDS.
+
+    A CPU uses torch's threads.
+    """
     on_gpu = device.type == "cuda"
     size = 1024 if not on_gpu else 8192 if dtype.itemsize == 2 else 4096
     x = torch.randn(size, size, device=device).to(dtype)
@@ -89,9 +94,10 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / count
 
-    products(1)
-    end = time.perf_counter() + PEAK_SECONDS
-    best = products(1)
-    while time.perf_counter() < end:
-        best = min(best, products(GPU_PRODUCTS if on_gpu else 1))
+    with float32_sums():
+        products(1)
+        end = time.perf_counter() + PEAK_SECONDS
+        best = products(1)
+        while time.perf_counter() < end:
+            best = min(best, products(GPU_PRODUCTS if on_gpu else 1))
     return 2 * size**3 / best

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from queue import Full, Queue
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from seqmill.embedding.device import float32_sums
 from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.readout import Vectors
 from seqmill.model.out_of_memory import unless_out_of_memory
@@ -143,7 +144,7 @@ def _on_cuda(
             fetched.clear()
 
     # Closed at an error, so that the thread ends.
-    with _float32_sums(), closing(_staged(index, packs, device)) as staged:
+    with float32_sums(), closing(_staged(index, packs, device)) as staged:
         for pack_number, is_last, piece, copied in staged:
             started = unless_out_of_memory(start, *copied) if copied else None
             if started:
@@ -178,18 +179,6 @@ def _through_pageable_memory(embed: PackEmbedder, piece: Pack, device: torch.dev
     rows, residues = embed(_on_device(piece, device, pinned=False))
     torch.cuda.current_stream(device).record_event(torch.cuda.Event(blocking=True)).synchronize()
     return rows.cpu().numpy(), residues.cpu().numpy()
-
-
-@contextmanager
-def _float32_sums() -> Iterator[None]:
-    """Keep sums of products in float32 to their end, whatever the precision of the factors."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _staged(index: Index, packs: Iterable[int], device: torch.device) -> Generator[Staged, None, None]:

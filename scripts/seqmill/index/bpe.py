@@ -1,18 +1,22 @@
 """The nucleotide tokenizer: byte pairs, as defined by the `tokenizer.json` that comes with the model."""
 
+from __future__ import annotations  # proteins need no tokenizers
+
 import hashlib
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
 
 from seqmill.base.commands import command
 from seqmill.errors import SeqmillError
 from seqmill.spec.models import NAMES
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CLS, SEP = "[CLS]", "[SEP]"
 MAX_IDS = 65_535  # tokens are stored as uint16
@@ -37,12 +41,15 @@ class BpeTokenizer:
         self._cls, self._sep = tokenizer.token_to_id(CLS), tokenizer.token_to_id(SEP)
 
     @classmethod
-    def from_file(cls, path: Path, vocabulary: int | None = None) -> "BpeTokenizer":
+    def from_file(cls, path: Path, vocabulary: int | None = None) -> BpeTokenizer:
         """Load a `tokenizer.json`, with truncation, padding and dropout switched off.
 
         Raise a SeqmillError if the file is unreadable or not a BPE tokenizer, does not frame with CLS and SEP, has no
         token for unknown letters, has an id twice, or more ids than uint16 or the model (`vocabulary`) can take.
         """
+        from tokenizers import Tokenizer
+        from tokenizers.models import BPE
+
         try:
             stored = path.read_bytes()
         except FileNotFoundError:

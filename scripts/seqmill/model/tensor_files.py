@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
@@ -48,6 +46,10 @@ def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  #
 
 def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """Load a folder's tensors (`seqmill.spec.weight_files`); raise a SeqmillError if a file is damaged."""
+    # Imported here, because untrained weights and pickles need no safetensors.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     state: dict[str, torch.Tensor] = {}
     for file in files:
         if file.name == SAFETENSORS_INDEX:

@@ -4,11 +4,14 @@ import sys
 import threading
 import time
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from seqmill.embedding import monitor as monitor_module
 from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
@@ -118,3 +121,22 @@ def test_operations_count_the_matrices_and_attention(name: str) -> None:
 def test_the_gemm_peak_is_plausible() -> None:
     peak = gemm_peak(CPU, torch.float32)
     assert 1e8 < peak < 1e15
+
+
+def test_the_peak_is_measured_with_float32_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the runner computes; products with reduced sums would be a higher peak than the model can reach."""
+    found, matmul = set(), torch.backends.cuda.matmul
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: object, types: object, arguments: tuple = (), options: dict = {}) -> Any:  # noqa: B006
+            if function is torch.ops.aten.mm.default:
+                found.add(
+                    (matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction)
+                )
+            return function(*arguments, **options)
+
+    monkeypatch.setattr(monitor_module, "PEAK_SECONDS", 0.0)
+    with Watch():
+        gemm_peak(CPU, torch.bfloat16)
+    assert found == {(False, False)}
+    assert matmul.allow_bf16_reduced_precision_reduction  # torch's default is back
