@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from seqmill.model.attention import attend
 from seqmill.model.elementwise import EAGER, TRITON
-from seqmill.model.layers import Linear, Norm, parameter
+from seqmill.model.float8 import make_linear, make_norm
+from seqmill.model.layers import Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
 
@@ -33,7 +34,7 @@ class ESM2(torch.nn.Module):
     Args:
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
-        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
+        dtype: torch.float32, torch.bfloat16, torch.float16, torch.float64 or `float8.FLOAT8`.
         max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
         elementwise: the kernel of the steps between, a name from `seqmill.model.elementwise.choose_elementwise`.
@@ -116,12 +117,12 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.elementwise = elementwise
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.qkv = Linear(weights, prefix + "qkv.", dtype)
-        self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.fc1 = Linear(weights, prefix + "fc1.", dtype, gelu=True)
-        self.fc2 = Linear(weights, prefix + "fc2.", dtype)
+        self.attention_norm = make_norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.qkv = make_linear(weights, prefix + "qkv.", dtype, elementwise)
+        self.out = make_linear(weights, prefix + "out.", dtype, elementwise)
+        self.ffn_norm = make_norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.fc1 = make_linear(weights, prefix + "fc1.", dtype, elementwise, gelu=True)
+        self.fc2 = make_linear(weights, prefix + "fc2.", dtype, elementwise)
 
     def forward(
         self,
