@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from seqmill.api.records import Sequences, read_blocks
-from seqmill.embedding.device import choose_precision
+from seqmill.embedding.device import choose_precision, dtype_of
 from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.finite import FiniteResults
 from seqmill.embedding.job import UNTRAINED_WARNING, memory_explained
@@ -81,7 +81,7 @@ class Embedder:
         weights = load_weights(source)
         architecture, self.trained = weights.architecture, weights.trained
         self.dim, self.num_layers = architecture.hidden_dim, architecture.num_layers
-        dtype = getattr(torch, self.precision)
+        dtype = dtype_of(self.precision)
         with memory_explained(f"{source.name} in {self.precision}", self.device):
             model = make_encoder(weights, dtype, self._max_tokens, self.device)
         readout = Readout(source.family, Outputs().of(self.num_layers))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from seqmill.base.signals import Signals
+from seqmill.embedding.device import dtype_of
 from seqmill.embedding.embedder import DoesNotFit, PackEmbedder
 from seqmill.embedding.finite import FiniteResults
 from seqmill.embedding.job import Job
@@ -117,7 +118,7 @@ def _note_speed(job: Job, packs: list[int], architecture: AnyArchitecture) -> No
     status.run.model_flops_per_second = round(model_flop(architecture, lengths) * rate)
     if device.type == "cuda" and packs:
         try:
-            peak = gemm_peak(device, getattr(torch, job.precision))
+            peak = gemm_peak(device, dtype_of(job.precision))
             status.run.model_flop_utilization = round(status.run.model_flops_per_second / peak, 4)
         except RuntimeError as error:  # for example when the model leaves no memory for it
             log.warning("the GPU's peak can't be measured: %s", error)

@@ -9,6 +9,8 @@ import torch
 from seqmill.base import cuda, machine
 from seqmill.base.machine import processor
 from seqmill.errors import SeqmillError
+from seqmill.model.float8 import FLOAT8
+from seqmill.spec.task import AUTO
 
 
 def choose_device(device: str) -> torch.device:
@@ -56,9 +58,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """Turn `auto` into bfloat16 if the device computes it natively, else into float32.
 
     A CPU needs AVX512-BF16, AMX or, on Arm, BF16: without them bfloat16 is slower than float32
-    (docs/explanation/performance.md). CUDA needs compute capability 8.0.
+    (docs/explanation/performance.md). CUDA needs compute capability 8.0. Raise a SeqmillError if it is float8 and the
+    device can't compute that.
     """
-    if precision != "auto":
+    if precision == "float8" and (reason := _why_no_float8(device)):
+        raise SeqmillError(f"precision float8 can't be used: {reason}; use precision bfloat16 or auto")
+    if precision != AUTO:
         return precision
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -77,6 +82,24 @@ def float32_sums() -> Iterator[None]:
         yield
     finally:
         matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction = before
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype of the factors of matrix products in a precision, which is not auto."""
+    dtype: torch.dtype = FLOAT8 if precision == "float8" else getattr(torch, precision)
+    return dtype
+
+
+def _why_no_float8(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"it needs a CUDA device of compute capability 8.9 or later, and the device is {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        return f"it needs compute capability 8.9 or later, and {name} has {capability[0]}.{capability[1]}"
+    if not hasattr(torch, "_scaled_mm"):
+        return f"torch {torch.__version__} has no _scaled_mm"
+    return ""
 
 
 def describe_device(device: torch.device) -> dict[str, str]:

@@ -120,7 +120,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
         outputs = settings.outputs.of(weights.architecture.num_layers)
         readout = Readout(source.family, outputs)
         with memory_explained(f"{source.name} in {precision}", device):
-            model = make_encoder(weights, getattr(torch, precision), index.max_tokens, device, settings.attention)
+            model = make_encoder(weights, devices.dtype_of(precision), index.max_tokens, device, settings.attention)
         for file, noted in zip(source.files, status.weights or [], strict=True):
             require_unchanged(file, noted["stamp"])
         weights.tensors.clear()  # or a reduced-precision run would hold them twice
@@ -135,7 +135,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
     require_computation(index, job.fingerprint)
     status.fingerprint = job.fingerprint.attributes()
     write_status(task.status, status)
-    return job, PackEmbedder(model, readout, lambda: job.make_model(torch.device("cpu"), getattr(torch, precision)))
+    return job, PackEmbedder(model, readout, lambda: job.make_model(torch.device("cpu"), devices.dtype_of(precision)))
 
 
 def _describe_packs(index: Index, task: ShardTask, rows: np.ndarray) -> dict[str, Any]:

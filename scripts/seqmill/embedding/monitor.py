@@ -4,10 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 
 from seqmill.embedding.device import float32_sums
+from seqmill.model.float8 import FLOAT8, product, round_rows
 
 SAMPLE_SECONDS = 1.0
 PEAK_SECONDS = 0.15  # of measuring, after a product to warm up
@@ -80,16 +82,22 @@ def _nvml_sampler(device: torch.device) -> Callable[[], Sample] | None:
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the best FLOP/s of large matrix products, summed as the runner's, within PEAK_SECONDS.
 
-    A CPU uses torch's threads.
+    A CPU uses torch's threads. float8 is rounded before the time is taken.
     """
     on_gpu = device.type == "cuda"
-    size = 1024 if not on_gpu else 8192 if dtype.itemsize == 2 else 4096
-    x = torch.randn(size, size, device=device).to(dtype)
+    size = 1024 if not on_gpu else 8192 if dtype.itemsize <= 2 else 4096
+    x = torch.randn(size, size, device=device)
+    if dtype == FLOAT8:
+        rows = round_rows(x)
+        multiply = partial(product, rows, rows, None)
+    else:
+        x = x.to(dtype)
+        multiply = partial(torch.mm, x, x)
 
     def products(count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            x @ x
+            multiply()
         if on_gpu:
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / count

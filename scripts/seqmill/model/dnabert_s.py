@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from seqmill.model import float8
 from seqmill.model.alibi import attend, make_biases
 from seqmill.model.elementwise import EAGER, gate
-from seqmill.model.layers import Linear, Norm, parameter
+from seqmill.model.float8 import FLOAT8, Activations, activations_dtype, make_linear, make_norm
+from seqmill.model.layers import parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
 
@@ -53,7 +55,7 @@ class DnabertS(torch.nn.Module):
         self.elementwise = elementwise
         # Every token has type 0, so the two embeddings are one table.
         self.embed = parameter(weights["embed.weight"].to(exact) + weights["token_type.weight"][0].to(exact), exact)
-        self.embed_norm = Norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.embed_norm = make_norm(weights, "embed_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
         self.layers = torch.nn.ModuleList(
             Layer(architecture, weights, f"layers.{layer}.", dtype, exact, elementwise)
             for layer in range(architecture.num_layers)
@@ -106,27 +108,29 @@ class Layer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.elementwise, self.ffn_dim = elementwise, architecture.ffn_dim
-        self.qkv = Linear(weights, prefix + "qkv.", dtype)
-        self.out = Linear(weights, prefix + "out.", dtype)
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.gated = Linear(weights, prefix + "gated.", dtype)
-        self.down = Linear(weights, prefix + "down.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.elementwise = elementwise
+        self.ffn_dim, self.activations = architecture.ffn_dim, activations_dtype(dtype)
+        self.qkv = make_linear(weights, prefix + "qkv.", dtype, elementwise)
+        self.out = make_linear(weights, prefix + "out.", dtype, elementwise)
+        self.attention_norm = make_norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.gated = make_linear(weights, prefix + "gated.", dtype, elementwise)
+        self.gate = float8.gate if dtype == FLOAT8 else gate
+        self.down = make_linear(weights, prefix + "down.", dtype, elementwise)
+        self.ffn_norm = make_norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
 
     def forward(
-        self, x: torch.Tensor, rounded: torch.Tensor, attention: str, biases: torch.Tensor, pack: Pack
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor, rounded: Activations, attention: str, biases: torch.Tensor, pack: Pack
+    ) -> tuple[torch.Tensor, Activations]:
         qkv = self.qkv(rounded).view(-1, 3, self.num_heads, self.head_dim)
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
         x, rounded = self.attention_norm.post(x, self.out(attended))
-        pieces = rounded.split(ffn_tokens(rounded.device, rounded.dtype, self.ffn_dim))
+        pieces = rounded.split(ffn_tokens(x.device, self.activations, self.ffn_dim))
         delta = self._feed_forward(rounded) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
         return self.ffn_norm.post(x, delta)
 
-    def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(gate(self.elementwise, self.gated(x)))
+    def _feed_forward(self, x: Activations) -> torch.Tensor:
+        return self.down(self.gate(self.elementwise, self.gated(x)))
 
 
 def ffn_tokens(device: torch.device, dtype: torch.dtype, ffn_dim: int) -> int:

@@ -21,7 +21,9 @@ def choose_elementwise(device: torch.device, dtype: torch.dtype, dims: tuple[int
         return EAGER
     if device.type == "cuda":
         return TRITON if fused.available(device) else EAGER
-    return EAGER if any(dim % cpu.LANES for dim in dims) else compiled.of_dtype(dtype) or EAGER
+    if dtype == torch.float8_e4m3fn or any(dim % cpu.LANES for dim in dims):
+        return EAGER
+    return compiled.of_dtype(dtype) or EAGER
 
 
 def pre_norm(

@@ -2,10 +2,12 @@
 
 import torch
 
+from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
+from seqmill.model.float8 import FLOAT8, MULTIPLE, activations_dtype
 from seqmill.model.kernels import compiled
 from seqmill.model.layers import TORCH, Linear
 from seqmill.model.weights import Weights
@@ -34,15 +36,22 @@ def make_encoder(
         products: of ESM-2; TRITON is for benchmarks and tests, see `gemm_triton.why_not`.
 
     Raises:
-        SeqmillError: the kernel can't be used; the message says why.
+        SeqmillError: the kernel can't be used, or float8 for this architecture; the message says why.
     """
     architecture = weights.architecture
-    elementwise = choose_elementwise(device, dtype, (architecture.hidden_dim, architecture.ffn_dim))
+    dims = architecture.hidden_dim, architecture.ffn_dim
+    if dtype == FLOAT8 and any(dim % MULTIPLE for dim in dims):
+        widths = " and ".join(map(str, dims))
+        raise SeqmillError(
+            f"precision float8 needs widths that are multiples of {MULTIPLE}, and the model's are {widths}; "
+            "use precision bfloat16"
+        )
+    elementwise = choose_elementwise(device, dtype, dims)
     if isinstance(architecture, DnabertArchitecture):
-        kernel = alibi.choose_kernel(device, dtype, architecture.head_dim, requested)
+        kernel = alibi.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
         model: Encoder = DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     else:
-        kernel = attention.choose_kernel(device, dtype, architecture.head_dim, requested)
+        kernel = attention.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
         model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise, products)
     if device.type == "cpu":
         pack_weights(model)
@@ -63,6 +72,7 @@ def faster_kernels(
 
     With each comes the reason why it can't be used now; empty if it can.
     """
+    dtype = activations_dtype(dtype)
     family = alibi if isinstance(architecture, DnabertArchitecture) else attention
     faster = family.FASTEST_FIRST[: family.FASTEST_FIRST.index(kernel)]
     ours = [name for name in faster if name in compiled.KERNELS and compiled.KERNELS[name].dtype == dtype]

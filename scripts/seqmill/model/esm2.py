@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from seqmill.model.attention import attend, attend_rotated
 from seqmill.model.elementwise import EAGER, TRITON
+from seqmill.model.float8 import make_linear, make_norm
 from seqmill.model.kernels import gemm_triton
-from seqmill.model.layers import TORCH, Linear, Norm, parameter
+from seqmill.model.layers import TORCH, Norm, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import Architecture
 
@@ -34,7 +35,7 @@ class ESM2(torch.nn.Module):
     Args:
         architecture: the model's shape.
         weights: tensors by canonical name, as `parameter_shapes` lists them.
-        dtype: torch.float32, torch.bfloat16, torch.float16 or torch.float64.
+        dtype: torch.float32, torch.bfloat16, torch.float16, torch.float64 or `float8.FLOAT8`.
         max_tokens: tokens in the longest sequence that the model will see, cls and eos included.
         attention: the kernel, a name from `seqmill.model.attention.choose_kernel`.
         elementwise: the kernel of the steps between, a name from `seqmill.model.elementwise.choose_elementwise`.
@@ -120,12 +121,12 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.elementwise, self.products = elementwise, products
-        self.attention_norm = Norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.qkv = Linear(weights, prefix + "qkv.", dtype, products=products)
-        self.out = Linear(weights, prefix + "out.", dtype)
-        self.ffn_norm = Norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.fc1 = Linear(weights, prefix + "fc1.", dtype, gelu=True, products=products)
-        self.fc2 = Linear(weights, prefix + "fc2.", dtype)
+        self.attention_norm = make_norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.qkv = make_linear(weights, prefix + "qkv.", dtype, elementwise, products=products)
+        self.out = make_linear(weights, prefix + "out.", dtype, elementwise)
+        self.ffn_norm = make_norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
+        self.fc1 = make_linear(weights, prefix + "fc1.", dtype, elementwise, gelu=True, products=products)
+        self.fc2 = make_linear(weights, prefix + "fc2.", dtype, elementwise)
 
     def forward(
         self,
@@ -138,6 +139,7 @@ class Layer(torch.nn.Module):
     ) -> torch.Tensor:
         rounded = self.attention_norm.pre(x, delta)
         if self.products == TRITON:
+            assert isinstance(rounded, torch.Tensor)  # 16-bit, see `gemm_triton.why_not`
             weight, bias = self.qkv.weight, self.qkv.bias
             qkv = gemm_triton.rotated_qkv(rounded, weight, bias, cos, sin, pack.positions, self.head_dim)
             attended = attend_rotated(attention, qkv, pack)

@@ -69,7 +69,7 @@ def calibrate(index: Index, source: ModelSource, settings: ComputeSettings, seco
     if source.kind == "released" and not all(file.exists() for file in source.files):
         weights = f"untrained weights, as those of {source.name} are not there yet"
         source = find_model(UNTRAINED_PREFIX + source.name)
-    make = partial(_make_model, index, source, getattr(torch, precision))
+    make = partial(_make_model, index, source, devices.dtype_of(precision))
     model = make(device, settings.attention)
     name = f"{devices.describe_device(device)['device']}, {precision}, attention {model.attention}"
     name += f", elementwise {model.elementwise}"
@@ -120,7 +120,7 @@ def what_is_faster(model: Encoder, precision: str, device: torch.device) -> list
     best = devices.choose_precision(AUTO, device)
     slower = precision == "float32" if device.type == "cuda" else True
     found = [f"precision {best} instead of {precision}"] if slower and precision != best else []
-    kernels = faster_kernels(model.architecture, getattr(torch, precision), device, model.attention)
+    kernels = faster_kernels(model.architecture, devices.dtype_of(precision), device, model.attention)
     return found + [f"attention {name}" + (f" ({reason})" if reason else "") for name, reason in kernels[:1]]
 
 

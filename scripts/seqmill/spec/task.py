@@ -12,7 +12,7 @@ ATTENTIONS = (
     *("sdpa", "varlen", "flash_attn_2", "flash_attn_3", "triton"),
 )
 DEVICES = (AUTO, "cpu", "cuda")
-PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
+PRECISIONS = (AUTO, "float32", "bfloat16", "float16", "float8")
 ON_ERROR = ("fail", "skip")
 ON_INVALID = ("fail", "skip")
 

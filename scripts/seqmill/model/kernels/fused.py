@@ -136,8 +136,35 @@ def available(device: torch.device) -> bool:
     return True
 
 
-def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
+def _jit(kernel: Callable[..., Any]) -> Any:  # noqa: ANN401
     return triton.jit(kernel) if triton else kernel
+
+
+@_jit
+def normalize_row(
+    x_start: tl.tensor,
+    delta_start: tl.tensor,
+    weight_start: tl.tensor,
+    bias_start: tl.tensor,
+    start: tl.tensor,
+    eps: float,
+    dim: tl.constexpr,
+    block: tl.constexpr,
+    has_delta: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Return the row of x that begins at `start`, with delta added, and its layer norm: float32 (block,), else 0."""
+    column = tl.arange(0, block)
+    inside = column < dim
+    x = tl.load(x_start + start + column, mask=inside, other=0.0)
+    if has_delta:
+        x += tl.load(delta_start + start + column, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(x, 0) / dim
+    centered = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centered * centered, 0) / dim
+    scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    weight = tl.load(weight_start + column, mask=inside, other=0.0)
+    bias = tl.load(bias_start + column, mask=inside, other=0.0)
+    return x, centered * scale * weight + bias
 
 
 @_jit
@@ -153,19 +180,11 @@ def _norm(
     has_delta: tl.constexpr,
     post: tl.constexpr,
 ) -> None:
+    start = tl.program_id(0).to(tl.int64) * dim
+    x, y = normalize_row(x_start, delta_start, weight_start, bias_start, start, eps, dim, block, has_delta)
     column = tl.arange(0, block)
     inside = column < dim
-    place = tl.program_id(0).to(tl.int64) * dim + column
-    x = tl.load(x_start + place, mask=inside, other=0.0)
-    if has_delta:
-        x += tl.load(delta_start + place, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, 0) / dim
-    centered = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centered * centered, 0) / dim
-    scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-    weight = tl.load(weight_start + column, mask=inside, other=0.0)
-    bias = tl.load(bias_start + column, mask=inside, other=0.0)
-    y = centered * scale * weight + bias
+    place = start + column
     if post:
         tl.store(x_start + place, y, mask=inside)
     elif has_delta:
