@@ -43,6 +43,7 @@ FEW = [350, 128, 64, 30, 10, 3, 1]
 SHORT_TOKENS = 32  # sequences with fewer are shown apart: over them few errors average out
 FACTORS = (1000, 30_000, 1_000_000)  # of outliers in the inputs of products
 
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the Markdown file to write")
@@ -101,7 +102,9 @@ def cases_of(name: str, architecture: AnyArchitecture) -> Iterator[tuple[str, di
 
 def measure(architecture: AnyArchitecture, weights: dict[str, torch.Tensor], pack: Pack) -> list[torch.Tensor]:
     """Return cosine and relative L2 error of each mean (sequences, 2), in bfloat16 and in float8, against float32."""
-    model, pool = (DnabertS, mean_over_tokens) if isinstance(architecture, DnabertArchitecture) else (ESM2, mean_over_residues)
+    model, pool = (
+        (DnabertS, mean_over_tokens) if isinstance(architecture, DnabertArchitecture) else (ESM2, mean_over_residues)
+    )
     longest = int(pack.lengths.max())
     exact, *others = (
         pool(model(architecture, weights, dtype, longest)(pack), pack).double()

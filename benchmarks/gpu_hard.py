@@ -102,7 +102,12 @@ def short_of_memory(runs: "Runs", how: str) -> dict:  # noqa: F821
     difference = runs.difference(folder, 1)
     if difference > 1e-2:
         raise ValueError(f"the embeddings differ by {difference:.1e}")
-    return {"spare_bytes": spare, "splits": splits, "sequences_on_cpu": status["run"]["sequences_on_cpu"], "worst_difference": difference}
+    return {
+        "spare_bytes": spare,
+        "splits": splits,
+        "sequences_on_cpu": status["run"]["sequences_on_cpu"],
+        "worst_difference": difference,
+    }
 
 
 def at_once(runs: "Runs", number: int) -> dict:  # noqa: F821

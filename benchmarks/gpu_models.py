@@ -126,7 +126,9 @@ class Measured:
 
     def embedder(self, model: Encoder) -> PackEmbedder:
         outputs = Outputs((len(model.layers),))
-        return PackEmbedder(model, Readout(models.DNABERT_S if self.is_dnabert else models.ESM2, outputs), lambda: model)
+        return PackEmbedder(
+            model, Readout(models.DNABERT_S if self.is_dnabert else models.ESM2, outputs), lambda: model
+        )
 
     def embeddings(self, model: Encoder, packs: list[int]) -> np.ndarray:
         """Return the embeddings of packs, by the runner, or one pack after another where it can't be imported."""

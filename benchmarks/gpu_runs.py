@@ -74,7 +74,11 @@ class Runs:
     ) -> subprocess.Popen[str]:
         """Start a worker; its log is its standard error."""
         shard = self.shard(folder, rank, world_size)
-        command = [sys.executable, *(("-c", LIMITED) if environment and "FRACTION" in environment else ()), str(PROGRAM)]
+        command = [
+            sys.executable,
+            *(("-c", LIMITED) if environment and "FRACTION" in environment else ()),
+            str(PROGRAM),
+        ]
         command += ["--index", str(self.index), "--rank", str(rank), "--world-size", str(world_size)]
         command += ["--output", str(shard), "--status", str(status_path_of(shard)), *SETTINGS, *more]
         pipe = subprocess.PIPE
