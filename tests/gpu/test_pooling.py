@@ -43,16 +43,16 @@ def with_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return request.param
 
 
-@pytest.mark.usefixtures("with_triton")
 @pytest.mark.parametrize("dim", [320, 480, 640, 768, 1280, 2560, 5120])
 @pytest.mark.parametrize("pool", POOLINGS)
-def test_pooling_agrees_with_float64_on_the_cpu(pool: Pool, dim: int) -> None:
+def test_pooling_agrees_with_float64_on_the_cpu(pool: Pool, dim: int, with_triton: bool) -> None:
+    """Values are near 1. Sums of 20,000 of them in series, as in segment_reduce, lose two digits more."""
     pack, hidden = cuda_pack(LENGTHS), hidden_states(sum(LENGTHS), dim)
     on_cpu = Pack(pack.tokens.cpu(), pack.cu_seqlens.cpu(), pack.lengths)
     exact = pool(hidden.double().cpu(), on_cpu)
     found = pool(hidden, pack)
     assert found.dtype == torch.float32
-    assert (found.double().cpu() - exact).abs().max() < 1e-5
+    assert (found.double().cpu() - exact).abs().max() < (2e-6 if with_triton else 1e-4)
 
 
 @pytest.mark.usefixtures("with_triton")

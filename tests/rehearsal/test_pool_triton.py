@@ -3,6 +3,7 @@
 The checks (check_*) run in a separate pytest session, see `triton_checks`.
 """
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from seqmill.model.pack import Pack, boundaries
 from triton_checks import compiled, run_in_the_interpreter
 
 # Blocks have 64 tokens, and the second stage reads 32 blocks (2,048 tokens) at once.
-LENGTHS = [5000, 2051, 2050, 131, 130, 67, 66, 65, 64, 63, 17, 5, *[3] * 4]
+LENGTHS = [5000, 2051, 131, 130, 67, 66, 65, 64, 63, 17, 5, 3, 3]
 NAN, INF = float("nan"), float("inf")
 Kernel = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 KERNELS: dict[Kernel, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -69,13 +70,15 @@ def expected(kernel: Kernel, hidden: torch.Tensor, lengths: list[int], ends: int
 @pytest.mark.parametrize("ends", [0, 1])
 @pytest.mark.parametrize("kernel", KERNELS)
 def check_odd_lengths_agree_with_float64(kernel: Kernel, ends: int) -> None:
-    hidden = normal(LENGTHS, 48) + 1
-    exact = expected(kernel, hidden, LENGTHS, ends)
-    assert (kernel(hidden, cu_seqlens(LENGTHS), ends) - exact).abs().max() < 1e-6
+    lengths = LENGTHS if ends else [*LENGTHS[2:], 2, 1]
+    hidden = normal(lengths, 48) + 1
+    exact = expected(kernel, hidden, lengths, ends)
+    assert (kernel(hidden, cu_seqlens(lengths), ends) - exact).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("dim", [320, 480, 768, 1280, 5120])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("kernel", "dim"), [*itertools.product(KERNELS, [320, 480, 1280]), (pool_triton.mean_and_variance, 5120)]
+)
 def check_every_width_agrees_with_float64(kernel: Kernel, dim: int) -> None:
     lengths = [70, 3]
     hidden = normal([1, *lengths, 1], dim) + 1  # the first and the last row are no one's
@@ -83,7 +86,7 @@ def check_every_width_agrees_with_float64(kernel: Kernel, dim: int) -> None:
     assert (found - expected(kernel, hidden[1:-1], lengths, 1)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("length", range(3, 132, 3))
+@pytest.mark.parametrize("length", [3, 4, 10, *range(62, 69), *range(126, 133)])
 def check_every_length_about_a_block_or_two(length: int) -> None:
     lengths = [length, 3, length + 1]
     hidden = normal(lengths, 3)
@@ -106,7 +109,7 @@ def check_a_long_contig_keeps_its_digits() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def check_a_segment_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
-    lengths = LENGTHS[1:]
+    lengths = LENGTHS[1::2]
     hidden = normal(lengths, 40) * 3 + 1
     together = kernel(hidden, cu_seqlens(lengths), 1)
     for segment, row in zip(hidden.split(lengths), together, strict=True):
@@ -119,7 +122,7 @@ def check_a_segment_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def check_what_is_not_finite_stays_in_its_channel_and_segment(kernel: Kernel, value: float) -> None:
     lengths = [130, 129, 5, 4]
-    for place in (131, 194, 257):  # the first, a middle and the last residue of the second segment
+    for place in (131, 257):  # the first and the last residue of the second segment
         hidden = normal(lengths, 40)
         clean = kernel(hidden, cu_seqlens(lengths), 1)
         hidden[place, 7] = value

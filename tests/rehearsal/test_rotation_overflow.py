@@ -3,6 +3,7 @@
 The checks (check_*) run in Triton's interpreter, in a separate pytest session, see `triton_checks`.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -127,18 +128,16 @@ def online_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, nan_max: b
     return sums * torch.where((total == 0) | total.isnan(), 0.0, 1 / total)[:, None]
 
 
-@pytest.mark.parametrize("clamp", [False, True])
-@pytest.mark.parametrize("nan_max", [False, True])
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("part", [0, 1])
-def check_every_vector_of_the_sequence_becomes_nan_in_any_online_softmax(
-    part: int, value: float, nan_max: bool, clamp: bool
-) -> None:
+@pytest.mark.parametrize("place", PLACES)
+def check_every_vector_of_the_sequence_becomes_nan_in_any_online_softmax(place: int, part: int, value: float) -> None:
     """0 x NaN is NaN, so a NaN among the values reaches every query, whatever became of the scores."""
-    for place in PLACES:
-        qkv = make_qkv(1, 16)
-        qkv[place, part, 0, 3] = value
-        for sequence, parts in enumerate(zip(*(x[:, 0].split(LENGTHS) for x in by_kernel(qkv)), strict=True)):
+    qkv = make_qkv(1, 16)
+    qkv[place, part, 0, 3] = value
+    marked = [x[:, 0].split(LENGTHS) for x in by_kernel(qkv)]
+    for nan_max, clamp in itertools.product((False, True), repeat=2):
+        for sequence, parts in enumerate(zip(*marked, strict=True)):
             found = online_softmax(*parts, nan_max, clamp)
             assert found.isnan().any(1).all() if sequence == 1 else found.isfinite().all()
 
@@ -153,7 +152,7 @@ def check_without_the_mark_an_overflow_is_finite_and_wrong() -> None:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("part", [0, 1, 2])
-@pytest.mark.parametrize(("num_heads", "head_dim"), SHAPES)
+@pytest.mark.parametrize(("num_heads", "head_dim"), SHAPES[1:])
 def check_attention_shows_it_in_every_vector_of_its_sequence_and_in_no_other(
     num_heads: int, head_dim: int, part: int, value: float
 ) -> None:

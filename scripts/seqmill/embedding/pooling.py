@@ -135,7 +135,9 @@ BY_NAME: dict[str, dict[str, Pooling]] = {
 
 def _has_kernels(hidden: torch.Tensor) -> bool:
     """Return whether our kernels pool these hidden states; on CUDA without them, one thread sums up a channel."""
-    return hidden.is_cuda and hidden.dtype == torch.float32 and fused.available(hidden.device)
+    # The device without its number, as when the model was made: the answer is known, so nothing waits for the device.
+    kind = torch.device(hidden.device.type)
+    return hidden.is_cuda and hidden.dtype == torch.float32 and fused.available(kind)
 
 
 def _runs(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
