@@ -7,6 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
+from seqmill.base.cuda import installed_torch
+
 try:
     from hypothesis import settings
 except ImportError:  # a machine with a GPU may have torch and pytest only (tests/gpu)
@@ -22,6 +24,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The weights that a developer has fetched must not decide what the tests see. The folder is removed at exit.
 NO_WEIGHTS = tempfile.TemporaryDirectory()
 os.environ["SEQMILL_MODELS"] = NO_WEIGHTS.name
+
+
+# A CPU build of torch beside a developer's GPU is an error, except where a test sets the variable itself.
+if installed_torch() and not installed_torch()[1]:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(wrapper=True)

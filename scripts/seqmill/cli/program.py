@@ -116,7 +116,7 @@ def length_policy_of(arguments: argparse.Namespace) -> LengthPolicy:
 
 def add_compute_options(parser: argparse._ActionsContainer) -> None:
     """Add the options that choose how embeddings are computed; see `compute_settings_of`."""
-    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: CUDA if there is any, else the CPU")
+    parser.add_argument("--device", choices=DEVICES, default=AUTO, help="auto: CUDA if there is a GPU, else the CPU")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -1,6 +1,6 @@
 """PyTorch's FlashAttention over packs, by the operation behind `torch.nn.attention.varlen`.
 
-Importing that module imports PyTorch's compiler, 890 modules, only to tell it about an operation that is not used here
+Importing that module imports PyTorch's compiler, 800 modules, only to tell it about an operation that is not used here
 (docs/explanation/performance.md). The operation needs no import, and one GPU kernel less in each layer: the module also
 fills the state of a random generator. But the operation is private, so it is called only if it has the known arguments.
 """
