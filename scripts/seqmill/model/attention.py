@@ -118,7 +118,8 @@ def attend(
 
 def attend_rotated(kernel: str, qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Attend as `attend` does, on a GPU, to queries and keys that are rotated already."""
-    return _attend(kernel, *qkv.unbind(1), pack)
+    q, k, v = qkv.unbind(1)
+    return _attend(kernel, q, k, v, pack)
 
 
 def _attend(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pack: Pack) -> torch.Tensor:
