@@ -31,7 +31,6 @@ from seqmill.model import kernels
 from seqmill.model.kernels import fused, gemm_triton
 
 DEVICE = torch.device("cuda", 0)
-H100 = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
 # Arguments that a kernel reads and writes in place, and the share of their bytes that it touches.
 IN_PLACE = {("fused", "_norm", "x_start"): 1.0, ("fused", "_rotate", "qkv_start"): 2 / 3}
 IN_PLACE |= {("float8_triton", "_norm", "x_start"): 1.0}
@@ -110,13 +109,15 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """Make and use tensors on `DEVICE` within the block."""
+def fake_cuda(patch: pytest.MonkeyPatch, capability: int = 90) -> Iterator[Counted]:
+    """Make and use tensors on `DEVICE` within the block; `capability` is 90 for compute capability 9.0."""
     _allow_cuda()
     counted = Counted()
     patch.setattr(JITFunction, "run", functools.partialmethod(_record, counted))
-    patch.setattr(torch.cuda, "get_device_properties", lambda device: H100)
-    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (H100.major, H100.minor))
+    major, minor = divmod(capability, 10)
+    gpu = SimpleNamespace(major=major, minor=minor, multi_processor_count=132)
+    patch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
     patch.setattr(FakeTensor, "data_ptr", lambda tensor: tensor.storage_offset() * tensor.element_size(), raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda device: None)
     for cached in (fused.available, gemm_triton._gpu):
