@@ -165,6 +165,8 @@ class Blender:
         A sequence's first and last vectors are means of those of its windows, weighted by the residues of each.
         """
         device = self._states.device
-        cu_seqlens = torch.from_numpy(boundaries(self._lengths)).to(device)
+        cu_seqlens = torch.from_numpy(boundaries(self._lengths))
+        if device.type == "cuda":  # through pinned memory, so that the host need not wait for the device
+            cu_seqlens = cu_seqlens.pin_memory().to(device, non_blocking=True)
         nothing = torch.empty(len(self._states), dtype=torch.uint8, device=device)
         return self._states.div_(self._total), Pack(nothing, cu_seqlens, self._lengths)
