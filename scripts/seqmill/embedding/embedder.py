@@ -166,7 +166,7 @@ class Blender:
         """
         device = self._states.device
         cu_seqlens = torch.from_numpy(boundaries(self._lengths))
-        if device.type == "cuda":
-            cu_seqlens = cu_seqlens.pin_memory().to(device, non_blocking=True)  # without waiting for the device
+        if device.type == "cuda":  # through pinned memory, so that the host need not wait for the device
+            cu_seqlens = cu_seqlens.pin_memory().to(device, non_blocking=True)
         nothing = torch.empty(len(self._states), dtype=torch.uint8, device=device)
         return self._states.div_(self._total), Pack(nothing, cu_seqlens, self._lengths)

@@ -1,6 +1,5 @@
 """The runner: it takes packs and yields their embeddings, in order."""
 
-import gc
 import logging
 import threading
 from collections import deque
@@ -62,7 +61,8 @@ def embed_packs(
 
 def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
     """Compute the first piece of a pack on a GPU and drop the result, so that the kernels are loaded and compiled."""
-    _alone(embed, whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0], device)
+    with suppress(DoesNotFit):  # the lack of memory may pass
+        _alone(embed, whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0], device)
 
 
 def whole_pack(index: Index, pack: int) -> Pack:
@@ -165,8 +165,7 @@ def _alone(embed: PackEmbedder, piece: Pack, device: torch.device) -> Arrays:
 
     Raise DoesNotFit if there is not enough for one sequence.
     """
-    gc.collect()
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # for cuBLAS and Triton, which allocate on their own
     if computed := unless_out_of_memory(_through_pageable_memory, embed, piece, device):
         return computed
     halves = piece.split(len(piece.tokens) // 2)
