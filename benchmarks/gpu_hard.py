@@ -42,7 +42,6 @@ def main() -> None:
 
 def steps(folder: Path) -> Iterator[Step]:
     from gpu_runs import Runs
-
     from gpu_sizes import SIZES
 
     runs, workers = Runs(folder), SIZES.hard_workers
@@ -60,10 +59,7 @@ def steps(folder: Path) -> Iterator[Step]:
 
 def ranks(runs: "Runs") -> dict:  # noqa: F821
     """Compute with 1 and with 3 ranks."""
-    began = time.perf_counter()
-    runs.undisturbed
-    alone = time.perf_counter() - began
-    return {"same_bits": runs.same_bits("three", 3), "seconds_of_one_rank": alone}
+    return {"same_bits": runs.same_bits("three", 3)}
 
 
 def killed(runs: "Runs") -> dict:  # noqa: F821
@@ -84,7 +80,7 @@ def killed(runs: "Runs") -> dict:  # noqa: F821
 
 
 def short_of_memory(runs: "Runs", how: str) -> dict:  # noqa: F821
-    """Leave the worker too little memory for a whole pack: by torch's limit, or because another process has the rest."""
+    """Leave the worker too little memory for a pack: by torch's limit, or because another process has the rest."""
     for spare in SPARE_BYTES:  # the first with which it can run: CUDA's own share is not known
         folder = runs.new(f"{how}-{spare:.0e}", 1)
         try:
@@ -102,7 +98,12 @@ def short_of_memory(runs: "Runs", how: str) -> dict:  # noqa: F821
     difference = runs.difference(folder, 1)
     if difference > 1e-2:
         raise ValueError(f"the embeddings differ by {difference:.1e}")
-    return {"spare_bytes": spare, "splits": splits, "sequences_on_cpu": status["run"]["sequences_on_cpu"], "worst_difference": difference}
+    return {
+        "spare_bytes": spare,
+        "splits": splits,
+        "sequences_on_cpu": status["run"]["sequences_on_cpu"],
+        "worst_difference": difference,
+    }
 
 
 def at_once(runs: "Runs", number: int) -> dict:  # noqa: F821

@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-
 from gpu_packs import Packs, random_packs
 from gpu_sizes import SIZES
+
 from seqmill.embedding.device import float32_sums
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.monitor import gpu_use, monitor
@@ -126,7 +126,9 @@ class Measured:
 
     def embedder(self, model: Encoder) -> PackEmbedder:
         outputs = Outputs((len(model.layers),))
-        return PackEmbedder(model, Readout(models.DNABERT_S if self.is_dnabert else models.ESM2, outputs), lambda: model)
+        return PackEmbedder(
+            model, Readout(models.DNABERT_S if self.is_dnabert else models.ESM2, outputs), lambda: model
+        )
 
     def embeddings(self, model: Encoder, packs: list[int]) -> np.ndarray:
         """Return the embeddings of packs, by the runner, or one pack after another where it can't be imported."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-
 from gpu_files import write_sequences
 from gpu_sizes import SIZES
+
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.lengths import LengthPolicy
@@ -74,7 +74,11 @@ class Runs:
     ) -> subprocess.Popen[str]:
         """Start a worker; its log is its standard error."""
         shard = self.shard(folder, rank, world_size)
-        command = [sys.executable, *(("-c", LIMITED) if environment and "FRACTION" in environment else ()), str(PROGRAM)]
+        command = [
+            sys.executable,
+            *(("-c", LIMITED) if environment and "FRACTION" in environment else ()),
+            str(PROGRAM),
+        ]
         command += ["--index", str(self.index), "--rank", str(rank), "--world-size", str(world_size)]
         command += ["--output", str(shard), "--status", str(status_path_of(shard)), *SETTINGS, *more]
         pipe = subprocess.PIPE
@@ -118,7 +122,7 @@ class Runs:
         """Leave a worker memory for its weights and `spare` bytes; yield its environment."""
         import torch
 
-        self.undisturbed  # before the memory is short
+        assert len(self.undisturbed)  # computed before the memory is short
         needed = int(2 * MODELS[SIZES.hard_model].matrix_parameters + spare)
         if how == "fraction":
             yield {"FRACTION": str(min(needed / torch.cuda.mem_get_info()[1], 1.0))}

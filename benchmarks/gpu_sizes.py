@@ -55,7 +55,7 @@ TINY = Sizes(
     file_tokens=1500,
     file_seconds=1.0,
     hard_model=SMALL,
-    hard_tokens=6000,
+    hard_tokens=2500,
     hard_workers=2,
 )
 SIZES = TINY if os.environ.get("GPU_CAMPAIGN") == "tiny" else FULL

@@ -23,7 +23,7 @@ SHOWN = 400  # characters of a failure
 FRAMES = 8  # of its traceback
 
 
-class LeftOut(Exception):  # noqa: N818 - no error
+class LeftOut(Exception):
     """Says why a step can't be done on this machine."""
 
 
@@ -109,7 +109,9 @@ def _run(record: Record, step: Step, end: float) -> None:
     except LeftOut as reason:
         facts = {"state": LEFT_OUT, "why": str(reason)}
     except Exception as error:  # Triton's own are no RuntimeErrors
-        frames = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in extract_tb(error.__traceback__)]
+        frames = [
+            f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in extract_tb(error.__traceback__)
+        ]
         facts = {"state": FAILED, "why": one_line(error), "frames": frames[-FRAMES:]}
     facts["seconds"] = round(time.perf_counter() - start, 1)
     record.note(step.name, **facts)

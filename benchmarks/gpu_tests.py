@@ -69,7 +69,19 @@ def main() -> None:
 
 def run(log: Path, seconds: float) -> None:
     chosen = os.environ.get("GPU_TESTS", "tests/gpu").split()  # arguments of pytest
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "gpu_tests", "-p", "no:cacheprovider", *chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "--continue-on-collection-errors",
+        "-p",
+        "gpu_tests",
+        "-p",
+        "no:cacheprovider",
+        *chosen,
+    ]
     if find_spec("xdist"):
         command += ["-n", WORKERS, "--dist", "worksteal"]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
