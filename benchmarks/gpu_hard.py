@@ -46,7 +46,7 @@ def steps(folder: Path) -> Iterator[Step]:
 
     runs, workers = Runs(folder), SIZES.hard_workers
     for name, work, seconds in (
-        ("1 and 3 ranks", ranks, 60.0),
+        (f"1 and {SIZES.hard_ranks} ranks", functools.partial(ranks, number=SIZES.hard_ranks), 60.0),
         ("a kill in mid-pack", killed, 60.0),
         ("out of memory, limited by torch", functools.partial(short_of_memory, how="fraction"), 50.0),
         ("out of memory, taken by another process", functools.partial(short_of_memory, how="ballast"), 60.0),
@@ -57,9 +57,9 @@ def steps(folder: Path) -> Iterator[Step]:
         yield Step(name, functools.partial(work, runs), seconds, NEEDS)
 
 
-def ranks(runs: "Runs") -> dict:  # noqa: F821
-    """Compute with 1 and with 3 ranks."""
-    return {"same_bits": runs.same_bits("three", 3)}
+def ranks(runs: "Runs", number: int) -> dict:  # noqa: F821
+    """Compute with one rank and with several."""
+    return {"same_bits": runs.same_bits("ranks", number)}
 
 
 def killed(runs: "Runs") -> dict:  # noqa: F821

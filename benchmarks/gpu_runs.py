@@ -80,14 +80,27 @@ class Runs:
             str(PROGRAM),
         ]
         command += ["--index", str(self.index), "--rank", str(rank), "--world-size", str(world_size)]
-        command += ["--output", str(shard), "--status", str(status_path_of(shard)), *SETTINGS, *more]
+        command += [
+            "--output",
+            str(shard),
+            "--status",
+            str(status_path_of(shard)),
+            *SETTINGS,
+            "--parent",
+            str(os.getpid()),
+            *more,
+        ]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(environment or {})})
 
     def finish(self, folder: Path, rank: int, world_size: int, **options: dict[str, str]) -> dict:
         """Run a worker to its end and return its status; raise its last line if it fails."""
         worker = self.start(folder, rank, world_size, **options)
-        _, errors = worker.communicate(timeout=SECONDS)
+        try:
+            _, errors = worker.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            raise
         if worker.returncode:
             raise ValueError(errors.strip().splitlines()[-1] if errors.strip() else f"ended with {worker.returncode}")
         return json.loads(status_path_of(self.shard(folder, rank, world_size)).read_text())
