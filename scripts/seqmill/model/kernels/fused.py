@@ -112,7 +112,7 @@ def available(device: torch.device) -> bool:
     return True
 
 
-def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
+def _jit(kernel: Callable[..., Any]) -> Any:  # noqa: ANN401
     return triton.jit(kernel) if triton else kernel
 
 
