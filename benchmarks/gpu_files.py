@@ -4,12 +4,13 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-
 from gpu_sizes import DNABERT, SIZES
 from proteins import random_contigs, random_proteins, write_fasta
+
 from seqmill.embedding.embedder import PackEmbedder
 
 RATES = {"8M": 2e6, "650M": 2e5, "3B": 5e4, DNABERT: 3e5}  # tokens/s, a guess for models that were not measured
@@ -17,7 +18,7 @@ BASES_PER_TOKEN, RESIDUES_PER_PROTEIN, BASES_PER_CONTIG = 4.9, 360, 2700
 
 
 def file_run(folder: Path, model: str, rate: float | None) -> dict:
-    """Return the figures of a run in bfloat16: index, shard without audit, and merge; `rate` is the model's tokens/s."""
+    """Return the figures of a run in bfloat16: index, shard without audit, merge; `rate` is the model's tokens/s."""
     from seqmill.embedding.worker import embed_shard
     from seqmill.index.build import build_index
     from seqmill.merge.merge import merge_shards
@@ -88,7 +89,7 @@ def packs_timed() -> Iterator[Callable[[], float]]:
     def between() -> float:
         torch.cuda.synchronize()
         packs = events[1:]  # the first one is the warm-up's
-        gaps = [last.elapsed_time(first) for (_, last), (first, _) in zip(packs, packs[1:], strict=False)]
+        gaps = [last.elapsed_time(first) for (_, last), (first, _) in pairwise(packs)]
         return sum(gaps) / 1e3
 
     PackEmbedder.__call__ = timed

@@ -42,12 +42,11 @@ def main() -> None:
 
 def steps(folder: Path) -> Iterator[Step]:
     from gpu_runs import Runs
-
     from gpu_sizes import SIZES
 
     runs, workers = Runs(folder), SIZES.hard_workers
     for name, work, seconds in (
-        ("1 and 3 ranks", ranks, 60.0),
+        (f"1 and {SIZES.hard_ranks} ranks", functools.partial(ranks, number=SIZES.hard_ranks), 60.0),
         ("a kill in mid-pack", killed, 60.0),
         ("out of memory, limited by torch", functools.partial(short_of_memory, how="fraction"), 50.0),
         ("out of memory, taken by another process", functools.partial(short_of_memory, how="ballast"), 60.0),
@@ -58,12 +57,9 @@ def steps(folder: Path) -> Iterator[Step]:
         yield Step(name, functools.partial(work, runs), seconds, NEEDS)
 
 
-def ranks(runs: "Runs") -> dict:  # noqa: F821
-    """Compute with 1 and with 3 ranks."""
-    began = time.perf_counter()
-    runs.undisturbed
-    alone = time.perf_counter() - began
-    return {"same_bits": runs.same_bits("three", 3), "seconds_of_one_rank": alone}
+def ranks(runs: "Runs", number: int) -> dict:  # noqa: F821
+    """Compute with one rank and with several."""
+    return {"same_bits": runs.same_bits("ranks", number)}
 
 
 def killed(runs: "Runs") -> dict:  # noqa: F821
@@ -84,7 +80,7 @@ def killed(runs: "Runs") -> dict:  # noqa: F821
 
 
 def short_of_memory(runs: "Runs", how: str) -> dict:  # noqa: F821
-    """Leave the worker too little memory for a whole pack: by torch's limit, or because another process has the rest."""
+    """Leave the worker too little memory for a pack: by torch's limit, or because another process has the rest."""
     for spare in SPARE_BYTES:  # the first with which it can run: CUDA's own share is not known
         folder = runs.new(f"{how}-{spare:.0e}", 1)
         try:

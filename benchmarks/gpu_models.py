@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-
 from gpu_packs import Packs, random_packs
 from gpu_sizes import SIZES
+
 from seqmill.embedding.device import float32_sums
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.monitor import gpu_use, monitor

@@ -1,9 +1,9 @@
 """Random sequences in packs, without a file: lengths as of real proteins and contigs, planned as an index is."""
 
 import numpy as np
-
 from gpu_sizes import SIZES
 from proteins import LOG_SPREAD, MEDIAN_LENGTH
+
 from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
 from seqmill.spec.packing import plan_packs
 

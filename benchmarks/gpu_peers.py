@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import torch
-
 from gpu_models import Measured, Way, worst_cosine
 from gpu_packs import CLS, EOS
 from gpu_sizes import SIZES
+
 from seqmill.model.elementwise import EAGER
 from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
 
@@ -55,7 +55,7 @@ def measure_peer(measured: Measured, peer: str, precision: str) -> dict:
 
 
 def padded_batches(sequences: list[np.ndarray]) -> list[torch.Tensor]:
-    """Return batches of sequences (by descending length) of up to `pack_tokens` tokens with padding, in pinned memory."""
+    """Return batches of sequences (by descending length) of up to `pack_tokens` padded tokens, in pinned memory."""
     batches, rest = [], sequences
     while rest:
         longest = len(rest[0])

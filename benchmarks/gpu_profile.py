@@ -3,9 +3,8 @@
 from collections import Counter
 
 import torch
-from torch.profiler import DeviceType, ProfilerActivity, profile
-
 from gpu_models import Measured, Way
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 SHOWN = 20
 PROFILED_PACKS = 6

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-
 from gpu_files import write_sequences
 from gpu_sizes import SIZES
+
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.spec.lengths import LengthPolicy
@@ -80,14 +80,27 @@ class Runs:
             str(PROGRAM),
         ]
         command += ["--index", str(self.index), "--rank", str(rank), "--world-size", str(world_size)]
-        command += ["--output", str(shard), "--status", str(status_path_of(shard)), *SETTINGS, *more]
+        command += [
+            "--output",
+            str(shard),
+            "--status",
+            str(status_path_of(shard)),
+            *SETTINGS,
+            "--parent",
+            str(os.getpid()),
+            *more,
+        ]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **(environment or {})})
 
     def finish(self, folder: Path, rank: int, world_size: int, **options: dict[str, str]) -> dict:
         """Run a worker to its end and return its status; raise its last line if it fails."""
         worker = self.start(folder, rank, world_size, **options)
-        _, errors = worker.communicate(timeout=SECONDS)
+        try:
+            _, errors = worker.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            raise
         if worker.returncode:
             raise ValueError(errors.strip().splitlines()[-1] if errors.strip() else f"ended with {worker.returncode}")
         return json.loads(status_path_of(self.shard(folder, rank, world_size)).read_text())
@@ -122,7 +135,7 @@ class Runs:
         """Leave a worker memory for its weights and `spare` bytes; yield its environment."""
         import torch
 
-        self.undisturbed  # before the memory is short
+        assert len(self.undisturbed)  # computed before the memory is short
         needed = int(2 * MODELS[SIZES.hard_model].matrix_parameters + spare)
         if how == "fraction":
             yield {"FRACTION": str(min(needed / torch.cuda.mem_get_info()[1], 1.0))}

@@ -25,6 +25,7 @@ class Sizes:
     file_seconds: float  # and as many as the model computes in this time
     hard_model: str  # of the second call
     hard_tokens: int
+    hard_ranks: int
     hard_workers: int
 
 
@@ -41,6 +42,7 @@ FULL = Sizes(
     file_seconds=15.0,
     hard_model=FLAGSHIP,
     hard_tokens=3_000_000,
+    hard_ranks=3,
     hard_workers=8,
 )
 TINY = Sizes(
@@ -55,7 +57,8 @@ TINY = Sizes(
     file_tokens=1500,
     file_seconds=1.0,
     hard_model=SMALL,
-    hard_tokens=6000,
+    hard_tokens=2500,
+    hard_ranks=2,
     hard_workers=2,
 )
 SIZES = TINY if os.environ.get("GPU_CAMPAIGN") == "tiny" else FULL

@@ -19,11 +19,12 @@ from traceback import extract_tb
 CHILD = "GPU_CAMPAIGN_END"  # set for the child: when the call must end, in seconds since the epoch
 DONE, FAILED, LEFT_OUT, RUNNING = "done", "failed", "left out", "running"
 AGAIN = 3  # exit status of a child that is to be followed by another
+PATIENCE = float(os.environ.get("GPU_CAMPAIGN_PATIENCE", "4"))
 SHOWN = 400  # characters of a failure
 FRAMES = 8  # of its traceback
 
 
-class LeftOut(Exception):  # noqa: N818 - no error
+class LeftOut(Exception):
     """Says why a step can't be done on this machine."""
 
 
@@ -34,7 +35,7 @@ class Step:
     Attributes:
         name: by which a later call recognizes it.
         work: returns the figures.
-        seconds: the time that it usually takes; it does not start with less left, and is ended after four times that.
+        seconds: the time that it usually takes; it does not start with less left, and is ended after PATIENCE times it.
         needs: modules that must be installed.
     """
 
@@ -101,7 +102,7 @@ def run_steps(record: Record, steps: Sequence[Step], recover: Callable[[], objec
 
 
 def _run(record: Record, step: Step, end: float) -> None:
-    record.note(step.name, RUNNING, kill_at=min(time.time() + 4 * step.seconds, end))
+    record.note(step.name, RUNNING, kill_at=min(time.time() + PATIENCE * step.seconds, end))
     start = time.perf_counter()
     try:
         result = step.work()

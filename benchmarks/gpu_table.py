@@ -29,7 +29,8 @@ def machine_lines(results: dict) -> list[str]:
         packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
         memory, cores = machine["memory_bytes"] / 1e9, machine["cores"]
         lines += [
-            f"{machine['device']}, {memory:.0f} GB, {cores} cores, CUDA {machine['cuda']}, {machine['date']}. {packages}.",
+            f"{machine['device']}, {memory:.0f} GB, {cores} cores, CUDA {machine['cuda']}, {machine['date']}.",
+            f"{packages}.",
             f"GEMM peak with float32 sums, TFLOP/s: {peaks}. Triton kernels: {machine['triton_kernels']}.",
             "",
         ]
@@ -86,7 +87,8 @@ def peer_lines(results: dict) -> list[str]:
     lines = [
         "The same weights and sequences; the speedup is that of seqmill's default variant:",
         "",
-        "| model | peer | precision | attention | tokens/s | padding | speedup of seqmill | worst cosine to ours in float32 |",
+        "| model | peer | precision | attention | tokens/s | padding | speedup of seqmill "
+        "| worst cosine to ours in float32 |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in peers:

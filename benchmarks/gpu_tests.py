@@ -17,18 +17,21 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 LOG = "GPU_TESTS_LOG"  # a file with a line of JSON for each result
-WORKERS = "6"
+WORKERS = str(min(6, os.cpu_count() or 1))
 NEEDED = ("pytest", "numpy", "torch", "h5py", "msgspec")
 SHOWN = 20
 
 
-def pytest_collection_modifyitems(config: object, items: list) -> None:
-    """Drop the tests that passed before; note the others as not run."""
-    log = Path(os.environ[LOG])
-    passed = {name for name, outcome in read(log).items() if outcome["outcome"] == "passed"}
+def pytest_collection_modifyitems(items: list) -> None:
+    """Drop the tests that passed before."""
+    passed = {name for name, outcome in read(Path(os.environ[LOG])).items() if outcome["outcome"] == "passed"}
     items[:] = [item for item in items if item.nodeid not in passed]
-    if getattr(config, "workerinput", {"workerid": "gw0"})["workerid"] == "gw0":
-        write(log, *({"test": item.nodeid, "outcome": "not run"} for item in items))
+
+
+def pytest_collection_finish(session: object) -> None:
+    """Note the tests that are to run as not run yet; of pytest-xdist's workers, the first does."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        write(Path(os.environ[LOG]), *({"test": item.nodeid, "outcome": "not run"} for item in session.items))
 
 
 def pytest_runtest_logreport(report: object) -> None:
@@ -69,7 +72,19 @@ def main() -> None:
 
 def run(log: Path, seconds: float) -> None:
     chosen = os.environ.get("GPU_TESTS", "tests/gpu").split()  # arguments of pytest
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "gpu_tests", "-p", "no:cacheprovider", *chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "--continue-on-collection-errors",
+        "-p",
+        "gpu_tests",
+        "-p",
+        "no:cacheprovider",
+        *chosen,
+    ]
     if find_spec("xdist"):
         command += ["-n", WORKERS, "--dist", "worksteal"]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))

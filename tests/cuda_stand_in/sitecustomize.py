@@ -1,21 +1,24 @@
 """Python imports this module where its folder is on PYTHONPATH: torch then has a CUDA device, which is the CPU.
 
 For a rehearsal of programs that were written for a GPU: what they ask of torch.cuda gets an answer, and tensors "on
-cuda" are on the CPU. Nothing is asynchronous, and Triton's kernels don't run. STAND_IN_TOKENS is the number of tokens
-for which the memory suffices once a process has called set_per_process_memory_fraction.
+cuda" are on the CPU. Nothing is asynchronous, and Triton's kernels don't run.
 """
 
+import atexit
 import importlib.abc
 import importlib.machinery
-import os
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 UUID = "00000000-1111-2222-3333-444444444444"
 MEMORY = 8 << 30
+TOKENS = 600  # for which the memory suffices when it is limited, or held by another process
+HELD = Path(tempfile.gettempdir(), "stand-in-memory-is-held")
 
 
 class PatchTorch(importlib.abc.MetaPathFinder):
@@ -85,7 +88,7 @@ def patch(torch: ModuleType) -> None:
     from torch.overrides import TorchFunctionMode
     from torch.utils._device import DeviceContext
 
-    limit: list[int] = []
+    limit: list[float] = []
 
     def on_cpu(value: Any) -> Any:
         return torch.device("cpu") if isinstance(value, str | torch.device) and str(value).startswith("cuda") else value
@@ -99,7 +102,11 @@ def patch(torch: ModuleType) -> None:
                 return function(*arguments, **(options or {}))
             if name in ("pin_memory", "cuda"):
                 return arguments[0]
-            if name == "embedding" and limit and len(arguments[0]) > limit[0]:
+            if name == "empty" and isinstance(arguments[0], int) and arguments[0] > MEMORY // 2:
+                HELD.touch()
+                atexit.register(HELD.unlink)
+                return torch.empty(arguments[0], dtype=torch.uint8)
+            if name == "embedding" and (limit or HELD.exists()) and len(arguments[0]) > TOKENS:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             if name == "randn":  # of the GEMM peak
                 arguments = tuple(min(size, 64) if isinstance(size, int) else size for size in arguments)
@@ -128,7 +135,7 @@ def patch(torch: ModuleType) -> None:
     properties.multi_processor_count = 1
     current = Stream()
 
-    def varlen_attn(q: Any, k: Any, v: Any, begins: Any, begins_k: Any, longest: int, longest_k: int, scale: float) -> Any:
+    def varlen_attn(q: Any, k: Any, v: Any, begins: Any, *others: Any, scale: float) -> Any:
         attend = torch.nn.functional.scaled_dot_product_attention
         parts = zip(*(t.transpose(0, 1).split(begins.diff().tolist(), 1) for t in (q, k, v)), strict=True)
         return torch.cat([attend(*(t[None] for t in part), scale=scale)[0].transpose(0, 1) for part in parts])
@@ -154,7 +161,7 @@ def patch(torch: ModuleType) -> None:
         "memory_reserved": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "set_per_process_memory_fraction": lambda fraction, device=None: limit.__setitem__(
-            slice(None), [] if fraction == 1 else [int(os.environ.get("STAND_IN_TOKENS", "500"))]
+            slice(None), [fraction] if fraction < 1 else []
         ),
         "_sleep": lambda cycles: None,
         "set_device": lambda device: None,

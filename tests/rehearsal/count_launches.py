@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from fake_cuda import PRODUCTS, Counted, fake_cuda
 from fake_models import Way, fake_pack
-
 from seqmill.model.elementwise import TRITON
 from seqmill.model.float8 import FLOAT8
 from seqmill.spec.outputs import Outputs

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fake_cuda import DEVICE
 
+from fake_cuda import DEVICE
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Readout
 from seqmill.model import dnabert_s, esm2

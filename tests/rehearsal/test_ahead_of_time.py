@@ -15,12 +15,11 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from fake_cuda import Launch, fake_cuda  # noqa: E402
-from fake_models import all_ways, fake_pack  # noqa: E402
-
-from pipeline import SCRIPTS  # noqa: E402
-from seqmill.model.elementwise import TRITON  # noqa: E402
-from seqmill.spec.outputs import Outputs  # noqa: E402
+from fake_cuda import Launch, fake_cuda
+from fake_models import all_ways, fake_pack
+from pipeline import SCRIPTS
+from seqmill.model.elementwise import TRITON
+from seqmill.spec.outputs import Outputs
 
 HERE = Path(__file__).parent
 NEXT_TRITON = HERE.parent.parent / ".venv-triton"  # another version than the installed one, see Makefile
@@ -77,7 +76,9 @@ def faults_of(launch: Launch, code: dict[str, Any], capability: int) -> list[str
         "registers spill": code["stack"] + code["LDL"] + code["STL"] > SPILLS.get((name, f"sm_{capability}"), 0),
         "too much shared memory": code["shared"] > SHARED_BYTES[capability],
         "too many registers": code["registers"] * 32 * code["warps"] > REGISTERS,
-        "no tensor cores": code["dots"] and bool(dtypes & {"bfloat16", "float16"}) and not code[TENSOR_CORES[capability]],
+        "no tensor cores": code["dots"]
+        and bool(dtypes & {"bfloat16", "float16"})
+        and not code[TENSOR_CORES[capability]],
     }
     return [fault for fault, is_so in faults.items() if is_so]
 

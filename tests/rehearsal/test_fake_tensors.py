@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from fake_cuda import DEVICE, Counted, HostWaits, fake_cuda, launched_kernels
 from fake_models import Way, all_ways, fake_pack
-
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Vectors
 from seqmill.model.pack import Windows

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+
 from count_launches import TABLE, WAYS, count
 from fake_models import Way
-
 from seqmill.spec.models import DNABERT_MODELS, MODELS
 
 EXPECTED = json.loads(TABLE.read_text())

@@ -38,8 +38,8 @@ def load(
             "facebook/esm2_t33_650M_UR50D", a fair-esm .pt file, a Hugging Face folder, or "untrained:NAME" for random
             weights, whose embeddings have no meaning.
         device: "cpu", "cuda", or "auto" for CUDA if the machine has a GPU.
-        precision: of the matrix products: "float32", "bfloat16", "float16", "float8" (CUDA of compute capability 8.9 and
-            later), or "auto" for bfloat16 if the device computes it natively, else float32.
+        precision: of the matrix products: "float32", "bfloat16", "float16", "float8" (CUDA of compute capability 8.9
+            and later), or "auto" for bfloat16 if the device computes it natively, else float32.
         long_sequences: for sequences longer than `max_length`: "truncate", "window" (embed windows), "full" (embed them
             whole), "reject" (raise an error), or "auto", which truncates proteins and embeds nucleotides in windows.
         max_length: in residues (auto: 1022) or bases (auto: 10,000).

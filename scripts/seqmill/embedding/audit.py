@@ -42,6 +42,8 @@ LIMITS_16_BITS = {
     ESM2: {"fail": (0.99, 0.15), "warn": (0.999, 0.05)},
     DNABERT_S: {"fail": (0.99, 0.15), "warn": (0.998, 0.065)},
 }
+# Not beyond those for 16 bits, where mistakes hide in the rounding: DNABERT-S with seeded weights fails in float8.
+LIMITS_FLOAT8 = {"fail": (0.99, 0.15), "warn": (0.992, 0.13)}
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,9 @@ def judge(audit: AuditFacts, precision: str, family: str) -> tuple[str, str]:
         f"{audit.sequences} sequences recomputed ({audit.reference}): worst cosine {audit.worst_cosine:.6f}, "
         f"worst relative error {audit.worst_relative_error:.1e} at {audit.worst_sequence!r}"
     )
-    limits = LIMITS_16_BITS[family] if precision in ("bfloat16", "float16") else LIMITS
+    limits = LIMITS_FLOAT8 if precision == "float8" else LIMITS
+    if precision in ("bfloat16", "float16"):
+        limits = LIMITS_16_BITS[family]
     for verdict, remedy in (
         ("fail", "do not use these embeddings; compute them in another precision or on another device"),
         ("warn", "they are less exact than they should be"),

@@ -369,6 +369,12 @@ def audit_of(cosine: float, error: float) -> AuditFacts:
         ("float16", 0.991, 0.13, "warn", "warn"),
         ("bfloat16", 0.989, 0.148, "fail", "fail"),
         ("float16", math.nan, math.nan, "fail", "fail"),
+        ("float8", 0.993, 0.12, "ok", "ok"),
+        ("float8", 0.9915, 0.12, "warn", "warn"),
+        ("float8", 0.993, 0.14, "warn", "warn"),
+        ("float8", 0.989, 0.148, "fail", "fail"),
+        ("float8", 0.991, 0.16, "fail", "fail"),
+        ("float8", math.nan, math.nan, "fail", "fail"),
     ],
 )
 def test_thresholds(precision: str, cosine: float, error: float, verdict: str, of_nucleotides: str) -> None:

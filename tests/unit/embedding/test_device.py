@@ -12,8 +12,9 @@ import seqmill
 from fake_gpus import write_nvidia_smi as write_fake
 from pipeline import MODEL, SCRIPTS
 from seqmill.base.machine import processor, visible_gpus
-from seqmill.embedding.device import choose_device, choose_precision, describe_device, peak_memory
+from seqmill.embedding.device import choose_device, choose_precision, describe_device, dtype_of, peak_memory
 from seqmill.errors import SeqmillError
+from seqmill.spec.task import AUTO, PRECISIONS
 
 CPU = torch.device("cpu")
 LISTING = """\
@@ -191,6 +192,42 @@ def test_precision_on_a_cpu() -> None:
     capabilities = torch.cpu.get_capabilities()
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     assert choose_precision("auto", CPU) == ("bfloat16" if native else "float32")
+
+
+def refusal_of_float8(device: str) -> str:
+    with pytest.raises(SeqmillError) as caught:
+        choose_precision("float8", torch.device(device))
+    return str(caught.value)
+
+
+def test_float8_on_a_cpu_is_refused() -> None:
+    assert refusal_of_float8("cpu") == (
+        "precision float8 can't be used: it needs a CUDA device of compute capability 8.9 or later, and the device is "
+        "cpu; use precision bfloat16 or auto"
+    )
+
+
+def test_float8_needs_compute_capability_8_9(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    for capability in ((7, 5), (8, 0), (8, 6)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert refusal_of_float8("cuda") == (
+            "precision float8 can't be used: it needs compute capability 8.9 or later, and NVIDIA A100 has "
+            f"{capability[0]}.{capability[1]}; use precision bfloat16 or auto"
+        )
+    for capability in ((8, 9), (9, 0), (10, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert choose_precision("float8", torch.device("cuda")) == "float8"
+        assert choose_precision("auto", torch.device("cuda")) == "bfloat16"
+    monkeypatch.delattr(torch, "_scaled_mm")
+    assert f"torch {torch.__version__} has no _scaled_mm" in refusal_of_float8("cuda")
+
+
+def test_every_precision_has_a_dtype() -> None:
+    found = {precision: dtype_of(precision) for precision in PRECISIONS if precision != AUTO}
+    assert found["float8"] == torch.float8_e4m3fn
+    assert found["bfloat16"] == torch.bfloat16
+    assert len(set(found.values())) == len(found)
 
 
 def test_the_cpu_is_described() -> None:

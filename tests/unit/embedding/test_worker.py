@@ -159,6 +159,7 @@ def test_wrong_embeddings_are_caught_by_the_audit_and_not_merged(
     ("arguments", "message"),
     [
         (("--device", "cuda"), "sees no CUDA device"),
+        (("--device", "cpu", "--precision", "float8"), "float8 can't be used: it needs a CUDA device of compute"),
         (("--index", "nowhere.h5"), "nowhere.h5: no such index"),
         (("--index", str(DEMO)), "not a readable HDF5 index"),
     ],

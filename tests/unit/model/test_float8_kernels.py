@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from families import SMALL, SMALL_ESM2
+from float8_cases import exact, means, normal, odd_rows
 from seqmill.model import float8
 from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.esm2 import LAYER_NORM_EPS
 from seqmill.model.float8 import Scaled, make_linear, make_norm, round_rows
 from seqmill.model.kernels import float8_triton
-from test_float8 import NOT_FINITE, exact, means, normal
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import AnyArchitecture
 from triton_checks import compiled, run_in_the_interpreter
@@ -75,14 +75,6 @@ def assert_same(found: tuple[torch.Tensor, torch.Tensor], expected: Scaled) -> N
     assert torch.equal(found[0].float().nan_to_num(-1), expected.values.float().nan_to_num(-1))
 
 
-def odd_rows(width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return rows of very different sizes, one of zeros, and the last three with a value that is not finite."""
-    x = (normal(9, width) * torch.tensor([1, 1e-3, 1e30, 1e-37, 0, 7, 1, 1, 1])[:, None]).to(dtype)
-    for row, value in zip((6, 7, 8), NOT_FINITE, strict=True):
-        x[row, width // 3] = value
-    return x
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [16, 72, 1280])
 def check_rows_are_rounded(width: int, dtype: torch.dtype) -> None:
@@ -116,7 +108,9 @@ def check_add_norm(width: int, has_delta: bool, post: bool) -> None:
     weights = {"n.weight": normal(width, seed=3), "n.bias": normal(width, seed=4)}
     x, delta = normal(6, width), normal(6, width, seed=2).bfloat16() if has_delta else None
     x[4, 1], x[5, 2] = torch.nan, torch.inf
-    eager, triton = (make_norm(weights, "n.", LAYER_NORM_EPS, torch.float32, float8.FLOAT8, name) for name in (EAGER, TRITON))
+    eager, triton = (
+        make_norm(weights, "n.", LAYER_NORM_EPS, torch.float32, float8.FLOAT8, name) for name in (EAGER, TRITON)
+    )
     changed, expected_changed = x.clone(), x.clone()
     if post:
         changed, found = triton.post(changed, delta)

@@ -54,7 +54,7 @@ def test_time_grows_with_everything_that_takes_time() -> None:
     assert minutes(model="esm2_t12_35M_UR50D") < minutes(model="dnabert_s") < minutes()
     assert minutes() < minutes(num_tokens=2 * 10**8)
     assert minutes() < minutes(max_tokens=4096)
-    assert minutes() < minutes(precision="float32")
+    assert minutes() == minutes(precision="float8") < minutes(precision="float32")
     assert minutes() < minutes(on_gpu=False)
     assert minutes(on_gpu=False, threads=16) < minutes(on_gpu=False)
     assert minutes(attempt=2) == 2 * minutes()

@@ -67,7 +67,7 @@ def _empty(rows: int, dim: int, device: torch.device) -> Rounded:
     return values, torch.empty((rows, 1), dtype=torch.float32, device=device)
 
 
-def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
+def _jit(kernel: Callable[..., Any]) -> Any:  # noqa: ANN401
     return triton.jit(kernel) if triton else kernel
 
 
