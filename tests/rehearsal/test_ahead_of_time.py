@@ -72,13 +72,12 @@ def check(found: list[Launch], capability: int, folder: Path, packages: Path | N
 def faults_of(launch: Launch, code: dict[str, Any], capability: int) -> list[str]:
     name = f"{launch.module}.{launch.kernel}"
     dtypes = {value[1] for _, value in launch.arguments if isinstance(value, tuple)}
+    has_tensor_cores = bool(code[TENSOR_CORES[capability]])
     faults = {
         "registers spill": code["stack"] + code["LDL"] + code["STL"] > SPILLS.get((name, f"sm_{capability}"), 0),
         "too much shared memory": code["shared"] > SHARED_BYTES[capability],
         "too many registers": code["registers"] * 32 * code["warps"] > REGISTERS,
-        "no tensor cores": code["dots"]
-        and bool(dtypes & {"bfloat16", "float16"})
-        and not code[TENSOR_CORES[capability]],
+        "no tensor cores": code["dots"] and bool(dtypes & {"bfloat16", "float16"}) and not has_tensor_cores,
     }
     return [fault for fault, is_so in faults.items() if is_so]
 
