@@ -133,9 +133,12 @@ def machine(device: object) -> dict:
     """Return what the figures depend on, which packages are missing, and the speed of large matrix products."""
     import torch
 
+    from seqmill.embedding.device import dtype_of
     from seqmill.embedding.monitor import gemm_peak
     from seqmill.model.kernels import fused
 
+    has_float8 = torch.cuda.get_device_capability(device) >= (8, 9)
+    kinds = ["bfloat16", "float16", "float32", *(["float8"] if has_float8 else [])]
     properties = torch.cuda.get_device_properties(device)
     versions = {}
     for name in PACKAGES:
@@ -152,7 +155,7 @@ def machine(device: object) -> dict:
         "packages": versions,
         "cores": len(os.sched_getaffinity(0)),
         "triton_kernels": fused.available(device),
-        "gemm_flops": {kind: gemm_peak(device, getattr(torch, kind)) for kind in ("bfloat16", "float16", "float32")},
+        "gemm_flops": {kind: gemm_peak(device, dtype_of(kind)) for kind in kinds},
     }
 
 

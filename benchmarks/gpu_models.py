@@ -1,7 +1,6 @@
 """The variants of a model on a GPU: every precision and every switch, timed from tokens to embeddings on the host."""
 
 import gc
-import inspect
 import math
 import statistics
 import time
@@ -14,21 +13,21 @@ import torch
 from gpu_packs import Packs, random_packs
 from gpu_sizes import SIZES
 
-from seqmill.embedding.device import float32_sums
+from seqmill.embedding.device import dtype_of, float32_sums
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.monitor import gpu_use, monitor
 from seqmill.embedding.readout import Readout
 from seqmill.model import alibi, attention
 from seqmill.model.dnabert_s import DnabertS
-from seqmill.model.elementwise import EAGER, choose_elementwise
+from seqmill.model.elementwise import EAGER, TRITON, choose_elementwise
 from seqmill.model.encoder import Encoder
 from seqmill.model.esm2 import ESM2
+from seqmill.model.layers import TORCH
 from seqmill.model.pack import Pack
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec import models
 from seqmill.spec.models import AnyArchitecture, DnabertArchitecture, model_flop
 from seqmill.spec.outputs import Outputs
-from seqmill.spec.task import PRECISIONS
 
 try:
     from seqmill.embedding.runner import embed_packs
@@ -37,7 +36,6 @@ except ImportError:  # it needs h5py
 
 ROUNDS = 2
 SAMPLED = 16  # packs that are timed alone
-DTYPES = {"float8": "float8_e4m3fn"}  # whose names differ from the precision's
 CLOCK = 2e9  # cycles per second, roughly: for a pause on the device
 
 
@@ -96,28 +94,20 @@ class Measured:
         head_dim = self.architecture.head_dim
         elementwise = choose_elementwise(device, bfloat16, (self.architecture.hidden_dim, self.architecture.ffn_dim))
         default = Way("bfloat16", family.choose_kernel(device, bfloat16, head_dim), elementwise)
-        products = self.products()
-        if products:
-            default = replace(default, products=products[0])
+        if not self.is_dnabert:
+            default = replace(default, products=TORCH)
         half = family.choose_kernel(device, torch.float16, head_dim)
         found = [default, replace(default, precision="float16", attention=half)]
-        if "float8" in PRECISIONS:
-            found.append(replace(default, precision="float8"))
-        found += [replace(default, products=other) for other in products[1:]]
+        found.append(replace(default, precision="float8"))
+        if not self.is_dnabert:
+            found.append(replace(default, products=TRITON))
         if elementwise != EAGER:
             found.append(replace(default, elementwise=EAGER))
         kernels = [name for name in family.FASTEST_FIRST if not family.why_not(name, device, bfloat16, head_dim)]
         return found + [replace(default, attention=name) for name in kernels if name != default.attention]
 
-    def products(self) -> list[str]:
-        """Return the kinds of matrix products that the model can be made with, the default first."""
-        parameter = inspect.signature(DnabertS if self.is_dnabert else ESM2).parameters.get("products")
-        if parameter is None:
-            return []
-        return [str(parameter.default), *({"torch", "triton"} - {str(parameter.default)})]
-
     def make(self, way: Way) -> Encoder:
-        dtype = getattr(torch, DTYPES.get(way.precision, way.precision))
+        dtype = dtype_of(way.precision)
         options = {"products": way.products} if way.products else {}
         kind = DnabertS if self.is_dnabert else ESM2
         kernels = way.attention, way.elementwise

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("esm", reason="fair-esm is not installed")
+
 from families import ONE_EACH, PROTEINS, SMALL, SMALL_ESM2, Family
 from float8_cases import LENGTHS, exact, means, normal, odd_rows, pack_of
 from pipeline import Run

@@ -51,8 +51,12 @@ def test_the_first_call_measures_every_switch_and_resumes(tmp_path: Path) -> Non
     assert "tests/gpu: 1 passed, 0 failed, 0 skipped, 0 not run." in printed
     steps = steps_of(tmp_path / "out/gpu.json")
     failed = {name: step["why"] for name, step in steps.items() if step["state"] == "failed"}
-    assert all("flash_attn_2" in name or name == "dnabert_s: profile" for name in failed), failed
-    assert set(failed.values()) == {NO_INSTRUCTION}
+    # Triton's products don't run there, nor does flash-attn.
+    products = {name for name in failed if name.endswith("eager triton")}
+    others = failed.keys() - products
+    assert products
+    assert all("flash_attn_2" in name or name == "dnabert_s: profile" for name in others), failed
+    assert {failed[name] for name in others} == {NO_INSTRUCTION}
     assert {step["state"] for step in steps.values()} == {"done", "failed"}
     kinds = [step["result"]["kind"] for step in steps.values() if step["state"] == "done"]
     assert set(kinds) == {"machine", "variant", "peer", "file", "profile"}

@@ -533,6 +533,7 @@ def test_a_server_that_says_how_long_to_wait(mirror: Mirror, output: Path, monke
         (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
+    ids=["seconds", "negative", "a word", "empty", "in an hour", "past"],  # the same in every process of pytest-xdist
 )
 def test_retry_after(text: str, least: float, most: float) -> None:
     assert least <= retry.seconds_asked({"Retry-After": text}) <= most
