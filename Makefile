@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 DOCS := .venv-docs
 CHECKS := .venv-checks
-NEXT_TRITON := .venv-triton
+NEXT_TRITON := .venv-triton-3.9.0
 # Installed separately and without a hash: package indexes have different wheels (CPU, CUDA) of one version.
 TORCH := torch==2.13.0
 READY := $(VENV)/.ready

@@ -139,6 +139,12 @@ def machine(device: object) -> dict:
 
     has_float8 = torch.cuda.get_device_capability(device) >= (8, 9)
     kinds = ["bfloat16", "float16", "float32", *(["float8"] if has_float8 else [])]
+    peaks = {}
+    for kind in kinds:
+        try:
+            peaks[kind] = gemm_peak(device, dtype_of(kind))
+        except RuntimeError as error:
+            print(f"no peak in {kind}: {error}", file=sys.stderr)
     properties = torch.cuda.get_device_properties(device)
     versions = {}
     for name in PACKAGES:
@@ -155,7 +161,7 @@ def machine(device: object) -> dict:
         "packages": versions,
         "cores": len(os.sched_getaffinity(0)),
         "triton_kernels": fused.available(device),
-        "gemm_flops": {kind: gemm_peak(device, dtype_of(kind)) for kind in kinds},
+        "gemm_flops": peaks,
     }
 
 

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results}
 limit=${CAMPAIGN_SECONDS:-585}
 python=${PYTHON:-python3}
-site=${TMPDIR:-/tmp}/site
+site=${TMPDIR:-/tmp}/gpu-campaign-site
 mkdir -p "$out"
 if compgen -G ".whl/*.whl" >/dev/null && [ ! -d "$site" ]; then
     "$python" -m pip install -q --no-index --no-deps --target "$site" .whl/*.whl || echo "the wheels in .whl/ could not be installed"

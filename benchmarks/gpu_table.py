@@ -60,7 +60,7 @@ def variant_lines(results: dict) -> list[str]:
         cells = [
             *(one[key] for key in ("model", "precision", "attention", "elementwise", "products")),
             f"{rate:,.0f}",
-            percent(flops / peaks["bfloat16"]) if peaks else "",
+            percent(flops / peaks["bfloat16"]) if "bfloat16" in peaks else "",
             percent(one["host_share"]),
             "" if busy is None else f"{busy:.0f} %",
             f"{one['host_seconds'] * 1e3:.2f}",

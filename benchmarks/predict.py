@@ -22,8 +22,10 @@ from seqmill.spec.models import DNABERT_MODELS, MODELS
 LENGTH = 352  # tokens of a sequence, the mean in UniProt
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
 BANDWIDTH_SHARE = 0.85  # that a kernel reaches
-PRODUCT_FLOPS = {"float8": 1300e12}  # rows scaled
-PRODUCT_FLOPS |= dict.fromkeys(("bfloat16", "float16"), 790e12)  # of large products, as measured on an H200 by others
+# Of large products, by GPU: assumed, not measured. float8 with scales by rows.
+PRODUCT_FLOPS = {"H100": {"float8": 1150e12}, "H200": {"float8": 1300e12}}
+for gpu, flops in {"H100": 700e12, "H200": 790e12}.items():
+    PRODUCT_FLOPS[gpu] |= dict.fromkeys(("bfloat16", "float16"), flops)
 ATTENTION_FLOPS = 250e12  # FlashAttention 2 on sequences this short
 LAUNCH_SECONDS = 4.5e-6
 MULTIPROCESSORS, TILE_ROWS, TILE_COLUMNS = 132, 128, 256
@@ -31,25 +33,30 @@ PACKS = (2048, 8192, 32768)
 WORDS = {"triton": "fused", "eager": "eager"}
 
 
-def product_seconds(tokens: int, columns: int, depth: int, precision: str) -> float:
+def product_seconds(tokens: int, columns: int, depth: int, flops: float) -> float:
     tiles = math.ceil(tokens / TILE_ROWS) * math.ceil(columns / TILE_COLUMNS)
     waves = math.ceil(tiles / MULTIPROCESSORS)
-    return 2 * TILE_ROWS * TILE_COLUMNS * depth * waves * MULTIPROCESSORS / PRODUCT_FLOPS[precision]
+    return 2 * TILE_ROWS * TILE_COLUMNS * depth * waves * MULTIPROCESSORS / flops
 
 
-def pack_seconds(way: str, counted: dict[str, Any], tokens: int, bandwidth: float) -> tuple[float, float]:
+def pack_seconds(way: str, counted: dict[str, Any], tokens: int, gpu: str) -> tuple[float, float]:
     """Return the seconds that the host and the device need for a pack of so many tokens."""
     name, precision, *_ = way.split()
     architecture = DNABERT_MODELS.get(name) or MODELS[name]
     dim, layers, ffn = architecture.hidden_dim, architecture.num_layers, architecture.ffn_dim
     wide = 2 * ffn if name in DNABERT_MODELS else ffn  # gate and value
     products = ((3 * dim, dim), (dim, dim), (wide, dim), (dim, ffn))
-    layer = sum(product_seconds(tokens, columns, depth, precision) for columns, depth in products)
+    layer = sum(product_seconds(tokens, columns, depth, PRODUCT_FLOPS[gpu][precision]) for columns, depth in products)
     layer += 4 * tokens * LENGTH * dim / ATTENTION_FLOPS
     rates = [sum(counted[part]["bytes_per_token"].values()) for part in ("layer", "pack")]
-    layer_steps, pack_steps = (rate * tokens / (BANDWIDTH_SHARE * bandwidth) for rate in rates)
+    layer_steps, pack_steps = (rate * tokens / (BANDWIDTH_SHARE * BANDWIDTHS[gpu]) for rate in rates)
     host = (layers * counted["layer"]["total"] + counted["pack"]["total"]) * LAUNCH_SECONDS
     return host, layers * (layer + layer_steps) + pack_steps
+
+
+def rounded(rate: float) -> str:
+    """Return a rate with three digits, as more would promise too much."""
+    return f"{float(f'{rate:.3g}'):,.0f}"
 
 
 def main() -> None:
@@ -61,10 +68,10 @@ def main() -> None:
         name, precision, _, elementwise, products = way.split()
         steps = "in products" if products == "triton" else WORDS[elementwise]
         cells = []
-        for bandwidth in BANDWIDTHS.values():
+        for gpu in BANDWIDTHS:
             for tokens in PACKS:
-                host, device = pack_seconds(way, counted, tokens, bandwidth)
-                cells.append(f"{tokens / max(host, device):,.0f}{' (host)' if host > device else ''}")
+                host, device = pack_seconds(way, counted, tokens, gpu)
+                cells.append(f"{rounded(tokens / max(host, device))}{' (host)' if host > device else ''}")
         moved = sum(counted["layer"]["bytes_per_token"].values())
         print(f"| {name} | {precision} | {steps} | {counted['layer']['total']} | {moved:,.0f} | {' | '.join(cells)} |")
 

@@ -24,12 +24,13 @@ from sequences import random_sequences
 pytestmark = needs_cuda
 
 
-def test_the_asynchronous_runner_matches_one_pack_at_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("elementwise", [EAGER, TRITON])
+def test_the_asynchronous_runner_matches_one_pack_at_a_time(tmp_path: Path, elementwise: str) -> None:
     fasta = tmp_path / "many.faa"
     lengths = np.random.default_rng(1).integers(1, 1022, 600).tolist()
     fasta.write_text("".join(f">{number}\n{s}\n" for number, s in enumerate(random_sequences(lengths))))
     index = open_index(Run(tmp_path, 1).build(fasta).index)
-    model = make_model(MODELS["esm2_t6_8M_UR50D"], torch.bfloat16, True, index.max_tokens)
+    model = make_model(MODELS["esm2_t6_8M_UR50D"], torch.bfloat16, elementwise, index.max_tokens)
     found = list(embed_packs(embedder(model), index, range(index.num_packs), cuda(), threads=1))
     assert [number for number, *_ in found] == list(range(index.num_packs))
     assert len(found) > 20

@@ -22,7 +22,7 @@ from seqmill.model.elementwise import TRITON
 from seqmill.spec.outputs import Outputs
 
 HERE = Path(__file__).parent
-NEXT_TRITON = HERE.parent.parent / ".venv-triton"  # another version than the installed one, see Makefile
+NEXT_TRITON = HERE.parent.parent / ".venv-triton-3.9.0"  # another version than the installed one, see Makefile
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # that one block can have
 TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 REGISTERS = 65536  # of a multiprocessor

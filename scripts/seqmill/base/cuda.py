@@ -45,8 +45,12 @@ def why_unusable(gpus: list[str], torch: str, cuda: str, error: str = "") -> str
     reason, remedy = "", "install a newer driver or a torch wheel for an older CUDA"
     if not driver:
         remedy = "install the driver, or start the container with its GPUs (apptainer --nv, docker --gpus all)"
+        if told:
+            remedy = f"unset CUDA_VISIBLE_DEVICES if there is no GPU; otherwise {remedy}"
+    elif not (fitting := _cuda_of(driver)):
+        remedy = f"install driver {OLDEST_DRIVERS[min(OLDEST_DRIVERS)]} or newer and a torch wheel for CUDA"
     elif not cuda:
-        remedy = f"install a torch wheel for CUDA{_cuda_of(driver)}"
+        remedy = f"install a torch wheel for CUDA {fitting}"
     elif not is_too_old(driver, cuda):
         reason, remedy = (f"; torch says: {in_one_line(error)}" if error else ""), "check the GPUs with nvidia-smi"
     are, them = ("is", "it") if len(gpus) == 1 else ("are", "them")
@@ -106,9 +110,9 @@ def _needs(cuda: str) -> str:
 
 
 def _cuda_of(driver: str) -> str:
-    """Return the CUDA versions that a driver supports, as far as they are known: " 12 or 13"."""
+    """Return the CUDA versions that a driver supports, as far as they are known: "12 or 13"."""
     fitting = [str(major) for major, needed in OLDEST_DRIVERS.items() if _numbers(driver) >= _numbers(needed)]
-    return f" {' or '.join(fitting)}" if fitting else ""
+    return " or ".join(fitting)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

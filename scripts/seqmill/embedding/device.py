@@ -8,8 +8,10 @@ import torch
 
 from seqmill.base import cuda, machine
 from seqmill.base.machine import processor
+from seqmill.base.words import in_one_line
 from seqmill.errors import SeqmillError
-from seqmill.model.float8 import FLOAT8
+from seqmill.model.float8 import FLOAT8, MULTIPLE, product, round_rows
+from seqmill.model.out_of_memory import is_out_of_memory
 from seqmill.spec.task import AUTO
 
 
@@ -99,6 +101,14 @@ def _why_no_float8(device: torch.device) -> str:
         return f"it needs compute capability 8.9 or later, and {name} has {capability[0]}.{capability[1]}"
     if not hasattr(torch, "_scaled_mm"):
         return f"torch {torch.__version__} has no _scaled_mm"
+    try:  # scales by rows depend on the GPU, CUDA, and cuBLAS
+        rows = round_rows(torch.ones(MULTIPLE, MULTIPLE, device=device))
+        product(rows, rows, None)
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):  # it may pass
+            raise
+        name, reason = torch.cuda.get_device_name(device), in_one_line(str(error))
+        return f"torch {torch.__version__} can't compute it on {name} ({reason})"
     return ""
 
 

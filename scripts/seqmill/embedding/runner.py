@@ -61,7 +61,7 @@ def embed_packs(
 
 def warm_up(embed: PackEmbedder, index: Index, pack: int, device: torch.device) -> None:
     """Compute the first piece of a pack on a GPU and drop the result, so that the kernels are loaded and compiled."""
-    with suppress(DoesNotFit):  # the lack of memory may pass
+    with float32_sums(), suppress(DoesNotFit):  # the lack of memory may pass
         _alone(embed, whole_pack(index, pack).split(CUDA_PIECE_TOKENS)[0], device)
 
 

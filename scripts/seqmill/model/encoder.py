@@ -9,7 +9,7 @@ from seqmill.model.elementwise import choose_elementwise
 from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8, MULTIPLE, activations_dtype
 from seqmill.model.kernels import compiled
-from seqmill.model.layers import TORCH, Linear
+from seqmill.model.layers import Linear
 from seqmill.model.weights import Weights
 from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
 from seqmill.spec.task import AUTO
@@ -23,7 +23,6 @@ def make_encoder(
     max_tokens: int,
     device: torch.device,
     requested: str = AUTO,
-    products: str = TORCH,
 ) -> Encoder:
     """Return the model on a device.
 
@@ -33,7 +32,6 @@ def make_encoder(
         max_tokens: tokens in the longest segment that the model will see.
         device: cpu or cuda.
         requested: the attention kernel's name, or auto for the fastest.
-        products: of ESM-2; TRITON is for benchmarks and tests, see `gemm_triton.why_not`.
 
     Raises:
         SeqmillError: the kernel can't be used, or float8 for this architecture; the message says why.
@@ -52,7 +50,7 @@ def make_encoder(
         model: Encoder = DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     else:
         kernel = attention.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
-        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise, products)
+        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     if device.type == "cpu":
         pack_weights(model)
     return model.to(device)

@@ -79,7 +79,10 @@ UNUSABLE = {
         "build; install a torch wheel for CUDA 12, or use device cpu",
     ),
     "a CPU build and a new driver": (("580.65.06", "2.13.0+cpu", ""), "install a torch wheel for CUDA 12 or 13, or "),
-    "a CPU build and an ancient driver": (("470.1", "2.13.0+cpu", ""), "install a torch wheel for CUDA, or use"),
+    "a CPU build and an ancient driver": (
+        ("470.1", "2.13.0+cpu", ""),
+        "install driver 525.60 or newer and a torch wheel for CUDA, or use",
+    ),
     "torch's own reason": (
         ("580.65.06", "2.13.0+cu130", "13.0"),
         "which needs driver 580.65 or newer; torch says: Error 802: not yet initialized; check the GPUs with "
@@ -102,8 +105,9 @@ def test_a_container_without_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert why_unusable(["0", "1"], "2.13.0+cu130", "13.0", "no driver") == (
         "2 GPUs are visible (CUDA_VISIBLE_DEVICES=0,1), but torch can't use them: no driver (nvidia-smi does not "
-        "answer), torch 2.13.0+cu130 with CUDA 13.0, which needs driver 580.65 or newer; install the driver, or start "
-        "the container with its GPUs (apptainer --nv, docker --gpus all), or use device cpu"
+        "answer), torch 2.13.0+cu130 with CUDA 13.0, which needs driver 580.65 or newer; unset CUDA_VISIBLE_DEVICES if "
+        "there is no GPU; otherwise install the driver, or start the container with its GPUs (apptainer --nv, docker "
+        "--gpus all), or use device cpu"
     )
 
 

@@ -12,6 +12,7 @@ import seqmill
 from fake_gpus import write_nvidia_smi as write_fake
 from pipeline import MODEL, SCRIPTS
 from seqmill.base.machine import processor, visible_gpus
+from seqmill.embedding import device as devices
 from seqmill.embedding.device import choose_device, choose_precision, describe_device, dtype_of, peak_memory
 from seqmill.errors import SeqmillError
 from seqmill.spec.task import AUTO, PRECISIONS
@@ -207,6 +208,10 @@ def test_float8_on_a_cpu_is_refused() -> None:
     )
 
 
+def refuse_rows(*_: object) -> None:
+    raise RuntimeError("Rowwise scaling is not supported")
+
+
 def test_float8_needs_compute_capability_8_9(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
     for capability in ((7, 5), (8, 0), (8, 6)):
@@ -215,10 +220,15 @@ def test_float8_needs_compute_capability_8_9(monkeypatch: pytest.MonkeyPatch) ->
             "precision float8 can't be used: it needs compute capability 8.9 or later, and NVIDIA A100 has "
             f"{capability[0]}.{capability[1]}; use precision bfloat16 or auto"
         )
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(shape))  # the product to try is one on the CPU
     for capability in ((8, 9), (9, 0), (10, 0), (12, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert choose_precision("float8", torch.device("cuda")) == "float8"
         assert choose_precision("auto", torch.device("cuda")) == "bfloat16"
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "product", refuse_rows)
+        assert "can't compute it on NVIDIA A100 (Rowwise scaling is not supported)" in refusal_of_float8("cuda")
     monkeypatch.delattr(torch, "_scaled_mm")
     assert f"torch {torch.__version__} has no _scaled_mm" in refusal_of_float8("cuda")
 

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from seqmill.model.out_of_memory import is_out_of_memory
+
 try:
     import triton
     import triton.language as tl
@@ -102,6 +104,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         rotated_qkv(x, weight, None, table, table, torch.zeros(1, dtype=torch.int64, device=device), head_dim)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too little shared memory
+        if is_out_of_memory(error):  # it may pass
+            raise
         return f"Triton's kernels do not run ({error})"
     return ""
 
