@@ -53,7 +53,8 @@ def test_cancelled_requeued_and_timed_out_jobs_resume(workflow: Workflow, local_
         assert workflow.status(rank)["resumed_packs"] > 0
     assert workflow.status(3)["resumed_packs"] == 0
     # The next attempt asks for more time and memory. (The log of the failed attempt repeats its request.)
-    asked = re.findall(r"rank=0,.*\n    resources: .*mem_mb=(\d+).* runtime=(\d+).* attempt=(\d)", said)
+    request = r"rank=0,.*\n    threads: 2\n    resources: .*mem_mb=(\d+).* runtime=(\d+).* attempt=(\d)"
+    asked = re.findall(request, said)
     (memory, minutes, first), (more_memory, more_minutes, second) = sorted(set(asked), key=lambda values: values[-1])
     assert (first, second) == ("1", "2")
     assert int(memory) < int(more_memory)
