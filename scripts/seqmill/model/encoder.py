@@ -18,11 +18,7 @@ Encoder = ESM2 | DnabertS
 
 
 def make_encoder(
-    weights: Weights,
-    dtype: torch.dtype,
-    max_tokens: int,
-    device: torch.device,
-    requested: str = AUTO,
+    weights: Weights, dtype: torch.dtype, max_tokens: int, device: torch.device, requested: str = AUTO
 ) -> Encoder:
     """Return the model on a device.
 
