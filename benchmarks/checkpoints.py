@@ -10,7 +10,7 @@ from dnabert_reference import save_folder, seeded_state
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.esm2 import parameter_shapes
 from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
-from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Esm2Architecture
 
 
 def save_weights(model: str, folder: Path) -> None:
@@ -38,7 +38,7 @@ def save_weights(model: str, folder: Path) -> None:
     save_file(tensors, folder / "esm_cpp.safetensors", metadata={"format": "pt"})
 
 
-def _save_for_transformers(architecture: Architecture, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def _save_for_transformers(architecture: Esm2Architecture, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     config = EsmConfig(
         vocab_size=33,
         hidden_size=architecture.hidden_dim,

@@ -40,7 +40,7 @@ from seqmill.model.layers import Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import MODELS, Architecture
+from seqmill.spec.models import MODELS, Esm2Architecture
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 
@@ -104,7 +104,7 @@ def engine_table(index: Index) -> list[str]:
     return lines
 
 
-def kernels(architecture: Architecture, dtype: torch.dtype) -> tuple[str, str]:
+def kernels(architecture: Esm2Architecture, dtype: torch.dtype) -> tuple[str, str]:
     """Return the attention and elementwise kernels that a worker would choose here."""
     dims = architecture.hidden_dim, architecture.ffn_dim
     return choose_kernel(CPU, dtype, architecture.head_dim), choose_elementwise(CPU, dtype, dims)
@@ -220,7 +220,7 @@ def part_table() -> list[str]:
             best(partial(pre_norm, kernel, x, delta, one, zero, 1e-5, dtype))
             for kernel in (EAGER, kernels(architecture, dtype)[1])
         ]
-        product = Linear({"weight": weight, "bias": bias}, "", dtype, gelu=True)
+        product = Linear({"weight": weight, "bias": bias}, "", dtype, activation="gelu")
         plain = best(partial(product_then_gelu, rows, weight.to(dtype), bias.to(dtype)))
         product.pack()
         ratio = plain / best(partial(product, rows))

@@ -28,7 +28,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import DNABERT_MODELS, MODELS, AnyArchitecture, Architecture, DnabertArchitecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture, DnabertArchitecture, Esm2Architecture
 from sequences import random_sequences
 
 # Layers of each model; of the large ones a few, with fewer sequences.
@@ -73,7 +73,7 @@ def main() -> None:
 
 def rows_of(name: str) -> list[str]:
     """Return the table's rows of a model."""
-    architecture: AnyArchitecture
+    architecture: Architecture
     if name in DNABERT_MODELS:
         architecture, in_all = DNABERT_MODELS[name], DNABERT_MODELS[name].num_layers
         lengths = np.array(LENGTHS) + 2
@@ -91,17 +91,17 @@ def rows_of(name: str) -> list[str]:
     return rows
 
 
-def cases_of(name: str, architecture: AnyArchitecture) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def cases_of(name: str, architecture: Architecture) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Yield kinds of outliers and weights with them."""
     weights = untrained_tensors(architecture)
     yield "none", weights
-    if isinstance(architecture, Architecture) and architecture.hidden_dim < 1280:
+    if isinstance(architecture, Esm2Architecture) and architecture.hidden_dim < 1280:
         yield "stream", seeded_weights(name, planted=True).tensors
     for factor in FACTORS:
         yield f"products x{factor:,}", plant_product_outliers(architecture, weights, factor)
 
 
-def measure(architecture: AnyArchitecture, weights: dict[str, torch.Tensor], pack: Pack) -> list[torch.Tensor]:
+def measure(architecture: Architecture, weights: dict[str, torch.Tensor], pack: Pack) -> list[torch.Tensor]:
     """Return cosine and relative L2 error of each mean (sequences, 2), in bfloat16 and in float8, against float32."""
     model, pool = (
         (DnabertS, mean_over_tokens) if isinstance(architecture, DnabertArchitecture) else (ESM2, mean_over_residues)

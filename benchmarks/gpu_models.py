@@ -26,7 +26,7 @@ from seqmill.model.layers import TORCH
 from seqmill.model.pack import Pack
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec import models
-from seqmill.spec.models import AnyArchitecture, DnabertArchitecture, model_flop
+from seqmill.spec.models import Architecture, DnabertArchitecture, model_flop
 from seqmill.spec.outputs import Outputs
 
 try:
@@ -57,7 +57,7 @@ class Measured:
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
-        self.architecture: AnyArchitecture = SIZES.models[name]
+        self.architecture: Architecture = SIZES.models[name]
         self.is_dnabert = isinstance(self.architecture, DnabertArchitecture)
 
     @cached_property

@@ -4,7 +4,7 @@ import numpy as np
 from gpu_sizes import SIZES
 from proteins import LOG_SPREAD, MEDIAN_LENGTH
 
-from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
+from seqmill.spec.models import Architecture, DnabertArchitecture
 from seqmill.spec.packing import plan_packs
 
 CLS, EOS, FIRST, LAST = 0, 2, 4, 24  # ESM-2's tokens: the 20 amino acids from FIRST on
@@ -45,7 +45,7 @@ class Packs:
         return np.unique(np.linspace(0, self.num_packs - 1, min(max(count, 4), self.num_packs)).astype(int)).tolist()
 
 
-def random_packs(architecture: AnyArchitecture) -> Packs:
+def random_packs(architecture: Architecture) -> Packs:
     """Return seeded proteins, or contigs of DNABERT-S, which have about 400 tokens (2,000 bases)."""
     generator = np.random.default_rng(1)
     if isinstance(architecture, DnabertArchitecture):

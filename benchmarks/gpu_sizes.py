@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from seqmill.spec.models import DNABERT_MODELS, MODELS, AnyArchitecture, Architecture, DnabertArchitecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture, DnabertArchitecture, Esm2Architecture
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 SMALL, FLAGSHIP, LARGE, DNABERT = "esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D", "esm2_t36_3B_UR50D", "dnabert_s"
@@ -13,7 +13,7 @@ SMALL, FLAGSHIP, LARGE, DNABERT = "esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D", "es
 class Sizes:
     """What is measured, and how long."""
 
-    models: dict[str, AnyArchitecture]  # the most important one first
+    models: dict[str, Architecture]  # the most important one first
     files: tuple[str, ...]  # models of the runs from FASTA to HDF5
     pack_tokens: int  # of the variants' packs, and of the peers' padded batches
     proteins: int  # for variants and peers
@@ -46,7 +46,7 @@ FULL = Sizes(
     hard_workers=8,
 )
 TINY = Sizes(
-    models={FLAGSHIP: Architecture(2, 64, 4), DNABERT: DnabertArchitecture(2, 64, 4)},
+    models={FLAGSHIP: Esm2Architecture(2, 64, 4), DNABERT: DnabertArchitecture(2, 64, 4)},
     files=(SMALL,),
     pack_tokens=1024,
     proteins=16,

@@ -20,7 +20,7 @@ from system_calls import CALLS, DISTURBANCES, Ended, Fault, compile_library, com
 from pipeline import SCRIPTS
 from reference import fair_esm_model, save_checkpoint
 from seqmill.export.formats import FORMATS
-from seqmill.spec.models import Architecture
+from seqmill.spec.models import Esm2Architecture
 from sequences import random_sequences
 
 SAMPLE = 18  # faults per test
@@ -36,7 +36,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory):
     sequences[5] = sequences[2]
     fasta = folder / "some.fa"
     fasta.write_text("".join(f">id{n} record {n}\n{sequence}\n" for n, sequence in enumerate(sequences)))
-    model = save_checkpoint(fair_esm_model(Architecture(2, 32, 4)), folder / "tiny.pt")
+    model = save_checkpoint(fair_esm_model(Esm2Architecture(2, 32, 4)), folder / "tiny.pt")
     laboratory = Laboratory(folder, fasta, model, compile_library(folder))
     yield laboratory
     laboratory.close()

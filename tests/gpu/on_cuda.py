@@ -12,7 +12,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.kernels import compiled
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import Architecture
+from seqmill.spec.models import Esm2Architecture
 from seqmill.spec.outputs import Outputs
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -47,6 +47,6 @@ def embedder(model: ESM2) -> PackEmbedder:
     return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
 
 
-def make_model(architecture: Architecture, dtype: torch.dtype, elementwise: str, max_tokens: int = 1024) -> ESM2:
+def make_model(architecture: Esm2Architecture, dtype: torch.dtype, elementwise: str, max_tokens: int = 1024) -> ESM2:
     kernel = choose_kernel(cuda(), dtype, architecture.head_dim)
     return ESM2(architecture, untrained_tensors(architecture), dtype, max_tokens, kernel, elementwise).cuda()

@@ -22,7 +22,7 @@ from seqmill.model.float8 import FLOAT8, Scaled, make_linear, make_norm, product
 from seqmill.model.kernels import float8_triton
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import MODELS, AnyArchitecture
+from seqmill.spec.models import MODELS, Architecture
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="no CUDA device with float8"
@@ -104,7 +104,7 @@ def agree(found: Scaled, expected: Scaled, finite: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("elementwise", [EAGER, TRITON])
 @pytest.mark.parametrize("architecture", [SMALL_ESM2, SMALL])
-def test_the_forward_is_as_exact_as_its_emulation(architecture: AnyArchitecture, elementwise: str) -> None:
+def test_the_forward_is_as_exact_as_its_emulation(architecture: Architecture, elementwise: str) -> None:
     weights = untrained_tensors(architecture)
     expected, emulated = means(architecture, weights, torch.float32), means(architecture, weights, FLOAT8)
     cpu_pack = pack_of(architecture, LENGTHS)
@@ -131,7 +131,7 @@ def test_a_worker_in_float8_passes_its_audit(family: Family, tmp_path: Path) -> 
 
 def test_a_linear_layer_moves_to_the_gpu_with_its_scales() -> None:
     architecture = MODELS["esm2_t6_8M_UR50D"]
-    layer = make_linear(untrained_tensors(architecture), "layers.0.fc1.", FLOAT8, TRITON, gelu=True).cuda()
+    layer = make_linear(untrained_tensors(architecture), "layers.0.fc1.", FLOAT8, TRITON, activation="gelu").cuda()
     rows = layer(normal(33, architecture.hidden_dim).bfloat16().cuda())
     assert rows.values.is_cuda
     assert rows.values.shape == (33, architecture.ffn_dim)

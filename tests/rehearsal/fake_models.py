@@ -17,7 +17,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8
 from seqmill.model.layers import TORCH
 from seqmill.model.pack import Pack, Windows, boundaries
-from seqmill.spec.models import DNABERT_MODELS, MODELS, AnyArchitecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
 from seqmill.spec.outputs import Outputs
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -43,7 +43,7 @@ class Way:
 
     def make(self, num_layers: int, max_tokens: int) -> Encoder:
         """Return the model with so many layers, on the device."""
-        whole: AnyArchitecture = DNABERT_MODELS.get(self.model) or MODELS[self.model]
+        whole: Architecture = DNABERT_MODELS.get(self.model) or MODELS[self.model]
         architecture = dataclasses.replace(whole, num_layers=num_layers)
         shapes = (dnabert_s if self.family == "dnabert_s" else esm2).parameter_shapes(architecture)
         weights = {name: torch.empty(shape, device=DEVICE) for name, shape in shapes.items()}

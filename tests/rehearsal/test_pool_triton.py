@@ -41,7 +41,14 @@ def test_they_compile_for_gpus_and_read_16_bytes_at_once(
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"dim": 480, "ends": 1, "maximum": maximum, "variance": variance, "tokens": pool_triton.TOKENS}
+    constants = {
+        "dim": 480,
+        "before": 1,
+        "after": 1,
+        "maximum": maximum,
+        "variance": variance,
+        "tokens": pool_triton.TOKENS,
+    }
     options = {"num_warps": pool_triton.WARPS}
     pointers = {"hidden": "*fp32", "cu_seqlens": "*i32", "partial": "*fp32"}
     first = constants | {"columns": pool_triton.COLUMNS}
@@ -62,18 +69,18 @@ def normal(lengths: list[int], dim: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(sum(lengths), dim, generator=torch.Generator().manual_seed(seed))
 
 
-def expected(kernel: Kernel, hidden: torch.Tensor, lengths: list[int], ends: int) -> torch.Tensor:
-    parts = [tokens[ends : len(tokens) - ends] for tokens in hidden.double().split(lengths)]
+def expected(kernel: Kernel, hidden: torch.Tensor, lengths: list[int], before: int = 1, after: int = 1) -> torch.Tensor:
+    parts = [tokens[before : len(tokens) - after] for tokens in hidden.double().split(lengths)]
     return torch.stack([KERNELS[kernel](part) for part in parts])
 
 
-@pytest.mark.parametrize("ends", [0, 1])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (0, 1)])
 @pytest.mark.parametrize("kernel", KERNELS)
-def check_odd_lengths_agree_with_float64(kernel: Kernel, ends: int) -> None:
-    lengths = LENGTHS if ends else [*LENGTHS[2:], 2, 1]
+def check_odd_lengths_agree_with_float64(kernel: Kernel, before: int, after: int) -> None:
+    lengths = LENGTHS if after else [*LENGTHS[2:], 2, 1]
     hidden = normal(lengths, 48) + 1
-    exact = expected(kernel, hidden, lengths, ends)
-    assert (kernel(hidden, cu_seqlens(lengths), ends) - exact).abs().max() < 1e-6
+    exact = expected(kernel, hidden, lengths, before, after)
+    assert (kernel(hidden, cu_seqlens(lengths), before, after) - exact).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -82,8 +89,8 @@ def check_odd_lengths_agree_with_float64(kernel: Kernel, ends: int) -> None:
 def check_every_width_agrees_with_float64(kernel: Kernel, dim: int) -> None:
     lengths = [70, 3]
     hidden = normal([1, *lengths, 1], dim) + 1  # the first and the last row are no one's
-    found = kernel(hidden[1:-1], cu_seqlens(lengths), 1)
-    assert (found - expected(kernel, hidden[1:-1], lengths, 1)).abs().max() < 1e-6
+    found = kernel(hidden[1:-1], cu_seqlens(lengths), 1, 1)
+    assert (found - expected(kernel, hidden[1:-1], lengths)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("length", [3, 4, 10, *range(62, 69), *range(126, 133)])
@@ -91,16 +98,16 @@ def check_every_length_about_a_block_or_two(length: int) -> None:
     lengths = [length, 3, length + 1]
     hidden = normal(lengths, 3)
     for kernel in KERNELS:
-        exact = expected(kernel, hidden, lengths, 1)
-        assert (kernel(hidden, cu_seqlens(lengths), 1) - exact).abs().max() < 1e-6
+        exact = expected(kernel, hidden, lengths)
+        assert (kernel(hidden, cu_seqlens(lengths), 1, 1) - exact).abs().max() < 1e-6
 
 
 def check_a_long_contig_keeps_its_digits() -> None:
     """All values are near 1,000, so each addition rounds. The interpreter adds up a block in series, unlike a GPU."""
     lengths = [3, 50_000, 3]
     hidden = torch.rand(sum(lengths), 8, generator=torch.Generator().manual_seed(3)) + 1000
-    exact = expected(pool_triton.mean_and_variance, hidden, lengths, 1)
-    found = pool_triton.mean_and_variance(hidden, cu_seqlens(lengths), 1)
+    exact = expected(pool_triton.mean_and_variance, hidden, lengths)
+    found = pool_triton.mean_and_variance(hidden, cu_seqlens(lengths), 1, 1)
     in_series = hidden[4:-4].numpy().cumsum(0, np.float32)[-1] / 49_998
     assert (found[:, :8] / exact[:, :8] - 1).abs().max() < 8 * EPSILON
     assert (in_series / exact[1, :8] - 1).abs().max() > 80 * EPSILON
@@ -111,10 +118,10 @@ def check_a_long_contig_keeps_its_digits() -> None:
 def check_a_segment_has_the_same_bits_in_any_company(kernel: Kernel) -> None:
     lengths = LENGTHS[1::2]
     hidden = normal(lengths, 40) * 3 + 1
-    together = kernel(hidden, cu_seqlens(lengths), 1)
+    together = kernel(hidden, cu_seqlens(lengths), 1, 1)
     for segment, row in zip(hidden.split(lengths), together, strict=True):
-        assert torch.equal(kernel(segment.contiguous(), cu_seqlens([len(segment)]), 1)[0], row)
-    backward = kernel(torch.cat(hidden.split(lengths)[::-1]), cu_seqlens(lengths[::-1]), 1)
+        assert torch.equal(kernel(segment.contiguous(), cu_seqlens([len(segment)]), 1, 1)[0], row)
+    backward = kernel(torch.cat(hidden.split(lengths)[::-1]), cu_seqlens(lengths[::-1]), 1, 1)
     assert torch.equal(backward.flip(0), together)
 
 
@@ -124,16 +131,16 @@ def check_what_is_not_finite_stays_in_its_channel_and_segment(kernel: Kernel, va
     lengths = [130, 129, 5, 4]
     for place in (131, 257):  # the first and the last residue of the second segment
         hidden = normal(lengths, 40)
-        clean = kernel(hidden, cu_seqlens(lengths), 1)
+        clean = kernel(hidden, cu_seqlens(lengths), 1, 1)
         hidden[place, 7] = value
-        found = kernel(hidden, cu_seqlens(lengths), 1)
-        torch.testing.assert_close(found[1], expected(kernel, hidden, lengths, 1)[1].float(), equal_nan=True)
+        found = kernel(hidden, cu_seqlens(lengths), 1, 1)
+        torch.testing.assert_close(found[1], expected(kernel, hidden, lengths)[1].float(), equal_nan=True)
         touched = torch.zeros_like(found, dtype=torch.bool)
         touched[1, 7::40] = True
         assert torch.equal(found[~touched], clean[~touched])
     hidden = normal(lengths, 40)
     hidden[[0, 129, 130, 258]] = value  # the ends of segments, which are left out
-    assert torch.equal(kernel(hidden, cu_seqlens(lengths), 1), clean)
+    assert torch.equal(kernel(hidden, cu_seqlens(lengths), 1, 1), clean)
 
 
 def check_the_maximum_passes_on_nan_beside_infinity() -> None:
@@ -142,7 +149,7 @@ def check_the_maximum_passes_on_nan_beside_infinity() -> None:
     hidden[[50, 150], 0] = torch.tensor([NAN, INF])
     hidden[[50, 51], 1] = torch.tensor([-INF, NAN])
     hidden[:, 2] = -INF
-    found = pool_triton.largest(hidden, cu_seqlens(lengths), 1)[0]
+    found = pool_triton.largest(hidden, cu_seqlens(lengths), 1, 1)[0]
     assert found[:2].isnan().all()
     assert found[2] == -INF
     assert found[3].isfinite()

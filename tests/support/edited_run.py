@@ -19,7 +19,7 @@ from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.run.stale import Request, find_fasta_edit, stale_results, started_world_size, status_path_of
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import Architecture, find_model
+from seqmill.spec.models import Esm2Architecture, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.task import ComputeSettings, ShardTask
 
@@ -47,7 +47,7 @@ class Settings:
 def checkpoint(seed: int, folder: Path) -> bytes:
     """Return a small ESM-2 checkpoint; seeds change only the values, so all files have the same size."""
     path = folder / f"seed{seed}"
-    save_checkpoint(fair_esm_model(Architecture(2, 32, 4), seed), path)
+    save_checkpoint(fair_esm_model(Esm2Architecture(2, 32, 4), seed), path)
     return path.read_bytes()
 
 

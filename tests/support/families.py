@@ -17,7 +17,7 @@ from dnabert_reference import reference_hidden, save_folder, seeded_state
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import UNTRAINED_TOKENIZER, Architecture, DnabertArchitecture
+from seqmill.spec.models import UNTRAINED_TOKENIZER, DnabertArchitecture, Esm2Architecture
 from sequences import random_sequences
 
 ODD_IDS = [
@@ -42,7 +42,7 @@ RESIDUES = [5, 60, 60, 1, 300, 60, 1030, 2, 60, 700, 31, 1, 500, 640, 610]
 BASES = [5, 60, 60, 1, 300, 60, 3000, 2, 60, 700, 31, 1, 1400, 2950, 601]
 SMALL = DnabertArchitecture(num_layers=2, hidden_dim=64, num_heads=4)
 # It has as many layers as the smallest released model, and heads of the same size.
-SMALL_ESM2 = Architecture(num_layers=6, hidden_dim=64, num_heads=4)
+SMALL_ESM2 = Esm2Architecture(num_layers=6, hidden_dim=64, num_heads=4)
 CYSTEINE = 23  # its token in ESM-2's alphabet
 UNKNOWN = 0  # the token of N
 COMPLEMENTS = dict(zip("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN", strict=True))

@@ -11,7 +11,7 @@ from seqmill.model.elementwise import EAGER
 from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import Scaled
 from seqmill.model.pack import Pack
-from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.models import Architecture
 from sequences import random_sequences
 
 LENGTHS = [130, 64, 33, 30, 7, 1]
@@ -35,7 +35,7 @@ def exact(rows: Scaled) -> torch.Tensor:
     return rows.values.double() * rows.scales.double()
 
 
-def pack_of(architecture: AnyArchitecture, lengths: list[int]) -> Pack:
+def pack_of(architecture: Architecture, lengths: list[int]) -> Pack:
     """Return sequences of so many residues, or of so many tokens between CLS and SEP."""
     if architecture is SMALL_ESM2:
         return one_pack(random_sequences(lengths))
@@ -44,7 +44,7 @@ def pack_of(architecture: AnyArchitecture, lengths: list[int]) -> Pack:
 
 
 def means(
-    architecture: AnyArchitecture,
+    architecture: Architecture,
     weights: dict[str, torch.Tensor],
     dtype: torch.dtype,
     lengths: list[int] = LENGTHS,

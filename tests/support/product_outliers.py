@@ -2,13 +2,13 @@
 
 import torch
 
-from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
+from seqmill.spec.models import Architecture, DnabertArchitecture
 
 CHANNELS = [3, 17, 30, 41]
 
 
 def plant_product_outliers(
-    architecture: AnyArchitecture, weights: dict[str, torch.Tensor], factor: float
+    architecture: Architecture, weights: dict[str, torch.Tensor], factor: float
 ) -> dict[str, torch.Tensor]:
     """Return weights of the same function, with four channels of inputs of products `factor` times as large.
 

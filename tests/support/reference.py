@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from seqmill.embedding.pooling import mean_over_residues
-from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
+from seqmill.index.letters import ESM2_ALPHABET, ProteinLetters
 from seqmill.model.elementwise import EAGER
 from seqmill.model.encoder import pack_weights
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import Architecture, find_model
+from seqmill.spec.models import Esm2Architecture, find_model
 from sequences import random_sequences, relative_error
 
 ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
@@ -22,7 +22,7 @@ ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
 OUTLIERS = {3: 1000.0, 77: -2000.0, 150: 4000.0, 201: -8000.0}
 
 
-def fair_esm_model(architecture: Architecture, seed: int = 7) -> esm.ESM2:
+def fair_esm_model(architecture: Esm2Architecture, seed: int = 7) -> esm.ESM2:
     """Return a fair-esm model with seeded, nontrivial weights (no zero bias, no unit norm)."""
     torch.manual_seed(seed)
     model = esm.ESM2(
@@ -101,7 +101,8 @@ def fair_esm_hidden(model: esm.ESM2, sequence: str) -> np.ndarray:
 
 def one_pack(sequences: list[str]) -> Pack:
     """Return the sequences, with cls and eos, as one pack in the given order."""
-    tokens = [ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS for sequence in sequences]
+    before, after = ESM2_ALPHABET.before, ESM2_ALPHABET.after
+    tokens = [before + ProteinLetters().tokens(sequence.encode()) + after for sequence in sequences]
     lengths = np.array([len(t) for t in tokens], np.int64)
     return Pack.from_tokens(np.frombuffer(b"".join(tokens), np.uint8), lengths)
 

@@ -30,7 +30,7 @@ from seqmill.index.memory import index_in_memory
 from seqmill.index.tokens import RecordTokenizer, make_tokenizer
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.weights import load_weights
-from seqmill.spec.lengths import LETTERS_PER_TOKEN, LengthPolicy
+from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.packing import MAX_PACK_TOKENS, PACKS_WANTED
@@ -185,7 +185,7 @@ class Embedder:
         result = self._result(layers, pooling, per_residue)
         most = max(BLOCK_BYTES // (4 * self.dim * len(result.outputs.pairs)), 1)  # vectors in a block
         tokens = PACKS_WANTED * (CPU_PIECE_TOKENS if self.device.type == "cpu" else MAX_PACK_TOKENS)
-        letters = tokens * LETTERS_PER_TOKEN[self._source.family] / self.policy.copies
+        letters = tokens * self._source.family.letters_per_token / self.policy.copies
         name, blocks = read_blocks(sequences, int(min(letters, most) if per_residue else letters))
         chopped = (block[start : start + most] for block in blocks for start in range(0, len(block), most))
         return self._stream(name, chopped, result, _bar(progress))

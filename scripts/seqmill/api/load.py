@@ -61,8 +61,11 @@ def load(
     name, lengths = str(model), (long_sequences, max_length, window, stride, strand)
     chosen = choose_device(device)  # this and the next line come before a long download
     if not is_hub_id(name):
-        choose_length_policy(find_model(name).family, *lengths)
+        family = find_model(name).family
+        family.require_precision(precision)
+        choose_length_policy(family, *lengths)
     source = fetch_model(name)
+    source.family.require_precision(precision)
     return Embedder(source, chosen, precision, choose_length_policy(source.family, *lengths))
 
 

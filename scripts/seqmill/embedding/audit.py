@@ -16,7 +16,8 @@ import torch
 from seqmill.base.machine import available_memory
 from seqmill.embedding.audit_references import Reference, blend, make_reference, memory, operations, pool
 from seqmill.model.weights import open_weights, parameter_shapes, untrained_tensors
-from seqmill.spec.models import DNABERT_S, ESM2, AnyArchitecture, ModelSource
+from seqmill.spec.families import DNABERT_S, ESM2, Family
+from seqmill.spec.models import Architecture, ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.status import AuditFacts
@@ -60,9 +61,9 @@ class StoredVectors:
 
         `hidden` are the reference's hidden states of each segment, by layer.
         """
-        weights, family = self.index.row_weights(row), self.index.attributes["family"]
-        if family == ESM2 and len(hidden) > 1:
-            hidden, weights = [blend(hidden, self.index.stride)], np.ones(1)
+        weights, family = self.index.row_weights(row), self.index.family
+        if family.is_protein and len(hidden) > 1:
+            hidden, weights = [blend(hidden, self.index.stride, family)], np.ones(1)
         expected = [
             pool([states[layer] for states in hidden], weights, family, pooling)
             for layer, pooling in self.outputs.pairs
@@ -72,7 +73,8 @@ class StoredVectors:
             (states,) = hidden
             # Rounded like the stored ones, so that only the computation is compared.
             dtype, layers = self.outputs.per_residue, self.outputs.layers
-            expected += [states[layer][1:-1].numpy().astype(dtype) for layer in layers]
+            residues = slice(family.before, -family.after)
+            expected += [states[layer][residues].numpy().astype(dtype) for layer in layers]
             stored += np.split(self.residues_of(row), len(layers), axis=1)
         cosines, errors = zip(*map(_compare, stored, expected), strict=True)
         return float(np.min(cosines)), float(np.max(errors))
@@ -137,7 +139,7 @@ def not_audited(why: str, seconds: float = 0.0) -> AuditFacts:
     )
 
 
-def _why_not_loaded(architecture: AnyArchitecture, bytes_per_second: float, seconds: float) -> str:
+def _why_not_loaded(architecture: Architecture, bytes_per_second: float, seconds: float) -> str:
     """Return why the reference can't be loaded, by its time and memory; empty if it can."""
     num_bytes = 4 * sum(math.prod(shape) for shape in parameter_shapes(architecture).values())
     needed, free = num_bytes * MEMORY_FACTOR, available_memory()
@@ -149,7 +151,7 @@ def _why_not_loaded(architecture: AnyArchitecture, bytes_per_second: float, seco
 
 
 def _recompute(
-    stored: StoredVectors, rows: np.ndarray, reference: Reference, architecture: AnyArchitecture, seconds: float
+    stored: StoredVectors, rows: np.ndarray, reference: Reference, architecture: Architecture, seconds: float
 ) -> tuple[dict[int, tuple[float, float, int]], str]:
     """Recompute rows within the time limit.
 
@@ -188,7 +190,7 @@ def _recompute(
     return found, reason
 
 
-def judge(audit: AuditFacts, precision: str, family: str) -> tuple[str, str]:
+def judge(audit: AuditFacts, precision: str, family: Family) -> tuple[str, str]:
     """Return the verdict on embeddings computed in `precision` ("ok", "warn", "fail" or "none") and a message."""
     if not audit.sequences:
         return "none", f"not audited: {(audit.reference or '').removeprefix('none: ')}"

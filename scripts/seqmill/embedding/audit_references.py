@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from seqmill.model.esm2 import ESM2, ROPE_BASE
 from seqmill.model.esm2_weights import FAIR_ESM
 from seqmill.model.pack import Pack
-from seqmill.spec.models import DNABERT_S, AnyArchitecture, Architecture, DnabertArchitecture
+from seqmill.spec.families import DNABERT_S, Family
+from seqmill.spec.models import Architecture, DnabertArchitecture, Esm2Architecture
 
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
 ATTENTION_BYTES = 12  # per head and pair of tokens
@@ -49,10 +50,11 @@ class Reference:
     embed: Embed
 
 
-def make_reference(architecture: AnyArchitecture, tensors: Tensors, max_tokens: int) -> Reference:
+def make_reference(architecture: Architecture, tensors: Tensors, max_tokens: int) -> Reference:
     """Return the reference of a model's family, for segments of up to `max_tokens` tokens."""
     if isinstance(architecture, DnabertArchitecture):
         return Reference("DNABERT-S written out in float32, one segment at a time", _dnabert(architecture, tensors))
+    assert isinstance(architecture, Esm2Architecture)
     try:
         import esm
 
@@ -63,7 +65,7 @@ def make_reference(architecture: AnyArchitecture, tensors: Tensors, max_tokens: 
     return Reference(f"fair-esm {esm.__version__} float32", _fair_esm(architecture, tensors))
 
 
-def operations(architecture: AnyArchitecture, num_tokens: int) -> float:
+def operations(architecture: Architecture, num_tokens: int) -> float:
     """Return a segment's operations in a layer: matrix products, and passes over the attention scores."""
     d, heads = architecture.hidden_dim, architecture.num_heads
     a_score = DNABERT_SCORE_OPERATIONS if isinstance(architecture, DnabertArchitecture) else ESM2_SCORE_OPERATIONS
@@ -71,7 +73,7 @@ def operations(architecture: AnyArchitecture, num_tokens: int) -> float:
     return products * num_tokens + (4 * d + a_score * heads) * num_tokens**2
 
 
-def memory(architecture: AnyArchitecture, num_tokens: int) -> int:
+def memory(architecture: Architecture, num_tokens: int) -> int:
     """Return the bytes that a segment needs in addition to the weights."""
     if isinstance(architecture, DnabertArchitecture):
         scores = 3 * 4 * max(SCORES, architecture.num_heads * num_tokens)  # of one query at least
@@ -134,7 +136,7 @@ def _slopes(num_heads: int) -> list[float]:
     return _slopes(below) + _slopes(2 * below)[::2][: num_heads - below]
 
 
-def _fair_esm(architecture: Architecture, tensors: Tensors) -> Embed:
+def _fair_esm(architecture: Esm2Architecture, tensors: Tensors) -> Embed:
     import esm
 
     num_layers = architecture.num_layers
@@ -169,7 +171,7 @@ class _WithoutValues(TorchFunctionMode):
         return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
 
 
-def _fair_esm_state(architecture: Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:
+def _fair_esm_state(architecture: Esm2Architecture, tensors: Tensors) -> dict[str, torch.Tensor]:
     """Return the tensors by fair-esm's names."""
     head_dim = architecture.head_dim
     # As esm/rotary_embedding.py computes it.
@@ -182,7 +184,7 @@ def _fair_esm_state(architecture: Architecture, tensors: Tensors) -> dict[str, t
     return state
 
 
-def _our_own(architecture: Architecture, tensors: Tensors, max_tokens: int) -> Embed:
+def _our_own(architecture: Esm2Architecture, tensors: Tensors, max_tokens: int) -> Embed:
     whole = {name: torch.cat(parts) if len(parts) > 1 else parts[0] for name, parts in tensors.items()}
     model = ESM2(architecture, whole, torch.float32, max_tokens, "sdpa")
 
@@ -193,28 +195,30 @@ def _our_own(architecture: Architecture, tensors: Tensors, max_tokens: int) -> E
     return embed
 
 
-def blend(hidden: list[dict[int, torch.Tensor]], stride: int) -> dict[int, torch.Tensor]:
+def blend(hidden: list[dict[int, torch.Tensor]], stride: int, family: Family) -> dict[int, torch.Tensor]:
     """Blend the hidden states of a protein's windows, as `seqmill.embedding.embedder` does, but in float64."""
-    found = {}
+    found, special = {}, family.before + family.after
     for layer in hidden[0]:
         windows = [states[layer].double().numpy() for states in hidden]
         sums = np.zeros((stride * (len(windows) - 1) + len(windows[-1]), windows[0].shape[1]))
         shares = np.zeros((len(sums), 1))
         for number, states in enumerate(windows):
-            n = len(states) - 2
-            share = np.concatenate(([0], np.minimum(np.arange(n) + 1, n - np.arange(n)), [0]))[:, None]
-            sums[number * stride : number * stride + n + 2] += share * states
-            shares[number * stride : number * stride + n + 2] += share
-        for end in (0, -1):
-            sums[end] = np.average([states[end] for states in windows], axis=0, weights=[len(w) - 2 for w in windows])
+            n = len(states) - special
+            share = np.minimum(np.arange(n) + 1, n - np.arange(n))
+            share = np.pad(share, (family.before, family.after))[:, None]
+            sums[number * stride : number * stride + len(states)] += share * states
+            shares[number * stride : number * stride + len(states)] += share
+        lengths = [len(window) - special for window in windows]
+        for end in (*range(family.before), *range(-family.after, 0)):
+            sums[end] = np.average([states[end] for states in windows], axis=0, weights=lengths)
             shares[end] = 1
         found[layer] = torch.from_numpy(sums / shares)
     return found
 
 
-def pool(hidden: list[torch.Tensor], weights: np.ndarray, family: str, pooling: str) -> np.ndarray:
+def pool(hidden: list[torch.Tensor], weights: np.ndarray, family: Family, pooling: str) -> np.ndarray:
     """Pool the hidden states of a sequence's segments into its vector, float64."""
-    inner, first, whole = slice(1, -1), slice(0, 1), slice(None)
+    inner, first, whole = slice(family.before, -family.after), slice(0, 1), slice(None)
     used = first if pooling == "cls" else whole if (family, pooling) == (DNABERT_S, "mean") else inner
     tokens = [states[used].double().numpy() for states in hidden]
     if pooling == "max":

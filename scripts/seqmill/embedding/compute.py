@@ -16,7 +16,7 @@ from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
 from seqmill.embedding.part_writer import PartWriter
 from seqmill.embedding.runner import embed_packs, warm_up
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import AnyArchitecture, model_flop
+from seqmill.spec.models import Architecture, model_flop
 from seqmill.store.index import Index
 from seqmill.store.status import Quarantined, ShardStatus, Throughput, stage, write_status
 
@@ -108,7 +108,7 @@ def _require_few_quarantined(job: Job, quarantined: list[int], num_sequences: in
     )
 
 
-def _note_speed(job: Job, packs: list[int], architecture: AnyArchitecture) -> None:
+def _note_speed(job: Job, packs: list[int], architecture: Architecture) -> None:
     """Note tokens and model FLOP per second in the status, and on a GPU the share of its peak."""
     status, device = job.status, job.device
     lengths = np.concatenate([np.empty(0, np.int64), *(job.index.pack_lengths(pack) for pack in packs)])

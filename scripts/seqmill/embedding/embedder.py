@@ -13,7 +13,8 @@ from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
 from seqmill.model.out_of_memory import unless_out_of_memory
 from seqmill.model.pack import Pack, boundaries
-from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.families import Family
+from seqmill.spec.models import Architecture
 
 # Tokens in a piece of a pack when all hidden states are kept.
 CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768
@@ -45,7 +46,7 @@ class PackEmbedder:
         self.too_large = self.splits = self.on_cpu = 0
 
     @property
-    def architecture(self) -> AnyArchitecture:
+    def architecture(self) -> Architecture:
         return self._model.architecture
 
     def reserve(self, max_tokens: int) -> None:
@@ -76,7 +77,7 @@ class PackEmbedder:
 
     def _blended(self, pack: Pack, pieces: list[Pack], device: torch.device) -> Vectors:
         dim = len(self.readout.outputs.layers) * self.architecture.hidden_dim
-        blender = Blender(pack, dim, device)
+        blender = Blender(pack, dim, device, self.readout.family)
         for piece in pieces:
             blender.add(self._compute(piece, self.readout.hidden), piece.lengths)
         return self.readout.of_hidden(*blender.finish())
@@ -124,8 +125,9 @@ class Blender:
     Where windows overlap, a residue's vector is a mean weighted by the distance to the end of each window.
     """
 
-    def __init__(self, pack: Pack, dim: int, device: torch.device) -> None:
+    def __init__(self, pack: Pack, dim: int, device: torch.device, family: Family) -> None:
         assert pack.windows is not None
+        self._before, self._after = family.before, family.after  # special tokens
         self._stride = pack.windows.stride
         firsts, self._counts = pack.windows.begins[:-1], np.diff(pack.windows.begins)
         # The last window ends where the sequence does; the others are a stride apart.
@@ -149,20 +151,21 @@ class Blender:
                 states.copy_(window)
                 total.fill_(1)
                 continue
-            count = len(window) - 2
+            before, after = self._before, self._after
+            count = len(window) - before - after
             places = torch.arange(1, count + 1, device=window.device)
             weights = torch.minimum(places, places.flip(0)).to(window.dtype)[:, None]
-            inner = slice(1 + place * self._stride, 1 + place * self._stride + count)
-            states[inner] += window[1:-1] * weights
+            inner = slice(before + place * self._stride, before + place * self._stride + count)
+            states[inner] += window[before : before + count] * weights
             total[inner] += weights
-            for end in (0, -1):
+            for end in (*range(before), *range(-after, 0)):
                 states[end] += window[end] * count
                 total[end] += count
 
     def finish(self) -> tuple[torch.Tensor, Pack]:
         """Return the hidden states of the sequences, and a pack with their boundaries (its tokens mean nothing).
 
-        A sequence's first and last vectors are means of those of its windows, weighted by the residues of each.
+        The vectors of special tokens are means of those of the windows, weighted by the residues of each.
         """
         device = self._states.device
         cu_seqlens = torch.from_numpy(boundaries(self._lengths))

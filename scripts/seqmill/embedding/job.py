@@ -116,6 +116,7 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
 
     with stage(status, "load"):
         source = model_of(index, task.model)
+        source.family.require_precision(precision)
         weights = _load_noted(source, status)
         outputs = settings.outputs.of(weights.architecture.num_layers)
         readout = Readout(source.family, outputs)
@@ -157,7 +158,7 @@ def model_of(index: Index, name: str) -> ModelSource:
     """
     source = find_model(name or index.attributes["model"])
     made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"
-    if source.family != index.attributes["family"]:
+    if source.family != index.family:
         raise SeqmillError(f"{made_for}, whose tokens are not those of {source.name}; {advice}")
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in index.attributes["tokenizer"]:

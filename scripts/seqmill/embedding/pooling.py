@@ -2,45 +2,47 @@
 
 | family | name | vector |
 |---|---|---|
-| ESM-2 | mean, mean_tokens | mean over the residues, without cls and eos, as in fair-esm |
+| proteins | mean, mean_tokens | mean over the residues, without special tokens, as the authors compute it |
 | DNABERT-S | mean | mean over all tokens, CLS and SEP included, as its authors compute it |
 | DNABERT-S | mean_tokens | mean over the tokens of the sequence, without CLS and SEP |
-| both | max, std | maximum and standard deviation of each channel, without special tokens |
-| both | cls | the vector of the first token |
+| all | max, std | maximum and standard deviation of each channel, without special tokens |
+| all but T5 | cls | the vector of the first token |
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from seqmill.model.kernels import fused, pool_triton
 from seqmill.model.pack import Pack
-from seqmill.spec.models import DNABERT_S, ESM2
+from seqmill.spec.families import DNABERT_S, Family
 
 
-def mean_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Average each segment's hidden states over all tokens but its first and last.
+def mean_over_residues(hidden: torch.Tensor, pack: Pack, before: int = 1, after: int = 1) -> torch.Tensor:
+    """Average each segment's hidden states over its residues.
 
     Args:
         hidden: (num_tokens, hidden_dim), float32 or float64.
-        pack: the segments; each has at least three tokens.
+        pack: the segments; each has at least one residue.
+        before, after: special tokens at the ends of each segment.
 
     Returns:
         (num_segments, hidden_dim), in the dtype of `hidden`.
     """
     if _has_kernels(hidden):
-        return pool_triton.mean(hidden, pack.cu_seqlens, ends=1)
+        return pool_triton.mean(hidden, pack.cu_seqlens, before, after)
     if hidden.is_cuda:
-        return _by_segments(hidden, pack)
-    return torch.cat([inner.mean(dim=1) for inner in _inner(hidden, pack)])
+        return _by_segments(hidden, pack, before, after)
+    return torch.cat([inner.mean(dim=1) for inner in _inner(hidden, pack, before, after)])
 
 
 def mean_over_tokens(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     """Average each segment's hidden states over all its tokens; shapes as `mean_over_residues`."""
     if _has_kernels(hidden):
-        return pool_triton.mean(hidden, pack.cu_seqlens, ends=0)
+        return pool_triton.mean(hidden, pack.cu_seqlens, before=0, after=0)
     if hidden.is_cuda:
         # unsafe: the check that the lengths add up would wait for the device.
         return torch.segment_reduce(hidden, "mean", lengths=pack.cu_seqlens.diff().long(), axis=0, unsafe=True)
@@ -52,26 +54,29 @@ def first_token(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
     return hidden[pack.cu_seqlens[:-1].long()]
 
 
-def max_over_residues(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Return each channel's maximum over all tokens but the first and last; shapes as `mean_over_residues`."""
+def max_over_residues(hidden: torch.Tensor, pack: Pack, before: int = 1, after: int = 1) -> torch.Tensor:
+    """Return each channel's maximum over the residues; arguments and shapes as `mean_over_residues`."""
     if _has_kernels(hidden):
-        return pool_triton.largest(hidden, pack.cu_seqlens, ends=1)
+        return pool_triton.largest(hidden, pack.cu_seqlens, before, after)
     if hidden.is_cuda:
-        return torch.segment_reduce(hidden, "max", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]
-    return torch.cat([inner.amax(dim=1) for inner in _inner(hidden, pack)])
+        return torch.segment_reduce(hidden, "max", lengths=_thirds(pack, before, after), axis=0, unsafe=True)[1::3]
+    return torch.cat([inner.amax(dim=1) for inner in _inner(hidden, pack, before, after)])
 
 
-def mean_and_variance(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """Return mean and population variance over all tokens but the first and last: (num_segments, 2 * hidden_dim)."""
+def mean_and_variance(hidden: torch.Tensor, pack: Pack, before: int = 1, after: int = 1) -> torch.Tensor:
+    """Return mean and population variance over the residues: (num_segments, 2 * hidden_dim).
+
+    The arguments are those of `mean_over_residues`.
+    """
     if _has_kernels(hidden):
-        return pool_triton.mean_and_variance(hidden, pack.cu_seqlens, ends=1)
+        return pool_triton.mean_and_variance(hidden, pack.cu_seqlens, before, after)
     if hidden.is_cuda:
-        means = _by_segments(hidden, pack)
+        means = _by_segments(hidden, pack, before, after)
         lengths = pack.cu_seqlens.diff().long()
         spread = torch.repeat_interleave(means, lengths, dim=0, output_size=len(hidden))
-        return torch.cat((means, _by_segments((hidden - spread).square(), pack)), dim=1)
+        return torch.cat((means, _by_segments((hidden - spread).square(), pack, before, after)), dim=1)
     pooled = []
-    for inner in _inner(hidden, pack):
+    for inner in _inner(hidden, pack, before, after):
         means = inner.mean(dim=1)
         pooled.append(torch.cat((means, (inner - means[:, None]).square().mean(dim=1)), dim=1))
     return torch.cat(pooled)
@@ -122,15 +127,20 @@ class Pooling:
     width: int = 1  # of a segment's row, in hidden dimensions
 
 
-SHARED = {
-    "cls": Pooling(first_token),
-    "max": Pooling(max_over_residues, combine_maxima),
-    "std": Pooling(mean_and_variance, combine_deviations, 2),
-}
-BY_NAME: dict[str, dict[str, Pooling]] = {
-    ESM2: {"mean": Pooling(mean_over_residues), "mean_tokens": Pooling(mean_over_residues), **SHARED},
-    DNABERT_S: {"mean": Pooling(mean_over_tokens), "mean_tokens": Pooling(mean_over_residues), **SHARED},
-}
+def poolings_of(family: Family) -> dict[str, Pooling]:
+    """Return a family's poolings by name."""
+    of_residues, deviations, maxima = (
+        partial(pool, before=family.before, after=family.after)
+        for pool in (mean_over_residues, mean_and_variance, max_over_residues)
+    )
+    mean = mean_over_tokens if family == DNABERT_S else of_residues
+    found = {
+        "mean": Pooling(mean),
+        "mean_tokens": Pooling(of_residues),
+        "max": Pooling(maxima, combine_maxima),
+        "std": Pooling(deviations, combine_deviations, 2),
+    }
+    return {**found, "cls": Pooling(first_token)} if family.has_cls else found
 
 
 def _has_kernels(hidden: torch.Tensor) -> bool:
@@ -146,19 +156,20 @@ def _runs(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
         yield hidden[start : start + count * length].view(count, length, -1)
 
 
-def _inner(hidden: torch.Tensor, pack: Pack) -> Iterator[torch.Tensor]:
-    """Yield the same without the first and last token of each segment."""
-    return (tokens[:, 1:-1] for tokens in _runs(hidden, pack))
+def _inner(hidden: torch.Tensor, pack: Pack, before: int, after: int) -> Iterator[torch.Tensor]:
+    """Yield the same without the special tokens of each segment."""
+    return (tokens[:, before : tokens.shape[1] - after] for tokens in _runs(hidden, pack))
 
 
-def _thirds(pack: Pack) -> torch.Tensor:
-    """Return the lengths of three spans of each segment: its first token, the others, its last token."""
-    residues = pack.cu_seqlens.diff().long() - 2
+def _thirds(pack: Pack, before: int, after: int) -> torch.Tensor:
+    """Return the lengths of three spans of each segment: the special tokens before, the residues, those after."""
+    residues = pack.cu_seqlens.diff().long() - before - after
     ends = torch.ones_like(residues)
-    return torch.stack((ends, residues, ends), dim=1).flatten()
+    return torch.stack((before * ends, residues, after * ends), dim=1).flatten()
 
 
-def _by_segments(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+def _by_segments(hidden: torch.Tensor, pack: Pack, before: int, after: int) -> torch.Tensor:
     """Return the means over residues by one segment reduction."""
     # unsafe: the check that the lengths add up would wait for the device.
-    return torch.segment_reduce(hidden, "mean", lengths=_thirds(pack), axis=0, unsafe=True)[1::3]
+    lengths = _thirds(pack, before, after)
+    return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0, unsafe=True)[1::3]

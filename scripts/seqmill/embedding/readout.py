@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from seqmill.embedding.pooling import BY_NAME
+from seqmill.embedding.pooling import poolings_of
 from seqmill.model.encoder import Encoder
 from seqmill.model.pack import Pack
+from seqmill.spec.families import Family
 from seqmill.spec.outputs import Outputs
 
 NO_RESIDUES = torch.empty(0, 0, dtype=torch.float16)
@@ -32,11 +33,11 @@ class Readout:
     `residue_dtype` is that of the vectors of residues, None if they are not kept.
     """
 
-    def __init__(self, family: str, outputs: Outputs) -> None:
-        self.outputs = outputs
+    def __init__(self, family: Family, outputs: Outputs) -> None:
+        self.family, self.outputs = family, outputs
         outputs.require_family(family)
         self.residue_dtype: torch.dtype | None = getattr(torch, outputs.per_residue) if outputs.per_residue else None
-        self._poolings = [BY_NAME[family][name] for name in outputs.poolings]
+        self._poolings = [poolings_of(family)[name] for name in outputs.poolings]
 
     @torch.inference_mode()
     def __call__(self, model: Encoder, pack: Pack) -> torch.Tensor:
@@ -61,12 +62,14 @@ class Readout:
         if self.residue_dtype is None:
             return NO_RESIDUES
         number, device = len(pack.lengths), hidden.device
-        num_residues = len(hidden) - 2 * number
-        # Residue j of all, in segment s, is token j + 2 s + 1. With output_size the host need not wait for the device.
+        before, special = self.family.before, self.family.before + self.family.after  # tokens of a segment
+        num_residues = len(hidden) - special * number
+        # Residue j of all, in segment s, is token j + special s + before. With output_size the host need not wait for
+        # the device.
         shift = torch.repeat_interleave(
-            torch.arange(number, device=device), pack.cu_seqlens.diff().long() - 2, output_size=num_residues
+            torch.arange(number, device=device), pack.cu_seqlens.diff().long() - special, output_size=num_residues
         )
-        return hidden[torch.arange(num_residues, device=device) + 2 * shift + 1].to(self.residue_dtype)
+        return hidden[torch.arange(num_residues, device=device) + special * shift + before].to(self.residue_dtype)
 
     def _pool(self, hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
         return torch.cat([pooling.of_segment(hidden, pack) for pooling in self._poolings], dim=1)

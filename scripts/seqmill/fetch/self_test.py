@@ -12,15 +12,15 @@ import torch
 from seqmill.base.commands import command
 from seqmill.base.files import sha256_of_file
 from seqmill.base.machine import available_memory
-from seqmill.embedding.pooling import mean_over_residues, mean_over_tokens
+from seqmill.embedding.pooling import poolings_of
 from seqmill.errors import SeqmillError
 from seqmill.index.bpe import BpeTokenizer
-from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
+from seqmill.index.letters import ALPHABETS, ProteinLetters
 from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights
 from seqmill.model.weights_record import read_record
-from seqmill.spec.models import DNABERT_S, ModelSource, released_sources
+from seqmill.spec.models import ModelSource, released_sources
 from seqmill.spec.released import RELEASED, Case, Published, Release, read_releases, why_not_as_published
 
 MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memory
@@ -53,13 +53,14 @@ def self_test(source: ModelSource, weights: Weights, published: Published | None
 
 
 def _tokens(source: ModelSource, weights: Weights, case: Case) -> np.ndarray:
-    if source.family == DNABERT_S:
+    if not source.family.is_protein:
         assert source.tokenizer is not None
         tokenizer = BpeTokenizer.from_file(source.tokenizer, weights.architecture.vocabulary)
         tokens, _ = tokenizer.encode([case.sequence.encode()])
     else:
-        residues = ProteinLetters().tokens(case.sequence.encode())
-        tokens = np.frombuffer(ESM2_CLS + residues + ESM2_EOS, np.uint8)
+        alphabet = ALPHABETS[source.family]
+        residues = ProteinLetters(alphabet).tokens(case.sequence.encode())
+        tokens = np.frombuffer(alphabet.before + residues + alphabet.after, np.uint8)
     if case.tokens is not None and tokens.tolist() != case.tokens:
         raise SeqmillError(f"{source.name}: {_short(case.sequence)} is the tokens {tokens.tolist()}, not {case.tokens}")
     return tokens
@@ -71,7 +72,7 @@ def _deviation(source: ModelSource, model: Encoder, tokens: np.ndarray, case: Ca
     hidden = model(pack)
     pairs = list(zip(hidden, case.hidden or [], strict=False))
     if case.mean is not None:
-        pool = mean_over_tokens if source.family == DNABERT_S else mean_over_residues
+        pool = poolings_of(source.family)["mean"].of_segment
         pairs.append((pool(hidden, pack)[0], case.mean))
     differences = [(row[: len(expected)] - torch.tensor(expected)).abs().max() for row, expected in pairs]
     return float(torch.stack([torch.zeros(()), *differences]).max())

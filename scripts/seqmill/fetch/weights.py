@@ -14,7 +14,8 @@ from seqmill.base.files import fsync, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
 from seqmill.fetch.download import Pace, Unreachable, download
 from seqmill.model.weights_record import record_path
-from seqmill.spec.models import DNABERT_MODELS, DNABERT_S, MODELS, RELEASED_FILES, ModelSource
+from seqmill.spec.families import DNABERT_S
+from seqmill.spec.models import DNABERT_MODELS, ESM2_MODELS, RELEASED_FILES, ModelSource
 from seqmill.spec.released import RELEASED, FileFact, Release, WeightsSource, release_of, why_not_as_published
 from seqmill.version import __version__
 
@@ -40,9 +41,9 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
     release = release_of(name, facts)
     part = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    fetch = _fetch_file if name in MODELS else _fetch_folder
+    fetch = _fetch_file if name in ESM2_MODELS else _fetch_folder
     with WeakFileLock(output.with_name(f".{output.name}.lock")):
-        if all(path.exists() for path in ([output] if name in MODELS else [output / f for f in RELEASED_FILES])):
+        if all(path.exists() for path in ([output] if name in ESM2_MODELS else [output / f for f in RELEASED_FILES])):
             log.info("%s is there already", output)
             return
         sources, pace = release.sources, pace or Pace()  # the sources share its patience
@@ -71,19 +72,19 @@ def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, 
         folder = output.with_name(f"{output.name}.folder.part")
         part = output.with_name(f"{output.name}.converted.part")  # the other .part keeps what was received of the .pt
         _receive_folder(name, source, folder, pace)
-        _convert(ModelSource(name, "folder", MODELS[name], folder), part)
+        _convert(ModelSource(name, "folder", ESM2_MODELS[name], folder), part)
         shutil.rmtree(folder)
-    _test_and_record(ModelSource(name, "released", MODELS[name], part), release, source, {output.name: part})
+    _test_and_record(ModelSource(name, "released", ESM2_MODELS[name], part), release, source, {output.name: part})
     _move(part, output)
 
 
 def _convert(folder: ModelSource, part: Path) -> None:
     from seqmill.model.esm2_weights import save_checkpoint
     from seqmill.model.weights import open_weights
-    from seqmill.spec.models import Architecture
+    from seqmill.spec.models import Esm2Architecture
 
     architecture, parts = open_weights(folder)
-    assert isinstance(architecture, Architecture)
+    assert isinstance(architecture, Esm2Architecture)
     save_checkpoint(architecture, parts, part)
 
 
@@ -120,7 +121,7 @@ def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: 
     if source.repository is not None:
         url = hf_hub_url(source.repository, file, revision=source.commit)
     else:
-        url = f"{source.url}/{file}" if name in MODELS or source.url is None else f"{source.url}/{name}/{file}"
+        url = f"{source.url}/{file}" if name in ESM2_MODELS or source.url is None else f"{source.url}/{name}/{file}"
     log.info("fetching %s", url)
     download(url, part, fact.size, pace)
     if wrong := why_not_as_published(part, fact):

@@ -127,7 +127,7 @@ def _write(file: NewFile, records: Records, arranged: Arranged, origin: _Origin)
         "index_format": INDEX_FORMAT,
         "seqmill_version": __version__,
         "model": origin.model.name,
-        "family": origin.model.family,
+        "family": origin.model.family.name,
         "source_path": shown_path(origin.fasta.path),
         "source_size": origin.fasta.size,
         "source_sha256": origin.fasta.sha256,

@@ -1,16 +1,13 @@
 """The letter policy: which letters a sequence may have, which are changed, and which are refused."""
 
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import ESM2, ESMC, PROSTT5, PROTT5
 
 LAYOUT = b" \t\r\n\v\f"  # white space between letters, which is dropped
 INVALID = 255
-
-# fair-esm's "ESM-1b" alphabet, which ESM-2 uses: cls, pad, eos, unk, then the letters, null, mask.
-ESM2_LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO"
-ESM2_CLS, ESM2_EOS = bytes([0]), bytes([2])
 
 AMBIGUOUS_BASES = "NRYSWKMBDHV"  # IUPAC-IUB 1984, doi:10.1093/nar/13.9.3021
 PROTEIN_ONLY = "EFILPQJOZ"  # amino-acid letters that are no IUPAC codes of bases; X has its own message
@@ -25,9 +22,6 @@ def _table(letters: str, first: int) -> bytes:
     return bytes(table)
 
 
-ESM2_TOKENS = _table(ESM2_LETTERS, first=4)  # from an upper-case ASCII letter to its token
-
-
 @dataclass
 class LetterCounts:
     """Numbers of letters changed, over all records."""
@@ -39,33 +33,69 @@ class LetterCounts:
 
 
 @dataclass
+class T5LetterCounts(LetterCounts):
+    """The same for ProtT5 and ProstT5, whose authors replace four more letters."""
+
+    uzob_to_x: int = 0
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """A protein model's tokens, each one byte."""
+
+    tokens: bytes  # from an upper-case ASCII letter to its token
+    before: bytes  # special tokens before a sequence
+    after: bytes
+    policy: str  # in the index digest
+    rare: bytes = b""  # letters that become X as J does
+    counts: type[LetterCounts] = LetterCounts
+
+
+# fair-esm's "ESM-1b" alphabet, which ESM-2 and ESM C use: cls, pad, eos, unk, then the letters, null, mask.
+ESM2_LETTERS = "LAGVSERTIDPKQNFYMHWCXBUZO"
+ESM2_ALPHABET = Alphabet(
+    _table(ESM2_LETTERS, first=4),
+    before=bytes([0]),
+    after=bytes([2]),
+    policy="upper-case; strip one trailing *; J and inner * to X; refuse gaps and all else",
+)
+# ProtT5's SentencePiece model: pad, eos, unk, then the letters. ProstT5 adds lower-case letters for structures, and a
+# token that says that amino acids follow.
+T5_LETTERS = "ALGVSREDTIPKFQNYMHWCX"
+T5_POLICY = "upper-case; strip one trailing *; J, U, Z, O, B, and inner * to X; refuse gaps and all else"
+AA2FOLD = 149
+PROTT5_ALPHABET = Alphabet(_table(T5_LETTERS, first=3), b"", bytes([1]), T5_POLICY, b"UZOB", T5LetterCounts)
+PROSTT5_ALPHABET = replace(PROTT5_ALPHABET, before=bytes([AA2FOLD]))
+ALPHABETS = {ESM2: ESM2_ALPHABET, ESMC: ESM2_ALPHABET, PROTT5: PROTT5_ALPHABET, PROSTT5: PROSTT5_ALPHABET}
+
+
 class ProteinLetters:
     """Turns the lines of a protein record into tokens, and counts every replacement.
 
-    Letters become upper case; one trailing `*` is stripped; `J` (leucine or isoleucine) and inner `*` become `X`; gaps
-    and everything else are refused.
+    Letters become upper case; one trailing `*` is stripped; `J` (leucine or isoleucine), inner `*`, and the alphabet's
+    rare letters become `X`; gaps and everything else are refused.
     """
 
-    counts: LetterCounts = field(default_factory=LetterCounts)
-
-    policy = "upper-case; strip one trailing *; J and inner * to X; refuse gaps and all else"
+    def __init__(self, alphabet: Alphabet = ESM2_ALPHABET) -> None:
+        self.alphabet, self.counts = alphabet, alphabet.counts()
 
     def tokens(self, body: bytes) -> bytes:
-        """Return one token id (uint8) per residue, without cls and eos, from a record's lines with their line ends.
+        """Return one token id (uint8) per residue, without special tokens, from a record's lines with their line ends.
 
         Raise a SeqmillError if there is no residue or a letter is refused; the caller adds file and record.
         """
-        tokens = body.translate(ESM2_TOKENS, LAYOUT)
+        tokens = body.translate(self.alphabet.tokens, LAYOUT)
         if tokens and INVALID not in tokens:
             return tokens
-        return self._clean(body.translate(None, LAYOUT)).translate(ESM2_TOKENS)
+        return self._clean(body.translate(None, LAYOUT)).translate(self.alphabet.tokens)
 
     def _clean(self, letters: bytes) -> bytes:
         upper = letters.upper().removesuffix(b"*")
         if not upper:
             raise SeqmillError("it has no sequence; remove it")
-        cleaned = upper.replace(b"*", b"X").replace(b"J", b"X")
-        tokens = cleaned.translate(ESM2_TOKENS)
+        rare = self.alphabet.rare
+        cleaned = upper.translate(bytes.maketrans(b"*J" + rare, b"X" * (2 + len(rare))))
+        tokens = cleaned.translate(self.alphabet.tokens)
         position = tokens.find(INVALID)
         if position >= 0:
             raise SeqmillError(_refusal(letters[position], f"at residue {position + 1} is not an amino-acid letter"))
@@ -73,6 +103,8 @@ class ProteinLetters:
         self.counts.lower_case += len(letters) - len(letters.translate(None, string.ascii_lowercase.encode()))
         self.counts.inner_stop_to_x += upper.count(b"*")
         self.counts.j_to_x += upper.count(b"J")
+        if isinstance(self.counts, T5LetterCounts):
+            self.counts.uzob_to_x += len(upper) - len(upper.translate(None, rare))
         return cleaned
 
 

@@ -45,7 +45,7 @@ def index_in_memory(
     tokens = list(token_blocks(records.tokens.mapped(tokenizer.dtype), arranged))
     attributes = {
         "model": source.name,
-        "family": source.family,
+        "family": source.family.name,
         **asdict(policy),
         "pack_tokens": arranged.pack_tokens,
         **arranged.totals,

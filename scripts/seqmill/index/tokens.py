@@ -14,16 +14,16 @@ from seqmill.index.bpe import BpeTokenizer
 from seqmill.index.fasta import FastaRecord
 from seqmill.index.invalid import InvalidRecords
 from seqmill.index.letters import (
-    ESM2_CLS,
-    ESM2_EOS,
+    ALPHABETS,
     NucleotideLetters,
     ProteinLetters,
     looks_like_nucleotides,
     looks_like_protein,
 )
 from seqmill.index.segments import cut, known_bases, weigh, window_spans
+from seqmill.spec.families import Family
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import CONFIG, DNABERT_S, ModelSource
+from seqmill.spec.models import CONFIG, ModelSource
 
 DIGEST_BYTES = 16
 GAPPED = 0.1  # records with a larger share of unknown bases are counted
@@ -43,14 +43,14 @@ class Tokenized:
 
 
 class ProteinTokenizer:
-    """One token per residue, framed by cls and eos; a sequence is one segment, or one per window."""
+    """One token per residue, framed by special tokens; a sequence is one segment, or one per window."""
 
     dtype = np.uint8
-    name = "esm2"  # recorded in the index, as is the policy
-    letter_policy = ProteinLetters.policy
 
-    def __init__(self, policy: LengthPolicy) -> None:
-        self._letters, self._policy = ProteinLetters(), policy
+    def __init__(self, family: Family, policy: LengthPolicy) -> None:
+        alphabet = ALPHABETS[family]
+        self._letters, self._policy, self._family = ProteinLetters(alphabet), policy, family
+        self.name, self.letter_policy = family.name, alphabet.policy  # recorded in the index
 
     def clean(self, block: list[FastaRecord], name: str, invalid: InvalidRecords) -> list[bytes]:
         """Return the residues of records as tokens; an invalid record has none, and is added to `invalid`.
@@ -72,9 +72,9 @@ class ProteinTokenizer:
             kept = self._policy.max_length or None
             segments = [[sequence[:kept]] for sequence in residues]
         flat = list(itertools.chain(*segments))
-        lengths = _lengths(flat)
-        tokens = b"".join([ESM2_CLS + segment + ESM2_EOS for segment in flat])
-        return _tokenized(residues, segments, tokens, lengths + np.int32(2), lengths)
+        lengths, (before, after) = _lengths(flat), (self._letters.alphabet.before, self._letters.alphabet.after)
+        tokens = b"".join([before + segment + after for segment in flat])
+        return _tokenized(residues, segments, tokens, lengths + np.int32(len(before) + len(after)), lengths)
 
     def _windows(self, residues: bytes) -> list[bytes]:
         if len(residues) <= self._policy.max_length:
@@ -84,7 +84,7 @@ class ProteinTokenizer:
 
     def with_new_counts(self) -> "ProteinTokenizer":
         """Return the same tokenizer with letter counts of its own."""
-        return ProteinTokenizer(self._policy)
+        return ProteinTokenizer(self._family, self._policy)
 
     def letter_counts(self) -> dict[str, int]:
         """Return how many letters were changed, or are unknown to the model, so far."""
@@ -149,7 +149,9 @@ RecordTokenizer = ProteinTokenizer | NucleotideTokenizer
 
 def make_tokenizer(source: ModelSource, policy: LengthPolicy) -> RecordTokenizer:
     """Return a model's tokenizer."""
-    return NucleotideTokenizer(source, policy) if source.family == DNABERT_S else ProteinTokenizer(policy)
+    if source.family.is_protein:
+        return ProteinTokenizer(source.family, policy)
+    return NucleotideTokenizer(source, policy)
 
 
 def _vocabulary(source: ModelSource) -> int:

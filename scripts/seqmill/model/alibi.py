@@ -105,12 +105,18 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     q, k, v = qkv.unbind(1)
     v = show_overflow(q, k, v)
     if kernel == "sdpa":
-        return by_runs(q, k, v, pack, functools.partial(_attend_run, biases))
+        return by_runs(q, k, v, pack, functools.partial(attend_run, biases, None))
     # Without causality and with equally long queries and keys, flash_attn's bias is -slope x |i - j|.
     return packed(kernel, q, k, v, pack, alibi_slopes=biases)
 
 
-def _attend_run(biases: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor) -> None:
+def attend_run(
+    biases: torch.Tensor, scale: float | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor
+) -> None:
+    """Attend with a bias for each distance (`bias_table`), by PyTorch, for a run as in `attention.by_runs`.
+
+    `scale` is that of the scores, None for head_dim ** -0.5.
+    """
     # On CUDA PyTorch supports only biases in the dtype of the queries: with 16-bit queries and float32 biases one
     # kernel raises, and another silently misreads them (pytorch pull request 191612).
     dtype = biases.dtype if v.is_cuda else v.dtype
@@ -121,7 +127,7 @@ def _attend_run(biases: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch
         last = min(first + step, length)
         # With the queries in reverse order each row of biases is the previous one, shifted by one.
         block, mask = q[:, :, first:last].flip(2), _biases_of_block(biases, first, last, length)
-        output[:, :, first:last] = F.scaled_dot_product_attention(block, k, v, attn_mask=mask).flip(2)
+        output[:, :, first:last] = F.scaled_dot_product_attention(block, k, v, attn_mask=mask, scale=scale).flip(2)
 
 
 def _biases_of_block(biases: torch.Tensor, first: int, last: int, length: int) -> torch.Tensor:

@@ -28,6 +28,9 @@ from seqmill.model.kernels import compiled, cpu, fused
 from seqmill.model.pack import Pack
 from seqmill.spec.task import ATTENTIONS, AUTO
 
+# Weights (num_heads * head_dim,) of the layer norms of queries and of keys, and what is added to the variance.
+QKNorms = tuple[torch.Tensor, torch.Tensor, float]
+
 FASTEST_FIRST = (*compiled.KERNELS, "flash_attn_3", "varlen", "flash_attn_2", "sdpa")
 # Functions over packs, all called with (q, k, v, cu_seqlens, cu_seqlens, longest, longest).
 PACKED = {
@@ -76,7 +79,7 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
     if kernel == "sdpa":
         return ""
     if kernel not in FASTEST_FIRST:
-        return "it is DNABERT-S's, with linear biases instead of a rotation"
+        return "it adds biases to the scores, and this model rotates queries and keys"
     kind = str(dtype).removeprefix("torch.")
     if kernel in compiled.KERNELS:
         if device.type != "cpu":
@@ -107,7 +110,13 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
 
 
 def attend(
-    kernel: str, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pack: Pack, fuse: bool = False
+    kernel: str,
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    pack: Pack,
+    fuse: bool = False,
+    norms: QKNorms | None = None,
 ) -> torch.Tensor:
     """Rotate queries and keys, then let each sequence attend to itself, with scores scaled by head_dim ** -0.5.
 
@@ -117,17 +126,19 @@ def attend(
         cos, sin: (at least the longest length, head_dim), float32 or float64; see `esm2.rope_tables`.
         pack: the boundaries of the sequences.
         fuse: rotate in place with Triton; see `fused.available`.
+        norms: ESM C's layer norms of queries and keys, before the rotation and over all heads.
 
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
     if kernel in compiled.KERNELS:
-        return cpu.rope_attention(kernel, qkv, cos, sin, pack.lengths)
+        return cpu.rope_attention(kernel, qkv, cos, sin, pack.lengths, norms)
     if fuse:
-        fused.rotate(qkv, cos, sin, pack.positions)  # shows overflow as well
+        fused.rotate(qkv, cos, sin, pack.positions, norms)  # shows overflow as well
         q, k, v = qkv.unbind(1)
     else:
-        q, k = rotate(qkv[:, :2], cos[pack.positions], sin[pack.positions]).unbind(1)
+        qk = normalize(qkv[:, :2], cos.dtype, norms) if norms else qkv[:, :2]
+        q, k = rotate(qk, cos[pack.positions], sin[pack.positions]).to(qkv.dtype).unbind(1)
         v = show_overflow(q, k, qkv[:, 2])
     return _attend(kernel, q, k, v, pack)
 
@@ -152,15 +163,27 @@ def show_overflow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Te
     return v + 0 * q + 0 * k if v.dtype == torch.float16 else v
 
 
+def normalize(qk: torch.Tensor, dtype: torch.dtype, norms: QKNorms) -> torch.Tensor:
+    """Return the layer norms, without bias, of queries and of keys, each over all heads of a token.
+
+    `qk` is (num_tokens, 2, num_heads, head_dim), as is the result, in `dtype`.
+    """
+    *weights, eps = norms
+    width = (qk.shape[2] * qk.shape[3],)
+    parts = zip(qk.to(dtype).unbind(1), weights, strict=True)
+    normal = [F.layer_norm(part.flatten(1), width, weight, None, eps) for part, weight in parts]
+    return torch.stack(normal, dim=1).view(qk.shape)
+
+
 def rotate(qk: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Apply the rotary position embedding (Su et al. 2021, arXiv:2104.09864) by halves of the head dimension.
 
     `qk` is (num_tokens, 2, num_heads, head_dim); `cos` and `sin` are (num_tokens, head_dim), float32 or float64. The
-    result is rounded to the dtype of `qk` once.
+    result has their dtype.
     """
     first, second = qk.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
-    return (qk * cos[:, None, None] + rotated * sin[:, None, None]).to(qk.dtype)
+    return qk * cos[:, None, None] + rotated * sin[:, None, None]
 
 
 def by_runs(

@@ -16,16 +16,11 @@ from seqmill.model import float8
 from seqmill.model.alibi import attend, make_biases
 from seqmill.model.elementwise import EAGER, gate
 from seqmill.model.float8 import FLOAT8, Activations, activations_dtype, make_linear, make_norm
-from seqmill.model.layers import parameter
+from seqmill.model.layers import feed_forward_tokens, parameter
 from seqmill.model.pack import Pack
 from seqmill.spec.models import DnabertArchitecture
 
 LAYER_NORM_EPS = 1e-12
-# Tokens per feed-forward call on a CPU: it is eight times as wide as the residual stream, and a contig may have 20,000
-# tokens. A GPU gets a whole pack, if its widest activation (both halves of the gate) takes at most FFN_BYTES: 65,536
-# tokens in 16 bits, 32,768 in float32. Each call is 3 launches, and products of more rows are faster.
-FFN_TOKENS = 4096
-FFN_BYTES = 768 << 20
 
 
 class DnabertS(torch.nn.Module):
@@ -109,7 +104,7 @@ class Layer(torch.nn.Module):
         super().__init__()
         self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.elementwise = elementwise
-        self.ffn_dim, self.activations = architecture.ffn_dim, activations_dtype(dtype)
+        self.widest = 2 * architecture.ffn_dim * activations_dtype(dtype).itemsize  # bytes of a token, both halves
         self.qkv = make_linear(weights, prefix + "qkv.", dtype, elementwise)
         self.out = make_linear(weights, prefix + "out.", dtype, elementwise)
         self.attention_norm = make_norm(weights, prefix + "attention_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
@@ -125,17 +120,12 @@ class Layer(torch.nn.Module):
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
         x, rounded = self.attention_norm.post(x, self.out(attended))
-        pieces = rounded.split(ffn_tokens(x.device, self.activations, self.ffn_dim))
+        pieces = rounded.split(feed_forward_tokens(x.device, self.widest))
         delta = self._feed_forward(rounded) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
         return self.ffn_norm.post(x, delta)
 
     def _feed_forward(self, x: Activations) -> torch.Tensor:
         return self.down(self.gate(self.elementwise, self.gated(x)))
-
-
-def ffn_tokens(device: torch.device, dtype: torch.dtype, ffn_dim: int) -> int:
-    """Return how many tokens one feed-forward call gets at most, on a device and with activations in `dtype`."""
-    return max(FFN_BYTES // (2 * ffn_dim * dtype.itemsize), 1) if device.type == "cuda" else FFN_TOKENS
 
 
 def parameter_shapes(architecture: DnabertArchitecture) -> dict[str, tuple[int, ...]]:

@@ -6,11 +6,16 @@ biases are not stored.
 
 from pathlib import Path
 
-import torch
-
 from seqmill.errors import SeqmillError
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, parameter_shapes
-from seqmill.model.tensor_files import Naming, load_pickled, load_safetensors, read_architecture, require_tensors
+from seqmill.model.tensor_files import (
+    Naming,
+    Tensors,
+    load_pickled,
+    load_safetensors,
+    read_architecture,
+    require_tensors,
+)
 from seqmill.spec.models import CONFIG, DnabertArchitecture
 from seqmill.spec.weight_files import PICKLED_WEIGHTS, weight_files
 
@@ -34,7 +39,7 @@ NAMING = Naming(
 )
 
 
-def open_folder(path: Path) -> tuple[DnabertArchitecture, dict[str, list[torch.Tensor]]]:
+def open_folder(path: Path) -> tuple[DnabertArchitecture, Tensors]:
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
     architecture = read_architecture(
         path / CONFIG,

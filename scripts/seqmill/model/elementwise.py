@@ -31,9 +31,10 @@ def pre_norm(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     eps: float,
     dtype: torch.dtype,
+    centered: bool = True,
 ) -> torch.Tensor:
     """Add delta to x in place; return the layer norm of x in `dtype`.
 
@@ -42,17 +43,20 @@ def pre_norm(
         x: (num_tokens, hidden_dim), the residual stream, contiguous. If `dtype` is wider than that of the matrix
             products, as after the last layer, x may become the result.
         delta: the same shape, any floating dtype; None adds nothing.
-        weight, bias: (hidden_dim,), in the dtype of x.
+        weight, bias: (hidden_dim,), in the dtype of x; None adds no bias.
         eps: added to the variance.
         dtype: of the result.
+        centered: subtract the mean first; without it this is the RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467).
     """
     if kernel == TRITON:
-        return fused.add_norm(x, delta, weight, bias, eps, dtype)
+        return fused.add_norm(x, delta, weight, bias, eps, dtype, centered=centered)
     if kernel == EAGER:
         if delta is not None:
             x += delta
-        return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
-    return cpu.add_norm(kernel, x, delta, weight, bias, eps, dtype)
+        if centered:
+            return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+        return F.rms_norm(x, weight.shape, weight, eps).to(dtype)
+    return cpu.add_norm(kernel, x, delta, weight, bias, eps, dtype, centered=centered)
 
 
 def post_norm(
@@ -60,7 +64,7 @@ def post_norm(
     x: torch.Tensor,
     delta: torch.Tensor | None,
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,11 +77,11 @@ def post_norm(
     return x, cpu.add_norm(kernel, x, delta, weight, bias, eps, dtype, post=True)
 
 
-def gate(kernel: str, h: torch.Tensor) -> torch.Tensor:
-    """Return the exact (erf) GELU of the first half of each row of h times the second half."""
+def gate(kernel: str, h: torch.Tensor, silu: bool = False) -> torch.Tensor:
+    """Return the exact (erf) GELU, or SiLU, of the first half of each row of h times the second half."""
     if kernel == TRITON:
-        return fused.gate(h)
+        return fused.gate(h, silu)
     if kernel == EAGER:
         first, second = h.chunk(2, dim=-1)
-        return F.gelu(first).mul_(second)
-    return cpu.gate(kernel, h)
+        return (F.silu(first) if silu else F.gelu(first)).mul_(second)
+    return cpu.gate(kernel, h, silu)

@@ -1,20 +1,17 @@
-"""The encoder of either model family, on a device and with its fastest kernels."""
+"""The encoder of any model family, on a device and with its fastest kernels."""
 
 import torch
 
 from seqmill.errors import SeqmillError
-from seqmill.model import alibi, attention
-from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import choose_elementwise
-from seqmill.model.esm2 import ESM2
+from seqmill.model.families import IMPLEMENTATIONS
+from seqmill.model.families import Encoder as Encoder
 from seqmill.model.float8 import FLOAT8, MULTIPLE, activations_dtype
 from seqmill.model.kernels import compiled
 from seqmill.model.layers import Linear
 from seqmill.model.weights import Weights
-from seqmill.spec.models import AnyArchitecture, DnabertArchitecture
+from seqmill.spec.models import Architecture
 from seqmill.spec.task import AUTO
-
-Encoder = ESM2 | DnabertS
 
 
 def make_encoder(
@@ -23,7 +20,7 @@ def make_encoder(
     """Return the model on a device.
 
     Args:
-        weights: of either family.
+        weights: of any family.
         dtype: of the matrix products.
         max_tokens: tokens in the longest segment that the model will see.
         device: cpu or cuda.
@@ -41,12 +38,9 @@ def make_encoder(
             "use precision bfloat16"
         )
     elementwise = choose_elementwise(device, dtype, dims)
-    if isinstance(architecture, DnabertArchitecture):
-        kernel = alibi.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
-        model: Encoder = DnabertS(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
-    else:
-        kernel = attention.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
-        model = ESM2(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
+    family = IMPLEMENTATIONS[architecture.family]
+    kernel = family.attention.choose_kernel(device, activations_dtype(dtype), architecture.head_dim, requested)
+    model = family.encoder(architecture, weights.tensors, dtype, max_tokens, kernel, elementwise)
     if device.type == "cpu":
         pack_weights(model)
     return model.to(device)
@@ -60,14 +54,14 @@ def pack_weights(model: Encoder) -> None:
 
 
 def faster_kernels(
-    architecture: AnyArchitecture, dtype: torch.dtype, device: torch.device, kernel: str
+    architecture: Architecture, dtype: torch.dtype, device: torch.device, kernel: str
 ) -> list[tuple[str, str]]:
     """Return the attention kernels that this machine's processor could run and that are faster than the given one.
 
     With each comes the reason why it can't be used now; empty if it can.
     """
     dtype = activations_dtype(dtype)
-    family = alibi if isinstance(architecture, DnabertArchitecture) else attention
+    family = IMPLEMENTATIONS[architecture.family].attention
     faster = family.FASTEST_FIRST[: family.FASTEST_FIRST.index(kernel)]
     ours = [name for name in faster if name in compiled.KERNELS and compiled.KERNELS[name].dtype == dtype]
     return [

@@ -17,7 +17,7 @@ from seqmill.model.float8 import make_linear, make_norm
 from seqmill.model.kernels import gemm_triton
 from seqmill.model.layers import TORCH, Norm, parameter
 from seqmill.model.pack import Pack
-from seqmill.spec.models import Architecture
+from seqmill.spec.models import Esm2Architecture
 
 LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10000.0
@@ -47,7 +47,7 @@ class ESM2(torch.nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: Esm2Architecture,
         weights: dict[str, torch.Tensor],
         dtype: torch.dtype,
         max_tokens: int,
@@ -110,7 +110,7 @@ class Layer(torch.nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        architecture: Esm2Architecture,
         weights: dict[str, torch.Tensor],
         prefix: str,
         dtype: torch.dtype,
@@ -125,7 +125,7 @@ class Layer(torch.nn.Module):
         self.qkv = make_linear(weights, prefix + "qkv.", dtype, elementwise, products=products)
         self.out = make_linear(weights, prefix + "out.", dtype, elementwise)
         self.ffn_norm = make_norm(weights, prefix + "ffn_norm.", LAYER_NORM_EPS, exact, dtype, elementwise)
-        self.fc1 = make_linear(weights, prefix + "fc1.", dtype, elementwise, gelu=True, products=products)
+        self.fc1 = make_linear(weights, prefix + "fc1.", dtype, elementwise, activation="gelu", products=products)
         self.fc2 = make_linear(weights, prefix + "fc2.", dtype, elementwise)
 
     def forward(
@@ -162,7 +162,7 @@ def rope_tables(num_positions: int, head_dim: int, dtype: torch.dtype) -> tuple[
     return angles.cos(), angles.sin()
 
 
-def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(architecture: Esm2Architecture) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter by its canonical name."""
     d, ffn = architecture.hidden_dim, architecture.ffn_dim
     shapes: dict[str, tuple[int, ...]] = {"embed.weight": (architecture.vocabulary, d)}

@@ -8,8 +8,15 @@ import torch
 
 from seqmill.errors import SeqmillError
 from seqmill.model.esm2 import LAYER_NORM_EPS, parameter_shapes
-from seqmill.model.tensor_files import Naming, load_pickled, load_safetensors, read_architecture, require_tensors
-from seqmill.spec.models import CONFIG, Architecture
+from seqmill.model.tensor_files import (
+    Naming,
+    Tensors,
+    load_pickled,
+    load_safetensors,
+    read_architecture,
+    require_tensors,
+)
+from seqmill.spec.models import CONFIG, Esm2Architecture
 from seqmill.spec.weight_files import weight_files
 
 FAIR_ESM = Naming(
@@ -50,12 +57,12 @@ HUGGING_FACE_SETTINGS = {
 }
 
 
-def open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
+def open_checkpoint(path: Path) -> tuple[Esm2Architecture, Tensors]:
     """Open a fair-esm .pt file; returns and raises as `seqmill.model.weights.open_weights`."""
     try:
         content = load_pickled(path, "a fair-esm checkpoint", [argparse.Namespace])
         cfg = content["cfg"]["model"]
-        architecture = Architecture(
+        architecture = Esm2Architecture(
             num_layers=cfg.encoder_layers,
             hidden_dim=cfg.encoder_embed_dim,
             num_heads=cfg.encoder_attention_heads,
@@ -72,11 +79,11 @@ def open_checkpoint(path: Path) -> tuple[Architecture, dict[str, list[torch.Tens
     return architecture, FAIR_ESM.match(state, parameter_shapes(architecture), path, "ESM-2")
 
 
-def open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]]:
+def open_folder(path: Path) -> tuple[Esm2Architecture, Tensors]:
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
     architecture = read_architecture(
         path / CONFIG,
-        Architecture,
+        Esm2Architecture,
         lambda config: {"token_dropout": bool(config.get("token_dropout", False))},
         HUGGING_FACE_SETTINGS,
         "ESM-2",
@@ -85,7 +92,7 @@ def open_folder(path: Path) -> tuple[Architecture, dict[str, list[torch.Tensor]]
     return architecture, HUGGING_FACE.match(state, parameter_shapes(architecture), path, "ESM-2")
 
 
-def save_checkpoint(architecture: Architecture, parts: Mapping[str, list[torch.Tensor]], path: Path) -> None:
+def save_checkpoint(architecture: Esm2Architecture, parts: Mapping[str, list[torch.Tensor]], path: Path) -> None:
     """Write the tensors of `seqmill.model.weights.open_weights` as a fair-esm checkpoint."""
     state = {}
     for parameter, tensors in parts.items():

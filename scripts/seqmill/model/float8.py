@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from seqmill.model.elementwise import TRITON
 from seqmill.model.kernels import float8_triton
-from seqmill.model.layers import TORCH, Linear, Norm, parameter
+from seqmill.model.layers import TORCH, Activation, Linear, Norm, parameter
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -129,13 +129,13 @@ def make_linear(
     prefix: str,
     dtype: torch.dtype,
     elementwise: str,
-    gelu: bool = False,
+    activation: Activation = None,
     products: str = TORCH,
 ) -> Linear | Float8Linear:
     """Return the linear layer for products in `dtype`; `elementwise` is the kernel of the steps between."""
     if dtype == FLOAT8:
-        return Float8Linear(weights, prefix, elementwise, gelu)
-    return Linear(weights, prefix, dtype, gelu, products)
+        return Float8Linear(weights, prefix, elementwise, activation == "gelu")
+    return Linear(weights, prefix, dtype, activation, products)
 
 
 def make_norm(

@@ -1,6 +1,7 @@
-"""The layers that both architectures are made of: a linear layer, and a layer norm with the addition before it."""
+"""The layers that all architectures are made of: a linear layer, and a layer norm with the addition before it."""
 
 import platform
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from seqmill.model.elementwise import TRITON, post_norm, pre_norm
 from seqmill.model.kernels import gemm_triton
 
+Activation = Literal["gelu", "relu"] | None
 TORCH = "torch"  # whose matrix products are used; TRITON's have not been measured on a GPU
+FFN_TOKENS, FFN_BYTES = 4096, 768 << 20
 PACKED_FOR_TOKENS = 2048  # a hint for oneDNN: the tokens of most calls, `embed.runner.CPU_PIECE_TOKENS`
 
 
 class Linear(torch.nn.Module):
-    """A matrix product in `dtype`, with a bias if the weights have one, and with the exact (erf) GELU if asked for.
+    """A matrix product in `dtype`, with a bias if the weights have one, and the exact (erf) GELU or ReLU if asked for.
 
     On a CPU one call of oneDNN does all three. `F.linear` first copies the bias into the result, and in float32 its
     bits depend on the number of tokens if there are fewer than four. On CUDA in 16 bits, `products` can be TRITON:
@@ -25,14 +28,14 @@ class Linear(torch.nn.Module):
         weights: dict[str, torch.Tensor],
         prefix: str,
         dtype: torch.dtype,
-        gelu: bool = False,
+        activation: Activation = None,
         products: str = TORCH,
     ) -> None:
         super().__init__()
         self.weight = parameter(weights[prefix + "weight"], dtype)
         bias = weights.get(prefix + "bias")
         self.bias = None if bias is None else parameter(bias, dtype)
-        self.gelu, self.products = gelu, products
+        self.activation, self.products = activation, products
         self.uses_onednn = products == TORCH and _onednn_supports(dtype)
 
     def pack(self) -> None:
@@ -44,12 +47,15 @@ class Linear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.products == TRITON:
-            return gemm_triton.linear(x, self.weight, self.bias, self.gelu)
+            return gemm_triton.linear(x, self.weight, self.bias, self.activation == "gelu")
         if self.uses_onednn and x.is_cpu:
-            after: tuple[str, list[float], str] = ("gelu", [], "none") if self.gelu else ("none", [], "")
+            after: tuple[str, list[float], str]
+            after = self.activation or "none", [], "none" if self.activation == "gelu" else ""
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
         y = F.linear(x, self.weight, self.bias)
-        return F.gelu(y) if self.gelu else y
+        if self.activation == "relu":
+            return y.relu_()
+        return F.gelu(y) if self.activation == "gelu" else y
 
 
 def _onednn_supports(dtype: torch.dtype) -> bool:
@@ -69,6 +75,7 @@ class Norm(torch.nn.Module):
         exact: dtype of the residual stream, the weight and the bias.
         dtype: of the rounded result.
         elementwise: the kernel, a name from `seqmill.model.elementwise.choose_elementwise`.
+        centered: False for an RMS norm; only `pre` has it.
     """
 
     def __init__(
@@ -79,15 +86,17 @@ class Norm(torch.nn.Module):
         exact: torch.dtype,
         dtype: torch.dtype,
         elementwise: str,
+        centered: bool = True,
     ) -> None:
         super().__init__()
         self.weight = parameter(weights[prefix + "weight"], exact)
-        self.bias = parameter(weights[prefix + "bias"], exact)
-        self.eps, self.dtype, self.elementwise = eps, dtype, elementwise
+        bias = weights.get(prefix + "bias")
+        self.bias = None if bias is None else parameter(bias, exact)
+        self.eps, self.dtype, self.elementwise, self.centered = eps, dtype, elementwise, centered
 
     def pre(self, x: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
         """Add delta to x in place; return the layer norm of x in `dtype`."""
-        return pre_norm(self.elementwise, x, delta, self.weight, self.bias, self.eps, self.dtype)
+        return pre_norm(self.elementwise, x, delta, self.weight, self.bias, self.eps, self.dtype, self.centered)
 
     def post(self, x: torch.Tensor, delta: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer norm of x + delta, and the same in `dtype`; x may change."""
@@ -97,3 +106,13 @@ class Norm(torch.nn.Module):
 def parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
     """Return a parameter that is not trained."""
     return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
+
+
+def feed_forward_tokens(device: torch.device, token_bytes: int) -> int:
+    """Return how many tokens a feed-forward call gets at most, if its widest activation takes `token_bytes` for each.
+
+    Gated and T5's feed-forwards are up to sixteen times as wide as the residual stream, and a sequence may have
+    50,000 tokens. A GPU gets a whole pack if that fits FFN_BYTES: each call is 3 launches, and products of more rows
+    are faster.
+    """
+    return max(FFN_BYTES // token_bytes, 1) if device.type == "cuda" else FFN_TOKENS

@@ -13,13 +13,15 @@ import torch
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.models import Architecture
 from seqmill.spec.weight_files import SAFETENSORS_INDEX
 
 SHOWN_KEYS = 8
+Tensors = dict[str, list[torch.Tensor]]  # by canonical name; those of a list are to be joined by rows
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-A = TypeVar("A", bound=AnyArchitecture)
+A = TypeVar("A", bound=Architecture)
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads")  # by the names of most models
 
 
 def load_pickled(path: Path, what: str, allowed: Sequence[type] = ()) -> Any:  # noqa: ANN401 - a file may hold anything
@@ -80,19 +82,21 @@ def read_architecture(
     own_fields: Callable[[dict[str, Any]], dict[str, Any]],
     settings: Mapping[str, Any],
     model: str,
+    sizes: Sequence[str] = SIZES,
 ) -> A:
     """Return a model's shape from its Hugging Face config.json.
 
     `own_fields` returns the fields that only this family has, from the file's content; `settings` are the values that
-    the implementation supports, which the file may leave out; `model` is the name for messages. Raise a SeqmillError
-    if the file is unreadable, lacks a size, or has sizes or settings that the model can't have.
+    the implementation supports, which the file may leave out; `model` is the name for messages; `sizes` are the file's
+    names of num_layers, hidden_dim, and num_heads. Raise a SeqmillError if the file is unreadable, lacks a size, or has
+    sizes or settings that the model can't have.
     """
     config = read_json(path)
     for key, value in settings.items():
         if config.get(key, value) not in (value, None):
             raise SeqmillError(f"{path}: {key} is {config[key]!r}; {model} has {value!r}")
     try:
-        layers, dim, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+        layers, dim, heads = (config[key] for key in sizes)
         architecture = family(layers, dim, heads, **own_fields(config))
     except KeyError as error:
         raise SeqmillError(f"{path}: lacks {error}") from error
@@ -101,7 +105,7 @@ def read_architecture(
     ffn_dim = config.get("intermediate_size", architecture.ffn_dim)
     if ffn_dim != architecture.ffn_dim:
         raise SeqmillError(
-            f"{path}: intermediate_size is {ffn_dim}; {model} has {architecture.ffn_dim}, 4 x hidden_size"
+            f"{path}: intermediate_size is {ffn_dim}; {model} has {architecture.ffn_dim} for hidden_size {dim}"
         )
     return architecture
 

@@ -1,4 +1,4 @@
-"""A model's weights: from a fair-esm checkpoint, a Hugging Face folder, or a seed.
+"""A model's weights: from a checkpoint file, a Hugging Face folder, or a seed.
 
 All three give the same canonical tensors (`parameter_shapes` in the architecture's module) and a digest of their
 values, so a model is recognized whatever file it came from. No code in a file is executed.
@@ -17,9 +17,10 @@ import torch
 
 from seqmill.base.commands import command
 from seqmill.errors import SeqmillError
-from seqmill.model import dnabert_s, dnabert_weights, esm2, esm2_weights
+from seqmill.model.families import IMPLEMENTATIONS
+from seqmill.model.tensor_files import Tensors
 from seqmill.model.weights_record import require_recorded
-from seqmill.spec.models import DNABERT_S, AnyArchitecture, DnabertArchitecture, ModelSource
+from seqmill.spec.models import Architecture, ModelSource, T5Architecture
 
 UNTRAINED_SEED = 20230316
 
@@ -28,7 +29,7 @@ UNTRAINED_SEED = 20230316
 class Weights:
     """A model's tensors."""
 
-    architecture: AnyArchitecture
+    architecture: Architecture
     tensors: dict[str, torch.Tensor]  # by canonical name, in the dtype of the file
     digest: str  # hexadecimal SHA-256 of the values as float32, their names and the architecture
     trained: bool  # False for seeded random weights, whose embeddings are meaningless
@@ -51,7 +52,7 @@ def load_weights(source: ModelSource) -> Weights:
     return Weights(architecture, tensors, digest, trained=source.kind != "untrained")
 
 
-def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[torch.Tensor]]]:
+def open_weights(source: ModelSource) -> tuple[Architecture, Tensors]:
     """Open a model's file or folder as memory maps and check names and shapes of the tensors, without reading them.
 
     Returns:
@@ -63,29 +64,25 @@ def open_weights(source: ModelSource) -> tuple[AnyArchitecture, dict[str, list[t
     """
     path = source.path
     assert path is not None
-    is_folder = source.kind == "folder" or source.family == DNABERT_S
-    if not (path.is_dir() if is_folder else path.is_file()):
-        what = "the model's Hugging Face folder" if is_folder else "the model's fair-esm .pt file"
+    if not (path.is_dir() if source.is_folder else path.is_file()):
+        what = "the model's Hugging Face folder" if source.is_folder else "the model's checkpoint file"
         fetch = f"run `{command('fetch', source.name)}`, or " if source.kind == "released" else ""
         raise SeqmillError(f"{path}: no such weights; {fetch}put {what} there")
-    architecture: AnyArchitecture
-    if source.family == DNABERT_S:
-        architecture, parts = dnabert_weights.open_folder(path)
-    else:
-        architecture, parts = (esm2_weights.open_folder if is_folder else esm2_weights.open_checkpoint)(path)
+    implementation = IMPLEMENTATIONS[source.family]
+    opener = implementation.open_folder if source.is_folder else implementation.open_checkpoint
+    assert opener is not None
+    architecture, parts = opener(path)
     if source.architecture is not None and architecture != source.architecture:
         raise SeqmillError(f"{path}: holds {architecture}, but {source.name} is {source.architecture}")
     return architecture, parts
 
 
-def parameter_shapes(architecture: AnyArchitecture) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by its canonical name, for either family."""
-    if isinstance(architecture, DnabertArchitecture):
-        return dnabert_s.parameter_shapes(architecture)
-    return esm2.parameter_shapes(architecture)
+def parameter_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its canonical name, for any family."""
+    return IMPLEMENTATIONS[architecture.family].parameter_shapes(architecture)
 
 
-def untrained_tensors(architecture: AnyArchitecture) -> dict[str, torch.Tensor]:
+def untrained_tensors(architecture: Architecture) -> dict[str, torch.Tensor]:
     """Return seeded random weights, with the same bits on every machine.
 
     The values are uniform and scaled so that activations and attention scores have a spread of about one. Every tensor
@@ -96,8 +93,10 @@ def untrained_tensors(architecture: AnyArchitecture) -> dict[str, torch.Tensor]:
         generator = np.random.Generator(np.random.PCG64([UNTRAINED_SEED, zlib.crc32(name.encode())]))
         values = generator.random(shape, dtype=np.float32) * 2 - 1
         if len(shape) == 2:
-            fan_in = 1 if name.startswith("embed.") else shape[1]
+            fan_in = 1 if name.startswith(("embed.", "relative_bias.")) else shape[1]
             values *= np.float32(math.sqrt(3 / fan_in))
+            if isinstance(architecture, T5Architecture) and name.endswith(".qkv.weight"):  # its scores are not scaled
+                values[: architecture.inner_dim] *= np.float32(architecture.head_dim**-0.5)
         else:
             values *= np.float32(0.1)
             if "norm" in name and name.endswith(".weight"):
@@ -106,7 +105,7 @@ def untrained_tensors(architecture: AnyArchitecture) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _digest(architecture: AnyArchitecture, tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(architecture: Architecture, tensors: Mapping[str, torch.Tensor]) -> str:
     def digest_one(name: str) -> bytes:
         values = tensors[name].to(torch.float32).contiguous().numpy()
         return hashlib.sha256(f"{name}{values.shape}".encode() + hashlib.sha256(values).digest()).digest()

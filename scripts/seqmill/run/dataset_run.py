@@ -13,7 +13,6 @@ from seqmill.run.datasets import Dataset
 from seqmill.run.reuse_checks import known_settings, require_settings, reused_by
 from seqmill.run.stale import Request, started_world_size
 from seqmill.spec.lengths import LengthPolicy, choose_length_policy
-from seqmill.spec.models import DNABERT_S
 from seqmill.spec.outputs import Outputs, dataset_name, residue_dataset
 from seqmill.store.layout import status_path_of
 from seqmill.store.reuse import Source
@@ -42,6 +41,7 @@ class DatasetRun(Dataset):
             policy = choose_length_policy(dataset.model.family, *lengths)
             outputs = Outputs(tuple(settings["layers"]), tuple(settings["pooling"]), settings["per_residue"])
             outputs.require_family(dataset.model.family)
+            dataset.model.family.require_precision(settings["precision"])
             whole = dataset.name, dataset.fasta, dataset.model
             run = cls(*whole, settings, policy, outputs, results=dataset.results, logs=dataset.logs)
             if "h5_residues" in settings["exports"] and not outputs.per_residue:
@@ -162,7 +162,7 @@ class DatasetRun(Dataset):
     @property
     def index_threads(self) -> int:
         """The CPU cores of build_index: byte pairs are found on several, the letters of proteins on one."""
-        return min(self.cores, INDEX_THREADS) if self.model.family == DNABERT_S else 1
+        return min(self.cores, INDEX_THREADS) if not self.model.family.is_protein else 1
 
     @property
     def shard_threads(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from seqmill.base.words import size_in_words
 from seqmill.merge.records import write_records
-from seqmill.spec.models import AnyArchitecture, model_flop
+from seqmill.spec.models import Architecture, model_flop
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.index_format import Fate
@@ -52,7 +52,7 @@ class Disk:
         return self.index + self.shards + max(self.parts, self.merged)
 
 
-def share_work(index: Index, world_size: int, architecture: AnyArchitecture) -> Shares:
+def share_work(index: Index, world_size: int, architecture: Architecture) -> Shares:
     """Count the work of each shard."""
     tokens = np.diff(index.token_offsets[index.pack_offsets])
     flop, longest = np.empty(index.num_packs), np.empty(index.num_packs)

@@ -2,7 +2,7 @@
 
 from seqmill.base.commands import command
 from seqmill.run.resources import CPU_PIECE_TOKENS, memory_mb, num_parameters
-from seqmill.spec.models import DNABERT_S, ModelSource, find_model
+from seqmill.spec.models import ModelSource, find_model
 from seqmill.spec.released import Measured, Release, read_releases
 
 HEADER = ("model", "kind", "layers", "dim", "parameters", "license", "weights", "memory", "speed", "on this disk")
@@ -25,7 +25,7 @@ def _row(model: ModelSource, release: Release) -> tuple[str, ...]:
     assert model.path is not None
     return (
         model.name,
-        "nucleotide" if model.family == DNABERT_S else "protein",
+        "protein" if model.family.is_protein else "nucleotide",
         str(shape.num_layers),
         str(shape.hidden_dim),
         _large(num_parameters(model)),

@@ -85,6 +85,7 @@ def _exit_on_signals(folder: Path) -> None:
 def _require_possible(options: PlanOptions, source: ModelSource, policy: LengthPolicy, reused: Iterable[Path]) -> None:
     outputs = options.settings.outputs
     outputs.require_family(source.family)
+    source.family.require_precision(options.settings.precision)
     known = known_settings(source, policy, outputs, options.settings.precision)
     for path in reused:
         if not path.exists():

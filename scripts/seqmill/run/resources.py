@@ -12,8 +12,9 @@ from pathlib import Path
 import h5py
 
 from seqmill.base.hdf5 import LOCKING
-from seqmill.spec.lengths import LETTERS_PER_TOKEN, LengthPolicy
-from seqmill.spec.models import DNABERT_S, ESM2, DnabertArchitecture, ModelSource
+from seqmill.spec.families import Family
+from seqmill.spec.lengths import LengthPolicy
+from seqmill.spec.models import ModelSource
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # FLOP/s that any device is expected to sustain.
@@ -35,7 +36,7 @@ GPU_PACKS_IN_FLIGHT = 3  # from the GPU to the disk, with a vector for every res
 FULL_LENGTH = 50_000  # letters assumed for the longest sequence where none is cut
 UNKNOWN_DIM = 1280
 COMPRESSED = (".gz", ".bgz", ".zst")
-COMPRESSION = {ESM2: 3, DNABERT_S: 4}  # of FASTA, at most: a base is two bits
+PROTEIN_COMPRESSION, DNA_COMPRESSION = 3, 4  # of FASTA, at most: a base is two bits
 WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
 
 
@@ -55,7 +56,7 @@ def index_mb(fasta: Path) -> int:
 def _text_bytes(fasta: Path) -> int:
     """Return the size of a FASTA file without compression, at most; 0 if it is missing."""
     size = fasta.stat().st_size if fasta.exists() else 0
-    return size * max(COMPRESSION.values()) if fasta.suffix.lower() in COMPRESSED else size
+    return size * DNA_COMPRESSION if fasta.suffix.lower() in COMPRESSED else size
 
 
 def rewriting_minutes(files: Iterable[Path]) -> int:
@@ -64,18 +65,18 @@ def rewriting_minutes(files: Iterable[Path]) -> int:
     return 60 + math.ceil(size / VECTOR_BYTES_PER_SECOND / 60)
 
 
-def longest_segment(family: str, policy: LengthPolicy) -> int:
+def longest_segment(family: Family, policy: LengthPolicy) -> int:
     """Return about how many tokens go through the model at once."""
     return tokens_of(family, policy.max_length or FULL_LENGTH)
 
 
-def kept_tokens(family: str, policy: LengthPolicy, num_layers: int, per_residue: bool, on_gpu: bool) -> int:
+def kept_tokens(family: Family, policy: LengthPolicy, num_layers: int, per_residue: bool, on_gpu: bool) -> int:
     """Return the tokens whose vectors a worker keeps until a sequence is whole, times the layers that are read.
 
     Proteins need them for windows and for a vector of every residue.
     """
     windows = policy.long_sequences == "window"
-    if family == DNABERT_S or not (windows or per_residue):
+    if not family.is_protein or not (windows or per_residue):
         return 0
     longest = FULL_LENGTH if windows else longest_segment(family, policy)
     if per_residue and on_gpu:
@@ -104,12 +105,12 @@ def runtime_minutes(
 ) -> int:
     """Return the time limit (minutes) for a worker that computes `num_tokens` tokens.
 
-    A token costs 2 FLOP per parameter of the layers' matrices, and 4 n d L FLOP of attention in a segment of n tokens,
-    for L layers of dimension d. All segments are assumed to be as long as the longest, `max_tokens`.
+    A token costs 2 FLOP per parameter of the layers' matrices, and 4 n w L FLOP of attention in a segment of n tokens,
+    for L layers with queries of width w. All segments are assumed to be as long as the longest, `max_tokens`.
     """
     if model.architecture:
         flop_per_token = 2.0 * model.architecture.matrix_parameters
-        flop_per_token += 4 * max_tokens * model.architecture.hidden_dim * model.architecture.num_layers
+        flop_per_token += 4 * max_tokens * model.architecture.inner_dim * model.architecture.num_layers
     else:
         flop_per_token = 2 * num_parameters(model)
     on_gpu_flops = GPU_FLOAT32_FLOPS if precision == "float32" else GPU_FLOPS
@@ -117,12 +118,12 @@ def runtime_minutes(
     return attempt * (BASE_MINUTES + math.ceil(num_tokens * flop_per_token / rate / 60))
 
 
-def tokens_of(family: str, letters: int) -> int:
+def tokens_of(family: Family, letters: int) -> int:
     """Return the tokens of so many residues or bases, special tokens included; for nucleotides an estimate."""
-    return -(-letters // LETTERS_PER_TOKEN[family]) + 2
+    return -(-letters // family.letters_per_token) + 2
 
 
-def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
+def tokens_in(index: Path, fasta: Path, family: Family, copies: float) -> int:
     """Return the tokens to compute: those of the index, or an estimate from the FASTA's size before it is built.
 
     A missing FASTA counts as empty. `copies` is how often each letter goes through the model (`LengthPolicy.copies`).
@@ -134,12 +135,12 @@ def tokens_in(index: Path, fasta: Path, family: str, copies: float) -> int:
         return estimated_tokens(fasta, family, copies)
 
 
-def estimated_tokens(fasta: Path, family: str, copies: float) -> int:
+def estimated_tokens(fasta: Path, family: Family, copies: float) -> int:
     """Return an estimate of the tokens to compute from the FASTA's size; see `tokens_in`."""
     letters = fasta.stat().st_size if fasta.exists() else 0
     if fasta.suffix.lower() in COMPRESSED:
-        letters *= COMPRESSION[family]
-    return math.ceil(copies * letters / LETTERS_PER_TOKEN[family])
+        letters *= PROTEIN_COMPRESSION if family.is_protein else DNA_COMPRESSION
+    return math.ceil(copies * letters / family.letters_per_token)
 
 
 @functools.cache
@@ -158,7 +159,4 @@ def num_parameters(model: ModelSource) -> float:
     if shape is None:
         files = [file for file in model.files if file.suffix in WEIGHTS_SUFFIXES]
         return sum(file.stat().st_size for file in files if file.exists()) / 2
-    vectors = 13 * shape.num_layers + shape.vocabulary + 2
-    if isinstance(shape, DnabertArchitecture):
-        vectors = 9 * shape.num_layers + shape.vocabulary + shape.token_types + 2
-    return shape.matrix_parameters + vectors * shape.hidden_dim
+    return shape.num_parameters

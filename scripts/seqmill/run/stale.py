@@ -162,7 +162,7 @@ class _Judge:
         yield _compare_fasta(self.results, facts, self.request.fasta, self.digests)
         yield from self._policies(facts)
         yield self._invalid(facts)
-        yield _difference("family", facts["family"], self.request.model.family)
+        yield _difference("family", facts["family"], self.request.model.family.name)
         tokenizer = self.request.model.tokenizer
         if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in facts["tokenizer"]:
             yield f"the tokenizer {tokenizer} has changed"

@@ -14,7 +14,6 @@ from seqmill.base.words import in_one_line, many
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
-from seqmill.spec.models import DNABERT_S
 from seqmill.store.index_format import WHY_INVALID
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
@@ -73,7 +72,7 @@ def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
 
 def _trained_run(dataset: DatasetRun, is_elsewhere: bool) -> str:
     """Return a command that embeds a dataset with a trained model."""
-    model = "dnabert_s" if dataset.model.family == DNABERT_S else "esm2_t33_650M_UR50D"
+    model = "esm2_t33_650M_UR50D" if dataset.model.family.is_protein else "dnabert_s"
     if Path("Snakefile").exists():
         return f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={model}"
     fasta, output = (dataset.fasta.absolute(), ["--output", str(Path.cwd())]) if is_elsewhere else (dataset.fasta, [])

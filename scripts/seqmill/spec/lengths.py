@@ -3,17 +3,13 @@
 from dataclasses import dataclass
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import DNABERT_S, ESM2
+from seqmill.spec.families import Family
 
 FAMILY_DEFAULT = "auto"  # as a setting: the default of the model family
 LONG_SEQUENCES = ("truncate", "window", "full", "reject")
 STRANDS = ("forward", "both")
 MAX_MAX_LENGTH = 1_000_000
 MAX_OVERLAP = 64  # windows that contain the same letter
-# ESM-2 was trained on 1022 residues; DNABERT-S on 2,000 tokens, about 10,000 bases, and a contig's embedding should
-# cover all of it.
-LETTERS_PER_TOKEN = {ESM2: 1, DNABERT_S: 4}  # about
-DEFAULTS = {ESM2: ("truncate", 1022), DNABERT_S: ("window", 10_000)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class LengthPolicy:
 
 
 def choose_length_policy(
-    family: str,
+    family: Family,
     long_sequences: str = FAMILY_DEFAULT,
     max_length: int | str = FAMILY_DEFAULT,
     window: int | str = FAMILY_DEFAULT,
@@ -67,7 +63,7 @@ def choose_length_policy(
     With long_sequences auto, a window or a stride selects windows. `strand` is ignored for proteins. Raise a
     SeqmillError if a setting is out of range, or unused with these other settings.
     """
-    usual, usual_length = DEFAULTS[family]
+    usual, usual_length = family.long_sequences, family.max_length
     if long_sequences == FAMILY_DEFAULT:
         long_sequences = usual if window == stride == FAMILY_DEFAULT else "window"
     if long_sequences == "full":
@@ -81,8 +77,8 @@ def choose_length_policy(
     if window == FAMILY_DEFAULT:
         window = max_length
     if stride == FAMILY_DEFAULT:  # windows of a protein overlap, so that every residue is well inside one
-        stride = window if family == DNABERT_S else -(-int(window) // 2)
-    strand = strand if family == DNABERT_S else "forward"
+        stride = -(-int(window) // 2) if family.is_protein else window
+    strand = "forward" if family.is_protein else strand
     return LengthPolicy(long_sequences, int(max_length), int(window), int(stride), strand)
 
 

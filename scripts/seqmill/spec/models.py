@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from seqmill.base.commands import command
 from seqmill.base.files import cache_folder, read_json
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC, FAMILIES, PROSTT5, PROTT5, Family
 from seqmill.spec.weight_files import PICKLED_WEIGHTS, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
 if TYPE_CHECKING:
@@ -20,21 +21,22 @@ UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
 WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of a nucleotide model
+RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of DNABERT
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
-ESM2, DNABERT_S = "esm2", "dnabert_s"  # families: each has one module, one tokenizer, one reference
 # Several times the sizes of any published model; larger ones are damage, or an attempt to exhaust the memory.
 MOST_LAYERS, MOST = 1_000, 1_000_000
 
 
 @dataclass(frozen=True)
-class Transformer:
-    """The sizes that both families have; raises a ValueError for impossible ones."""
+class Architecture:
+    """The sizes that all families have; raises a ValueError for impossible ones."""
 
     num_layers: int
     hidden_dim: int
     num_heads: int
-    layer_matrices: ClassVar[int]  # parameters in a layer's matrices, divided by hidden_dim squared
+    vocabulary: int
+    layer_vectors: ClassVar[int]  # parameters in a layer's biases and norms, divided by hidden_dim
+    other_vectors: ClassVar[int] = 2  # the same outside the layers, but the table of tokens
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -45,35 +47,64 @@ class Transformer:
             raise ValueError(f"num_heads is {self.num_heads}, which does not divide hidden_dim {self.hidden_dim}")
 
     @property
+    def family(self) -> Family:
+        raise NotImplementedError
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_dim // self.num_heads
+
+    @property
+    def inner_dim(self) -> int:
+        """The width of queries, keys, and values, all heads together."""
+        return self.num_heads * self.head_dim
 
     @property
     def ffn_dim(self) -> int:
         return 4 * self.hidden_dim
 
     @property
+    def ffn_matrices(self) -> int:
+        """Matrices between the residual stream and the feed-forward: 3 if it is gated."""
+        return 2
+
+    @property
     def matrix_parameters(self) -> int:
         """Parameters in all layers' matrices, each 2 FLOP per token."""
-        return self.num_layers * self.layer_matrices * self.hidden_dim**2
+        return self.num_layers * self.hidden_dim * (4 * self.inner_dim + self.ffn_matrices * self.ffn_dim)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters that the encoder uses."""
+        vectors = self.num_layers * self.layer_vectors + self.vocabulary + self.other_vectors
+        return self.matrix_parameters + vectors * self.hidden_dim
+
+
+def _require_even_heads(architecture: Architecture) -> None:
+    if architecture.head_dim % 2:
+        heads, dim = architecture.num_heads, architecture.head_dim
+        raise ValueError(f"num_heads is {heads}, so heads are {dim} wide, not an even number")
 
 
 @dataclass(frozen=True)
-class Architecture(Transformer):
+class Esm2Architecture(Architecture):
     """The shape of an ESM-2 model (Lin et al. 2023, doi:10.1126/science.ade2574; fair-esm 2.0.0)."""
 
     vocabulary: int = 33
     token_dropout: bool = True
-    layer_matrices: ClassVar[int] = 12  # 4 in attention, 8 in the FFN
+    layer_vectors: ClassVar[int] = 13
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head_dim % 2:
-            raise ValueError(f"num_heads is {self.num_heads}, so heads are {self.head_dim} wide, not an even number")
+        _require_even_heads(self)
+
+    @property
+    def family(self) -> Family:
+        return ESM2
 
 
 @dataclass(frozen=True)
-class DnabertArchitecture(Transformer):
+class DnabertArchitecture(Architecture):
     """The shape of DNABERT-2 (Zhou et al. 2023, arXiv:2306.15006) and of DNABERT-S, which was trained from it."""
 
     num_layers: int = 12
@@ -81,29 +112,117 @@ class DnabertArchitecture(Transformer):
     num_heads: int = 12
     vocabulary: int = 4096
     token_types: int = 2
-    layer_matrices: ClassVar[int] = 16  # 4 in attention, 8 in the gated layer, 4 in the last
+    layer_vectors: ClassVar[int] = 9
+
+    @property
+    def family(self) -> Family:
+        return DNABERT_S
+
+    @property
+    def ffn_matrices(self) -> int:
+        return 3
+
+    @property
+    def num_parameters(self) -> int:
+        return super().num_parameters + self.token_types * self.hidden_dim
 
 
-AnyArchitecture = Architecture | DnabertArchitecture
+@dataclass(frozen=True)
+class EsmcArchitecture(Architecture):
+    """The shape of an ESM C model (esm 3.4.1, `esm/models/esmc`)."""
 
-MODELS = {
-    "esm2_t6_8M_UR50D": Architecture(6, 320, 20),
-    "esm2_t12_35M_UR50D": Architecture(12, 480, 20),
-    "esm2_t30_150M_UR50D": Architecture(30, 640, 20),
-    "esm2_t33_650M_UR50D": Architecture(33, 1280, 20),
-    "esm2_t36_3B_UR50D": Architecture(36, 2560, 40),
-    "esm2_t48_15B_UR50D": Architecture(48, 5120, 40),
+    vocabulary: int = 64  # rows of the table; tokens are ESM-2's
+    layer_vectors: ClassVar[int] = 6
+    other_vectors: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_even_heads(self)
+
+    @property
+    def family(self) -> Family:
+        return ESMC
+
+    @property
+    def ffn_dim(self) -> int:
+        return -(-8 * self.hidden_dim // 3 // 256) * 256
+
+    @property
+    def ffn_matrices(self) -> int:
+        return 3
+
+
+@dataclass(frozen=True)
+class T5Architecture(Architecture):
+    """The shape of the encoder of ProtT5 (Elnaggar et al. 2022, doi:10.1109/TPAMI.2021.3095381) and of ProstT5.
+
+    Both have T5's 3B shape (Raffel et al. 2020, arXiv:1910.10683).
+    """
+
+    num_layers: int = 24
+    hidden_dim: int = 1024
+    num_heads: int = 32
+    vocabulary: int = 128
+    key_dim: int = 128  # of a head
+    feed_forward_dim: int = 16_384
+    buckets: int = 32  # of relative positions
+    max_distance: int = 128  # from which on all keys share a bucket
+    layer_vectors: ClassVar[int] = 2
+    other_vectors: ClassVar[int] = 1
+
+    @property
+    def family(self) -> Family:
+        return PROSTT5 if self.vocabulary == T5_VOCABULARIES[PROSTT5] else PROTT5
+
+    @property
+    def head_dim(self) -> int:
+        return self.key_dim
+
+    @property
+    def ffn_dim(self) -> int:
+        return self.feed_forward_dim
+
+    @property
+    def num_parameters(self) -> int:
+        return super().num_parameters + self.buckets * self.num_heads
+
+
+T5_VOCABULARIES = {PROTT5: 128, PROSTT5: 150}
+ESM2_MODELS = {
+    "esm2_t6_8M_UR50D": Esm2Architecture(6, 320, 20),
+    "esm2_t12_35M_UR50D": Esm2Architecture(12, 480, 20),
+    "esm2_t30_150M_UR50D": Esm2Architecture(30, 640, 20),
+    "esm2_t33_650M_UR50D": Esm2Architecture(33, 1280, 20),
+    "esm2_t36_3B_UR50D": Esm2Architecture(36, 2560, 40),
+    "esm2_t48_15B_UR50D": Esm2Architecture(48, 5120, 40),
 }
-# Nucleotide models; their weights are Hugging Face folders.
+ESMC_MODELS = {
+    "esmc_300m": EsmcArchitecture(30, 960, 15),
+    "esmc_600m": EsmcArchitecture(36, 1152, 18),
+    "esmc_6b": EsmcArchitecture(80, 2560, 40),
+}
+T5_MODELS = {
+    "prott5_xl_u50": T5Architecture(vocabulary=T5_VOCABULARIES[PROTT5]),
+    "prostt5": T5Architecture(vocabulary=T5_VOCABULARIES[PROSTT5]),
+}
 DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchitecture()}
-NAMES = [*MODELS, *DNABERT_MODELS]
+MODELS: dict[str, Architecture] = {**ESM2_MODELS, **ESMC_MODELS, **T5_MODELS, **DNABERT_MODELS}
+NAMES = list(MODELS)
 DEFAULT_MODEL = "esm2_t33_650M_UR50D"  # the usual choice
 # Their names on the Hugging Face Hub, in lower case: the Hub ignores case as well.
 HUB_NAMES = {
-    **{f"facebook/{name}".lower(): name for name in MODELS},
+    **{f"facebook/{name}".lower(): name for name in ESM2_MODELS},
+    **{f"biohub/{name.replace('_', '-')}": name for name in ESMC_MODELS},
+    "evolutionaryscale/esmc-300m-2024-12": "esmc_300m",
+    "evolutionaryscale/esmc-600m-2024-12": "esmc_600m",
+    "rostlab/prot_t5_xl_half_uniref50-enc": "prott5_xl_u50",
+    "rostlab/prot_t5_xl_uniref50": "prott5_xl_u50",
+    "rostlab/prostt5": "prostt5",
+    "rostlab/prostt5_fp16": "prostt5",
     "zhihan1996/dnabert-s": "dnabert_s",
     "zhihan1996/dnabert-2-117m": "dnabert_2",
 }
+CHECKPOINTS = {".pt": ESM2, ".pth": ESMC}
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
 
@@ -112,14 +231,14 @@ class ModelSource:
     """The origin of a model's weights.
 
     Its kind is "untrained" (seeded random weights), "released" (a name in `NAMES`; `seqmill fetch` fetches it),
-    "checkpoint" (a fair-esm .pt file) or "folder" (Hugging Face).
+    "checkpoint" (a fair-esm .pt file of ESM-2, an esm .pth file of ESM C) or "folder" (Hugging Face).
     """
 
     name: str  # as the user gave it
     kind: str
-    architecture: AnyArchitecture | None  # known for `NAMES`; None if the file defines it
+    architecture: Architecture | None  # known for `NAMES`; None if the file defines it
     path: Path | None  # the file or folder; None for untrained weights
-    family: str = ESM2  # or DNABERT_S
+    family: Family = ESM2
 
     @property
     def tokenizer(self) -> Path | None:
@@ -129,6 +248,11 @@ class ModelSource:
         return self.path / TOKENIZER if self.path else UNTRAINED_TOKENIZER
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the model is a folder of files: a Hugging Face folder, or a released model but ESM-2."""
+        return self.kind == "folder" or (self.kind == "released" and self.family != ESM2)
+
+    @property
     def files(self) -> list[Path]:
         """All files of the model; none for untrained weights. A released model's files may be missing.
 
@@ -136,7 +260,7 @@ class ModelSource:
         """
         if self.path is None:
             return []
-        if self.kind == "folder" or self.family == DNABERT_S:
+        if self.is_folder:
             weights = weight_files(self.path) or [self.path / PICKLED_WEIGHTS]
             return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
         return [self.path]
@@ -169,13 +293,13 @@ def released_sources(name: str) -> list[ModelSource]:
     folders = [WEIGHTS_FOLDER]
     with suppress(RuntimeError):  # no home folder, as in some containers
         folders.append(user_weights_folder())
-    family, file = (ESM2, f"{name}.pt") if name in MODELS else (DNABERT_S, name)
-    architecture = (MODELS | DNABERT_MODELS)[name]
-    return [ModelSource(name, "released", architecture, folder / file, family) for folder in folders]
+    architecture = MODELS[name]
+    file = f"{name}.pt" if architecture.family == ESM2 else name
+    return [ModelSource(name, "released", architecture, folder / file, architecture.family) for folder in folders]
 
 
 def find_model(name: str) -> ModelSource:
-    """Resolve one of `NAMES` or `HUB_NAMES`, untrained:NAME, a fair-esm .pt file or a Hugging Face folder.
+    """Resolve one of `NAMES` or `HUB_NAMES`, untrained:NAME, a file (`CHECKPOINTS`) or a Hugging Face folder.
 
     The files of a released model are those in `WEIGHTS_FOLDER` if all are there, else those in the user's folder if all
     are there, else those that the workflow will fetch to `WEIGHTS_FOLDER`.
@@ -185,8 +309,7 @@ def find_model(name: str) -> ModelSource:
     known = name.removeprefix(UNTRAINED_PREFIX)
     if known in NAMES:
         if known != name:
-            family = ESM2 if known in MODELS else DNABERT_S
-            return ModelSource(name, "untrained", (MODELS | DNABERT_MODELS)[known], None, family)
+            return ModelSource(name, "untrained", MODELS[known], None, MODELS[known].family)
         sources = released_sources(name)
         return next((source for source in sources if source.is_on_disk), sources[0])
     if known != name:
@@ -199,8 +322,8 @@ def find_model(name: str) -> ModelSource:
         raise SeqmillError(f"model {name}: {error}") from error
     if path.is_dir():
         return ModelSource(name, "folder", None, path, _family_of_folder(path))
-    if path.suffix == ".pt" and path.is_file():
-        return ModelSource(name, "checkpoint", None, path)
+    if path.suffix in CHECKPOINTS and path.is_file():
+        return ModelSource(name, "checkpoint", None, path, CHECKPOINTS[path.suffix])
     if name.lower() in HUB_NAMES:
         return find_model(HUB_NAMES[name.lower()])
     if is_hub_id(name):
@@ -210,51 +333,55 @@ def find_model(name: str) -> ModelSource:
             f"model {name}: no such folder{hint} If it is a model on the Hugging Face Hub, run "
             f"`{command('fetch', name)}` and give the folder that it prints"
         )
-    if path.suffix == ".pt" or path.is_absolute():
-        raise SeqmillError(f"model {path}: no such fair-esm .pt file or Hugging Face folder")
+    if path.suffix in CHECKPOINTS or path.is_absolute():
+        raise SeqmillError(f"model {path}: no such fair-esm .pt file, ESM C .pth file, or Hugging Face folder")
     raise SeqmillError(_unknown(name, NAMES))
 
 
 def is_hub_id(name: str) -> bool:
     """Return whether a name can only be that of a model on the Hugging Face Hub which is not in `HUB_NAMES`."""
-    is_shaped = bool(HUB_ID.fullmatch(name)) and not name.endswith(".pt")
+    is_shaped = bool(HUB_ID.fullmatch(name)) and not name.endswith(tuple(CHECKPOINTS))
     return is_shaped and name.lower() not in HUB_NAMES and not Path(name).exists()
 
 
-def family_of_config(path: Path) -> str:
+def family_of_config(path: Path) -> Family:
     """Return the family of the model that a folder's config.json describes; raise a SeqmillError if it has none."""
     config_path = path / CONFIG
     if not config_path.is_file():
-        raise SeqmillError(
-            f"model {path}: the folder has no {CONFIG}; expected a Hugging Face folder of ESM-2 or DNABERT-S"
-        )
+        titles = ", ".join(family.title for family in FAMILIES.values())
+        raise SeqmillError(f"model {path}: the folder has no {CONFIG}; expected a Hugging Face folder of {titles}")
     config = read_json(config_path)
     model_type = config.get("model_type")
     if "transformers_weights" in config:  # transformers would read that file
         raise SeqmillError(f"{config_path}: names its weights in transformers_weights; seqmill reads {SAFETENSORS}")
-    # MosaicBERT's model_type is bert; only its configuration has ALiBi.
-    if model_type == "bert" and "alibi_starting_size" in config:
+    if model_type == "bert" and "alibi_starting_size" in config:  # MosaicBERT's
         return DNABERT_S
-    if model_type != "esm":
+    if model_type == "t5":
+        for family, vocabulary in T5_VOCABULARIES.items():
+            if config.get("vocab_size") == vocabulary:
+                return family
+        sizes = " or ".join(f"{size} ({family.title})" for family, size in T5_VOCABULARIES.items())
+        raise SeqmillError(f"{config_path}: vocab_size is {config.get('vocab_size')!r}; seqmill reads T5 with {sizes}")
+    if model_type not in (known := {"esm": ESM2, "esmc": ESMC}):
         raise SeqmillError(
-            f"{config_path}: model_type is {model_type!r}; seqmill reads 'esm' (ESM-2), "
-            "and 'bert' with ALiBi (DNABERT-S)"
+            f"{config_path}: model_type is {model_type!r}; seqmill reads 'esm' (ESM-2), 'esmc' (ESM C), "
+            "'t5' (ProtT5, ProstT5), and 'bert' with ALiBi (DNABERT-S)"
         )
-    return ESM2
+    return known[model_type]
 
 
-def _family_of_folder(path: Path) -> str:
+def _family_of_folder(path: Path) -> Family:
     family, weights = family_of_config(path), weight_files(path)
-    if family == DNABERT_S:
-        if not weights:
-            raise SeqmillError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
-        if not (path / TOKENIZER).is_file():
-            raise SeqmillError(f"model {path}: the folder has no {TOKENIZER}; copy the one that came with the model")
-    elif not weights or weights[0].name == PICKLED_WEIGHTS:
+    reads_pickles = family not in (ESM2, ESMC)
+    if not weights and reads_pickles:
+        raise SeqmillError(f"model {path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
+    if not reads_pickles and (not weights or weights[0].name == PICKLED_WEIGHTS):
         raise SeqmillError(
             f"model {path}: the folder has no .safetensors file ({SAFETENSORS}, or {SAFETENSORS_INDEX} and its files); "
-            "seqmill does not read pickled weights of ESM-2"
+            f"seqmill does not read pickled weights of {family.title}"
         )
+    if family == DNABERT_S and not (path / TOKENIZER).is_file():
+        raise SeqmillError(f"model {path}: the folder has no {TOKENIZER}; copy the one that came with the model")
     return family
 
 
@@ -265,18 +392,19 @@ def _unknown(name: str, known: list[str]) -> str:
     hint = f"; did you mean {keys[close[0]]}?" if close else "."
     return (
         f"model {name!r} is not known{hint} "
-        f"Give one of {', '.join(known)}, a fair-esm .pt file or a Hugging Face folder"
+        f"Give one of {', '.join(known)}, a checkpoint file (.pt, .pth) or a Hugging Face folder"
         + ("" if name.startswith(UNTRAINED_PREFIX) else f"; {UNTRAINED_PREFIX}NAME gives random weights for trials")
     )
 
 
-def model_flop(architecture: AnyArchitecture, lengths: "np.ndarray") -> float:
+def model_flop(architecture: Architecture, lengths: "np.ndarray") -> float:
     """Return the floating-point operations of a forward over segments, only of matrix products and attention.
 
-    With L layers of hidden dimension d, a token in a segment of n tokens costs 24 L d^2 (ESM-2) or 32 L d^2 (DNABERT-S:
-    6 for qkv, 2 for out, 16 for the gated layer, 8 for the last), plus 4 n d L for attention. `lengths` (num_segments,)
-    are the tokens in each, special tokens included.
+    A token costs 2 for each parameter of the layers' matrices: with L layers of hidden dimension d, 24 L d^2 (ESM-2) or
+    32 L d^2 (DNABERT-S: 6 for qkv, 2 for out, 16 for the gated layer, 8 for the last). Attention adds 4 n w L in a
+    segment of n tokens, for queries of width w = `inner_dim`. `lengths` (num_segments,) are the tokens in each, special
+    tokens included.
     """
     lengths = lengths.astype(float)
-    layers, dim = architecture.num_layers, architecture.hidden_dim
-    return float((lengths * (2 * architecture.matrix_parameters + 4 * lengths * dim * layers)).sum())
+    attention = 4 * architecture.num_layers * architecture.inner_dim
+    return float((lengths * (2 * architecture.matrix_parameters + lengths * attention)).sum())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import ESM2
+from seqmill.spec.families import Family
 
 POOLINGS = ("mean", "mean_tokens", "max", "std", "cls")  # defined in `seqmill.embedding.pooling`
 RESIDUE_DTYPES = ("float16", "float32")
@@ -43,10 +43,12 @@ class Outputs:
                 raise SeqmillError(f"layer {layer}: the model has layers 0 to {num_layers}, or -{num_layers + 1} to -1")
         return replace(self, layers=tuple(layer % (num_layers + 1) for layer in self.layers))
 
-    def require_family(self, family: str) -> None:
-        """Raise a SeqmillError if residue vectors are requested from a nucleotide model."""
-        if self.per_residue and family != ESM2:
+    def require_family(self, family: Family) -> None:
+        """Raise a SeqmillError if residue vectors or the cls token's are requested from a family without them."""
+        if self.per_residue and not family.is_protein:
             raise SeqmillError("per_residue is for proteins: a token of a nucleotide model stands for several bases")
+        if "cls" in self.poolings and not family.has_cls:
+            raise SeqmillError(f"pooling cls: {family.title} has no cls token; use mean, max, or std")
 
 
 def dataset_name(layer: int, pooling: str, is_first: bool) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from seqmill.base.hdf5 import map_dataset, open_hdf5, read_attributes
 from seqmill.base.text_columns import offsets_of, split_bytes, texts_end_to_end
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import ESM2
+from seqmill.spec.families import FAMILIES, Family
 from seqmill.store.index_format import DATASETS, INDEX_FORMAT, TOKENS, content_digest
 
 
@@ -61,6 +61,14 @@ class Index:
         return int(self.attributes.get("num_invalid", 0))  # older files have none
 
     @property
+    def family(self) -> Family:
+        """The family of models that reads the tokens."""
+        name = self.attributes["family"]
+        if name not in FAMILIES:
+            raise SeqmillError(f"{self.path}: damaged, or of a newer version: no models are of the family {name!r}")
+        return FAMILIES[name]
+
+    @property
     def num_sequences(self) -> int:
         return len(self.sequence_records)
 
@@ -101,7 +109,7 @@ class Index:
     @property
     def is_blended(self) -> bool:
         """Whether segments are windows of proteins, whose residue vectors are blended."""
-        return self.has_segments and self.attributes["family"] == ESM2
+        return self.has_segments and self.family.is_protein
 
     @property
     def stride(self) -> int:

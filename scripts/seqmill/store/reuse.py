@@ -17,9 +17,9 @@ import numpy as np
 from seqmill.base.digests import sha256_but_for
 from seqmill.base.hdf5 import map_dataset, open_hdf5
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import DNABERT_S, FAMILIES, Family
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, ESM2
 from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import Index
 from seqmill.store.layout import RunFolder
@@ -45,9 +45,9 @@ class Source:
     outputs: list[np.ndarray]  # of each output, (rows, hidden_dim), float32 or float16
 
     @property
-    def family(self) -> str:
+    def family(self) -> Family:
         """The family of models that reads the sequences."""
-        return DNABERT_S if str(self.attributes.get("tokenizer")).startswith("bpe") else ESM2
+        return FAMILIES.get(str(self.attributes.get("tokenizer")), DNABERT_S)
 
     @property
     def note(self) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from seqmill.index.letters import ESM2_LETTERS
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights
+from seqmill.spec.families import DNABERT_S
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, MODELS, ModelSource, find_model
 from seqmill.spec.models import ESM2 as ESM2_FAMILY
+from seqmill.spec.models import MODELS, ModelSource, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 from seqmill.store.status import AuditFacts

@@ -26,8 +26,9 @@ from seqmill.model.dnabert_s import LAYER_NORM_EPS, DnabertS
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
+from seqmill.spec.families import DNABERT_S
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, DnabertArchitecture, ModelSource, find_model
+from seqmill.spec.models import DnabertArchitecture, ModelSource, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 from seqmill.store.status import AuditFacts

@@ -15,10 +15,10 @@ from hugging_face import hugging_face_model
 from pipeline import IMPATIENT, SCRIPTS
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import Architecture, find_model
+from seqmill.spec.models import Esm2Architecture, find_model
 
 NAME = "our-lab/esm2-tuned"
-SMALL = Architecture(2, 64, 4)
+SMALL = Esm2Architecture(2, 64, 4)
 PICKLE = "pytorch_model.bin"
 
 

@@ -91,7 +91,7 @@ def test_gelu_is_as_accurate_as_pytorchs(kernel: str) -> None:
 
 def test_the_product_with_gelu_is_as_accurate_as_pytorchs() -> None:
     x, one = torch.linspace(-8, 8, 1 << 16)[:, None], {"weight": torch.ones(1, 1)}
-    assert gelu_error(Linear(one, "", torch.float32, gelu=True)(x), x) < 7e-7
+    assert gelu_error(Linear(one, "", torch.float32, activation="gelu")(x), x) < 7e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

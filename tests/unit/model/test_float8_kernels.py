@@ -20,7 +20,7 @@ from seqmill.model.esm2 import LAYER_NORM_EPS
 from seqmill.model.float8 import Scaled, make_linear, make_norm, round_rows
 from seqmill.model.kernels import float8_triton
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.models import Architecture
 from triton_checks import compiled, run_in_the_interpreter
 
 NORM = {"x": "*fp32", "delta": "*bf16", "weight": "*fp32", "bias": "*fp32", "values": "*fp8e4nv", "scales": "*fp32"}
@@ -141,7 +141,7 @@ def check_a_linear_layer_uses_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("architecture", [SMALL_ESM2, SMALL])
-def check_the_forward_with_the_kernels(architecture: AnyArchitecture) -> None:
+def check_the_forward_with_the_kernels(architecture: Architecture) -> None:
     weights = untrained_tensors(architecture)
     expected = means(architecture, weights, torch.float32, [11, 7, 3])
     errors = {}

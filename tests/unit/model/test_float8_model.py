@@ -20,7 +20,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8, LARGEST, gate, make_linear, make_norm, product, round_rows
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, untrained_tensors
-from seqmill.spec.models import AnyArchitecture
+from seqmill.spec.models import Architecture
 
 CPU = torch.device("cpu")
 STEP = 2**-4  # half a step of e4m3's mantissa, relative
@@ -88,7 +88,7 @@ def test_gelu_gate_and_norm_are_rounded_once() -> None:
     weights = {"p.weight": normal(32, 64), "p.bias": normal(32)}
     x = normal(7, 64).bfloat16()
     y = make_linear(weights, "p.", FLOAT8, EAGER)(x)
-    found = make_linear(weights, "p.", FLOAT8, EAGER, gelu=True)(x)
+    found = make_linear(weights, "p.", FLOAT8, EAGER, activation="gelu")(x)
     assert torch.equal(exact(found), exact(round_rows(F.gelu(y.float()))))
     first, second = y.float().chunk(2, dim=1)
     assert torch.equal(exact(gate(EAGER, y)), exact(round_rows(F.gelu(first) * second)))
@@ -107,7 +107,7 @@ def test_gelu_gate_and_norm_are_rounded_once() -> None:
 
 @pytest.mark.parametrize("factor", [1, 1000])
 @pytest.mark.parametrize("architecture", [SMALL_ESM2, SMALL])
-def test_the_forward_agrees_with_float32(architecture: AnyArchitecture, factor: float) -> None:
+def test_the_forward_agrees_with_float32(architecture: Architecture, factor: float) -> None:
     """Both families, within what the audit accepts; outliers of 1,000 times the size of the others hardly matter."""
     weights = untrained_tensors(architecture)
     expected = means(architecture, weights, torch.float32)
@@ -124,7 +124,7 @@ def test_the_forward_agrees_with_float32(architecture: AnyArchitecture, factor: 
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("architecture", [SMALL_ESM2, SMALL])
 def test_a_token_that_is_not_finite_shows_in_its_sequence_and_in_no_other(
-    architecture: AnyArchitecture, value: float
+    architecture: Architecture, value: float
 ) -> None:
     weights = untrained_tensors(architecture)
     pack = one_pack(["AAAA", "AAWA", "GGG"]) if architecture is SMALL_ESM2 else None
@@ -166,7 +166,7 @@ def test_widths_that_are_no_multiples_of_16_are_refused() -> None:
 
 
 @pytest.mark.parametrize("architecture", [SMALL_ESM2, SMALL])
-def test_the_cpu_computes_it_for_a_sequence_that_does_not_fit_the_gpu(architecture: AnyArchitecture) -> None:
+def test_the_cpu_computes_it_for_a_sequence_that_does_not_fit_the_gpu(architecture: Architecture) -> None:
     weights = Weights(architecture, untrained_tensors(architecture), "digest", trained=False)
     model = make_encoder(weights, FLOAT8, 140, CPU)
     assert model.elementwise == EAGER

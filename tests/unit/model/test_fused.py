@@ -22,12 +22,12 @@ from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
 from seqmill.model.kernels import fused
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import Architecture, DnabertArchitecture
+from seqmill.spec.models import DnabertArchitecture, Esm2Architecture
 from triton_checks import compiled, run_in_the_interpreter
 
 # The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.
 STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-7}
-SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24; 24 and 72 are not powers of two
+SMALL = Esm2Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24; 24 and 72 are not powers of two
 SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
 MODELS = {"esm2": (ESM2, SMALL), "dnabert_s": (DnabertS, SMALL_DNABERT)}
 

@@ -17,14 +17,14 @@ from seqmill.model.kernels import gemm_triton
 from seqmill.model.layers import TORCH, Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, untrained_tensors
-from seqmill.spec.models import Architecture
+from seqmill.spec.models import Esm2Architecture
 from triton_checks import run_in_the_interpreter, widen_bfloat16_products
 
 # The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.
 STEPS = {torch.float16: 2**-11, torch.bfloat16: 2**-7}
 DTYPES = pytest.mark.parametrize("dtype", list(STEPS))
 DIMS = {16: 320, 24: 480, 32: 640, 64: 1280, 128: 5120}  # of ESM-2's models by head dimension; 64 has 2,560, too
-SMALL = Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # its depth is not a multiple of a step
+SMALL = Esm2Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # its depth is not a multiple of a step
 
 
 @pytest.mark.full

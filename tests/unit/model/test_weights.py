@@ -21,11 +21,11 @@ from transformers import EsmForMaskedLM, EsmModel
 from hugging_face import hugging_face_model
 from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.errors import SeqmillError
-from seqmill.index.letters import ESM2_CLS, ESM2_EOS, ProteinLetters
+from seqmill.index.letters import ESM2_ALPHABET, ProteinLetters
 from seqmill.model.esm2 import ESM2, parameter_shapes
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
-from seqmill.spec.models import MODELS, Architecture, ModelSource, find_model
+from seqmill.spec.models import MODELS, Esm2Architecture, ModelSource, find_model
 from sequences import random_sequences, relative_error
 
 NAME = "esm2_t6_8M_UR50D"
@@ -81,7 +81,7 @@ def assert_equal(found: Weights, expected: Weights) -> None:
 
 
 def our_hidden(weights: Weights, sequence: str) -> np.ndarray:
-    tokens = ESM2_CLS + ProteinLetters().tokens(sequence.encode()) + ESM2_EOS
+    tokens = ESM2_ALPHABET.before + ProteinLetters().tokens(sequence.encode()) + ESM2_ALPHABET.after
     pack = Pack.from_tokens(np.frombuffer(tokens, np.uint8), np.array([len(tokens)]))
     return ESM2(weights.architecture, weights.tensors, torch.float32, len(tokens))(pack).numpy()
 
@@ -347,9 +347,9 @@ def test_code_in_a_pickle_is_not_executed(small: Path, tmp_path: Path, where: st
 
 def test_a_custom_class_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "class.pt"
-    torch.save({"cfg": {"model": argparse.Namespace(trap=Architecture(1, 2, 1))}, "model": {}}, path)
+    torch.save({"cfg": {"model": argparse.Namespace(trap=Esm2Architecture(1, 2, 1))}, "model": {}}, path)
     message = refusal(path)
-    assert "Architecture" in message
+    assert "Esm2Architecture" in message
     assert "weights_only" not in message
 
 

@@ -13,8 +13,9 @@ from pipeline import CONTIGS_DEMO, DEMO, MODEL, Run
 from seqmill.index.build import build_index
 from seqmill.model.weights import parameter_shapes
 from seqmill.run.resources import BASE_MB, memory_mb, rewriting_minutes, runtime_minutes, tokens_in, tokens_of
+from seqmill.spec.families import DNABERT_S, ESM2
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DNABERT_S, ESM2, NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
+from seqmill.spec.models import NAMES, UNTRAINED_TOKENIZER, ModelSource, find_model
 from seqmill.store.index import open_index
 
 SIZES = ((500, 1), (4000, 1), (4000, 8), (100_000, 1))  # tokens, threads

@@ -3,8 +3,8 @@
 import pytest
 
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import DNABERT_S, ESM2
 from seqmill.spec.lengths import LengthPolicy, choose_length_policy
-from seqmill.spec.models import DNABERT_S, ESM2
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import DNABERT_S, ESM2
 from seqmill.spec.models import (
     DNABERT_MODELS,
-    DNABERT_S,
-    ESM2,
     MODELS,
     NAMES,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
-    Architecture,
+    Esm2Architecture,
     find_model,
     is_hub_id,
     user_weights_folder,
@@ -391,8 +390,8 @@ def test_a_folder_that_is_not_esm(tmp_path: Path) -> None:
 
 
 def test_an_architecture_is_compared_by_value() -> None:
-    assert Architecture(6, 320, 20) == MODELS[NAME]
-    assert Architecture(6, 320, 20, token_dropout=False) != MODELS[NAME]
+    assert Esm2Architecture(6, 320, 20) == MODELS[NAME]
+    assert Esm2Architecture(6, 320, 20, token_dropout=False) != MODELS[NAME]
 
 
 def test_the_registry_is_light() -> None:

@@ -126,7 +126,7 @@ def available(device: torch.device) -> bool:
         rotate(x.view(1, 1, 1, 16).repeat(1, 3, 1, 1), x, x, torch.zeros(1, dtype=torch.int64, device=device))
         segment = torch.arange(2, dtype=torch.int32, device=device)
         for pool in (pool_triton.mean, pool_triton.largest, pool_triton.mean_and_variance):
-            pool(x, segment, ends=0)
+            pool(x, segment, before=0, after=0)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
         if is_out_of_memory(error):  # it may pass, and this answer is for the whole run

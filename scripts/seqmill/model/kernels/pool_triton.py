@@ -27,32 +27,32 @@ COLUMNS = 64  # of a program in both stages: 256 bytes of each token
 WARPS = 4
 
 
-def mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor, ends: int) -> torch.Tensor:
+def mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor, before: int, after: int) -> torch.Tensor:
     """Average each segment's hidden states.
 
     Args:
         hidden: float32 (num_tokens, hidden_dim), contiguous.
         cu_seqlens: int32 (num_segments + 1,), where each segment begins, and the end.
-        ends: tokens to leave out at each end of a segment; others must remain.
+        before, after: tokens to leave out at the ends of a segment; others must remain.
 
     Returns:
         float32 (num_segments, hidden_dim).
     """
-    return _pool(hidden, cu_seqlens, ends)
+    return _pool(hidden, cu_seqlens, before, after)
 
 
-def largest(hidden: torch.Tensor, cu_seqlens: torch.Tensor, ends: int) -> torch.Tensor:
+def largest(hidden: torch.Tensor, cu_seqlens: torch.Tensor, before: int, after: int) -> torch.Tensor:
     """Return each channel's maximum, NaN if one of the values is; arguments and shape as for `mean`."""
-    return _pool(hidden, cu_seqlens, ends, maximum=True)
+    return _pool(hidden, cu_seqlens, before, after, maximum=True)
 
 
-def mean_and_variance(hidden: torch.Tensor, cu_seqlens: torch.Tensor, ends: int) -> torch.Tensor:
+def mean_and_variance(hidden: torch.Tensor, cu_seqlens: torch.Tensor, before: int, after: int) -> torch.Tensor:
     """Return mean and population variance: float32 (num_segments, 2 * hidden_dim); arguments as for `mean`.
 
     Squares are of differences from the mean of a block; its distance from the segment's mean is added (Chan et al.
     1983, doi:10.1080/00031305.1983.10483115). So a mean much larger than the spread costs no digits.
     """
-    return _pool(hidden, cu_seqlens, ends, variance=True)
+    return _pool(hidden, cu_seqlens, before, after, variance=True)
 
 
 def launch(dim: int, num_tokens: int, num_segments: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,7 +65,12 @@ def launch(dim: int, num_tokens: int, num_segments: int) -> tuple[tuple[int, int
 
 
 def _pool(
-    hidden: torch.Tensor, cu_seqlens: torch.Tensor, ends: int, maximum: bool = False, variance: bool = False
+    hidden: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    before: int,
+    after: int,
+    maximum: bool = False,
+    variance: bool = False,
 ) -> torch.Tensor:
     assert hidden.dtype == torch.float32
     assert hidden.is_contiguous()
@@ -75,7 +80,7 @@ def _pool(
     width = 2 * dim if variance else dim
     partial = torch.empty((blocks[0], width), dtype=torch.float32, device=hidden.device)
     pooled = torch.empty((num_segments, width), dtype=torch.float32, device=hidden.device)
-    kind = (dim, ends, maximum, variance, TOKENS)
+    kind = (dim, before, after, maximum, variance, TOKENS)
     _reduce_blocks[blocks](hidden, cu_seqlens, partial, num_segments, *kind, COLUMNS, num_warps=WARPS)
     _combine_blocks[segments](partial, cu_seqlens, pooled, *kind, BLOCKS, COLUMNS, num_warps=WARPS)
     return pooled
@@ -93,29 +98,30 @@ def _reduce_blocks(
     partial_start: tl.tensor,
     num_segments: int,
     dim: tl.constexpr,
-    ends: tl.constexpr,
+    before: tl.constexpr,
+    after: tl.constexpr,
     maximum: tl.constexpr,
     variance: tl.constexpr,
     tokens: tl.constexpr,
     columns: tl.constexpr,
 ) -> None:
     program = tl.program_id(0)
-    segment, after = 0, num_segments  # bisection finds the segment of this block
-    while after - segment > 1:
-        middle = (segment + after) // 2
+    segment, end = 0, num_segments  # bisection finds the segment of this block
+    while end - segment > 1:
+        middle = (segment + end) // 2
         if tl.load(cu_seqlens_start + middle) // tokens + middle <= program:
             segment = middle
         else:
-            after = middle
+            end = middle
     begin = tl.load(cu_seqlens_start + segment)
-    length = tl.load(cu_seqlens_start + segment + 1) - begin - 2 * ends
+    length = tl.load(cu_seqlens_start + segment + 1) - begin - before - after
     first = (program - begin // tokens - segment) * tokens
     if first >= length:
         return
     token = first + tl.arange(0, tokens)[:, None]
     column = tl.program_id(1) * columns + tl.arange(0, columns)
     inside = (token < length) & (column < dim)[None, :]
-    place = (begin + ends + token).to(tl.int64) * dim + column[None, :]
+    place = (begin + before + token).to(tl.int64) * dim + column[None, :]
     partial_place = partial_start + program.to(tl.int64) * (2 * dim if variance else dim) + column
     if maximum:
         x = tl.load(hidden_start + place, mask=inside, other=float("-inf"))
@@ -138,7 +144,8 @@ def _combine_blocks(
     cu_seqlens_start: tl.tensor,
     pooled_start: tl.tensor,
     dim: tl.constexpr,
-    ends: tl.constexpr,
+    before: tl.constexpr,
+    after: tl.constexpr,
     maximum: tl.constexpr,
     variance: tl.constexpr,
     tokens: tl.constexpr,
@@ -147,7 +154,7 @@ def _combine_blocks(
 ) -> None:
     segment = tl.program_id(0)
     begin = tl.load(cu_seqlens_start + segment)
-    length = tl.load(cu_seqlens_start + segment + 1) - begin - 2 * ends
+    length = tl.load(cu_seqlens_start + segment + 1) - begin - before - after
     count = (length + tokens - 1) // tokens
     width: tl.constexpr = 2 * dim if variance else dim
     column = tl.program_id(1) * columns + tl.arange(0, columns)
