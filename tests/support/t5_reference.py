@@ -1,11 +1,13 @@
 """The encoder of T5 by transformers' `T5EncoderModel` on seeded weights, one unpadded sequence at a time."""
 
+import functools
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from seqmill.spec.models import T5Architecture
 
@@ -81,6 +83,18 @@ def seeded_model(architecture: T5Architecture = SMALL, state: State | None = Non
     return model.eval()
 
 
+def exact_norms(model: T5EncoderModel) -> T5EncoderModel:
+    """Compute the mean square in the dtype of the activations: transformers does so in float32 even in float64."""
+
+    def forward(norm: T5LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        return norm.weight * x / (x.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt()
+
+    for module in model.modules():
+        if isinstance(module, T5LayerNorm):
+            module.forward = functools.partial(forward, module)
+    return model
+
+
 def save_folder(
     folder: Path, architecture: T5Architecture = SMALL, state: State | None = None, shard: str = "50GB"
 ) -> Path:
@@ -99,6 +113,13 @@ def save_pickle(folder: Path, architecture: T5Architecture = SMALL, state: State
     torch.save(whole.half().state_dict(), folder / "pytorch_model.bin")
     whole.config.save_pretrained(folder)
     return folder
+
+
+def random_tokens(lengths: list[int], architecture: T5Architecture = SMALL, seed: int = 5) -> list[list[int]]:
+    """Return seeded proteins of the given numbers of residues as tokens, as `tokens_of`."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    letters = list(LETTERS)
+    return [tokens_of("".join(generator.choice(letters, length)), architecture) for length in lengths]
 
 
 def tokens_of(sequence: str, architecture: T5Architecture = SMALL) -> list[int]:
