@@ -388,7 +388,9 @@ def _family_of_folder(path: Path) -> Family:
 def _unknown(name: str, known: list[str]) -> str:
     # Compare the last part, in lower case: users give names such as zhihan1996/DNABERT-S.
     keys = {model.lower(): model for model in known}
-    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), keys, n=1)
+    typed = name.rpartition("/")[2].lower()
+    begun = [model for model in keys if typed and model.startswith(typed)]  # prott5 is not prostt5
+    close = begun if len(begun) == 1 else difflib.get_close_matches(typed, keys, n=1)
     hint = f"; did you mean {keys[close[0]]}?" if close else "."
     return (
         f"model {name!r} is not known{hint} "
