@@ -170,6 +170,13 @@ class T5Architecture(Architecture):
     layer_vectors: ClassVar[int] = 2
     other_vectors: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buckets < 4 or self.buckets % 2:
+            raise ValueError(f"buckets is {self.buckets}, not an even number from 4 on")
+        if self.max_distance <= self.buckets // 4:  # so many distances each way have their own
+            raise ValueError(f"max_distance is {self.max_distance}, which {self.buckets} buckets reach one by one")
+
     @property
     def family(self) -> Family:
         return PROSTT5 if self.vocabulary == T5_VOCABULARIES[PROSTT5] else PROTT5

@@ -426,6 +426,8 @@ def test_a_shape_that_no_model_can_have(shape: dict[str, Any], expected: str) ->
         ("prostt5", {"feed_forward_dim": 10**9}, "feed_forward_dim is 1000000000"),
         ("prostt5", {"buckets": -32}, "buckets is -32"),
         ("prostt5", {"max_distance": 12.5}, "max_distance is 12.5"),
+        ("prostt5", {"buckets": 2}, "buckets is 2, not an even number from 4 on"),
+        ("prostt5", {"max_distance": 8}, "max_distance is 8, which 32 buckets reach one by one"),
     ],
 )
 def test_a_shape_that_no_model_of_these_families_can_have(name: str, shape: dict[str, Any], expected: str) -> None:
