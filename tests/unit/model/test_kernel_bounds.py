@@ -16,7 +16,7 @@ from seqmill.model.kernels.cpu import HEAD_DIMS
 USABLE = [name for name in compiled.KERNELS if compiled.load(name)]
 EMULATED = ["amx"] if "avx512_bf16" in USABLE and "amx" not in USABLE else []
 pytestmark = pytest.mark.skipif(not USABLE, reason="no kernel for this processor, or no C compiler")
-ARRAYS = ["qkv", "cosines", "sines", "slopes", "starts", "lengths", "output"]
+ARRAYS = ["qkv", "cosines", "sines", "query_weight", "key_weight", "slopes", "biases", "starts", "lengths", "output"]
 ARRAYS += ["x", "delta", "weight", "bias", "y", "h", "gated"]
 # Arguments: the kernel, whether arrays are before or after the forbidden memory, an array to make too short, head dims.
 CODE = """
@@ -52,7 +52,7 @@ def place(name, array):
 def converted(argument):
     if isinstance(argument, tuple):
         return place(*argument)
-    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
+    return {int: ctypes.c_int64, float: ctypes.c_float}.get(type(argument), lambda given: given)(argument)
 
 def call(function, *arguments):
     return getattr(compiled.load(kernel), function)(*map(converted, arguments))
@@ -65,15 +65,24 @@ for head_dim in map(int, head_dims):
     output = "output", np.zeros((num_tokens, num_heads, head_dim), element)
     tables = [(name, values(lengths.max(), head_dim)) for name in ("cosines", "sines")]
     slopes = "slopes", np.full(num_heads, 0.5, np.float32)
-    for function, positions in (("rope_attention", tables), ("alibi_attention", [slopes])):
+    weights = [(name, values(num_heads, head_dim)) for name in ("query_weight", "key_weight")]
+    biases = "biases", values(num_heads, 2 * 40 + 1)
+    for function, positions in (
+        ("rope_attention", tables),
+        ("normalized_rope_attention", [*tables, *weights, 1e-5]),
+        ("alibi_attention", [slopes]),
+        ("relative_attention", [biases, 40]),
+    ):
         assert call(function, qkv, *positions, *sequences, len(lengths), num_heads, head_dim, output) == 0
 
 rows, dim = 5, 48
 x, delta = ("x", values(rows, dim)), ("delta", values(rows, dim, dtype=element))
 weight, bias = ("weight", values(dim)), ("bias", values(dim))
 y = "y", np.zeros((rows, dim), element)
-call("add_norm", x, delta, weight, bias, ctypes.c_float(1e-5), rows, dim, y, ctypes.c_int32(1))
-call("gate", ("h", values(rows, 2 * dim, dtype=element)), ("gated", np.zeros((rows, dim), element)), rows, dim)
+h, gated = ("h", values(rows, 2 * dim, dtype=element)), ("gated", np.zeros((rows, dim), element))
+for flag in (ctypes.c_int32(0), ctypes.c_int32(1)):
+    call("add_norm", x, delta, weight, bias, 1e-5, rows, dim, y, ctypes.c_int32(1), flag)
+    call("gate", h, gated, rows, dim, flag)
 """
 
 

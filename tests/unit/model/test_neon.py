@@ -66,6 +66,7 @@ def test_attention(driver: Path, head_dim: int, scale: float) -> None:
     qkv[LENGTHS[:2].sum()] = float("inf")
     angles = random(longest, head_dim)
     cos, sin, slopes = angles.cos(), angles.sin(), alibi.slopes(num_heads)
+    weights, biases = random(2, num_heads * head_dim), random(num_heads, 2 * 40 + 1, scale=scale)
     given = [LENGTHS.cumsum() - LENGTHS, LENGTHS, qkv]
     numbers = (num_tokens, len(LENGTHS), num_heads, head_dim, longest)
     found = run(driver, "rope_attention", [*given, cos, sin], *numbers)
@@ -73,19 +74,28 @@ def test_attention(driver: Path, head_dim: int, scale: float) -> None:
     assert 0 < found.isnan().sum() < found.numel() / 2
     found = run(driver, "alibi_attention", [*given, slopes], *numbers)
     assert_same_bits(found, cpu.alibi_attention(NATIVE, qkv, slopes, LENGTHS))
+    found = run(driver, "normalized_rope_attention", [*given, cos, sin, weights], *numbers)
+    assert_same_bits(found, cpu.rope_attention(NATIVE, qkv, cos, sin, LENGTHS, (*weights, 1e-5)))
+    found = run(driver, "relative_attention", [*given, biases], *numbers[:-1], 40)
+    assert_same_bits(found, cpu.relative_attention(NATIVE, qkv, biases, LENGTHS))
 
 
 @pytest.mark.parametrize("dim", [16, 320, 1280])
-@pytest.mark.parametrize("post", [False, True])
-def test_add_norm(driver: Path, dim: int, post: bool) -> None:
+@pytest.mark.parametrize(
+    ("post", "centered", "with_bias"), [(False, True, True), (True, True, True), (False, False, False)]
+)
+def test_add_norm(driver: Path, dim: int, post: bool, centered: bool, with_bias: bool) -> None:
     x, delta, weight, bias = random(9, dim, scale=30.0), random(9, dim, scale=5.0), random(dim), random(dim)
     x[1, 3], x[2, 3] = float("nan"), float("inf")
-    found = run(driver, "add_norm", [x, delta, weight, bias], 9, dim, int(post))
-    y = cpu.add_norm(NATIVE, x, delta, weight, bias, 1e-5, torch.float32, post)
+    given = [x, delta, weight, *([bias] if with_bias else [])]
+    found = run(driver, "add_norm", given, 9, dim, int(post), int(centered), int(with_bias))
+    y = cpu.add_norm(NATIVE, x, delta, weight, bias if with_bias else None, 1e-5, torch.float32, post, centered)
     assert_same_bits(found, torch.cat((x.flatten(), y.flatten())))
 
 
-def test_gate(driver: Path) -> None:
+@pytest.mark.parametrize("silu", [False, True])
+def test_gate(driver: Path, silu: bool) -> None:
     h = random(40, 2 * 320, scale=3.0)
     h[0, 0], h[1, 0], h[2, 0] = float("nan"), float("inf"), -float("inf")
-    assert_same_bits(run(driver, "gate", [h], 40, 320), cpu.gate(NATIVE, h))
+    h[3, :4] = torch.tensor([3e38, -3e38, -88.5, -180.0])
+    assert_same_bits(run(driver, "gate", [h], 40, 320, int(silu)), cpu.gate(NATIVE, h, silu))

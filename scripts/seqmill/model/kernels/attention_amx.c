@@ -1,5 +1,4 @@
-/* Softmax attention over a pack of sequences, in bfloat16 on AMX tiles, with either of two kinds of positions: a
- * rotation of queries and keys (ESM-2), or linear biases on the scores (DNABERT-S).
+/* Softmax attention over a pack of sequences, in bfloat16 on AMX tiles, with any kind of positions: see positions.h.
  *
  * As attention_avx512_bf16.c, with its packed keys and values, but both products are computed by tiles: 16 queries
  * times 32 keys, and 16 rows of weights times 32 keys' values. Between them AVX512 computes the exact softmax of whole
@@ -90,8 +89,8 @@ INLINE void score(int head_dim, uint16_t queries[ROWS][MAX_HEAD_DIM], long begin
 }
 
 /* Scale and bias the scores of the query at position t in place, mask keys past the end; return the row's maximum. */
-INLINE float complete_scores(enum kind kind, float *scores, long t, long begin, long end, float scale, float slope,
-                             long length) {
+INLINE float complete_scores(enum kind kind, float *scores, long t, long begin, long end, float scale,
+                             Positions positions, long length) {
     const __m512 lanes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512 even = _mm512_set1_ps(MASKED), odd = even;
     if (end > length)
@@ -104,9 +103,16 @@ INLINE float complete_scores(enum kind kind, float *scores, long t, long begin, 
         if (kind == LINEAR_BIASES) {
             const __m512 ahead = _mm512_add_ps(_mm512_set1_ps((float)(key - t)), lanes);
             const __m512 far = _mm512_add_ps(ahead, _mm512_set1_ps(LANES));
-            const __m512 step = _mm512_set1_ps(slope), factor = _mm512_set1_ps(scale);
+            const __m512 step = _mm512_set1_ps(positions.slope), factor = _mm512_set1_ps(scale);
             a = _mm512_fmsub_ps(a, factor, _mm512_mul_ps(step, _mm512_abs_ps(ahead)));
             b = _mm512_fmsub_ps(b, factor, _mm512_mul_ps(step, _mm512_abs_ps(far)));
+        }
+        if (kind == RELATIVE_BIASES) {
+            const float *biases = positions.biases + (key - t);
+            a = _mm512_fmadd_ps(a, _mm512_set1_ps(scale), _mm512_loadu_ps(biases));
+            b = _mm512_fmadd_ps(b, _mm512_set1_ps(scale), _mm512_loadu_ps(biases + LANES));
+        }
+        if (!rotates(kind)) {
             _mm512_storeu_ps(scores + key, a);
             _mm512_storeu_ps(scores + key + LANES, b);
         }
@@ -175,7 +181,7 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
                    long output_stride) {
     const Workspace work = arrange(longest, head_dim, memory);
     const long padded = padded_length(length);
-    const float scale = LOG2_E / sqrtf((float)head_dim);
+    const float scale = score_scale(kind, head_dim);
     float largest_key = pack_keys(head_dim, kind, keys, stride, positions, length, padded, work.keys);
     if (pack_values(head_dim, kind, values, stride, length, padded, work.values)) largest_key = INFINITY;
     for (long first = 0; first < length; first += ROWS) {
@@ -189,8 +195,7 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
         score(head_dim, placed, begin, end, work);
         float maxima[ROWS] = {0};
         for (int r = 0; r < rows; r++)
-            maxima[r] = complete_scores(kind, work.scores + r * work.row, first + r, begin, end, scale, positions.slope,
-                                        length);
+            maxima[r] = complete_scores(kind, work.scores + r * work.row, first + r, begin, end, scale, positions, length);
         average(head_dim, rows, maxima, begin, end, work, output + first * output_stride, output_stride);
     }
 }

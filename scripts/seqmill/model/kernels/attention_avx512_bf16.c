@@ -1,5 +1,4 @@
-/* Softmax attention over a pack of sequences, in bfloat16 on AVX512-BF16, with either of two kinds of
- * positions: a rotation of queries and keys (ESM-2), or linear biases on the scores (DNABERT-S).
+/* Softmax attention over a pack of sequences, in bfloat16 on AVX512-BF16, with any kind of positions: see positions.h.
  *
  * A head is computed in blocks of ROWS queries: scores in float32 by bfloat16 dot products, exact softmax over
  * the whole row (no rescaling), weights rounded to bfloat16, weighted sum of the values in float32. The
@@ -24,7 +23,7 @@ INLINE __m512bh broadcast_pair(const uint16_t *pairs, long pair) {
 /* Compute the scores of ROWS queries from `first` on with the keys from `begin` to `end`, in units of log2;
  * write each row's maximum to `maxima`. */
 INLINE void score(int head_dim, enum kind kind, uint16_t queries[ROWS][MAX_HEAD_DIM], long first, long begin, long end,
-                  float scale, float slope, long length, Workspace work, __m512 maxima[ROWS]) {
+                  float scale, Positions positions, long length, Workspace work, __m512 maxima[ROWS]) {
     const int pairs = head_dim / 2;
     const __m512 lanes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int r = 0; r < ROWS; r++) maxima[r] = _mm512_set1_ps(MASKED);
@@ -45,9 +44,15 @@ INLINE void score(int head_dim, enum kind kind, uint16_t queries[ROWS][MAX_HEAD_
             for (int r = 0; r < ROWS; r++) {
                 const __m512 ahead = _mm512_add_ps(_mm512_set1_ps((float)(key - first - r)), lanes);
                 const __m512 far = _mm512_add_ps(ahead, _mm512_set1_ps(LANES));
-                const __m512 step = _mm512_set1_ps(slope), factor = _mm512_set1_ps(scale);
+                const __m512 step = _mm512_set1_ps(positions.slope), factor = _mm512_set1_ps(scale);
                 a[r] = _mm512_fmsub_ps(a[r], factor, _mm512_mul_ps(step, _mm512_abs_ps(ahead)));
                 b[r] = _mm512_fmsub_ps(b[r], factor, _mm512_mul_ps(step, _mm512_abs_ps(far)));
+            }
+        if (kind == RELATIVE_BIASES)
+            for (int r = 0; r < ROWS; r++) {
+                const float *biases = positions.biases + (key - first - r);
+                a[r] = _mm512_fmadd_ps(a[r], _mm512_set1_ps(scale), _mm512_loadu_ps(biases));
+                b[r] = _mm512_fmadd_ps(b[r], _mm512_set1_ps(scale), _mm512_loadu_ps(biases + LANES));
             }
         if (key + KEY_BLOCK > length) {
             const uint32_t live = (uint32_t)((1ull << (length - key)) - 1);
@@ -120,7 +125,7 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
                    long output_stride) {
     const Workspace work = arrange(longest, head_dim, memory);
     const long padded = padded_length(length);
-    const float scale = LOG2_E / sqrtf((float)head_dim);
+    const float scale = score_scale(kind, head_dim);
     float largest_key = pack_keys(head_dim, kind, keys, stride, positions, length, padded, work.keys);
     if (pack_values(head_dim, kind, values, stride, length, padded, work.values)) largest_key = INFINITY;
     for (long first = 0; first < length; first += ROWS) {
@@ -132,7 +137,7 @@ INLINE void attend(int head_dim, enum kind kind, const uint16_t *queries, const 
             find_span(head_dim, queries, keys, stride, first, rows, scale, positions.slope, largest_key, length, padded,
                       &begin, &end);
         __m512 maxima[ROWS];
-        score(head_dim, kind, placed, first, begin, end, scale, positions.slope, length, work, maxima);
+        score(head_dim, kind, placed, first, begin, end, scale, positions, length, work, maxima);
         average(head_dim, rows, maxima, begin, end, work, output + first * output_stride, output_stride);
     }
 }

@@ -1,5 +1,5 @@
-/* Softmax attention over a pack of sequences, in float32 on AVX512, AVX2 or NEON, with a rotation (ESM-2) or linear
- * biases (DNABERT-S).
+/* Softmax attention over a pack of sequences, in float32 on AVX512, AVX2 or NEON, with any kind of positions: see
+ * positions.h.
  *
  * A head is computed in blocks of ROWS queries: scores, exact softmax over the whole row (no rescaling), weighted sum of
  * the values. Each score and each output is a sum in the order of dimensions and keys, so the bits are the same on every
@@ -43,12 +43,17 @@ INLINE void prefetch(int head_dim, const float *x) {
 }
 
 /* A query or key with its position, times `scale`. */
-INLINE void place(int head_dim, enum kind kind, const float *restrict x, long t, Positions positions, float scale,
-                  float *restrict placed) {
+INLINE void place(int head_dim, enum kind kind, const float *restrict x, long t, Positions positions, Norm norm,
+                  float scale, float *restrict placed) {
     const int half = head_dim / 2;
-    if (kind == LINEAR_BIASES) {
+    float normal[MAX_HEAD_DIM];
+    if (!rotates(kind)) {
         for (int d = 0; d < head_dim; d++) placed[d] = x[d] * scale;
         return;
+    }
+    if (kind == NORMALIZED_ROTATION) {
+        for (int d = 0; d < head_dim; d++) normal[d] = (x[d] - norm.means[t]) * norm.scales[t] * norm.weight[d];
+        x = normal;
     }
     const float *restrict cosines = positions.cosines + t * head_dim, *restrict sines = positions.sines + t * head_dim;
     for (int d = 0; d < half; d++) {
@@ -56,6 +61,22 @@ INLINE void place(int head_dim, enum kind kind, const float *restrict x, long t,
         placed[d] = (a * cosines[d] - b * sines[d]) * scale;
         placed[d + half] = (b * cosines[d + half] + a * sines[d + half]) * scale;
     }
+}
+
+/* The mean and 1 / spread of one token's query or key, over all heads. */
+INLINE void measure(const float *x, long width, float eps, float *mean, float *scale) {
+    const long whole = width / LANES * LANES;
+    const int left = (int)(width - whole);
+    Floats sum = load_first(x + whole, left), squares = splat(0);
+    for (long d = 0; d < whole; d += LANES) sum = add(sum, load(x + d));
+    *mean = sum_of_lanes(sum) / (float)width;
+    for (long d = 0; d < whole; d += LANES) {
+        const Floats centered = subtract(load(x + d), splat(*mean));
+        squares = multiply_add(centered, centered, squares);
+    }
+    const Floats centered = first_lanes(left, subtract(load_first(x + whole, left), splat(*mean)), splat(0));
+    squares = multiply_add(centered, centered, squares);
+    *scale = inverse_spread(sum_of_lanes(squares) / (float)width, eps);
 }
 
 INLINE float dot(int head_dim, const float *x, const float *y) {
@@ -84,7 +105,10 @@ INLINE float arrange_keys_and_values(int head_dim, enum kind kind, const float *
         }
         prefetch(head_dim, keys + (t + AHEAD) * stride);
         prefetch(head_dim, values + (t + AHEAD) * stride);
-        place(head_dim, kind, keys + t * stride, t, positions, 1.0f, placed);
+        place(head_dim, kind, keys + t * stride, t, positions, positions.key_norm, 1.0f, placed);
+        /* An infinite key can have scores of -infinity, which would be weights of zero, finite and wrong. */
+        if (kind == RELATIVE_BIASES)
+            for (int d = 0; d < head_dim; d++) placed[d] += placed[d] * 0.0f; /* infinity: NaN */
         for (int d = 0; d < head_dim; d++) column[d * LANES] = placed[d];
         memcpy(row, values + t * stride, head_dim * sizeof *row);
         memset(row + head_dim, 0, (width - head_dim) * sizeof *row);
@@ -128,7 +152,7 @@ INLINE void find_span(int head_dim, const float *queries, const float *keys, lon
 /* Compute the scores of ROWS queries from `first` on with the keys from `begin` to `end`, in units of log2;
  * write each row's maximum to `maxima`. */
 INLINE void score(int head_dim, enum kind kind, float queries[ROWS][MAX_HEAD_DIM], long first, long begin, long end,
-                  float slope, long length, long padded, Workspace work, float maxima[ROWS]) {
+                  Positions positions, long length, long padded, Workspace work, float maxima[ROWS]) {
     static const float numbers[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     Floats best[ROWS];
     for (int r = 0; r < ROWS; r++) best[r] = splat(MASKED);
@@ -151,8 +175,9 @@ INLINE void score(int head_dim, enum kind kind, float queries[ROWS][MAX_HEAD_DIM
                 Floats sum = sums[r][v];
                 if (kind == LINEAR_BIASES) {
                     const Floats ahead = add(splat((float)(place - first - r)), load(numbers));
-                    sum = subtract(sum, multiply(splat(slope), absolute(ahead)));
+                    sum = subtract(sum, multiply(splat(positions.slope), absolute(ahead)));
                 }
+                if (kind == RELATIVE_BIASES) sum = add(sum, load(positions.biases + (place - first - r)));
                 if (place + LANES > length)
                     sum = first_lanes(place < length ? (int)(length - place) : 0, sum, splat(MASKED));
                 best[r] = largest(best[r], sum);
@@ -206,7 +231,7 @@ INLINE void attend(int head_dim, enum kind kind, const float *queries, const flo
                    long output_stride) {
     const Workspace work = arrange(longest, head_dim, memory);
     const long padded = padded_length(length);
-    const float scale = LOG2_E / sqrtf((float)head_dim);
+    const float scale = score_scale(kind, head_dim);
     const float largest_key =
         arrange_keys_and_values(head_dim, kind, keys, values, stride, positions, length, padded, work);
     long begin = 0, end = padded;
@@ -216,12 +241,12 @@ INLINE void attend(int head_dim, enum kind kind, const float *queries, const flo
         for (int r = 0; r < ROWS; r++) {
             const long t = r < rows ? first + r : length - 1; /* the last block repeats the last query */
             prefetch(head_dim, queries + (t + ROWS) * stride);
-            place(head_dim, kind, queries + t * stride, t, positions, scale, placed[r]);
+            place(head_dim, kind, queries + t * stride, t, positions, positions.query_norm, scale, placed[r]);
         }
         if (kind == LINEAR_BIASES && first % SPAN_ROWS == 0)
             find_span(head_dim, queries, keys, stride, first, scale, positions.slope, largest_key, length, padded, &begin,
                       &end);
-        score(head_dim, kind, placed, first, begin, end, positions.slope, length, padded, work, maxima);
+        score(head_dim, kind, placed, first, begin, end, positions, length, padded, work, maxima);
         for (int r = 0; r < ROWS; r++) inverse_sums[r] = softmax(work.scores + r * padded, begin, end, maxima[r]);
         for (int d = 0; d < head_dim; d += VECTORS * LANES)
             weigh(head_dim, d, rows, inverse_sums, begin, end, padded, work, output + first * output_stride,

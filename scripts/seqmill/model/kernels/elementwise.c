@@ -1,5 +1,5 @@
-/* The elementwise steps around the matrix products, each in one pass over memory: residual + layer norm + rounding, and
- * gated GELU (a plain GELU is part of the product before it). The arithmetic is in float32, rounded once when the result
+/* The elementwise steps around the matrix products, each in one pass over memory: residual + norm + rounding, and gated
+ * GELU or SiLU (a plain GELU is part of the product before it). The arithmetic is in float32, rounded once when the result
  * is stored; a row's bits depend only on that row.
  *
  * An `element` is bfloat16 where the processor rounds to it, else float32.
@@ -50,42 +50,80 @@ INLINE Floats gelu_of(Floats x) {
     return multiply_add(half, erf, half);
 }
 
-/* Add to the residual stream, and write the layer norm of the sum (Ba et al. 2016, arXiv:1607.06450).
+/* x / (1 + exp(-x)), to 8e-7 relative from -10 on and 5e-6 below; NaN stays NaN, and -infinity becomes NaN.
  *
- * The variance is the mean of squared differences from the mean. x: float [rows][dim], becomes x + delta, or the layer
- * norm of that if `post`; delta: [rows][dim] or NULL; y: [rows][dim] or NULL; dim is a multiple of LANES.
+ * The exponential is the square of exp(-x / 2), which overflows only where x / infinity, -0, is the result.
  */
-void add_norm(float *x, const element *delta, const float *weight, const float *bias, float eps, int64_t rows,
-              int64_t dim, element *y, int32_t post) {
+INLINE Floats silu_of(Floats x) {
+    const Floats root = exp2_of(smallest(splat(127.0f), multiply(x, splat(-0.5f * LOG2_E))));
+    return divide(x, multiply_add(root, root, splat(1.0f)));
+}
+
+/* Add to the residual stream, and write the norm of the sum; `centered` is a constant where this is inlined.
+ *
+ * A layer norm's variance is the mean of squared differences from the mean. An RMS norm's mean is 0.
+ */
+INLINE void add_norm_of(int centered, float *x, const element *delta, const float *weight, const float *bias, float eps,
+                        int64_t rows, int64_t dim, element *y, int32_t post) {
     for (long row = 0; row < rows; row++, x += dim) {
-        Floats sum = splat(0), squares = splat(0);
+        Floats sum = splat(0), squares = splat(0), mean = splat(0);
         for (long d = 0; d < dim; d += LANES) {
             Floats value = load(x + d);
             if (delta) {
                 value = add(value, load_elements(delta + row * dim + d));
                 store(x + d, value);
             }
-            sum = add(sum, value);
+            if (centered)
+                sum = add(sum, value);
+            else
+                squares = multiply_add(value, value, squares);
         }
-        const Floats mean = splat(sum_of_lanes(sum) / (float)dim);
-        for (long d = 0; d < dim; d += LANES) {
-            const Floats centered = subtract(load(x + d), mean);
-            squares = multiply_add(centered, centered, squares);
+        if (centered) {
+            mean = splat(sum_of_lanes(sum) / (float)dim);
+            for (long d = 0; d < dim; d += LANES) {
+                const Floats difference = subtract(load(x + d), mean);
+                squares = multiply_add(difference, difference, squares);
+            }
         }
-        const Floats scale = splat(1.0f / sqrtf(sum_of_lanes(squares) / (float)dim + eps));
+        const Floats scale = splat(inverse_spread(sum_of_lanes(squares) / (float)dim, eps));
         for (long d = 0; d < dim; d += LANES) {
-            const Floats normal = multiply(subtract(load(x + d), mean), scale);
-            const Floats value = multiply_add(normal, load(weight + d), load(bias + d));
+            Floats value = load(x + d);
+            if (centered) value = subtract(value, mean);
+            value = multiply(value, scale);
+            value = bias ? multiply_add(value, load(weight + d), load(bias + d)) : multiply(value, load(weight + d));
             if (post) store(x + d, value);
             if (y) store_elements(y + row * dim + d, value);
         }
     }
 }
 
-/* The exact GELU of the first half of each row times the second half. h: [rows][2][dim]; gated: [rows][dim]; dim is a
- * multiple of LANES. */
-void gate(const element *h, element *gated, int64_t rows, int64_t dim) {
+/* Add to the residual stream, and write the norm of the sum: a layer norm (Ba et al. 2016, arXiv:1607.06450), or if not
+ * `centered` an RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467).
+ *
+ * x: float [rows][dim], becomes x + delta, or the norm of that if `post`; delta: [rows][dim] or NULL; bias: float [dim]
+ * or NULL; y: [rows][dim] or NULL; dim is a multiple of LANES.
+ */
+void add_norm(float *x, const element *delta, const float *weight, const float *bias, float eps, int64_t rows,
+              int64_t dim, element *y, int32_t post, int32_t centered) {
+    if (centered)
+        add_norm_of(1, x, delta, weight, bias, eps, rows, dim, y, post);
+    else
+        add_norm_of(0, x, delta, weight, bias, eps, rows, dim, y, post);
+}
+
+INLINE void gate_by(int silu, const element *h, element *gated, int64_t rows, int64_t dim) {
     for (int64_t row = 0; row < rows; row++, h += 2 * dim, gated += dim)
-        for (int64_t d = 0; d < dim; d += LANES)
-            store_elements(gated + d, multiply(gelu_of(load_elements(h + d)), load_elements(h + dim + d)));
+        for (int64_t d = 0; d < dim; d += LANES) {
+            const Floats first = load_elements(h + d), activated = silu ? silu_of(first) : gelu_of(first);
+            store_elements(gated + d, multiply(activated, load_elements(h + dim + d)));
+        }
+}
+
+/* The activation of the first half of each row times the second half: SiLU (Shazeer 2020, arXiv:2002.05202) if `silu`,
+ * else the exact GELU. h: [rows][2][dim]; gated: [rows][dim]; dim is a multiple of LANES. */
+void gate(const element *h, element *gated, int64_t rows, int64_t dim, int32_t silu) {
+    if (silu)
+        gate_by(1, h, gated, rows, dim);
+    else
+        gate_by(0, h, gated, rows, dim);
 }

@@ -37,19 +37,46 @@ INLINE void prefetch_next_head(int head_dim, const uint16_t *x) {
     for (int d = 0; d < head_dim; d += 32) _mm_prefetch((const char *)(x + head_dim + d), _MM_HINT_T0);
 }
 
+/* The mean and 1 / spread of one token's query or key, over all heads. Its second reading comes from the L1 cache. */
+INLINE void measure(const uint16_t *x, long width, float eps, float *mean, float *scale) {
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (long d = 0; d < width; d += LANES) {
+        const __mmask16 live = width - d < LANES ? lane_mask((int)(width - d)) : 0xffff;
+        sum = _mm512_add_ps(sum, to_float(_mm256_maskz_loadu_epi16(live, x + d)));
+    }
+    *mean = _mm512_reduce_add_ps(sum) / (float)width;
+    for (long d = 0; d < width; d += LANES) {
+        const __mmask16 live = width - d < LANES ? lane_mask((int)(width - d)) : 0xffff;
+        const __m512 values = to_float(_mm256_maskz_loadu_epi16(live, x + d));
+        const __m512 centered = _mm512_maskz_sub_ps(live, values, _mm512_set1_ps(*mean));
+        squares = _mm512_fmadd_ps(centered, centered, squares);
+    }
+    *scale = inverse_spread(_mm512_reduce_add_ps(squares) / (float)width, eps);
+}
+
+/* 16 values of dimensions d and later after the layer norm at position t, times `scale`. */
+INLINE __m512 normalize(__m512 values, Norm norm, long t, float scale, int d, __mmask16 live) {
+    const __m512 centered = _mm512_sub_ps(values, _mm512_set1_ps(norm.means[t]));
+    const __m512 normal = _mm512_mul_ps(centered, _mm512_set1_ps(norm.scales[t] * scale));
+    return _mm512_mul_ps(normal, _mm512_maskz_loadu_ps(live, norm.weight + d));
+}
+
 /* Load dimensions d to d + 15 of both halves of a query or key at position t: the lower and upper half of the result.
  *
- * A rotation turns them by halves of the dimension, times `scale`, and rounds once. Lanes past a half are 0.
+ * A rotation turns them by halves of the dimension, after the norm if any, times `scale`, and rounds once. Lanes past a
+ * half are 0.
  */
-INLINE __m512i load_halves(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, float scale,
-                           int d) {
+INLINE __m512i load_halves(int head_dim, enum kind kind, const uint16_t *x, long t, Positions positions, Norm norm,
+                           float scale, int d) {
     const int half = head_dim / 2;
     const __mmask16 live = lane_mask(half - d);
     __m256i low = _mm256_maskz_loadu_epi16(live, x + d), high = _mm256_maskz_loadu_epi16(live, x + d + half);
-    if (kind == ROTATION) {
+    if (rotates(kind)) {
         const float *cosines = positions.cosines + t * head_dim + d, *sines = positions.sines + t * head_dim + d;
         const __m512 factor = _mm512_set1_ps(scale);
-        const __m512 a = _mm512_mul_ps(to_float(low), factor), b = _mm512_mul_ps(to_float(high), factor);
+        __m512 a = to_float(low), b = to_float(high);
+        a = kind == ROTATION ? _mm512_mul_ps(a, factor) : normalize(a, norm, t, scale, d, live);
+        b = kind == ROTATION ? _mm512_mul_ps(b, factor) : normalize(b, norm, t, scale, d + half, live);
         low = to_bfloat16(_mm512_fmsub_ps(a, _mm512_maskz_loadu_ps(live, cosines),
                                           _mm512_mul_ps(b, _mm512_maskz_loadu_ps(live, sines))));
         high = to_bfloat16(_mm512_fmadd_ps(b, _mm512_maskz_loadu_ps(live, cosines + half),
@@ -69,12 +96,21 @@ INLINE void place_queries(int head_dim, enum kind kind, const uint16_t *queries,
         const long t = first + r < length ? first + r : length - 1;
         prefetch_next_head(head_dim, queries + t * stride);
         for (int d = 0; d < half; d += LANES) {
-            const __m512i both = load_halves(head_dim, kind, queries + t * stride, t, positions, scale, d);
+            const __m512i both = load_halves(head_dim, kind, queries + t * stride, t, positions, positions.query_norm,
+                                             scale, d);
             /* Lanes past the lower half are overwritten by the upper half. */
             _mm256_storeu_si256((__m256i *)(placed[r] + d), _mm512_castsi512_si256(both));
             _mm256_storeu_si256((__m256i *)(placed[r] + d + half), _mm512_extracti64x4_epi64(both, 1));
         }
     }
+}
+
+/* Make infinite values NaN. An infinite key can have scores of -infinity, which would be weights of zero, finite and
+ * wrong. */
+INLINE __m512i show_infinity(__m512i values) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    const __mmask32 odd = _mm512_cmpeq_epi16_mask(_mm512_and_si512(values, exponent), exponent);
+    return _mm512_mask_mov_epi16(values, odd, _mm512_set1_epi16(0x7fff));
 }
 
 /* Arrange one head's keys; pad with zeros.
@@ -94,7 +130,8 @@ INLINE float pack_keys(int head_dim, enum kind kind, const uint16_t *keys, long 
                 const long t = first + r;
                 rows[r] = _mm512_setzero_si512();
                 if (t >= length) continue;
-                rows[r] = load_halves(head_dim, kind, keys + t * stride, t, positions, 1.0f, d);
+                rows[r] = load_halves(head_dim, kind, keys + t * stride, t, positions, positions.key_norm, 1.0f, d);
+                if (kind == RELATIVE_BIASES) rows[r] = show_infinity(rows[r]);
                 if (d == 0) prefetch_next_head(head_dim, keys + t * stride);
             }
             transpose(rows);

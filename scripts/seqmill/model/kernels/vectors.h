@@ -16,6 +16,7 @@ INLINE Floats splat(float x) { return _mm512_set1_ps(x); }
 INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+INLINE Floats divide(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE Floats largest(Floats a, Floats b) { return _mm512_max_ps(a, b); }  /* b if either is NaN */
 INLINE Floats smallest(Floats a, Floats b) { return _mm512_min_ps(a, b); } /* b if either is NaN */
@@ -50,6 +51,7 @@ INLINE Floats splat(float x) { return (Floats){_mm256_set1_ps(x), _mm256_set1_ps
 BOTH(add, _mm256_add_ps)
 BOTH(subtract, _mm256_sub_ps)
 BOTH(multiply, _mm256_mul_ps)
+BOTH(divide, _mm256_div_ps)
 BOTH(largest, _mm256_max_ps)
 BOTH(smallest, _mm256_min_ps)
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -97,6 +99,7 @@ INLINE Floats splat(float x) { EACH(vdupq_n_f32(x)); }
 INLINE Floats add(Floats a, Floats b) { EACH(vaddq_f32(a.parts[i], b.parts[i])); }
 INLINE Floats subtract(Floats a, Floats b) { EACH(vsubq_f32(a.parts[i], b.parts[i])); }
 INLINE Floats multiply(Floats a, Floats b) { EACH(vmulq_f32(a.parts[i], b.parts[i])); }
+INLINE Floats divide(Floats a, Floats b) { EACH(vdivq_f32(a.parts[i], b.parts[i])); }
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) { EACH(vfmaq_f32(c.parts[i], a.parts[i], b.parts[i])); }
 INLINE Floats largest(Floats a, Floats b) {
     EACH(vbslq_f32(vcgtq_f32(a.parts[i], b.parts[i]), a.parts[i], b.parts[i]));
@@ -146,7 +149,7 @@ INLINE float largest_lane(Floats a) {
     return lanes[0];
 }
 
-/* 2^x for x <= 0 to 1.7e-7 relative, at least 2^-126, and 1 at 0; NaN stays NaN.
+/* 2^x for x <= 127 to 1.7e-7 relative, at least 2^-126, and 1 at 0; NaN stays NaN.
  *
  * The polynomial of degree 5 is a minimax fit to 2^r, |r| <= 1/2, with 1 as its constant.
  */
