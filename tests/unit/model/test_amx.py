@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import test_alibi_kernels as biases
 import test_attention as rotation
+import test_cpu_qk_norm as norms
+import test_cpu_relative as relative
 import torch
 from amx_processor import emulated
 
@@ -38,6 +40,14 @@ def biased(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     return biases.run("amx", qkv, lengths)
 
 
+def by_distance(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    return relative.run("amx", qkv, relative.make_biases(qkv.shape[2]), lengths)
+
+
+def normalized(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    return norms.run("amx", qkv, norms.make_norms(qkv[0, 0].numel()), lengths)
+
+
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
 def check_agrees_with_attention_written_out(head_dim: int) -> None:
     pack = rotation.make_pack(LENGTHS)
@@ -51,6 +61,21 @@ def check_agrees_with_attention_written_out(head_dim: int) -> None:
 def check_biases_agree_with_attention_written_out(head_dim: int) -> None:
     qkv = biases.make_qkv(DISTANT, 3, head_dim, torch.bfloat16)
     assert biases.worst_error(biased(qkv, DISTANT), qkv, DISTANT) < 3e-3
+
+
+@pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
+def check_relative_biases_agree_with_attention_written_out(head_dim: int) -> None:
+    qkv, table = relative.make_qkv(LENGTHS, 2, head_dim, torch.bfloat16, spread=20.0), relative.make_biases(2)
+    assert relative.worst_error(by_distance(qkv, LENGTHS), qkv, table, LENGTHS) < 3e-3
+
+
+def check_all_scores_negative_after_an_overflow_show() -> None:
+    relative.check_all_negative_scores_show("amx", torch.bfloat16, 1, 40)
+
+
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(15, 64), (3, 24)])
+def check_norms_agree_with_attention_written_out(num_heads: int, head_dim: int) -> None:
+    norms.check_agreement("amx", torch.bfloat16, num_heads, head_dim, LENGTHS)
 
 
 @pytest.mark.parametrize("scale", [0.1, 4.0])  # the larger the scores, the fewer keys are skipped
@@ -75,7 +100,7 @@ def check_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize("head_dim", cpu.HEAD_DIMS)
-@pytest.mark.parametrize("attend", [rotated, biased])
+@pytest.mark.parametrize("attend", [rotated, normalized, biased, by_distance])
 def check_a_sequence_has_the_same_bits_in_any_pack(attend: Attend, head_dim: int) -> None:
     qkv = biases.make_qkv(LENGTHS, 2, head_dim, torch.bfloat16)
     together = attend(qkv, LENGTHS).split(LENGTHS)
@@ -85,7 +110,7 @@ def check_a_sequence_has_the_same_bits_in_any_pack(attend: Attend, head_dim: int
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", [0, 1, 2])
-@pytest.mark.parametrize("attend", [rotated, biased])
+@pytest.mark.parametrize("attend", [rotated, normalized, biased, by_distance])
 def check_nonfinite_values_affect_their_own_sequence_and_no_other(attend: Attend, part: int, value: float) -> None:
     lengths = [40, 300, 9]
     qkv = biases.make_qkv(lengths, 2, 64, torch.bfloat16)
@@ -94,7 +119,9 @@ def check_nonfinite_values_affect_their_own_sequence_and_no_other(attend: Attend
     assert first.isfinite().all()
     assert third.isfinite().all()
     rows = second.isfinite().all(dim=1)
-    if part == 1 and value == float("inf"):  # its weight is 0 for queries of the other sign, as in PyTorch
+    if (
+        part == 1 and value == float("inf") and attend in (rotated, biased)
+    ):  # its weight is 0 for queries of the other sign, as in PyTorch
         assert not rows.all()
     else:
         assert not rows[290]

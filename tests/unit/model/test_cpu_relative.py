@@ -139,6 +139,16 @@ def test_nonfinite_values_show_in_their_own_sequence_and_in_no_other(
     assert rows.any() == (part == 0)  # the query's own row; all rows for a key or a value
 
 
+def check_all_negative_scores_show(kernel: str, dtype: torch.dtype, part: int, length: int) -> None:
+    qkv, biases = make_qkv([length], 1, 16, dtype), make_biases(1)
+    qkv[:, :2] = 1
+    qkv[0, part] = -float("inf")
+    rows = run(kernel, qkv, biases, [length]).isfinite().any(dim=1)
+    assert rows.tolist() == [False] + [part == 0] * (length - 1)
+    qkv[:, 0], qkv[:, 1] = 1e30, -1e30  # the products overflow
+    assert not run(kernel, qkv, biases, [length]).isfinite().any()
+
+
 @OUR_KERNELS
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("length", [1, 40])
@@ -146,13 +156,7 @@ def test_an_overflow_that_makes_all_scores_negative_shows(
     kernel: str, dtype: torch.dtype, part: int, length: int
 ) -> None:
     """Weights of zero for all keys, or for the one key that overflowed, would be finite and wrong."""
-    qkv = make_qkv([length], 1, 16, dtype)
-    qkv[:, :2] = 1
-    qkv[0, part] = -float("inf")
-    rows = run(kernel, qkv, make_biases(1), [length]).isfinite().any(dim=1)
-    assert rows.tolist() == [False] + [part == 0] * (length - 1)
-    qkv[:, 0], qkv[:, 1] = 1e30, -1e30  # the products overflow
-    assert not run(kernel, qkv, make_biases(1), [length]).isfinite().any()
+    check_all_negative_scores_show(kernel, dtype, part, length)
 
 
 @OUR_KERNELS

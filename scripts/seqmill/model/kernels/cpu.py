@@ -41,7 +41,7 @@ def rope_attention(
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     assert int(lengths.max()) <= len(cos) == len(sin)
-    tables = (_pointer(cos), _pointer(sin))
+    tables: tuple[object, ...] = (_pointer(cos), _pointer(sin))
     if norms is None:
         return _attention(kernel, "rope_attention", qkv, tables, lengths)
     *weights, eps = norms
