@@ -192,13 +192,16 @@ class Proteins(Family):
         return random_sequences(lengths)
 
     def expected(self, sequence: str, pooling: str) -> np.ndarray:
-        spans = spans_by_hand(len(sequence[: self.longest]), self.policy)
-        windows = [self.hidden(sequence[begin:end]) for begin, end in spans]
-        hidden = blend_by_hand(spans, windows, self.before)
+        hidden = self.blended(sequence)
         return {"mean": hidden[self.before : -1].mean(axis=0), "cls": hidden[0]}[pooling]
 
-    def hidden(self, residues: str) -> np.ndarray:
-        """Return the last layer's hidden states, special tokens included, by the reference."""
+    def blended(self, sequence: str, layer: int = -1) -> np.ndarray:
+        """Return a layer's hidden states, blended over windows, special tokens included."""
+        spans = spans_by_hand(len(sequence[: self.longest]), self.policy)
+        return blend_by_hand(spans, [self.hidden(sequence[begin:end], layer) for begin, end in spans], self.before)
+
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        """Return a layer's hidden states, special tokens included, by the reference."""
         raise NotImplementedError
 
 
@@ -211,7 +214,8 @@ class ByFairEsm(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        assert layer == -1
         return fair_esm_hidden(_esm2(), residues)
 
 
@@ -225,10 +229,10 @@ class EsmC(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
         from esmc_reference import reference_hidden, tokens_of
 
-        return reference_hidden(_esmc(), tokens_of(residues))[-1].numpy()
+        return reference_hidden(_esmc(), tokens_of(residues))[layer].numpy()
 
 
 class ProtT5(Proteins):
@@ -243,10 +247,10 @@ class ProtT5(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
         from t5_reference import reference_hidden, tokens_of
 
-        return reference_hidden(_t5(self.architecture), tokens_of(residues, self.architecture))[-1].numpy()
+        return reference_hidden(_t5(self.architecture), tokens_of(residues, self.architecture))[layer].numpy()
 
 
 class ProstT5(ProtT5):
