@@ -28,7 +28,7 @@ TENSOR_CORES = {80: "HMMA", 86: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"
 REGISTERS = 65536  # of a multiprocessor
 FLOAT8_CAPABILITY = 89
 # Bytes of stack for spilled registers, by kernel and dtype: they cost time, no correctness. The second is fc1 of 15B.
-SPILLS = {("alibi_triton._attention", "float32"): 16, ("float8_triton._round", "bfloat16"): 32}
+SPILLS = {("biased_triton._attention", "float32"): 16, ("float8_triton._round", "bfloat16"): 32}
 PARTS = 4  # processes for a kind of GPU
 SMALLEST, FLAGSHIP, LARGEST = "esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D", "esm2_t48_15B_UR50D"
 

@@ -6,7 +6,7 @@ its query, on either side, is reduced by slope x d; each head has its own slope.
 | kernel | where | how |
 |---|---|---|
 | amx, avx512_bf16, avx512, avx2, neon | CPU, bfloat16 or float32, as in `attention` | our own: `kernels.cpu` |
-| triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.alibi_triton` |
+| triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.biased_triton` |
 | flash_attn_2 | CUDA of compute capability 8.0 and later, 16-bit | `flash_attn`, the package of FlashAttention 2 |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from seqmill.model import attention
 from seqmill.model.attention import by_runs, choose, packed, show_overflow
-from seqmill.model.kernels import alibi_triton, compiled, cpu
+from seqmill.model.kernels import biased_triton, compiled, cpu
 from seqmill.model.pack import Pack
 from seqmill.spec.task import AUTO
 
@@ -51,11 +51,11 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
         return reason
     if device.type != "cuda":
         return f"it runs on a CUDA device, and the device is {device.type}"
-    if dtype not in alibi_triton.DTYPES:
+    if dtype not in biased_triton.DTYPES:
         return f"it computes in float32, bfloat16 or float16, and the precision is {str(dtype).removeprefix('torch.')}"
-    if head_dim > alibi_triton.MAX_HEAD_DIM:
-        return f"it takes head dimensions up to {alibi_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
-    return alibi_triton.why_not(device, dtype, head_dim)
+    if head_dim > biased_triton.MAX_HEAD_DIM:
+        return f"it takes head dimensions up to {biased_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
+    return biased_triton.why_not(device, dtype, head_dim, is_relative=False)
 
 
 def slopes(num_heads: int) -> torch.Tensor:
@@ -101,7 +101,7 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     if kernel in compiled.KERNELS:
         return cpu.alibi_attention(kernel, qkv, biases, pack.lengths)
     if kernel == "triton":
-        return alibi_triton.attention(qkv, biases, pack.cu_seqlens)
+        return biased_triton.alibi_attention(qkv, biases, pack.cu_seqlens)
     q, k, v = qkv.unbind(1)
     v = show_overflow(q, k, v)
     if kernel == "sdpa":

@@ -7,7 +7,7 @@ last one for all from `span` on; each head has a number for each bucket.
 | kernel | where | how |
 |---|---|---|
 | amx, avx512_bf16, avx512, avx2, neon | CPU, bfloat16 or float32, as in `attention` | our own: `kernels.cpu` |
-| triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.relative_triton` |
+| triton | CUDA, all precisions | our own, over the pack: `seqmill.model.kernels.biased_triton` |
 | sdpa | everywhere | PyTorch's, over runs of sequences of equal length, without padding |
 
 No kernel builds a matrix of biases: sdpa uses a view of one row per head, the others read `span` distances each way.
@@ -21,7 +21,7 @@ import torch
 from seqmill.model import attention
 from seqmill.model.alibi import attend_run
 from seqmill.model.attention import by_runs, choose
-from seqmill.model.kernels import compiled, cpu, relative_triton
+from seqmill.model.kernels import biased_triton, compiled, cpu
 from seqmill.model.pack import Pack
 from seqmill.spec.task import AUTO
 
@@ -41,11 +41,11 @@ def why_not(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int
         return attention.why_not(kernel, device, dtype, head_dim)
     if device.type != "cuda":
         return f"it runs on a CUDA device, and the device is {device.type}"
-    if dtype not in relative_triton.DTYPES:
+    if dtype not in biased_triton.DTYPES:
         return f"it computes in float32, bfloat16 or float16, and the precision is {str(dtype).removeprefix('torch.')}"
-    if head_dim > relative_triton.MAX_HEAD_DIM:
-        return f"it takes head dimensions up to {relative_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
-    return relative_triton.why_not(device, dtype, head_dim)
+    if head_dim > biased_triton.MAX_HEAD_DIM:
+        return f"it takes head dimensions up to {biased_triton.MAX_HEAD_DIM}; the model's is {head_dim}"
+    return biased_triton.why_not(device, dtype, head_dim, is_relative=True)
 
 
 def buckets(span: int, num_buckets: int) -> torch.Tensor:
@@ -91,6 +91,6 @@ def attend(kernel: str, qkv: torch.Tensor, biases: torch.Tensor, pack: Pack) -> 
     if kernel in compiled.KERNELS:
         return cpu.relative_attention(kernel, qkv, biases, pack.lengths)
     if kernel == "triton":
-        return relative_triton.attention(qkv, biases, pack.cu_seqlens)
+        return biased_triton.relative_attention(qkv, biases, pack.cu_seqlens)
     q, k, v = qkv.unbind(1)
     return by_runs(q, k, v, pack, functools.partial(attend_run, biases, 1.0))

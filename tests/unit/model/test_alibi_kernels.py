@@ -16,7 +16,7 @@ from seqmill.errors import SeqmillError
 from seqmill.model import alibi, attention
 from seqmill.model.alibi import FASTEST_FIRST, attend, choose_kernel, make_biases
 from seqmill.model.dnabert_s import DnabertS
-from seqmill.model.kernels import alibi_triton, cpu
+from seqmill.model.kernels import biased_triton, cpu
 from seqmill.model.kernels.compiled import KERNELS, why_not
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
@@ -218,7 +218,7 @@ def test_flash_attention_is_called_with_its_published_signature() -> None:
 @pytest.mark.parametrize(("triton_runs", "expected"), [("", "triton"), ("no compiler", "flash_attn_2")])
 def test_the_fastest_usable_kernel_is_chosen(triton_runs: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(alibi_triton, "why_not", lambda *found: triton_runs)
+    monkeypatch.setattr(biased_triton, "why_not", lambda *found: triton_runs)
     assert choose_kernel(CUDA, torch.bfloat16, 64) == expected
     assert choose_kernel(CUDA, torch.float32, 64) == ("triton" if expected == "triton" else "sdpa")
     assert choose_kernel(CUDA, torch.float64, 64) == "sdpa"
@@ -236,19 +236,19 @@ def test_the_triton_kernel_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", alibi_triton.DTYPES)
+@pytest.mark.parametrize("dtype", biased_triton.DTYPES)
 def test_the_triton_kernel_compiles_to_tensor_cores_or_exact_products(
     dtype: torch.dtype, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kind = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
-    pointers = {"qkv": kind, "slopes": "*fp32", "cu_seqlens": "*i32", "output": kind}
-    queries, keys, warps, stages = alibi_triton._blocks(dtype, 64)
-    constants = {"num_heads": 12, "head_dim": 64, "columns": 64, "queries": queries, "keys": keys}
+    pointers = {"qkv": kind, "biases": "*fp32", "cu_seqlens": "*i32", "output": kind}
+    queries, keys, warps, stages = biased_triton._blocks(dtype, 64)
+    constants = {"num_heads": 12, "head_dim": 64, "columns": 64, "queries": queries, "keys": keys, "span": 0}
     options = {"num_warps": warps, "num_stages": stages}
     scalars = {"scale": "fp32", "num_sequences": "i32"}
-    ptx = compiled(alibi_triton._attention, pointers, scalars, constants, capability, options)
+    ptx = compiled(biased_triton._attention, pointers, scalars, constants, capability, options)
     assert ("mma" in ptx) == (dtype != torch.float32)
     assert ("wgmma" in ptx) == (dtype != torch.float32 and capability == 90)
     assert "tf32" not in ptx
@@ -261,11 +261,11 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_triton(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    return alibi_triton.attention(qkv, alibi.slopes(qkv.shape[2]), make_pack(lengths).cu_seqlens)
+    return biased_triton.alibi_attention(qkv, alibi.slopes(qkv.shape[2]), make_pack(lengths).cu_seqlens)
 
 
 @pytest.mark.usefixtures("bfloat16_products")
-@pytest.mark.parametrize("dtype", alibi_triton.DTYPES)
+@pytest.mark.parametrize("dtype", biased_triton.DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
 def check_agrees_with_attention_written_out(head_dim: int, dtype: torch.dtype) -> None:
     qkv = make_qkv(TRITON_LENGTHS, 2, head_dim, dtype)

@@ -15,21 +15,30 @@ import torch.nn.functional as F
 
 from pipeline import SCRIPTS
 from seqmill.model import dnabert_s
-from seqmill.model.attention import rotate
+from seqmill.model.attention import normalize, rotate
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import EAGER, TRITON, choose_elementwise
 from seqmill.model.esm2 import ESM2, LAYER_NORM_EPS, rope_tables
+from seqmill.model.esmc import ESMC
 from seqmill.model.kernels import fused
 from seqmill.model.pack import Pack
+from seqmill.model.t5 import RMS_NORM_EPS, T5Encoder
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import DnabertArchitecture, Esm2Architecture
+from seqmill.spec.models import DnabertArchitecture, Esm2Architecture, EsmcArchitecture, T5Architecture
 from triton_checks import compiled, run_in_the_interpreter
 
 # The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.
 STEPS = {torch.float32: 2**-22, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 SMALL = Esm2Architecture(num_layers=2, hidden_dim=72, num_heads=3)  # head dimension 24; 24 and 72 are not powers of two
 SMALL_DNABERT = DnabertArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
-MODELS = {"esm2": (ESM2, SMALL), "dnabert_s": (DnabertS, SMALL_DNABERT)}
+SMALL_ESMC = EsmcArchitecture(num_layers=2, hidden_dim=72, num_heads=3)
+SMALL_T5 = T5Architecture(num_layers=2, hidden_dim=72, num_heads=3, key_dim=48, feed_forward_dim=120)
+MODELS = {
+    "esm2": (ESM2, SMALL),
+    "dnabert_s": (DnabertS, SMALL_DNABERT),
+    "esmc": (ESMC, SMALL_ESMC),
+    "t5": (T5Encoder, SMALL_T5),
+}
 
 
 @pytest.mark.full
@@ -45,16 +54,25 @@ def test_kernels_compile_for_gpus_and_round_to_nearest_and_move_16_bytes_at_once
     """Triton and its assembler need no GPU; the PTX shows what the interpreter can't."""
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    gate_constants = {"dim": 3072, "block": 1024}
     norm = {"x": "*fp32", "delta": "*bf16", "weight": "*fp32", "bias": "*fp32", "y": "*bf16"}
-    norm_constants = {"dim": 320, "block": 512, "has_delta": True}
+    norm_constants = {"dim": 320, "block": 512, "has_delta": True, "has_bias": True, "centered": True}
+    rms_constants = {**norm_constants, "has_bias": False, "centered": False}
     post_constants = {**norm_constants, "dim": 768, "block": 1024}
     rotation = {"qkv": "*bf16", "cos": "*fp32", "sin": "*fp32", "positions": "*i64"}
-    rotation_constants = {"num_heads": 20, "half": 32, "rows": 64, "columns": 32}
+    rotation |= {"q_weight": "*fp32", "k_weight": "*fp32"}
+    rotation_constants = {"num_heads": 20, "half": 32, "rows": 64, "columns": 32, "has_norms": True}
     for ptx in (
         compiled(fused._norm, norm, {"eps": "fp32"}, {**norm_constants, "post": False}, capability),
-        compiled(fused._rotate, rotation, {}, rotation_constants, capability),
+        compiled(
+            fused._rotate, rotation | weights, {"eps": "fp32"}, rotation_constants | {"has_norms": True}, capability
+        ),
+        compiled(fused._norm, norm, {"eps": "fp32"}, {**rms_constants, "post": False}, capability),
         compiled(fused._norm, norm, {"eps": "fp32"}, {**post_constants, "post": True}, capability),
-        compiled(fused._gate, {"h": "*bf16", "gated": "*bf16"}, {}, {"dim": 3072, "block": 1024}, capability),
+        *(
+            compiled(fused._gate, {"h": "*bf16", "gated": "*bf16"}, {}, {**gate_constants, "silu": silu}, capability)
+            for silu in (False, True)
+        ),
     ):
         assert "cvt.rn.bf16x2.f32" in ptx
         assert "ld.global.v4.b32" in ptx
@@ -137,12 +155,13 @@ def check_post_norm(dim: int, dtype: torch.dtype) -> None:
 def check_gate(dim: int, dtype: torch.dtype) -> None:
     h = (normal(4, 2 * dim) * 3).to(dtype)
     first, second = h.double().chunk(2, dim=-1)
-    exact = F.gelu(first) * second
-    found = fused.gate(h)
-    assert found.dtype == dtype
-    assert ((found.double() - exact).abs() <= step(exact, dtype)).all()
+    for silu, exact in ((False, F.gelu(first) * second), (True, F.silu(first) * second)):
+        found = fused.gate(h, silu)
+        assert found.dtype == dtype
+        assert ((found.double() - exact).abs() <= step(exact, dtype)).all()
     h[1, 5], h[2, dim + 7] = float("nan"), float("inf")
-    assert fused.gate(h).isfinite().logical_not().nonzero().tolist() == [[1, 5], [2, 7]]
+    for silu in (False, True):
+        assert fused.gate(h, silu).isfinite().logical_not().nonzero().tolist() == [[1, 5], [2, 7]]
 
 
 def check_norm_without_an_addition() -> None:
@@ -182,13 +201,58 @@ def check_rotate(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
     cos, sin = rope_tables(1000, head_dim, torch.float32)
     positions = pack.positions + torch.tensor([990, 0, 0, 0, 500, 500])
     fused.rotate(guarded[1:7], cos, sin, positions)
-    expected = rotate(before[1:7, :2], cos[positions], sin[positions])
+    expected = rotate(before[1:7, :2], cos[positions], sin[positions]).to(dtype)
     assert torch.equal(guarded[1:7, 2], before[1:7, 2])
     assert torch.equal(guarded[[0, 7]], before[[0, 7]])
     if dtype == torch.bfloat16:
         assert ((guarded[1:7, :2] - expected).double().abs() <= step(expected, dtype)).all()
     else:
         assert torch.equal(guarded[1:7, :2], expected)
+
+
+@pytest.mark.parametrize("dtype", list(STEPS))
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(15, 64), (18, 64), (3, 24)])
+def check_norms_of_queries_and_keys(num_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    pack, width = make_pack([1, 3, 2]), num_heads * head_dim
+    guarded = (normal(8, 3, num_heads, head_dim) * 3 + 1).to(dtype)
+    before = guarded.clone()
+    cos, sin = rope_tables(1000, head_dim, torch.float32)
+    weights = normal(width, seed=3), normal(width, seed=4)
+    fused.rotate(guarded[1:7], cos, sin, pack.positions, (*weights, LAYER_NORM_EPS))
+    normal_qk = normalize(before[1:7, :2], torch.float64, (*(w.double() for w in weights), LAYER_NORM_EPS))
+    exact = rotate(normal_qk, cos.double()[pack.positions], sin.double()[pack.positions])
+    assert ((guarded[1:7, :2] - exact).abs() <= step(exact, dtype)).all()
+    assert torch.equal(guarded[1:7, 2], before[1:7, 2])
+    assert torch.equal(guarded[[0, 7]], before[[0, 7]])
+    alone = before[3:4].clone()
+    fused.rotate(alone, cos, sin, pack.positions[2:3], (*weights, LAYER_NORM_EPS))
+    assert torch.equal(alone[0], guarded[3])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def check_a_query_that_is_not_finite_spoils_its_token_and_no_other(value: float) -> None:
+    qkv = normal(3, 3, 3, 24).half()
+    qkv[1, 0, 2, 5] = value
+    cos, sin = rope_tables(3, 24, torch.float32)
+    one = torch.ones(72)
+    fused.rotate(qkv, cos, sin, torch.arange(3), (one, one, LAYER_NORM_EPS))
+    assert not qkv[1, 0].isfinite().any()
+    assert not qkv[1, 2].isfinite().any()  # the values show it, too
+    assert qkv[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", list(STEPS))
+@pytest.mark.parametrize("dim", [72, 960, 1024])
+def check_rms_norm_and_norm_without_bias(dim: int, dtype: torch.dtype) -> None:
+    start, delta, weight = normal(4, dim) * 3 + 1, normal(4, dim, seed=2).to(dtype), normal(dim, seed=3)
+    x = start.clone()
+    y = fused.add_norm(x, delta, weight, None, RMS_NORM_EPS, dtype, centered=False)
+    assert torch.equal(x, start + delta)
+    exact = F.rms_norm(x.double(), (dim,), weight.double(), RMS_NORM_EPS)
+    assert ((y.double() - exact).abs() <= step(exact, dtype)).all()
+    y = fused.add_norm(x, None, weight, None, LAYER_NORM_EPS, dtype)
+    exact = F.layer_norm(x.double(), (dim,), weight.double(), None, LAYER_NORM_EPS)
+    assert ((y.double() - exact).abs() <= step(exact, dtype)).all()
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seqmill.model.kernels import alibi_triton, fused
+from seqmill.model.kernels import biased_triton, fused
 from seqmill.model.out_of_memory import is_out_of_memory, unless_out_of_memory
 
 # As PyTorch 2.13 and Triton 3.7 report them.
@@ -86,13 +86,13 @@ class Failing:
         return getattr(torch, name)
 
 
-@pytest.mark.parametrize("module", [fused, alibi_triton], ids=["fused", "alibi_triton"])
+@pytest.mark.parametrize("module", [fused, biased_triton], ids=["fused", "biased_triton"])
 def test_a_lack_of_memory_that_passes_does_not_rule_out_the_kernels(
     module: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise one full moment of the GPU would leave the whole run without them."""
     arguments = (torch.device("cuda", 7),) if module is fused else (torch.device("cuda", 7), torch.float16, 64)
-    check = fused.available if module is fused else alibi_triton.why_not
+    check = fused.available if module is fused else biased_triton.why_not
     monkeypatch.setattr(module, "triton", SimpleNamespace())
     monkeypatch.setattr(module, "torch", Failing(RuntimeError("Triton Error [CUDA]: out of memory")))
     check.cache_clear()

@@ -1,4 +1,4 @@
-"""Attention with linear biases over a pack on CUDA, written in Triton, without padding or a matrix of biases.
+"""Attention with biases by distance over a pack on CUDA, written in Triton, without padding or a matrix of biases.
 
 Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) over blocks of keys, as in FlashAttention (Dao et al.
 2022, arXiv:2205.14135). Each program computes a block of queries of one sequence and head. It reads the sequence's keys
@@ -28,7 +28,7 @@ MAX_HEAD_DIM = 128
 LOG2_E = math.log2(math.e)
 
 
-def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+def alibi_attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """Let each sequence attend to itself, with scores scaled by head_dim ** -0.5, less slope x distance.
 
     Scores and sums are float32; float32 products are full precision, not TF32. A non-finite float16 score gives NaN,
@@ -42,12 +42,32 @@ def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor)
     Returns:
         (num_tokens, num_heads * head_dim), in the dtype of `qkv`.
     """
+    assert slopes.shape == qkv.shape[2:3]
+    return _launch(qkv, slopes, cu_seqlens, LOG2_E * qkv.shape[3] ** -0.5, span=0)
+
+
+def relative_attention(qkv: torch.Tensor, biases: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Let each sequence attend to itself, with scores that are not scaled, plus a bias by relative position.
+
+    Args:
+        qkv, cu_seqlens: as for `alibi_attention`.
+        biases: float32 (num_heads, 2 * span + 1), contiguous: the bias of a key `span` or more positions before its
+            query first, that of one `span` or more after it last.
+
+    Returns:
+        As `alibi_attention`.
+    """
+    assert biases.is_contiguous()
+    assert len(biases) == qkv.shape[2]
+    return _launch(qkv, biases, cu_seqlens, LOG2_E, span=biases.shape[1] // 2)
+
+
+def _launch(qkv: torch.Tensor, biases: torch.Tensor, cu_seqlens: torch.Tensor, scale: float, span: int) -> torch.Tensor:
     num_tokens, _, num_heads, head_dim = qkv.shape
     assert qkv.dtype in DTYPES
     assert qkv.is_contiguous()
     assert head_dim <= MAX_HEAD_DIM
-    assert slopes.dtype == torch.float32
-    assert slopes.shape == (num_heads,)
+    assert biases.dtype == torch.float32
     assert cu_seqlens.dtype == torch.int32
     output = torch.empty((num_tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     num_sequences = len(cu_seqlens) - 1
@@ -55,21 +75,8 @@ def attention(qkv: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor)
     queries, keys, warps, stages = _blocks(qkv.dtype, columns)
     # Each sequence needs at most one block more than its tokens fill.
     grid = (num_tokens // queries + num_sequences, num_heads)
-    _attention[grid](
-        qkv,
-        slopes,
-        cu_seqlens,
-        output,
-        LOG2_E * head_dim**-0.5,
-        num_sequences,
-        num_heads,
-        head_dim,
-        columns,
-        queries,
-        keys,
-        num_warps=warps,
-        num_stages=stages,
-    )
+    shape = (num_heads, head_dim, columns, queries, keys, span)
+    _attention[grid](qkv, biases, cu_seqlens, output, scale, num_sequences, *shape, num_warps=warps, num_stages=stages)
     return output
 
 
@@ -84,13 +91,17 @@ def _blocks(dtype: torch.dtype, columns: int) -> tuple[int, int, int, int]:
 
 
 @functools.cache
-def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int, is_relative: bool) -> str:
     """Return why the kernel does not run on a CUDA device; empty if it does. Compiles and runs it once."""
     if triton is None:
         return "triton is not installed"
     try:
-        slopes, boundaries = torch.ones(1, device=device), torch.tensor([0, 1], dtype=torch.int32, device=device)
-        attention(torch.ones(1, 3, 1, head_dim, dtype=dtype, device=device), slopes, boundaries)
+        biases, boundaries = torch.ones(1, device=device), torch.tensor([0, 1], dtype=torch.int32, device=device)
+        qkv = torch.ones(1, 3, 1, head_dim, dtype=dtype, device=device)
+        if is_relative:
+            relative_attention(qkv, biases.expand(1, 3).contiguous(), boundaries)
+        else:
+            alibi_attention(qkv, biases, boundaries)
         torch.cuda.synchronize(device)
     except Exception as error:  # Triton raises many kinds: no C compiler, no cache folder, too old a GPU
         if is_out_of_memory(error):  # it may pass, and this answer is for the whole run
@@ -107,7 +118,7 @@ def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
 @_jit
 def _attention(
     qkv_start: tl.tensor,
-    slopes_start: tl.tensor,
+    biases_start: tl.tensor,
     cu_seqlens_start: tl.tensor,
     output_start: tl.tensor,
     scale: float,
@@ -117,6 +128,7 @@ def _attention(
     columns: tl.constexpr,
     queries: tl.constexpr,
     keys: tl.constexpr,
+    span: tl.constexpr,
 ) -> None:
     program, head = tl.program_id(0), tl.program_id(1)
     # Sequence s has the programs from cu_seqlens[s] // queries + s on, enough for its blocks; bisection finds s.
@@ -140,7 +152,11 @@ def _attention(
     k_place = start + width + key[None, :] * stride + column[:, None]
     v_place = start + 2 * width + key[:, None] * stride + column[None, :]
     q = tl.load(q_place, mask=kept, other=0.0)
-    slope = tl.load(slopes_start + head) * 1.4426950408889634  # scores are in units of log2
+    log2_e: tl.constexpr = 1.4426950408889634  # scores are in units of log2
+    if span == 0:
+        slope = tl.load(biases_start + head) * log2_e
+    else:
+        own = biases_start + head * (2 * span + 1) + span  # the bias of the query's own position
     largest = tl.full([queries], float("-inf"), tl.float32)
     total = tl.zeros([queries], tl.float32)
     sums = tl.zeros([queries, columns], tl.float32)
@@ -149,8 +165,11 @@ def _attention(
         k = tl.load(k_place, mask=inside[None, :] & (column < head_dim)[:, None], other=0.0)
         v = tl.load(v_place, mask=inside[:, None] & (column < head_dim)[None, :], other=0.0)
         products = tl.dot(q, k, input_precision="ieee")
-        distance = tl.abs((first + query)[:, None] - (place + key)[None, :]).to(tl.float32)
-        scores = products * scale - slope * distance
+        distance = (place + key)[None, :] - (first + query)[:, None]
+        if span == 0:
+            scores = products * scale - slope * tl.abs(distance).to(tl.float32)
+        else:
+            scores = products * scale + log2_e * tl.load(own + tl.minimum(tl.maximum(distance, -span), span))
         if q.dtype == tl.float16:
             scores += 0.0 * products  # NaN if a query or key overflowed, even if the score is -inf
         scores = tl.where(inside[None, :], scores, float("-inf"))
