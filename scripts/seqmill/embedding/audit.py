@@ -1,6 +1,6 @@
 """The audit: recompute a few sequences of a shard in another way and compare with the stored vectors.
 
-`audit_references` has this other way. It shares no forward, kernel, pack, order or pooling with the worker, only the
+`references` has this other way. It shares no forward, kernel, pack, order or pooling with the worker, only the
 reading of the index and of the weights.
 """
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from seqmill.base.machine import available_memory
-from seqmill.embedding.audit_references import Reference, blend, make_reference, memory, operations, pool
+from seqmill.embedding.references.families import make_reference, memory, operations
+from seqmill.embedding.references.pooling import blend, pool
+from seqmill.embedding.references.reference import Reference
 from seqmill.model.weights import open_weights, parameter_shapes, untrained_tensors
 from seqmill.spec.families import DNABERT_S, ESM2, Family
 from seqmill.spec.models import Architecture, ModelSource

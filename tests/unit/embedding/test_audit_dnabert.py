@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, reference_hidden, save_folder, seeded_state
 from families import random_contigs
 from pipeline import SCRIPTS
-from seqmill.embedding import audit_references
 from seqmill.embedding.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
-from seqmill.embedding.audit_references import make_reference, memory
-from seqmill.embedding.pooling import BY_NAME, combine_means
+from seqmill.embedding.pooling import combine_means, poolings_of
+from seqmill.embedding.references import reference as written_out
+from seqmill.embedding.references.families import make_reference, memory
 from seqmill.index.build import build_index
 from seqmill.model.alibi import attend
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, DnabertS
@@ -63,7 +63,7 @@ class Case:
         """Return the embeddings of all sequences from the hidden states of the packs, as a worker computes them."""
         found = []
         for number, (pack, states) in enumerate(zip(self.packs(), hidden, strict=True)):
-            vectors = BY_NAME[DNABERT_S][pooling].of_segment(states, pack).numpy()
+            vectors = poolings_of(DNABERT_S)[pooling].of_segment(states, pack).numpy()
             segments = self.index.pack_segments(number)
             found.append(vectors if segments is None else combine_means(vectors, *segments))
         return np.concatenate(found)
@@ -129,8 +129,8 @@ def test_the_reference_agrees_with_numbers_from_the_published_code() -> None:
 def test_any_number_of_heads_and_of_queries_per_block(num_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = DnabertArchitecture(2, 12 * num_heads, num_heads)
     state = seeded_state(architecture)
-    monkeypatch.setattr(audit_references, "SCORES", 12 * 100 * 7)
-    monkeypatch.setattr(audit_references, "FFN_TOKENS", 30)
+    monkeypatch.setattr(written_out, "SCORES", 12 * 100 * 7)
+    monkeypatch.setattr(written_out, "FFN_TOKENS", 30)
     reference = make_reference(architecture, parts_of(state), 100)
     for tokens in random_tokens([100, 31, 3]):
         (expected,) = reference_hidden(state, architecture, [tokens], torch.float64)
@@ -271,7 +271,7 @@ def test_swapped_rows_are_caught(case: Case) -> None:
 def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> None:
     """A contig's last window is shorter than the others, and half of its segments are from the other strand."""
     model, index = windows.model(), windows.index
-    vectors = torch.cat([BY_NAME[DNABERT_S]["mean"].of_segment(model(pack), pack) for pack in windows.packs()]).numpy()
+    vectors = torch.cat([poolings_of(DNABERT_S)["mean"].of_segment(model(pack), pack) for pack in windows.packs()]).numpy()
     embeddings = []
     for first, last in itertools.pairwise(index.sequence_segments):
         weights = index.segment_lengths[first:last].astype(np.float64)
@@ -299,7 +299,7 @@ def test_a_contig_that_would_take_hours_is_left_out(folder: Path) -> None:
 MEMORY = """
 import sys
 import torch
-from seqmill.embedding.audit_references import make_reference, memory
+from seqmill.embedding.references.families import make_reference, memory
 from seqmill.spec.models import DnabertArchitecture
 from seqmill.model.weights import untrained_tensors
 

@@ -47,7 +47,7 @@ def embedded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     family: Family = request.param
     run = Embedded(tmp_path_factory.mktemp("embedded"), WORLD_SIZE, family)
     # Long enough for three packs, so that no shard is empty.
-    lengths = [900, 500, 500, 400, 300, 40, 40, 7] if family is PROTEINS else [1500, 800, 700, 610, 400, 300, 40, 7]
+    lengths = [900, 500, 500, 400, 300, 40, 40, 7] if family.is_protein else [1500, 800, 700, 610, 400, 300, 40, 7]
     run.build(write_fasta(run.fasta, family.random(lengths)), family.model, family.policy).embed()
     assert open_index(run.index).num_packs >= WORLD_SIZE
     return run
