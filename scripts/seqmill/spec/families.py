@@ -54,3 +54,8 @@ PROSTT5 = Family(
     "prostt5", "ProstT5", "truncate", 12_000, has_cls=False, precisions=("bfloat16", "float32"), why_not=NO_FLOAT16
 )
 FAMILIES = {family.name: family for family in (ESM2, DNABERT_S, ESMC, PROTT5, PROSTT5)}
+
+
+def family_of_tokenizer(name: str) -> Family:
+    """Return the family whose tokenizer a result names: proteins' have their family's name, byte pairs a digest."""
+    return FAMILIES.get(name, DNABERT_S)
