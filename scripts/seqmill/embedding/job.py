@@ -160,7 +160,8 @@ def model_of(index: Index, name: str) -> ModelSource:
     source = find_model(name or index.attributes["model"])
     made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"
     if source.family != index.family:
-        raise SeqmillError(f"{made_for}, whose tokens are not those of {source.name}; {advice}")
+        families = f"a model of {index.family.title}, and {source.name} is one of {source.family.title}"
+        raise SeqmillError(f"{made_for}, {families}; {advice}")
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in index.attributes["tokenizer"]:
         raise SeqmillError(f"{made_for}, with another tokenizer than {tokenizer}; {advice}")

@@ -295,11 +295,11 @@ REFUSED = {
     "float16 for T5": (
         {"model": "untrained:prott5_xl_u50", "precision": "float16"},
         "dataset p, model untrained:prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward overflows in "
-        "float16; use auto or bfloat16, float32",
+        "float16; use auto, bfloat16, or float32",
     ),
     "float8 for ESM C": (
         {"model": "untrained:esmc_300m", "precision": "float8"},
-        "precision float8 is not for ESM C: no such kernels are written for it; use auto or bfloat16, float16, float32",
+        "precision float8 is not for ESM C: it has no kernels in float8; use auto, bfloat16, float16, or float32",
     ),
     "cls of T5": (
         {"model": "untrained:prostt5", "pooling": ["mean", "cls"]},

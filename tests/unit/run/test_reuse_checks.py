@@ -63,7 +63,7 @@ def test_equal_tokens_of_two_families_are_two_indexes(tmp_path: Path) -> None:
     esm2, esmc = made
     assert esm2.tokens.tolist() == esmc.tokens.tolist()
     assert esm2.digest != esmc.digest
-    with pytest.raises(SeqmillError, match=rf"made for {OTHER}, whose tokens are not those of {MODEL}; build the"):
+    with pytest.raises(SeqmillError, match=rf"made for {OTHER}, a model of ESM C, and {MODEL} is one of ESM-2; build"):
         model_of(esmc, MODEL)
 
 
