@@ -93,7 +93,7 @@ def test_nucleotides_are_refused_by_both(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "table.tsv").write_text("\n".join(["dataset\tfasta\tmodel", *lines]) + "\n")
     said = snakemake(tmp_path, "--retries", "0", "--keep-going", config=SETTINGS).stdout
     failed = said.partition("\nFailed:\n")[2]
-    told = r"^  {}: .*this looks like nucleotides, and the model is for proteins; translate the sequences, or embed them"
+    told = r"^  {}: .*this looks like nucleotides, and the model is for proteins; translate the sequences"
     for name in ("c/mine", "t/prost"):
         assert len(re.findall(told.format(name), failed, re.MULTILINE)) == 1, said
     assert "Traceback" not in said

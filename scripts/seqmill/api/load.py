@@ -43,8 +43,8 @@ def load(
             natively, else float32.
         long_sequences: for sequences longer than `max_length`: "truncate", "window" (embed windows), "full" (embed them
             whole), "reject" (raise an error), or "auto", which truncates proteins and embeds nucleotides in windows.
-        max_length: in residues or bases (auto: 1022 for ESM-2, 2046 for ESM C, 12,000 for ProtT5 and ProstT5, 10,000 for
-            DNABERT-S).
+        max_length: in residues or bases (auto: 1022 for ESM-2, 2046 for ESM C, 12,000 for ProtT5 and ProstT5, 10,000
+            for DNABERT-S).
         window: the length of a window (auto: `max_length`).
         stride: from the start of one window to the next (auto: half a window for proteins, else a whole one).
         strand: "forward", or "both" for the mean of a nucleotide sequence and its reverse complement.

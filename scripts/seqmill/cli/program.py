@@ -123,8 +123,8 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
         "--precision",
         choices=PRECISIONS,
         default=AUTO,
-        help="of the matrix products; auto: bfloat16 if the device has it, else float32; ProtT5 and ProstT5 have neither "
-        "float16 nor float8, ESM C has no float8",
+        help="of the matrix products; auto: bfloat16 if the device has it, else float32; ProtT5 and ProstT5 have "
+        "neither float16 nor float8, ESM C has no float8",
     )
     parser.add_argument("--attention", choices=ATTENTIONS, default=AUTO, help="attention kernel; auto: the fastest")
     parser.add_argument(
@@ -143,7 +143,8 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
         nargs="+",
         default=["mean"],
         help="how each layer's token vectors become a sequence's vector: mean, as the model's authors compute it "
-        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector; not of ProtT5 and ProstT5)",
+        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector; ProtT5 "
+        "and ProstT5 have none)",
     )
     parser.add_argument(
         "--per-residue",

@@ -178,7 +178,9 @@ def _refusal_of_nucleotide(byte: int, position: int) -> str:
     message = _refusal(byte, f"at base {position} is not a nucleotide letter")
     letter = chr(byte).upper()
     if letter == "X":
-        return f"{message}: if it masks a base, write N; if this is a protein, use a protein model, e.g. {DEFAULT_MODEL}"
+        return (
+            f"{message}: if it masks a base, write N; if this is a protein, use a protein model, e.g. {DEFAULT_MODEL}"
+        )
     if letter in PROTEIN_ONLY:
         return f"{message}: this looks like a protein; use a protein model, e.g. {DEFAULT_MODEL}"
     return message

@@ -52,7 +52,13 @@ PROTT5 = Family(
     why_no_float16=NO_FLOAT16,
 )
 PROSTT5 = Family(
-    "prostt5", "ProstT5", "truncate", 12_000, has_cls=False, precisions=("bfloat16", "float32"), why_no_float16=NO_FLOAT16
+    "prostt5",
+    "ProstT5",
+    "truncate",
+    12_000,
+    has_cls=False,
+    precisions=("bfloat16", "float32"),
+    why_no_float16=NO_FLOAT16,
 )
 FAMILIES = {family.name: family for family in (ESM2, DNABERT_S, ESMC, PROTT5, PROSTT5)}
 

@@ -250,7 +250,9 @@ WRONG_FAMILY = {
         NUCLEOTIDES,
     ),
     "proteins of IUPAC letters to DNABERT-S": Bad(
-        b">a\n" + b"MKVSDHRWTY" * 5 + b"\n", ("looks like proteins", "use a protein model, e.g. esm2_t33_650M_UR50D"), NUCLEOTIDES
+        b">a\n" + b"MKVSDHRWTY" * 5 + b"\n",
+        ("looks like proteins", "use a protein model, e.g. esm2_t33_650M_UR50D"),
+        NUCLEOTIDES,
     ),
     "gaps in DNA": Bad(b">a\nACGT\n>b\nAC-GT\n", ("record 2 ('b')", "'-' at base 3", "alignment"), NUCLEOTIDES),
     "no base": Bad(b">a\nACGT\n>b\n", ("record 2 ('b')", "no sequence"), NUCLEOTIDES),

@@ -186,7 +186,7 @@ def test_what_a_model_does_not_have_is_refused_before_its_weights_are_fetched() 
         return str(refusal.value)
 
     said = refused("prott5_xl_u50", precision="float16")
-    assert said.startswith("dataset p, model prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward over")
+    assert said.startswith("dataset p, model prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward")
     assert "precision float8 is not for ESM C" in refused("esmc_300m", precision="float8")
     assert "pooling cls: ProstT5 has no cls token" in refused("prostt5", pooling="[mean,cls]")
     Path("config").mkdir()
