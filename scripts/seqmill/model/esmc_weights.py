@@ -95,7 +95,8 @@ def open_folder(path: Path) -> tuple[EsmcArchitecture, Tensors]:
 
 def _own_fields(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta", ROPE_BASE) != ROPE_BASE or rope.get("rope_type", "default") != "default":
+    is_ours = isinstance(rope, dict) and rope.get("rope_type", "default") == "default"
+    if not is_ours or rope.get("rope_theta", ROPE_BASE) != ROPE_BASE:
         raise ValueError(f"rope_parameters are {rope}; ESM C rotates with a base of {ROPE_BASE:g}")
     return {"vocabulary": config["vocab_size"]}
 

@@ -169,6 +169,13 @@ class T5Architecture(Architecture):
     layer_vectors: ClassVar[int] = 2
     other_vectors: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buckets < 4 or self.buckets % 2:
+            raise ValueError(f"buckets is {self.buckets}, not an even number from 4 on")
+        if self.max_distance <= self.buckets // 4:  # so many distances each way have their own
+            raise ValueError(f"max_distance is {self.max_distance}, which {self.buckets} buckets reach one by one")
+
     @property
     def family(self) -> Family:
         return PROSTT5 if self.vocabulary == T5_VOCABULARIES[PROSTT5] else PROTT5
@@ -399,7 +406,9 @@ def _family_of_folder(path: Path) -> Family:
 def _unknown(name: str, known: list[str]) -> str:
     # Compare the last part, in lower case: users give names such as zhihan1996/DNABERT-S.
     keys = {model.lower(): model for model in known}
-    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), keys, n=1)
+    typed = name.rpartition("/")[2].lower()
+    begun = [model for model in keys if typed and model.startswith(typed)]  # prott5 is not prostt5
+    close = begun if len(begun) == 1 else difflib.get_close_matches(typed, keys, n=1)
     hint = f"; did you mean {keys[close[0]]}?" if close else "."
     return (
         f"model {name!r} is not known{hint} "
