@@ -21,7 +21,6 @@ UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
 WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of DNABERT
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 # Several times the sizes of any published model; larger ones are damage, or an attempt to exhaust the memory.
 MOST_LAYERS, MOST = 1_000, 1_000_000
@@ -229,6 +228,13 @@ HUB_NAMES = {
     "zhihan1996/dnabert-s": "dnabert_s",
     "zhihan1996/dnabert-2-117m": "dnabert_2",
 }
+# Files of weights in the published folders that have no `PICKLED_WEIGHTS`.
+SHARDS_OF_6B = [f"model-{number:05}-of-00006.safetensors" for number in range(1, 7)]
+PUBLISHED_WEIGHTS = {
+    "esmc_300m": [SAFETENSORS],
+    "esmc_600m": [SAFETENSORS],
+    "esmc_6b": [SAFETENSORS_INDEX, *SHARDS_OF_6B],
+}
 CHECKPOINTS = {".pt": ESM2, ".pth": ESMC}
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
@@ -268,7 +274,8 @@ class ModelSource:
         if self.path is None:
             return []
         if self.is_folder:
-            weights = weight_files(self.path) or [self.path / PICKLED_WEIGHTS]
+            published = PUBLISHED_WEIGHTS.get(self.name, [PICKLED_WEIGHTS])
+            weights = weight_files(self.path) or [self.path / file for file in published]
             return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
         return [self.path]
 
@@ -300,9 +307,13 @@ def released_sources(name: str) -> list[ModelSource]:
     folders = [WEIGHTS_FOLDER]
     with suppress(RuntimeError):  # no home folder, as in some containers
         folders.append(user_weights_folder())
-    architecture = MODELS[name]
-    file = f"{name}.pt" if architecture.family == ESM2 else name
-    return [ModelSource(name, "released", architecture, folder / file, architecture.family) for folder in folders]
+    file = f"{name}.pt" if MODELS[name].family == ESM2 else name
+    return [released_at(name, folder / file) for folder in folders]
+
+
+def released_at(name: str, path: Path) -> ModelSource:
+    """Return one of `NAMES` whose weights are at a path: a .pt file of ESM-2, else a folder."""
+    return ModelSource(name, "released", MODELS[name], path, MODELS[name].family)
 
 
 def find_model(name: str) -> ModelSource:
