@@ -105,7 +105,7 @@ def test_nucleotides_are_refused_by_both(folder: Path, tmp_path: Path) -> None:
     [
         (
             {"precision": "float16"},
-            "dataset t, model prost: precision float16 is not for ProstT5: T5's feed-forward overflows in float16",
+            "dataset t, model prost: precision float16 is not for ProstT5: T5's feed-forward can overflow in float16",
         ),
         ({"pooling": "cls"}, "dataset t, model prost: pooling cls: ProstT5 has no cls token; use mean, max, or std"),
     ],

@@ -40,7 +40,7 @@ DNABERT_S = Family(
     "dnabert_s", "DNABERT-S", "window", 10_000, is_protein=False, letters_per_token=4, precisions=WITH_FLOAT8
 )
 ESMC = Family("esmc", "ESM C", "truncate", 2046)
-NO_FLOAT16 = "T5's feed-forward overflows in float16"
+NO_FLOAT16 = "T5's feed-forward can overflow in float16"
 PROTT5 = Family(
     "prott5",
     "ProtT5",

@@ -100,6 +100,43 @@ def save_older(path: Path, state: State, prefix: str = "") -> Path:
     return path
 
 
+def save_as_published(folder: Path, state: State) -> Path:
+    """Write a folder of the layout in which Biohub published ESM C: Transformer Engine's names, and sizes by others."""
+    engine = {
+        "attn.layernorm_qkv.0.": "attn.layernorm_qkv.layer_norm_",
+        "attn.layernorm_qkv.1.": "attn.layernorm_qkv.",
+        "ffn.0.": "ffn.layer_norm_",
+        "ffn.1.": "ffn.fc1_",
+        "ffn.3.": "ffn.fc2_",
+    }
+    published = {"lm_head.0.weight": torch.zeros(64, 64), "lm_head.3.bias": torch.zeros(64)}
+    for name, tensor in older_layout(state).items():
+        for old, new in engine.items():
+            name = name.replace(old, new)
+        published[f"esmc.{name}"] = tensor
+    for part in ("attn.layernorm_qkv", "attn.out_proj", "ffn"):
+        published[f"esmc.transformer.blocks.0.{part}._extra_state"] = torch.zeros(0, dtype=torch.uint8)
+    folder.mkdir()
+    save_file(published, folder / "model.safetensors")
+    config = {
+        "architectures": ["ESMCForMaskedLM"],
+        "classifier_dropout": 0.1,
+        "d_model": TINY.hidden_dim,
+        "dtype": "float32",
+        "initializer_range": 0.02,
+        "mask_token_id": 32,
+        "model_type": "esmc",
+        "n_heads": TINY.num_heads,
+        "n_layers": TINY.num_layers,
+        "pad_token_id": 1,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.6",
+        "vocab_size": 64,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def save_older_names(folder: Path, state: State) -> Path:
     save_folder(folder, TINY, state)
     save_file(older_layout(state), folder / "model.safetensors")
@@ -119,6 +156,7 @@ def save_with_frequencies(folder: Path, state: State) -> Path:
         save_with_head,
         lambda path, state: save_older(path.with_suffix(".pth"), state),
         lambda path, state: save_older(path.with_suffix(".pth"), state, prefix="esmc."),
+        save_as_published,
         save_older_names,
         save_with_frequencies,
     ],

@@ -294,8 +294,8 @@ REFUSED = {
     "one folder twice": ({"fasta": "", "datasets": "linked.tsv"}, "are the same folder, through a link"),
     "float16 for T5": (
         {"model": "untrained:prott5_xl_u50", "precision": "float16"},
-        "dataset p, model untrained:prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward overflows in "
-        "float16; use auto, bfloat16, or float32",
+        "dataset p, model untrained:prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward can overflow "
+        "in float16; use auto, bfloat16, or float32",
     ),
     "float8 for ESM C": (
         {"model": "untrained:esmc_300m", "precision": "float8"},
