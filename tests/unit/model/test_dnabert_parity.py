@@ -17,7 +17,7 @@ from dnabert_reference import (
     seeded_state,
 )
 from seqmill.embedding.pooling import mean_over_tokens
-from seqmill.model import dnabert_s
+from seqmill.model import layers
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.encoder import make_encoder
 from seqmill.model.weights import Weights, load_weights
@@ -134,7 +134,7 @@ def test_other_numbers_of_heads(num_heads: int, tmp_path: Path) -> None:
 def test_a_long_feed_forward_is_computed_in_blocks(small: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = random_tokens([150, 40, 1])
     whole, _ = hidden_states(small, sequences, torch.float64)
-    monkeypatch.setattr(dnabert_s, "FFN_TOKENS", 64)
+    monkeypatch.setattr(layers, "FFN_TOKENS", 64)
     in_blocks, _ = hidden_states(small, sequences, torch.float64)
     assert worst_error(in_blocks, whole) < 1e-13
 
@@ -156,10 +156,10 @@ def test_a_long_feed_forward_is_computed_in_blocks(small: Weights, monkeypatch: 
 def test_a_gpu_gets_a_whole_pack_per_feed_forward_call_with_bounded_memory(
     device: str, dtype: torch.dtype, expected: int
 ) -> None:
-    ffn_dim = DnabertArchitecture().ffn_dim
-    found = dnabert_s.ffn_tokens(torch.device(device), dtype, ffn_dim)
+    token_bytes = 2 * DnabertArchitecture().ffn_dim * dtype.itemsize
+    found = layers.feed_forward_tokens(torch.device(device), token_bytes)
     assert found == expected
-    assert found * 2 * ffn_dim * dtype.itemsize < 1e9
+    assert found * token_bytes < 1e9
 
 
 def test_other_sequences_and_the_maximum_length_do_not_matter(small: Weights) -> None:
