@@ -4,6 +4,7 @@ The published code is MAGICS-LAB/DNABERT_S, `evaluate/model_codes/bert_layers.py
 """
 
 import math
+from functools import partial
 
 import torch
 
@@ -56,7 +57,8 @@ def _embed(architecture: DnabertArchitecture, tensors: Tensors) -> Embed:
     def feed_forward(x: torch.Tensor, layer: str) -> torch.Tensor:
         wide = x @ weights[f"{layer}gated.weight"].T
         gate, value = wide[:, : 4 * d], wide[:, 4 * d :]
-        return linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
+        delta = linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
+        return norm(delta + x, f"{layer}ffn_norm")
 
     def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
         x = norm(weights["embed.weight"][tokens] + weights["token_type.weight"][0], "embed_norm")
@@ -66,7 +68,7 @@ def _embed(architecture: DnabertArchitecture, tensors: Tensors) -> Embed:
             q, k, v = linear(x, f"{layer}qkv").view(len(x), 3, heads, d // heads).permute(1, 2, 0, 3)
             attended = attention(q, k, v, (d // heads) ** -0.5, add_biases)
             x = norm(linear(attended, f"{layer}out") + x, f"{layer}attention_norm")
-            x = by_pieces(lambda y, layer=layer: norm(feed_forward(y, layer) + y, f"{layer}ffn_norm"), x)
+            x = by_pieces(partial(feed_forward, layer=layer), x)
             if number + 1 in layers:
                 found[number + 1] = x
         return found
