@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from families import ONE_EACH, PROTEINS, Family, write_fasta
+from families import EACH_KIND, PROTEINS, Family, write_fasta
 from pipeline import Run, run_script
 from seqmill.base.files import sha256_of_file
 from seqmill.errors import SeqmillError
@@ -42,7 +42,7 @@ class Embedded(Run):
         return Run(self.folder / "other", world_size).build(self.fasta, self.family.model, policy or self.family.policy)
 
 
-@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+@pytest.fixture(scope="module", params=EACH_KIND, ids=str)
 def embedded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
     family: Family = request.param
     run = Embedded(tmp_path_factory.mktemp("embedded"), WORLD_SIZE, family)
