@@ -17,6 +17,7 @@ from seqmill.model.kernels.build import KERNELS
 
 RUNNABLE = [name for name, kernel in KERNELS.items() if kernel.features <= processor()[1]]
 TESTS = ["test_attention.py", "test_alibi_kernels.py", "test_elementwise.py", "test_amx.py"]
+TESTS += ["test_cpu_relative.py", "test_cpu_qk_norm.py", "test_cpu_rms_silu.py"]
 # -O1, because gcc takes minutes for -O3 with sanitizers.
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
 

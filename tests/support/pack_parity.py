@@ -62,15 +62,18 @@ def worst_errors(
     weights: Weights, sequences: list[list[int]], expected: list[torch.Tensor], dtype: torch.dtype, kernel: str
 ) -> Errors:
     """Compare one pack of `sequences` with a reference's hidden states (num_layers + 1, tokens, hidden_dim) of each."""
-    pack = one_pack(sequences)
-    layers = all_layers(make_model(weights, dtype, int(pack.lengths.max()), kernel), pack)
-    family = weights.architecture.family
-    means = mean_over_residues(layers[-1], pack, family.before, family.after).double()
-    hidden_errors, mean_errors, cosines = [], [], []
-    for found, mean, states in zip(layers.split(pack.lengths.tolist(), dim=1), means, expected, strict=True):
-        for layer, reference in zip(found, states, strict=True):
-            hidden_errors.append(((layer - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item())
-        exact = states[-1, family.before : states.shape[1] - family.after].double().mean(dim=0)
-        mean_errors.append(((mean - exact).norm() / exact.norm()).item())
-        cosines.append(torch.cosine_similarity(mean, exact, dim=0).item())
-    return Errors(max(hidden_errors), max(mean_errors), min(cosines))
+    pack, family = one_pack(sequences), weights.architecture.family
+    model = make_model(weights, dtype, int(pack.lengths.max()), kernel)
+    hidden_error, layers = 0.0, range(weights.architecture.num_layers + 1)
+    with torch.inference_mode():
+        for layer, hidden in model.hidden_states(pack, tuple(layers)):
+            for found, states in zip(hidden.split(pack.lengths.tolist()), expected, strict=True):
+                errors = (found - states[layer]).norm(dim=-1) / states[layer].norm(dim=-1)
+                hidden_error = max(hidden_error, errors.max().item())
+        assert layer == layers[-1]
+        means = mean_over_residues(hidden, pack, family.before, family.after).double()
+    exact = torch.stack(
+        [states[-1, family.before : states.shape[1] - family.after].double().mean(dim=0) for states in expected]
+    )
+    mean_errors = (means - exact).norm(dim=1) / exact.norm(dim=1)
+    return Errors(hidden_error, mean_errors.max().item(), torch.cosine_similarity(means, exact).min().item())

@@ -218,7 +218,7 @@ def test_flash_attention_is_called_with_its_published_signature() -> None:
 @pytest.mark.parametrize(("triton_runs", "expected"), [("", "triton"), ("no compiler", "flash_attn_2")])
 def test_the_fastest_usable_kernel_is_chosen(triton_runs: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(biased_triton, "why_not", lambda *found: triton_runs)
+    monkeypatch.setattr(biased_triton, "why_not", lambda *found, is_relative: triton_runs)
     assert choose_kernel(CUDA, torch.bfloat16, 64) == expected
     assert choose_kernel(CUDA, torch.float32, 64) == ("triton" if expected == "triton" else "sdpa")
     assert choose_kernel(CUDA, torch.float64, 64) == "sdpa"

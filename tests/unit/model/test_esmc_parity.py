@@ -28,8 +28,8 @@ FEW_LENGTHS = [2046, 90, 1, 5, 1]
 CASES = {
     "quick": (SMALL, QUICK_LENGTHS),
     "small": (SMALL, LENGTHS),
-    "esmc_300m": (ESMC_MODELS["esmc_300m"], LENGTHS),
-    "esmc_600m": (replace(ESMC_MODELS["esmc_600m"], num_layers=4), LENGTHS),
+    "esmc_300m": (ESMC_MODELS["esmc_300m"], FEW_LENGTHS),
+    "esmc_600m": (replace(ESMC_MODELS["esmc_600m"], num_layers=4), FEW_LENGTHS),
     "esmc_6b": (replace(ESMC_MODELS["esmc_6b"], num_layers=2), FEW_LENGTHS),
 }
 

@@ -91,7 +91,7 @@ def test_a_lack_of_memory_that_passes_does_not_rule_out_the_kernels(
     module: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise one full moment of the GPU would leave the whole run without them."""
-    arguments = (torch.device("cuda", 7),) if module is fused else (torch.device("cuda", 7), torch.float16, 64)
+    arguments = (torch.device("cuda", 7),) if module is fused else (torch.device("cuda", 7), torch.float16, 64, True)
     check = fused.available if module is fused else biased_triton.why_not
     monkeypatch.setattr(module, "triton", SimpleNamespace())
     monkeypatch.setattr(module, "torch", Failing(RuntimeError("Triton Error [CUDA]: out of memory")))

@@ -41,7 +41,9 @@ for name in sys.argv[1:]:
         tables = torch.randn(2, 350, head_dim)
         for output in (
             cpu.rope_attention(name, qkv, *tables, lengths),
+            cpu.rope_attention(name, qkv, *tables, lengths, (*torch.randn(2, 2 * head_dim), 1e-5)),
             cpu.alibi_attention(name, qkv, torch.tensor([0.5, 0.25]), lengths),
+            cpu.relative_attention(name, qkv, torch.randn(2, 257), lengths),
         ):
             digest.update(output.view(torch.uint8).numpy())
     print(name, library._name, digest.hexdigest())
