@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from dnabert_reference import reference_hidden, save_folder, seeded_state
 from outputs_by_hand import blend_by_hand, spans_by_hand
-from reference import ALPHABET, fair_esm_hidden, fair_esm_model, save_checkpoint
+from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import (
@@ -192,13 +192,16 @@ class Proteins(Family):
         return random_sequences(lengths)
 
     def expected(self, sequence: str, pooling: str) -> np.ndarray:
-        spans = spans_by_hand(len(sequence[: self.longest]), self.policy)
-        windows = [self.hidden(sequence[begin:end]) for begin, end in spans]
-        hidden = blend_by_hand(spans, windows, self.before)
+        hidden = self.blended(sequence)
         return {"mean": hidden[self.before : -1].mean(axis=0), "cls": hidden[0]}[pooling]
 
-    def hidden(self, residues: str) -> np.ndarray:
-        """Return the last layer's hidden states, special tokens included, by the reference."""
+    def blended(self, sequence: str, layer: int = -1) -> np.ndarray:
+        """Return a layer's hidden states, blended over windows, special tokens included."""
+        spans = spans_by_hand(len(sequence[: self.longest]), self.policy)
+        return blend_by_hand(spans, [self.hidden(sequence[begin:end], layer) for begin, end in spans], self.before)
+
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        """Return a layer's hidden states, special tokens included, by the reference."""
         raise NotImplementedError
 
 
@@ -211,7 +214,8 @@ class ByFairEsm(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        assert layer == -1
         return fair_esm_hidden(_esm2(), residues)
 
 
@@ -225,8 +229,10 @@ class EsmC(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
-        return esmc_hidden(_esmc(), residues)
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        from esmc_reference import reference_hidden, tokens_of
+
+        return reference_hidden(_esmc(), tokens_of(residues))[layer].numpy()
 
 
 class ProtT5(Proteins):
@@ -241,8 +247,10 @@ class ProtT5(Proteins):
 
     seeded_model = model
 
-    def hidden(self, residues: str) -> np.ndarray:
-        return t5_hidden(_t5(self.architecture), residues)
+    def hidden(self, residues: str, layer: int) -> np.ndarray:
+        from t5_reference import reference_hidden, tokens_of
+
+        return reference_hidden(_t5(self.architecture), tokens_of(residues, self.architecture))[layer].numpy()
 
 
 class ProstT5(ProtT5):
@@ -286,55 +294,25 @@ def _esm2_checkpoint() -> Path:
     return save_checkpoint(_esm2(), Path(_folder.name) / "esm2.pt")
 
 
-# STAND-IN until parity's modules come
-def _seed(model, q_scale=1.0):
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-            elif "embed" not in name and "shared" not in name and "attention_bias" not in name:
-                torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-            else:
-                torch.nn.init.normal_(parameter)
-            if name.endswith("SelfAttention.q.weight"):
-                parameter *= q_scale
-    return model.eval()
+@cache
+def _esmc() -> Any:
+    from esmc_reference import seeded_model
+
+    return seeded_model(SMALL_ESMC)
 
 
 @cache
-def _esmc():
-    from transformers import EsmcConfig, EsmcModel
-    a = SMALL_ESMC
-    return _seed(EsmcModel(EsmcConfig(vocab_size=64, hidden_size=a.hidden_dim, num_hidden_layers=a.num_layers,
-        num_attention_heads=a.num_heads, num_key_value_heads=a.num_heads, intermediate_size=a.ffn_dim)))
+def _t5(architecture: T5Architecture) -> Any:
+    from t5_reference import seeded_model
+
+    return seeded_model(architecture)
 
 
 @cache
-def _t5(a):
-    from transformers import T5Config, T5EncoderModel
-    return _seed(T5EncoderModel(T5Config(vocab_size=a.vocabulary, d_model=a.hidden_dim, d_kv=a.key_dim, d_ff=a.ffn_dim,
-        num_layers=a.num_layers, num_heads=a.num_heads)), a.key_dim**-0.5)
-
-
-@cache
-def _saved(model, name):
+def _saved(model: Any, name: str) -> Path:
+    """Save a model of transformers as a Hugging Face folder, once per process."""
     model.save_pretrained(Path(_folder.name) / name)
     return Path(_folder.name) / name
-
-
-@torch.no_grad()
-def esmc_hidden(model, residues):
-    tokens = torch.tensor([[ALPHABET.cls_idx, *ALPHABET.encode(residues), ALPHABET.eos_idx]])
-    return model(input_ids=tokens).last_hidden_state[0].numpy()
-
-
-@torch.no_grad()
-def t5_hidden(model, residues):
-    before = [149] if model.config.vocab_size == 150 else []
-    letters = "ALGVSREDTIPKFQNYMHWCX"
-    tokens = torch.tensor([[*before, *(3 + letters.index(c if c in letters else "X") for c in residues), 1]])
-    return model(input_ids=tokens).last_hidden_state[0].numpy()
 
 
 PROTEINS = ByFairEsm("proteins", LengthPolicy("truncate", 1022), RESIDUES, SMALL_ESM2.hidden_dim)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, PROTEINS, Family
+from families import ONE_EACH, Family
 from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.embedding.resume import DonePacks, find_parts

@@ -123,7 +123,7 @@ def of_other_precision(run: Embedded) -> None:
 
 
 def of_other_pooling(run: Embedded) -> None:
-    take_its_second(run.other().embed(outputs=Outputs((-1,), ("cls",))), run)
+    take_its_second(run.other().embed(outputs=Outputs((-1,), ("max",))), run)
 
 
 def of_other_world_size(run: Embedded) -> None:

@@ -20,7 +20,7 @@ from seqmill.spec.models import EsmcArchitecture
 
 # Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
 # docs/explanation/accuracy.md.
-SCORE_OPERATIONS = 400
+SCORE_OPERATIONS = 300
 
 
 def make(architecture: EsmcArchitecture, tensors: Tensors, max_tokens: int) -> Reference:

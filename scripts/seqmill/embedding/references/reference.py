@@ -41,7 +41,7 @@ def matrices(tensors: Tensors, name: str, count: int) -> list[torch.Tensor]:
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, add_biases: AddBiases | None = None
 ) -> torch.Tensor:
-    """Map (heads, num_tokens, head_dim) to (num_tokens, heads * head_dim), as many queries at a time as SCORES allows."""
+    """Map (heads, num_tokens, head_dim) to (num_tokens, heads * head_dim), a block of queries at a time."""
     heads, num_tokens, head_dim = q.shape
     positions = torch.arange(num_tokens)
     # Allocated at once: small pieces that outlive large ones would fragment the heap.
