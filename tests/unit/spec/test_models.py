@@ -20,6 +20,7 @@ from seqmill.spec.models import (
     ESM2_MODELS,
     MODELS,
     NAMES,
+    SHARDS_OF_6B,
     T5_MODELS,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
@@ -29,6 +30,7 @@ from seqmill.spec.models import (
     model_flop,
     user_weights_folder,
 )
+from seqmill.spec.released import read_releases
 
 NAME = "esm2_t6_8M_UR50D"
 
@@ -141,8 +143,14 @@ def test_an_untrained_model(name: str) -> None:
 
 
 def write_released(name: str, folder: Path) -> Path:
-    """Write empty files where those of a released model would be in a folder of weights."""
-    return write_checkpoint(folder / f"{name}.pt") if name in ESM2_MODELS else write_dnabert(folder / name)
+    """Write files without content where those of a released model would be in a folder of weights."""
+    if name in ESM2_MODELS:
+        return write_checkpoint(folder / f"{name}.pt")
+    for file in read_releases()[name].files:
+        write_checkpoint(folder / name / file)
+    if name == "esmc_6b":
+        write_index(folder / name, *SHARDS_OF_6B)
+    return folder / name
 
 
 @pytest.fixture
@@ -154,7 +162,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "user"
 
 
-@pytest.mark.parametrize("name", [NAME, "dnabert_s"])
+@pytest.mark.parametrize("name", [NAME, "esmc_300m", "esmc_6b", "prott5_xl_u50", "dnabert_s"])
 def test_where_released_weights_are_looked_for(user_folder: Path, name: str) -> None:
     nowhere = find_model(name)
     assert nowhere.path.parent == WEIGHTS_FOLDER
@@ -234,6 +242,14 @@ def test_another_name_on_the_hub_asks_for_a_fetch(user_folder: Path) -> None:
         f"lab/{'x' * 300}",
     ):
         assert not is_hub_id(other)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ESM2_MODELS])
+def test_the_files_of_a_released_folder_are_those_of_its_source(name: str) -> None:
+    """The workflow waits for these files before they exist."""
+    files = find_model(name).files
+    assert {path.name for path in files} == set(read_releases()[name].files)
+    assert {path.parent for path in files} == {WEIGHTS_FOLDER / name}
 
 
 @pytest.mark.parametrize("name", DNABERT_MODELS)
