@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
 from seqmill.model.esm2 import LAYER_NORM_EPS, ROPE_BASE
 from seqmill.model.esmc import parameter_shapes
-from seqmill.base.files import read_json
 from seqmill.model.tensor_files import (
     SIZES,
     Naming,

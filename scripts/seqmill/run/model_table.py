@@ -76,7 +76,11 @@ def _notes(releases: dict[str, Release]) -> list[str]:
         *(f"speed of {_in_short(names)}: {where}" for where, names in machines.items()),
     ]
     for (license, citation), (names, pages) in rights.items():
-        lines += ["", f"{_in_short(names)}: license {license}, {_in_short(list(dict.fromkeys(pages)))}", f"  cite {citation}"]
+        lines += [
+            "",
+            f"{_in_short(names)}: license {license}, {_in_short(list(dict.fromkeys(pages)))}",
+            f"  cite {citation}",
+        ]
     return lines
 
 

@@ -88,8 +88,8 @@ def test_every_byte_is_kept_ignored_or_refused() -> None:
         (b"ACGT.", ["'.' at base 5", "looks like an alignment"]),
         (b"1 ACGT", ["'1' at base 1", "remove numbers"]),
         (b"ACGT*", ["'*' at base 5"]),
-        (b"acgtMKVl", ["'l' at base 8", "looks like a protein", "ESM-2"]),
-        (b"ACXGT", ["'X' at base 3", "write N", "ESM-2"]),
+        (b"acgtMKVl", ["'l' at base 8", "looks like a protein", "use a protein model"]),
+        (b"ACXGT", ["'X' at base 3", "write N", "use a protein model"]),
         (b"AC\xc3\xa9", ["byte 0xc3 at base 3"]),
         (b"AC\0", ["byte 0x00 at base 3"]),
     ],
@@ -102,7 +102,7 @@ def test_refusals_name_letter_position_and_remedy(body: bytes, told: list[str]) 
 
 def test_only_protein_letters_get_the_hint_about_proteins() -> None:
     hinted = {chr(byte) for byte in range(128) if byte not in b" \t\r\n\v\f" + IUPAC + IUPAC.lower() + b"Uu"}
-    hinted = {letter for letter in hinted if "ESM-2" in refusal(letter.encode())}
+    hinted = {letter for letter in hinted if "use a protein model" in refusal(letter.encode())}
     assert hinted == set("EFILPQJOXZ" + "efilpqjoxz")
 
 
