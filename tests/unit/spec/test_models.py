@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from seqmill.spec.models import (
     ESM2_MODELS,
     MODELS,
     NAMES,
-    SHARDS_OF_6B,
     T5_MODELS,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
@@ -149,7 +149,7 @@ def write_released(name: str, folder: Path) -> Path:
     for file in read_releases()[name].files:
         write_checkpoint(folder / name / file)
     if name == "esmc_6b":
-        write_index(folder / name, *SHARDS_OF_6B)
+        write_index(folder / name, *(file for file in read_releases()[name].files if file.startswith("model-")))
     return folder / name
 
 
@@ -178,6 +178,40 @@ def test_a_partial_folder_here_yields_to_a_whole_one_of_the_user(user_folder: Pa
     assert find_model("dnabert_s").path == WEIGHTS_FOLDER / "dnabert_s"
     whole = write_released("dnabert_s", user_folder)
     assert find_model("dnabert_s").path == whole
+
+
+def write_shards(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "esmc"}))
+    weight_map = {f"layers.{number}.weight": name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_a_half_copied_folder_of_shards_is_not_on_this_disk(user_folder: Path) -> None:
+    published = [file for file in read_releases()["esmc_6b"].files if file.startswith("model-")]
+    assert len(published) == 6
+    for names in (published, ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]):  # or of another layout
+        here = write_shards(WEIGHTS_FOLDER / "esmc_6b", names)
+        assert find_model("esmc_6b").is_on_disk
+        (here / names[1]).unlink()
+        assert not find_model("esmc_6b").is_on_disk
+        whole = write_shards(user_folder / "esmc_6b", names)
+        assert find_model("esmc_6b").path == whole
+        for folder in (here, whole):
+            shutil.rmtree(folder)
+
+
+def test_a_released_folder_may_have_the_other_format(user_folder: Path) -> None:
+    folder = WEIGHTS_FOLDER / "prott5_xl_u50"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    source = find_model("prott5_xl_u50")
+    assert source.is_on_disk
+    assert source.files == [folder / "config.json", folder / "model.safetensors"]
 
 
 @pytest.mark.parametrize(
