@@ -154,7 +154,7 @@ DAMAGE: dict[str, tuple[Callable[[Embedded], object], str]] = {
     "shard copied over another": (copy_of_rank_0, "rank 0 is also in"),
     "of another index": (of_other_index, "another index"),
     "of another precision": (of_other_precision, "precision is bfloat16, not float32"),
-    "of another pooling": (of_other_pooling, "pooling is cls, not mean"),
+    "of another pooling": (of_other_pooling, "pooling is max, not mean"),
     "of another world size": (of_other_world_size, "one of 2 shards"),
     "NaN": (lambda run: edit_shard(run, 1, set_value("embeddings", (0, 3), float("nan"))), "is not finite"),
     "infinity": (lambda run: edit_shard(run, 1, set_value("embeddings", (1, 0), float("inf"))), "is not finite"),
