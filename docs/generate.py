@@ -45,6 +45,15 @@ def models() -> Iterator[str]:
         size = f"{release.size / 1e9:.2f} GB" if release.size else "unknown"
         license_ = release.license.name if release.license else "unknown"
         yield f"| `{name}` | {shape.num_layers} | {shape.hidden_dim:,} | {size} | {license_} |"
+    yield "\nCite, with the model:\n"
+    cited: dict[str, list[str]] = {}
+    for name, release in read_releases().items():
+        if release.citation:
+            paper = release.citation
+            text = f"{paper.authors} ({paper.year}). [{paper.title}]({paper.link}). {paper.journal}."
+            cited.setdefault(text, []).append(f"`{name}`")
+    for text, names in cited.items():
+        yield f"- {', '.join(names)}: {text}"
 
 
 def commands() -> Iterator[str]:

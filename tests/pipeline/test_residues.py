@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from embeddings_file import write_embeddings
-from families import CONTIGS, PROTEINS, SMALL_ESM2, broken_model
+from families import CONTIGS, ESMC, PROSTT5, PROTEINS, PROTT5, SMALL_ESM2, Proteins, broken_model
 from outputs_by_hand import LENGTHS, POLICIES, blended_by_hand, hidden_by_hand
 from pipeline import Run, results_of, run_script, save_parts
 from reference import fair_esm_model, save_checkpoint
@@ -102,6 +102,25 @@ def test_windows_are_blended(tmp_path: Path) -> None:
     for record, sequence in enumerate(sequences):
         expected = blended_by_hand(sequence, POLICIES["half"], model.double(), (6,))[6][1:-1]
         assert relative_error(embeddings.residues(record), expected) < 5e-5, record
+
+
+@pytest.mark.parametrize("family", [ESMC, PROTT5, PROSTT5], ids=str)
+def test_residues_and_poolings_of_other_families(family: Proteins, tmp_path: Path) -> None:
+    """Their tokens frame a sequence in other ways, and ProtT5's windows are blended."""
+    run = Run(tmp_path, 2).build(family.write_odd(tmp_path), family.model, family.policy)
+    outputs = Outputs((-1, 1), ("mean", "max", "std"), "float32")
+    run.embed(outputs=outputs, audit_seconds=3600).merge()
+    for layer in outputs.layers:
+        mean, largest, deviation = (open_embeddings(run.embeddings, layer, pooling) for pooling in outputs.poolings)
+        for row, sequence in enumerate(family.sequences):
+            states = family.blended(sequence, layer)[family.before : -1]
+            assert relative_error(mean.residues(row), states) < 5e-5, (layer, row)
+            for vectors, expected in ((mean, states.mean(axis=0)), (largest, states.max(axis=0))):
+                assert relative_error(vectors[row], expected) < 5e-5, (layer, row)
+            spread = states.std(axis=0)
+            assert relative_error(deviation[row], spread) < 5e-5 if len(states) > 1 else not deviation[row].any()
+    audits = [json.loads(path.read_text())["audit"] for path in run.statuses]
+    assert [audit["verdict"] for audit in audits] == ["ok", "ok"]
 
 
 def test_residues_are_found_by_id_or_row(case: Case, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, PROTEINS, SMALL_ESM2, WINDOWS, Family, write_fasta
+from families import PROTEINS, PROTT5, SMALL_ESM2, WINDOWS, Family, write_fasta
 from pipeline import DEMO, MODEL, Run, results_of, run_script, save_parts
 from seqmill import open_embeddings
 from seqmill.errors import SeqmillError
@@ -34,8 +34,6 @@ from seqmill.store.reuse import Source, open_source
 from seqmill.store.status import read_status
 from sequences import random_sequences, relative_error
 
-# Proteins in windows, blended residue by residue.
-BLENDED = replace(PROTEINS, name="blended", policy=LengthPolicy("window", 1022, 600, 300))
 # A model with the proteins' architecture, known by name before its weights are read.
 NAMED = replace(find_model(MODEL), architecture=SMALL_ESM2)
 # The longest sequences of each family exceed max_length; the new ones fill several packs.
@@ -69,7 +67,7 @@ def tokens_computed(run: Run) -> int:
     return sum(read_status(path).run.num_tokens for path in run.statuses)
 
 
-@pytest.fixture(scope="module", params=[*ONE_EACH, BLENDED], ids=str)
+@pytest.fixture(scope="module", params=[PROTEINS, WINDOWS, PROTT5], ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import CONTIGS, EACH, ODD_IDS, ONE_EACH, PROTEINS, WINDOWS, Family
+from families import CONTIGS, EACH, ESMC, ODD_IDS, ONE_EACH, PROSTT5, PROTEINS, PROTT5, WINDOWS, Family
 from pipeline import CONTIGS_DEMO, DEMO, MODEL, Run
 from seqmill import open_embeddings
 from seqmill.spec.lengths import LengthPolicy
@@ -72,7 +72,8 @@ def test_the_demos_have_the_same_bits_with_any_number_of_shards_and_threads(
 @pytest.mark.parametrize(
     ("family", "pooling"),
     [
-        *((PROTEINS, pooling) for pooling in ("mean", "cls")),
+        *((family, pooling) for family in (PROTEINS, ESMC) for pooling in ("mean", "cls")),
+        *((family, "mean") for family in (PROTT5, PROSTT5)),
         *((family, pooling) for family in (CONTIGS, WINDOWS) for pooling in ("mean", "mean_tokens", "cls")),
     ],
     ids=str,

@@ -38,32 +38,39 @@ def hidden_by_hand(texts: list[str], model: torch.nn.Module, layers: tuple[int, 
     return {layer: found[layer].numpy() for layer in layers}
 
 
+def spans_by_hand(length: int, policy: LengthPolicy) -> list[tuple[int, int]]:
+    """Return where the windows of a sequence begin and end; the last may be shorter."""
+    size = policy.window if policy.window and length > policy.max_length else length
+    spans = [(0, min(size, length))]
+    while spans[-1][1] < length:
+        begin = spans[-1][0] + policy.stride
+        spans.append((begin, min(begin + size, length)))
+    return spans
+
+
+def blend_by_hand(spans: list[tuple[int, int]], windows: list[np.ndarray], before: int = 1) -> np.ndarray:
+    """Return the weighted mean of a sequence's vectors over its windows, which have `before` special tokens and one
+    after: residues by their distance to the window's nearest end, special tokens by the window's length.
+    """
+    length = spans[-1][1]
+    votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(before + length + 1)]
+    for (begin, end), hidden in zip(spans, windows, strict=True):
+        for special in (*range(before), -1):
+            votes[special].append((end - begin, hidden[special]))
+        for residue in range(begin, end):
+            votes[before + residue].append((min(residue - begin + 1, end - residue), hidden[before + residue - begin]))
+    return np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
+
+
 def blended_by_hand(
     sequence: str, policy: LengthPolicy, model: torch.nn.Module, layers: tuple[int, ...]
 ) -> dict[int, np.ndarray]:
-    """Return vectors by layer, as weighted means over windows: residues by their distance to the window's nearest end,
-    the first and last vector by the window's length.
-    """
-    spans, start = [], 0
-    while True:
-        size = policy.window if len(sequence) > policy.max_length else len(sequence)
-        spans.append((start, min(start + size, len(sequence))))
-        if spans[-1][1] == len(sequence):
-            break
-        start += policy.stride
+    """Return fair-esm's vectors by layer, blended over windows."""
+    spans = spans_by_hand(len(sequence), policy)
     *whole, last = (sequence[begin:end] for begin, end in spans)  # the last may be shorter
     states = hidden_by_hand(whole, model, layers) if whole else {}
     of_last = hidden_by_hand([last], model, layers)
-    blended = {}
-    for layer in layers:
-        votes: list[list[tuple[float, np.ndarray]]] = [[] for _ in range(len(sequence) + 2)]
-        for (begin, end), hidden in zip(spans, [*states.get(layer, []), *of_last[layer]], strict=True):
-            votes[0].append((end - begin, hidden[0]))
-            votes[-1].append((end - begin, hidden[-1]))
-            for residue in range(begin, end):
-                votes[residue + 1].append((min(residue - begin + 1, end - residue), hidden[residue - begin + 1]))
-        blended[layer] = np.array([np.average([v for _, v in of], axis=0, weights=[w for w, _ in of]) for of in votes])
-    return blended
+    return {layer: blend_by_hand(spans, [*states.get(layer, []), *of_last[layer]]) for layer in layers}
 
 
 def embed(run: Run, outputs: Outputs, dtype: str = "float32", **settings: object) -> Run:

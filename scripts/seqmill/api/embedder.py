@@ -143,9 +143,10 @@ class Embedder:
                 sequences, or a FASTA file (plain, gzip, bgzip or zstd). A sequence is text, a Bio.Seq or a SeqRecord;
                 in a list also a tuple of an id and one of these. A file is a Path, or text with a "." or a "/", which
                 no sequence has.
-            layers: one or a list: -1 is the last layer, 0 the embedding of the tokens, k the output of block k.
+            layers: one or a list: -1 is the last layer (after the model's last norm, if it has one), 0 the embedding of
+                the tokens, k the output of block k.
             pooling: one or a list of "mean" (as the model's authors do it), "mean_tokens" (nucleotides, without CLS and
-                SEP), "max", "std" and "cls".
+                SEP), "max", "std" and "cls" (not of ProtT5 and ProstT5, which have no such token).
             per_residue: return the vectors of a protein's residues instead; `pooling` is not used.
             progress: show a bar on standard error; None shows it in notebooks only.
 

@@ -34,22 +34,25 @@ def load(
     """Load a model; missing weights are fetched first.
 
     Args:
-        model: a name such as "esm2_t33_650M_UR50D" or "dnabert_s", a model on the Hugging Face Hub such as
-            "facebook/esm2_t33_650M_UR50D", a fair-esm .pt file, a Hugging Face folder, or "untrained:NAME" for random
-            weights, whose embeddings have no meaning.
+        model: a name such as "esm2_t33_650M_UR50D", "esmc_300m", "prott5_xl_u50" or "dnabert_s", a model on the Hugging
+            Face Hub such as "facebook/esm2_t33_650M_UR50D", a checkpoint (ESM-2's .pt, ESM C's .pth), a Hugging Face
+            folder, or "untrained:NAME" for random weights, whose embeddings have no meaning.
         device: "cpu", "cuda", or "auto" for CUDA if the machine has a GPU.
-        precision: of the matrix products: "float32", "bfloat16", "float16", "float8" (CUDA of compute capability 8.9
-            and later), or "auto" for bfloat16 if the device computes it natively, else float32.
+        precision: of the matrix products: "float32", "bfloat16", "float16" (not ProtT5 and ProstT5), "float8" (ESM-2
+            and DNABERT-S; CUDA of compute capability 8.9 and later), or "auto" for bfloat16 if the device computes it
+            natively, else float32.
         long_sequences: for sequences longer than `max_length`: "truncate", "window" (embed windows), "full" (embed them
             whole), "reject" (raise an error), or "auto", which truncates proteins and embeds nucleotides in windows.
-        max_length: in residues (auto: 1022) or bases (auto: 10,000).
+        max_length: in residues or bases (auto: 1022 for ESM-2, 2046 for ESM C, 12,000 for ProtT5 and ProstT5, 10,000
+            for DNABERT-S).
         window: the length of a window (auto: `max_length`).
         stride: from the start of one window to the next (auto: half a window for proteins, else a whole one).
         strand: "forward", or "both" for the mean of a nucleotide sequence and its reverse complement.
 
     Raises:
-        SeqmillError: there is no such model, device or precision; the weights are damaged, can't be fetched or do not
-            fit the memory; torch is missing, or can't use the machine's GPU, unless the device is "cpu".
+        SeqmillError: there is no such model, device or precision, or the model can't be computed in it; the weights are
+            damaged, can't be fetched or do not fit the memory; torch is missing, or can't use the machine's GPU, unless
+            the device is "cpu".
     """
     for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
         if value not in known:

@@ -13,11 +13,11 @@ from seqmill.spec.released import RELEASED
 EPILOG = """examples:
   seqmill fetch esm2_t33_650M_UR50D
   seqmill fetch facebook/esm2_t6_8M_UR50D --output models/esm2_t6_8M_UR50D.pt
-  seqmill fetch OWNER/NAME                       another ESM-2 or DNABERT-S model of the Hugging Face Hub
+  seqmill fetch OWNER/NAME                       another model of these families on the Hugging Face Hub
 
 environment:
   SEQMILL_MODELS       the user's folder of weights (default: ~/.cache/seqmill/models)
-  SEQMILL_WEIGHTS_URL  a mirror with files NAME.pt of ESM-2 and folders NAME of DNABERT
+  SEQMILL_WEIGHTS_URL  a mirror with files NAME.pt of ESM-2 and folders NAME of other models
   HF_HOME, HF_ENDPOINT, HF_TOKEN ... of huggingface_hub, for OWNER/NAME
 """
 
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="ESM-2's .pt file or DNABERT's folder to write (default: in the user's folder of weights)",
+        help="ESM-2's .pt file, or another model's folder, to write (default: in the user's folder of weights)",
     )
     parser.add_argument(
         "--facts",

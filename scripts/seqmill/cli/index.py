@@ -8,6 +8,7 @@ from seqmill.cli import program
 
 EPILOG = """examples:
   seqmill index --fasta proteins.faa --model esm2_t33_650M_UR50D --output index.h5
+  seqmill index --fasta proteins.faa --model prott5_xl_u50 --output index.h5
   seqmill index --fasta contigs.fna --model dnabert_s --strand both --output index.h5
 """
 
@@ -18,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="a name such as esm2_t33_650M_UR50D or dnabert_s, a fair-esm .pt file, a Hugging Face folder, "
+        help="a name that `seqmill models` lists, a checkpoint (ESM-2's .pt, ESM C's .pth), a Hugging Face folder, "
         "or untrained:NAME for random weights",
     )
     parser.add_argument("--output", type=Path, required=True, help="the index to write (index.h5)")

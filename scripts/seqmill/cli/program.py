@@ -16,6 +16,7 @@ from seqmill.base.extras import optional_packages
 from seqmill.base.machine import allow_many_files
 from seqmill.base.signals import Interrupted, Signals
 from seqmill.errors import SeqmillError
+from seqmill.spec.families import FAMILIES
 from seqmill.spec.lengths import FAMILY_DEFAULT, LONG_SEQUENCES, STRANDS, LengthPolicy, choose_length_policy
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import POOLINGS, RESIDUE_DTYPES, Outputs
@@ -74,8 +75,9 @@ def add_length_options(parser: argparse._ActionsContainer) -> None:
         help="sequences longer than max-length: truncate (embed the beginning), window (embed in windows), "
         "full (embed as a whole), reject (leave the record out); auto: truncate proteins, window nucleotides",
     )
+    usual = ", ".join(f"{family.max_length} ({family.title})" for family in FAMILIES.values())
     for name, explanation in (
-        ("--max-length", "in residues or bases; auto: 1022 or 10000"),
+        ("--max-length", f"in residues or bases; auto: {usual}"),
         ("--window", "residues or bases in a window; auto: max-length"),
         ("--stride", "from one window to the next; auto: half a window of proteins, a window of nucleotides"),
     ):
@@ -121,7 +123,8 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
         "--precision",
         choices=PRECISIONS,
         default=AUTO,
-        help="of the matrix products; auto: bfloat16 if the device has it, else float32",
+        help="of the matrix products; auto: bfloat16 if the device has it, else float32; ProtT5 and ProstT5 have "
+        "neither float16 nor float8, ESM C has no float8",
     )
     parser.add_argument("--attention", choices=ATTENTIONS, default=AUTO, help="attention kernel; auto: the fastest")
     parser.add_argument(
@@ -140,7 +143,8 @@ def add_compute_options(parser: argparse._ActionsContainer) -> None:
         nargs="+",
         default=["mean"],
         help="how each layer's token vectors become a sequence's vector: mean, as the model's authors compute it "
-        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector)",
+        "(default), mean_tokens (nucleotides: without CLS and SEP), max, std, cls (the first token's vector; ProtT5 "
+        "and ProstT5 have none)",
     )
     parser.add_argument(
         "--per-residue",

@@ -126,6 +126,7 @@ def start(arguments: argparse.Namespace) -> NoReturn:
     launch = Launch(settings_of(arguments), arguments.output, profile, number, arguments.gpus or 0, arguments.snakemake)
     started = launch.command()
     datasets = launch.datasets()
+    launch.require_possible(datasets)
     require_writable(arguments.output)
     if not any(COMPUTES_NOTHING.fullmatch(option.partition("=")[0]) for option in arguments.snakemake):
         with chdir(arguments.output):

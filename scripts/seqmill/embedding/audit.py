@@ -1,6 +1,6 @@
 """The audit: recompute a few sequences of a shard in another way and compare with the stored vectors.
 
-`audit_references` has this other way. It shares no forward, kernel, pack, order or pooling with the worker, only the
+`references` has this other way. It shares no forward, kernel, pack, order or pooling with the worker, only the
 reading of the index and of the weights.
 """
 
@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from seqmill.base.machine import available_memory
-from seqmill.embedding.audit_references import Reference, blend, make_reference, memory, operations, pool
+from seqmill.embedding.references.families import make_reference, memory, operations
+from seqmill.embedding.references.pooling import blend, pool
+from seqmill.embedding.references.reference import Reference
 from seqmill.model.weights import open_weights, parameter_shapes, untrained_tensors
-from seqmill.spec.families import DNABERT_S, ESM2, Family
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
 from seqmill.spec.models import Architecture, ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
@@ -39,8 +41,12 @@ MEMORY_FACTOR = 1.3  # relative to the weights
 # Limits of the verdicts: lowest cosine, highest relative error (measurements: docs/explanation/accuracy.md). The errors
 # for 16 bits follow from the cosines, for vectors of equal length, rounded up; they show a wrong length as well.
 LIMITS = {"fail": (0.99, 1e-2), "warn": (0.999, 1e-4)}
+OF_PROTEINS = {"fail": (0.99, 0.15), "warn": (0.999, 0.05)}
 LIMITS_16_BITS = {
-    ESM2: {"fail": (0.99, 0.15), "warn": (0.999, 0.05)},
+    ESM2: OF_PROTEINS,
+    ESMC: OF_PROTEINS,
+    PROTT5: OF_PROTEINS,
+    PROSTT5: OF_PROTEINS,
     DNABERT_S: {"fail": (0.99, 0.15), "warn": (0.998, 0.065)},
 }
 # Not beyond those for 16 bits, where mistakes hide in the rounding: DNABERT-S with seeded weights fails in float8.

@@ -94,6 +94,8 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
         raise SeqmillError(f"rank must be 0 to world size - 1; got rank {task.rank} of world size {task.world_size}")
     refuse_shared([task.shard], [task.index])
     index, settings = open_index(task.index), task.settings
+    index.family.require_precision(settings.precision)
+    settings.outputs.require_family(index.family)
     device = devices.choose_device(settings.device)
     precision = devices.choose_precision(settings.precision, device)
     threads = settings.threads or torch.get_num_threads()
@@ -116,7 +118,6 @@ def load_job(task: ShardTask, status: ShardStatus) -> tuple[Job, PackEmbedder]:
 
     with stage(status, "load"):
         source = model_of(index, task.model)
-        source.family.require_precision(precision)
         weights = _load_noted(source, status)
         outputs = settings.outputs.of(weights.architecture.num_layers)
         readout = Readout(source.family, outputs)
@@ -159,7 +160,8 @@ def model_of(index: Index, name: str) -> ModelSource:
     source = find_model(name or index.attributes["model"])
     made_for, advice = f"{index.path}: made for {index.attributes['model']}", "build the index again for this model"
     if source.family != index.family:
-        raise SeqmillError(f"{made_for}, whose tokens are not those of {source.name}; {advice}")
+        families = f"a model of {index.family.title}, and {source.name} is one of {source.family.title}"
+        raise SeqmillError(f"{made_for}, {families}; {advice}")
     tokenizer = source.tokenizer
     if tokenizer and tokenizer.exists() and sha256_of_file(tokenizer) not in index.attributes["tokenizer"]:
         raise SeqmillError(f"{made_for}, with another tokenizer than {tokenizer}; {advice}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import set_client_factory
+from huggingface_hub import get_hf_file_metadata, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -27,6 +27,7 @@ from seqmill.errors import SeqmillError
 from seqmill.fetch.retry import Patience, Transient, seconds_asked
 
 PROGRESS_SECONDS = 10.0
+TROUBLES = (Transient, HfHubHTTPError, httpx2.HTTPError, httpx2.InvalidURL)
 
 log = logging.getLogger(__name__)
 
@@ -57,25 +58,49 @@ def download(url: str, part: Path, size: int | None, pace: Pace) -> None:
         _download(url, part, size, pace.patience)
 
 
+def stated_on_hub(url: str, pace: Pace) -> tuple[int | None, str]:
+    """Return a file's size and digest as Hugging Face states them: SHA-256 of a large file, else SHA-1 of a git blob.
+
+    Raise an Unreachable or a SeqmillError as `download`.
+    """
+    with _client_of(pace):
+        while True:
+            try:
+                with _alarm():
+                    found = get_hf_file_metadata(url)
+                return found.size, found.etag or ""
+            except TROUBLES as error:
+                _wait_or_give_up(url, error, pace.patience)
+
+
 def _download(url: str, part: Path, size: int | None, patience: Patience) -> None:
     most = _bytes_of(part)
     while True:
         try:
             _receive(url, part, size)
             return
-        except Transient as trouble:
-            if _bytes_of(part) > most:
+        except TROUBLES as error:
+            if isinstance(error, Transient) and _bytes_of(part) > most:
                 most = _bytes_of(part)
                 patience.renew()
-            reason, is_hopeless = str(trouble), not patience.wait(url, trouble)
-        except HfHubHTTPError as error:
-            reason, is_hopeless = _answer(error.response), True
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            reason, is_hopeless = str(error) or type(error).__name__, True
-        if is_hopeless:
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
-            raise Unreachable(f"cannot fetch {url}: {reason}")
+            try:
+                _wait_or_give_up(url, error, patience)
+            except Unreachable:
+                if part.exists() and not part.stat().st_size:
+                    part.unlink()
+                raise
+
+
+def _wait_or_give_up(url: str, error: Exception, patience: Patience) -> None:
+    """Wait before another try; raise an Unreachable if it would be in vain."""
+    if isinstance(error, Transient):
+        reason, is_hopeless = str(error), not patience.wait(url, error)
+    elif isinstance(error, HfHubHTTPError):
+        reason, is_hopeless = _answer(error.response), True
+    else:
+        reason, is_hopeless = str(error) or type(error).__name__, True
+    if is_hopeless:
+        raise Unreachable(f"cannot fetch {url}: {reason}")
 
 
 def _receive(url: str, part: Path, size: int | None) -> None:

@@ -20,7 +20,7 @@ from seqmill.model.encoder import Encoder, make_encoder
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights
 from seqmill.model.weights_record import read_record
-from seqmill.spec.models import ModelSource, released_sources
+from seqmill.spec.models import CONFIG, ModelSource, released_sources
 from seqmill.spec.released import RELEASED, Case, Published, Release, read_releases, why_not_as_published
 
 MEMORY_FACTOR = 1.3  # of the float32 model, whose q, k and v are joined in memory
@@ -70,7 +70,7 @@ def _deviation(source: ModelSource, model: Encoder, tokens: np.ndarray, case: Ca
     """Return the largest difference from a case's published numbers; NaN if there is one."""
     pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
     hidden = model(pack)
-    pairs = list(zip(hidden, case.hidden or [], strict=False))
+    pairs = list(zip(hidden[case.first :], case.hidden or [], strict=False))
     if case.mean is not None:
         pool = poolings_of(source.family)["mean"].of_segment
         pairs.append((pool(hidden, pack)[0], case.mean))
@@ -100,10 +100,16 @@ def check_weights(facts: Path = RELEASED) -> Iterator[tuple[str, bool]]:
 def _check(source: ModelSource, release: Release) -> str:
     record = read_record(source)
     for file in source.files:  # as published, or as recorded if it was converted from another file
-        fact = release.sources[0].files.get(file.name)
+        fact = release.files.get(file.name)
         wrong = why_not_as_published(file, fact) if fact else "no file of this name is published"
-        if wrong and (record is None or record["files"].get(file.name, {}).get("sha256") != sha256_of_file(file)):
+        if record is not None and (wrong or (fact and not fact.is_pinned)):
+            known, digest = record["files"].get(file.name, {}).get("sha256"), sha256_of_file(file)
+            wrong = "" if digest == known else wrong or f"its SHA256 is {digest}, not {known} as fetched"
+        if wrong:
             raise SeqmillError(f"{file}: not that of {source.name} as published: {wrong}; remove it and fetch it again")
     tested = self_test(source, load_weights(source), release.published)
     recorded = f"fetched from {record['source']}" if record else "put there by hand, without a record of its tensors"
+    unpinned = [name for name, fact in release.files.items() if name != CONFIG and not fact.is_pinned]
+    if unpinned and record is None:
+        return f"{recorded}; no public page states a digest of {' or '.join(unpinned)} to compare with; {tested}"
     return f"{recorded}; files and tensors are right; {tested}"

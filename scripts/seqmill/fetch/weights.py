@@ -12,10 +12,9 @@ from msgspec.structs import replace
 from seqmill.base.commands import command
 from seqmill.base.files import fsync, sha256_of_file, write_json
 from seqmill.errors import SeqmillError
-from seqmill.fetch.download import Pace, Unreachable, download
+from seqmill.fetch.download import Pace, Unreachable, download, stated_on_hub
 from seqmill.model.weights_record import record_path
-from seqmill.spec.families import DNABERT_S
-from seqmill.spec.models import DNABERT_MODELS, ESM2_MODELS, RELEASED_FILES, ModelSource
+from seqmill.spec.models import CONFIG, MODELS, ModelSource, released_at
 from seqmill.spec.released import RELEASED, FileFact, Release, WeightsSource, release_of, why_not_as_published
 from seqmill.version import __version__
 
@@ -25,11 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | None = None) -> None:
-    """Fetch a released model's weights unless they exist: ESM-2's file, or DNABERT's folder of files.
+    """Fetch a released model's weights unless they exist: ESM-2's file, or another model's folder of files.
 
     OUTPUT.part keeps what was received, and the next call continues it. Before it is renamed, its files must have the
-    published digests, and the model must compute the published numbers (`fetch.self_test`). A record of it is written
-    to the same folder (`model.weights_record`).
+    published digests (or, where there are none, those that Hugging Face states for the pinned commit), and the model
+    must compute the published numbers (`fetch.self_test`). A record of it is written to the same folder
+    (`model.weights_record`).
 
     Args:
         output: the .pt file to write, or the folder for the files.
@@ -41,9 +41,10 @@ def fetch_weights(name: str, output: Path, facts: Path = RELEASED, pace: Pace | 
     release = release_of(name, facts)
     part = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    fetch = _fetch_file if name in ESM2_MODELS else _fetch_folder
+    is_folder = released_at(name, output).is_folder
+    fetch = _fetch_folder if is_folder else _fetch_file
     with WeakFileLock(output.with_name(f".{output.name}.lock")):
-        if all(path.exists() for path in ([output] if name in ESM2_MODELS else [output / f for f in RELEASED_FILES])):
+        if all(path.exists() for path in ([output / file for file in release.files] if is_folder else [output])):
             log.info("%s is there already", output)
             return
         sources, pace = release.sources, pace or Pace()  # the sources share its patience
@@ -72,9 +73,9 @@ def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, 
         folder = output.with_name(f"{output.name}.folder.part")
         part = output.with_name(f"{output.name}.converted.part")  # the other .part keeps what was received of the .pt
         _receive_folder(name, source, folder, pace)
-        _convert(ModelSource(name, "folder", ESM2_MODELS[name], folder), part)
+        _convert(ModelSource(name, "folder", MODELS[name], folder), part)
         shutil.rmtree(folder)
-    _test_and_record(ModelSource(name, "released", ESM2_MODELS[name], part), release, source, {output.name: part})
+    _test_and_record(released_at(name, part), release, source, {output.name: part})
     _move(part, output)
 
 
@@ -90,7 +91,8 @@ def _convert(folder: ModelSource, part: Path) -> None:
 
 def _fetch_folder(name: str, release: Release, source: WeightsSource, part: Path, output: Path, pace: Pace) -> None:
     """Fetch the files that `output` lacks into the folder `part`."""
-    present = [file for file in RELEASED_FILES if (output / file).exists()]
+    source = _with_digests(name, source, pace)
+    present = [file for file in source.files if (output / file).exists()]
     part.mkdir(exist_ok=True)
     for file in present:
         if wrong := why_not_as_published(output / file, source.files[file]):
@@ -98,13 +100,36 @@ def _fetch_folder(name: str, release: Release, source: WeightsSource, part: Path
         (part / file).unlink(missing_ok=True)
         (part / file).symlink_to((output / file).resolve())  # the test needs a whole model
     _receive_folder(name, source, part, pace)
-    model = ModelSource(name, "released", DNABERT_MODELS[name], part, DNABERT_S)
-    _test_and_record(model, release, source, {file: part / file for file in RELEASED_FILES})
+    _test_and_record(released_at(name, part), release, source, {file: part / file for file in source.files})
     output.mkdir(exist_ok=True)
-    for file in RELEASED_FILES:
+    for file in source.files:  # an index of weights is the last one: it must not name missing files
         if file not in present:
             _move(part / file, output / file)
     shutil.rmtree(part)
+
+
+def _with_digests(name: str, source: WeightsSource, pace: Pace) -> WeightsSource:
+    """Return a source with the digests that Hugging Face states at its commit where no public page states them.
+
+    Raise a SeqmillError if the source is a mirror, which nobody could check.
+    """
+    files = dict(source.files)
+    for file in [file for file, fact in files.items() if not fact.is_pinned]:
+        if source.repository is None:
+            if file == CONFIG:
+                continue  # all that is read from it must fit the model's known architecture
+            raise SeqmillError(
+                f"no public page states the digest of {name}'s {file}, so that of a mirror can't be checked: unset "
+                f"{URL_VARIABLE} to fetch it from Hugging Face, or copy the folder {name} from where that is possible"
+            )
+        url = hf_hub_url(source.repository, file, revision=source.commit)
+        size, digest = stated_on_hub(url, pace)
+        kind = {64: "sha256", 40: "git_sha1"}.get(len(digest))
+        if kind is None:
+            raise SeqmillError(f"{url}: the server states no digest of this file, so it was not fetched")
+        log.info("%s of %s at its pinned commit, as the server states: %s", kind, file, digest)
+        files[file] = FileFact(size, **{kind: digest})
+    return replace(source, files=files)
 
 
 def _receive_folder(name: str, source: WeightsSource, folder: Path, pace: Pace) -> None:
@@ -121,7 +146,8 @@ def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: 
     if source.repository is not None:
         url = hf_hub_url(source.repository, file, revision=source.commit)
     else:
-        url = f"{source.url}/{file}" if name in ESM2_MODELS or source.url is None else f"{source.url}/{name}/{file}"
+        is_folder = len(source.files) > 1
+        url = f"{source.url}/{name}/{file}" if is_folder else f"{source.url}/{file}"
     log.info("fetching %s", url)
     download(url, part, fact.size, pace)
     if wrong := why_not_as_published(part, fact):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from seqmill.errors import SeqmillError
 from seqmill.spec.families import ESM2, ESMC, PROSTT5, PROTT5
+from seqmill.spec.models import DEFAULT_MODEL
 
 LAYOUT = b" \t\r\n\v\f"  # white space between letters, which is dropped
 INVALID = 255
@@ -177,9 +178,11 @@ def _refusal_of_nucleotide(byte: int, position: int) -> str:
     message = _refusal(byte, f"at base {position} is not a nucleotide letter")
     letter = chr(byte).upper()
     if letter == "X":
-        return f"{message}: if it masks a base, write N; if this is a protein, use an ESM-2 model"
+        return (
+            f"{message}: if it masks a base, write N; if this is a protein, use a protein model, e.g. {DEFAULT_MODEL}"
+        )
     if letter in PROTEIN_ONLY:
-        return f"{message}: this looks like a protein; use an ESM-2 model"
+        return f"{message}: this looks like a protein; use a protein model, e.g. {DEFAULT_MODEL}"
     return message
 
 

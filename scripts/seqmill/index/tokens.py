@@ -23,7 +23,7 @@ from seqmill.index.letters import (
 from seqmill.index.segments import cut, known_bases, weigh, window_spans
 from seqmill.spec.families import Family
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import CONFIG, ModelSource
+from seqmill.spec.models import CONFIG, DEFAULT_MODEL, ModelSource
 
 DIGEST_BYTES = 16
 GAPPED = 0.1  # records with a larger share of unknown bases are counted
@@ -112,7 +112,7 @@ class NucleotideTokenizer:
         if block[0].number == 1 and looks_like_protein(_sample(block)):
             raise SeqmillError(
                 f"{name}: fewer than half of the letters are A, C, G, T or U: this looks like proteins, and "
-                "the model is for nucleotides; use an ESM-2 model"
+                f"the model is for nucleotides; use a protein model, e.g. {DEFAULT_MODEL}"
             )
         return _clean(block, self._letters.clean, invalid)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from seqmill.base.input_files import InputFile
 from seqmill.merge.verify import VerifiedSet
+from seqmill.spec.released import read_releases
 from seqmill.version import __version__
 
 COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
@@ -27,6 +28,7 @@ def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
         "warning": verified.warning,
         "fasta": asdict(InputFile.fasta_of(attributes)),
         "weights": verified.statuses[0].weights,
+        "model": _credits_of(verified.fingerprint.model),
         "fingerprint": verified.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in COUNTS},
@@ -47,6 +49,15 @@ def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
         ],
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def _credits_of(model: str) -> dict[str, Any]:
+    """Return a model's name, and for a released one its license and the publication to cite."""
+    release = read_releases().get(model)
+    if release is None:
+        return {"name": model}
+    citation = release.citation.text if release.citation else None
+    return {"name": model, "license": msgspec.to_builtins(release.license), "citation": citation}
 
 
 def _version(package: str) -> str:

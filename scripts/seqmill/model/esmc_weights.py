@@ -1,12 +1,19 @@
-"""ESM C's weights: a Hugging Face folder of safetensors, or the .pth file of the esm package's first releases."""
+"""ESM C's weights: a Hugging Face folder of safetensors, or the .pth file of the esm package's first releases.
 
+Three layouts exist: that of transformers, that of the first releases, and that of Transformer Engine, in which Biohub
+published the safetensors.
+"""
+
+import re
 from pathlib import Path
 from typing import Any
 
+from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
 from seqmill.model.esm2 import LAYER_NORM_EPS, ROPE_BASE
 from seqmill.model.esmc import parameter_shapes
 from seqmill.model.tensor_files import (
+    SIZES,
     Naming,
     Tensors,
     load_pickled,
@@ -50,6 +57,22 @@ FIRST_RELEASES = Naming(
     },
     ignored=r"^(sequence|lm)_head\.|\.inv_freq$",
 )
+TRANSFORMER_ENGINE = Naming(
+    prefix=r"^esmc\.",
+    whole=FIRST_RELEASES.whole,
+    layer=FIRST_RELEASES.layer,
+    parts={
+        **FIRST_RELEASES.parts,
+        "attention_norm": ("attn.layernorm_qkv.layer_norm",),
+        "qkv": ("attn.layernorm_qkv",),
+        "ffn_norm": ("ffn.layer_norm",),
+        "gated": ("ffn.fc1",),
+        "down": ("ffn.fc2",),
+    },
+    ignored=r"^lm_head\.|\._extra_state$|\.inv_freq$",
+)
+ENGINE_NAMES = re.compile(r"\.(layer_norm|fc1|fc2)_(weight|bias)$")  # with an underscore where others have a dot
+ENGINE_SIZES = ("n_layers", "d_model", "n_heads")
 SETTINGS = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -60,15 +83,20 @@ SETTINGS = {
 
 def open_folder(path: Path) -> tuple[EsmcArchitecture, Tensors]:
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
-    architecture = read_architecture(path / CONFIG, EsmcArchitecture, _own_fields, SETTINGS, "ESM C")
+    sizes = ENGINE_SIZES if "d_model" in read_json(path / CONFIG) else SIZES
+    architecture = read_architecture(path / CONFIG, EsmcArchitecture, _own_fields, SETTINGS, "ESM C", sizes)
     state = load_safetensors(weight_files(path))
     naming = FIRST_RELEASES if any("transformer.blocks." in name for name in state) else HUGGING_FACE
+    if any(ENGINE_NAMES.search(name) for name in state):
+        naming = TRANSFORMER_ENGINE
+        state = {ENGINE_NAMES.sub(r".\1.\2", name): tensor for name, tensor in state.items()}
     return architecture, naming.match(state, parameter_shapes(architecture), path, "ESM C")
 
 
 def _own_fields(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta", ROPE_BASE) != ROPE_BASE or rope.get("rope_type", "default") != "default":
+    is_ours = isinstance(rope, dict) and rope.get("rope_type", "default") == "default"
+    if not is_ours or rope.get("rope_theta", ROPE_BASE) != ROPE_BASE:
         raise ValueError(f"rope_parameters are {rope}; ESM C rotates with a base of {ROPE_BASE:g}")
     return {"vocabulary": config["vocab_size"]}
 

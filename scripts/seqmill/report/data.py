@@ -16,6 +16,7 @@ from seqmill.errors import SeqmillError
 from seqmill.report.colors import column_scale, number_scale
 from seqmill.report.map import MAX_SHOWN, draw_maps, shown_rows
 from seqmill.report.throughput import read_points, speeds
+from seqmill.spec.families import ESM2, family_of_tokenizer
 from seqmill.store.embeddings import EmbeddingsFile
 from seqmill.store.index import open_index
 from seqmill.store.index_format import Fate
@@ -71,7 +72,7 @@ def gather(sources: Sources) -> dict[str, Any]:
     records = _read_records(sources.records, embeddings, bool(sources.metadata)) if sources.records else {}
     left_out, lengths = records.pop("left_out", set()), records.pop("lengths", embeddings.lengths)
     fates = json.loads(attributes.get("fate_counts", "{}")) or records.get("fates", {})
-    unit = "residues" if str(attributes.get("tokenizer", "esm2")).startswith("esm2") else "bases"
+    unit = "residues" if family_of_tokenizer(str(attributes.get("tokenizer", ESM2.name))).is_protein else "bases"
     rows = shown_rows(len(embeddings), MAX_SHOWN)
     shards = sorted(shards, key=lambda shard: shard["rank"])
     scales = [number_scale(f"Length ({unit})", embeddings.lengths[rows].astype(np.float64), is_log=True)]

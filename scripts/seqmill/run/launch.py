@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from seqmill.errors import SeqmillError
 from seqmill.run.datasets import Dataset, dataset_of_file, datasets_of_mapping, read_datasets
 from seqmill.run.workflow_files import workflow_folder
 from seqmill.spec.models import NAMES
+from seqmill.spec.outputs import POOLINGS, Outputs
+from seqmill.spec.task import PRECISIONS
 
 CONFIG_FILE = Path("config/config.yaml")  # in the working directory
 PATHS = ("fasta", "datasets", "metadata", "container")  # settings that name one file
+READ = ("fasta", "datasets", "model", "precision", "pooling")
 DEFAULT_PROFILE = "default"
 # Options of Snakemake that `Launch.command` gives, with what to give instead. Snakemake would take the last one alone.
 GIVEN = {
@@ -47,7 +50,7 @@ class Launch:
         own, folders = self.output / CONFIG_FILE, [self.output, workflow_folder()]
         if not own.exists() and not {"fasta", "datasets"} & self.settings.keys():
             raise SeqmillError(f"nothing to embed: give a FASTA file, --config datasets=TABLE, or settings in {own}")
-        asked = _read_settings(own if own.exists() else folders[1] / CONFIG_FILE) | dict(self.settings)
+        asked = self._asked()
         if asked["fasta"]:
             return [dataset_of_file(asked["fasta"], asked["model"], [Path()] if "fasta" in self.settings else folders)]
         if isinstance(asked["datasets"], Mapping):
@@ -55,6 +58,25 @@ class Launch:
         table = os.path.expanduser(asked["datasets"])  # noqa: PTH111  (Path's raises an error for ~nobody)
         tables = [folder / table for folder in ([Path()] if "datasets" in self.settings else folders)]
         return read_datasets(next(filter(Path.exists, tables), tables[0]), asked["model"], folders)
+
+    def require_possible(self, datasets: Iterable[Dataset]) -> None:
+        """Raise a SeqmillError if a model has no such precision or pooling: before a long download.
+
+        The workflow itself checks all settings.
+        """
+        asked = self._asked()
+        poolings = tuple(name for name in POOLINGS if name in re.findall(r"\w+", asked["pooling"]))
+        for dataset in datasets:
+            try:
+                if asked["precision"] in PRECISIONS:
+                    dataset.model.family.require_precision(asked["precision"])
+                Outputs(poolings=poolings or ("mean",)).require_family(dataset.model.family)
+            except SeqmillError as error:
+                raise SeqmillError(f"dataset {dataset.name}, model {dataset.model.name}: {error}") from error
+
+    def _asked(self) -> dict[str, Any]:
+        own = self.output / CONFIG_FILE
+        return _read_settings(own if own.exists() else workflow_folder() / CONFIG_FILE) | dict(self.settings)
 
     def command(self) -> list[str]:
         """Return Snakemake's command line.
@@ -132,7 +154,7 @@ def _quoted(path: str) -> str:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings fasta, datasets and model of a configuration file, or their defaults."""
+    """Return the settings `READ` of a configuration file, or their defaults."""
     import yaml  # here, so that a missing Snakemake is named first
 
     schema = yaml.safe_load((workflow_folder() / "config/schemas/config.schema.yaml").read_text(encoding="utf-8"))
@@ -143,5 +165,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SeqmillError(f"{path}: holds no settings; a line is KEY: VALUE")
     properties = schema["properties"]
-    asked = {key: found.get(key, properties[key]["default"]) for key in ("fasta", "datasets", "model")}
+    asked = {key: found.get(key, properties[key]["default"]) for key in READ}
     return {key: value if isinstance(value, Mapping) else str(value) for key, value in asked.items()}

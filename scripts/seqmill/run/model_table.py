@@ -58,22 +58,30 @@ def _gigabytes(num_bytes: float) -> str:
 
 
 def _notes(releases: dict[str, Release]) -> list[str]:
-    """Explain the columns, and name the machines and the licenses' pages."""
+    """Explain the columns, and name the machines, the licenses' pages, and the publications."""
     machines: dict[str, list[str]] = {}
-    pages: dict[str, list[str]] = {}
+    rights: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     for name, release in releases.items():
         if seen := release.measured:
             where = f"{seen.unit} per second ({' / '.join(PRECISIONS)}): {seen.machine}, {seen.date}, {seen.origin}"
             machines.setdefault(where, []).append(name)
-        if release.license:
-            pages.setdefault(release.license.name, []).append(release.license.origin)
-    return [
+        if release.license and release.citation:
+            names, pages = rights.setdefault((release.license.name, release.citation.text), ([], []))
+            names.append(name)
+            pages.append(release.license.origin)
+    lines = [
         "parameters: without the heads, which seqmill does not use. weights: the files to fetch.",
         "memory: the peak of the run on a CPU that measured the speed. ~: not measured; this is what seqmill requests",
         "for a job with one CPU thread, which is more than it should need.",
         *(f"speed of {_in_short(names)}: {where}" for where, names in machines.items()),
-        *(f"license {license}: {_in_short(origins)}" for license, origins in pages.items()),
     ]
+    for (license, citation), (names, pages) in rights.items():
+        lines += [
+            "",
+            f"{_in_short(names)}: license {license}, {_in_short(list(dict.fromkeys(pages)))}",
+            f"  cite {citation}",
+        ]
+    return lines
 
 
 def _in_short(names: list[str]) -> str:

@@ -14,7 +14,7 @@ import h5py
 from seqmill.base.hdf5 import LOCKING
 from seqmill.spec.families import Family
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import ModelSource
+from seqmill.spec.models import T5_MODELS, ModelSource
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # FLOP/s that any device is expected to sustain.
@@ -30,14 +30,17 @@ MEMORY_GROWTH = 0.5  # of the first request, with each further attempt
 INDEX_MB = 8000
 INDEX_BYTES_PER_SECOND = 2e6  # on a slow core
 VECTOR_BYTES_PER_SECOND = 2e7  # shards larger than memory, read row by row; exports with one file per record
-HIDDEN_STATES = 24  # about, whose bytes are the activations of a token in float32
+# Activations of a token in float32, in numbers per dimension. Measured: 4 (ESM-2 650M), 8 (ESM C 600M), and 12 to 14
+# (ProtT5, see `_activation_dim`; 115 kB per token with PyTorch's attention).
+HIDDEN_STATES = 24
 CPU_PIECE_TOKENS = 2048  # see seqmill.embedding.runner
 GPU_PACKS_IN_FLIGHT = 3  # from the GPU to the disk, with a vector for every residue
 FULL_LENGTH = 50_000  # letters assumed for the longest sequence where none is cut
 UNKNOWN_DIM = 1280
+FOLDER_SHAPES = {shape.family: shape for shape in T5_MODELS.values()}  # a folder's, before it is read
 COMPRESSED = (".gz", ".bgz", ".zst")
 PROTEIN_COMPRESSION, DNA_COMPRESSION = 3, 4  # of FASTA, at most: a base is two bits
-WEIGHTS_SUFFIXES = (".pt", ".bin", ".safetensors")
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 def index_minutes(fasta: Path, copies: float) -> int:
@@ -95,7 +98,7 @@ def memory_mb(model: ModelSource, longest: int, threads: int, attempt: int, kept
         kept: see `kept_tokens`.
     """
     needed = BASE_MB + 2 * 4 * num_parameters(model) / 1e6
-    needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _hidden_dim(model) / 1e6
+    needed += threads * max(longest, CPU_PIECE_TOKENS) * HIDDEN_STATES * 4 * _activation_dim(model) / 1e6
     needed += max(threads, 1) * 2 * 4 * kept * _hidden_dim(model) / 1e6
     return math.ceil(needed * (1 + MEMORY_GROWTH * (attempt - 1)))
 
@@ -151,6 +154,12 @@ def _tokens_of_index(index: Path, mtime_ns: int, size: int) -> int:  # for every
 
 def _hidden_dim(model: ModelSource) -> int:
     return model.architecture.hidden_dim if model.architecture else UNKNOWN_DIM
+
+
+def _activation_dim(model: ModelSource) -> int:
+    """Return the hidden dimension, or half the width of the queries if that is larger (T5)."""
+    shape = model.architecture or FOLDER_SHAPES.get(model.family)
+    return max(shape.hidden_dim, shape.inner_dim // 2) if shape else UNKNOWN_DIM
 
 
 def num_parameters(model: ModelSource) -> float:

@@ -18,6 +18,8 @@ from seqmill.store.reuse import TAKE_OUT, Source, bring_back, open_noted, open_s
 def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, precision: str) -> dict[str, Any]:
     """Return the settings of a computation that are known before anything runs; precision may be auto."""
     known = {**asdict(policy), "pooling": ",".join(outputs.poolings), "per_residue": outputs.per_residue}
+    if model.family.is_protein:
+        known["tokenizer"] = model.family.name
     if model.architecture:
         known["layers"] = ",".join(map(str, outputs.of(model.architecture.num_layers).layers))
     if precision != "auto":
@@ -27,7 +29,8 @@ def known_settings(model: ModelSource, policy: LengthPolicy, outputs: Outputs, p
 
 def require_settings(source: Source, model: ModelSource, known: Mapping[str, Any], dtype: str) -> None:
     """Raise a SeqmillError if the settings are incompatible with an earlier result; see `known_settings`."""
-    if model.architecture and model.architecture.hidden_dim != source.outputs[0].shape[1]:
+    is_other = source.family != model.family
+    if is_other or (model.architecture and model.architecture.hidden_dim != source.outputs[0].shape[1]):
         raise SeqmillError(
             f"{source.path}: can't be reused: its model is {source.attributes['model']}, not {model.name}; {TAKE_OUT}"
         )

@@ -14,6 +14,8 @@ from seqmill.base.words import in_one_line, many
 from seqmill.errors import SeqmillError
 from seqmill.run.dataset_run import DatasetRun
 from seqmill.run.walk import entries_of, last_error
+from seqmill.spec.families import ESM2
+from seqmill.spec.models import DEFAULT_MODEL, UNTRAINED_PREFIX
 from seqmill.store.index_format import WHY_INVALID
 from seqmill.store.layout import RunFolder
 from seqmill.store.status import RUNNING, read_status
@@ -72,7 +74,8 @@ def results_message(datasets: Iterable[DatasetRun], is_elsewhere: bool) -> str:
 
 def _trained_run(dataset: DatasetRun, is_elsewhere: bool) -> str:
     """Return a command that embeds a dataset with a trained model."""
-    model = "esm2_t33_650M_UR50D" if dataset.model.family.is_protein else "dnabert_s"
+    is_esm2 = dataset.model.family == ESM2  # whose small models are for trials
+    model = DEFAULT_MODEL if is_esm2 else dataset.model.name.removeprefix(UNTRAINED_PREFIX)
     if Path("Snakefile").exists():
         return f"snakemake --cores all --config fasta={shlex.quote(str(dataset.fasta))} model={model}"
     fasta, output = (dataset.fasta.absolute(), ["--output", str(Path.cwd())]) if is_elsewhere else (dataset.fasta, [])

@@ -22,13 +22,14 @@ class Family:
     has_cls: bool = True  # whether the first token's vector stands for the whole sequence
     letters_per_token: int = 1  # about
     precisions: tuple[str, ...] = ("bfloat16", "float16", "float32")
-    why_not: str = "no such kernels are written for it"  # why the other precisions can't be used
+    why_no_float16: str = ""
 
     def require_precision(self, precision: str) -> None:
         """Raise a SeqmillError if models of this family can't be computed in a precision; auto is always possible."""
         if precision not in (*self.precisions, "auto"):
-            possible = ", ".join(self.precisions)
-            raise SeqmillError(f"precision {precision} is not for {self.title}: {self.why_not}; use auto or {possible}")
+            reason = self.why_no_float16 if precision == "float16" else f"it has no kernels in {precision}"
+            possible = f"auto, {', '.join(self.precisions[:-1])}, or {self.precisions[-1]}"
+            raise SeqmillError(f"precision {precision} is not for {self.title}: {reason}; use {possible}")
 
 
 WITH_FLOAT8 = ("bfloat16", "float16", "float32", "float8")
@@ -48,9 +49,20 @@ PROTT5 = Family(
     before=0,
     has_cls=False,
     precisions=("bfloat16", "float32"),
-    why_not=NO_FLOAT16,
+    why_no_float16=NO_FLOAT16,
 )
 PROSTT5 = Family(
-    "prostt5", "ProstT5", "truncate", 12_000, has_cls=False, precisions=("bfloat16", "float32"), why_not=NO_FLOAT16
+    "prostt5",
+    "ProstT5",
+    "truncate",
+    12_000,
+    has_cls=False,
+    precisions=("bfloat16", "float32"),
+    why_no_float16=NO_FLOAT16,
 )
 FAMILIES = {family.name: family for family in (ESM2, DNABERT_S, ESMC, PROTT5, PROSTT5)}
+
+
+def family_of_tokenizer(name: str) -> Family:
+    """Return the family whose tokenizer a result names: proteins' have their family's name, byte pairs a digest."""
+    return FAMILIES.get(name, DNABERT_S)

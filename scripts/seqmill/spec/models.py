@@ -21,7 +21,6 @@ UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
 WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-RELEASED_FILES = (CONFIG, TOKENIZER, PICKLED_WEIGHTS)  # of DNABERT
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
 # Several times the sizes of any published model; larger ones are damage, or an attempt to exhaust the memory.
 MOST_LAYERS, MOST = 1_000, 1_000_000
@@ -170,6 +169,13 @@ class T5Architecture(Architecture):
     layer_vectors: ClassVar[int] = 2
     other_vectors: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buckets < 4 or self.buckets % 2:
+            raise ValueError(f"buckets is {self.buckets}, not an even number from 4 on")
+        if self.max_distance <= self.buckets // 4:  # so many distances each way have their own
+            raise ValueError(f"max_distance is {self.max_distance}, which {self.buckets} buckets reach one by one")
+
     @property
     def family(self) -> Family:
         return PROSTT5 if self.vocabulary == T5_VOCABULARIES[PROSTT5] else PROTT5
@@ -222,6 +228,13 @@ HUB_NAMES = {
     "zhihan1996/dnabert-s": "dnabert_s",
     "zhihan1996/dnabert-2-117m": "dnabert_2",
 }
+# Files of weights in the published folders that have no `PICKLED_WEIGHTS`.
+SHARDS_OF_6B = [f"model-{number:05}-of-00006.safetensors" for number in range(1, 7)]
+PUBLISHED_WEIGHTS = {
+    "esmc_300m": [SAFETENSORS],
+    "esmc_600m": [SAFETENSORS],
+    "esmc_6b": [SAFETENSORS_INDEX, *SHARDS_OF_6B],
+}
 CHECKPOINTS = {".pt": ESM2, ".pth": ESMC}
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 
@@ -261,7 +274,8 @@ class ModelSource:
         if self.path is None:
             return []
         if self.is_folder:
-            weights = weight_files(self.path) or [self.path / PICKLED_WEIGHTS]
+            published = PUBLISHED_WEIGHTS.get(self.name, [PICKLED_WEIGHTS])
+            weights = weight_files(self.path) or [self.path / file for file in published]
             return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
         return [self.path]
 
@@ -293,9 +307,13 @@ def released_sources(name: str) -> list[ModelSource]:
     folders = [WEIGHTS_FOLDER]
     with suppress(RuntimeError):  # no home folder, as in some containers
         folders.append(user_weights_folder())
-    architecture = MODELS[name]
-    file = f"{name}.pt" if architecture.family == ESM2 else name
-    return [ModelSource(name, "released", architecture, folder / file, architecture.family) for folder in folders]
+    file = f"{name}.pt" if MODELS[name].family == ESM2 else name
+    return [released_at(name, folder / file) for folder in folders]
+
+
+def released_at(name: str, path: Path) -> ModelSource:
+    """Return one of `NAMES` whose weights are at a path: a .pt file of ESM-2, else a folder."""
+    return ModelSource(name, "released", MODELS[name], path, MODELS[name].family)
 
 
 def find_model(name: str) -> ModelSource:
@@ -388,7 +406,9 @@ def _family_of_folder(path: Path) -> Family:
 def _unknown(name: str, known: list[str]) -> str:
     # Compare the last part, in lower case: users give names such as zhihan1996/DNABERT-S.
     keys = {model.lower(): model for model in known}
-    close = difflib.get_close_matches(name.rpartition("/")[2].lower(), keys, n=1)
+    typed = name.rpartition("/")[2].lower()
+    begun = [model for model in keys if typed and model.startswith(typed)]  # prott5 is not prostt5
+    close = begun if len(begun) == 1 else difflib.get_close_matches(typed, keys, n=1)
     hint = f"; did you mean {keys[close[0]]}?" if close else "."
     return (
         f"model {name!r} is not known{hint} "

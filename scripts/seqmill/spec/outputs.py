@@ -14,7 +14,7 @@ class Outputs:
     """Layers to read and poolings to apply to each.
 
     Layers are numbered as in fair-esm: 0 is the embedding of the tokens, k the output of block k; negative numbers
-    count from the end, -1 is the last (in ESM-2 after its layer norm).
+    count from the end, -1 is the last, after the model's last norm (DNABERT-S has none).
     """
 
     layers: tuple[int, ...] = (-1,)

@@ -10,13 +10,13 @@ import msgspec
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import NAMES
+from seqmill.spec.models import CONFIG, NAMES
 
 RELEASED = Path(__file__).with_name("released.json")
 
 
 class FileFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file as it was published, with one hexadecimal digest."""
+    """A file as it was published, with one hexadecimal digest; without one if no public page states it."""
 
     size: int | None = None  # in bytes; None if no public page states it
     sha256: str = ""
@@ -24,8 +24,13 @@ class FileFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     git_sha1: str = ""  # of a git blob, for small files on Hugging Face
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.sha256, self.md5, self.git_sha1))) != 1:
-            raise ValueError("a file needs one digest")
+        if sum(map(bool, (self.sha256, self.md5, self.git_sha1))) > 1:
+            raise ValueError("a file has one digest")
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether a public page states a digest."""
+        return bool(self.sha256 or self.md5 or self.git_sha1)
 
 
 class WeightsSource(msgspec.Struct, frozen=True):
@@ -46,8 +51,9 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sequence: str
     tokens: list[int] | None = None  # its token ids, special ones included
-    hidden: list[list[float]] | None = None  # the first dimensions of the last hidden states of the first tokens
-    mean: list[float] | None = None  # its first dimensions; over residues (ESM-2) or all tokens (DNABERT-S)
+    hidden: list[list[float]] | None = None  # the first dimensions of the last hidden states of some tokens
+    first: int = 0  # the first of these tokens
+    mean: list[float] | None = None  # its first dimensions; over residues, or all tokens of nucleotides
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -63,6 +69,25 @@ class License(msgspec.Struct, frozen=True):
 
     name: str
     origin: str = msgspec.field(name="from")
+
+
+class Citation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The publication that a model's authors ask to cite."""
+
+    authors: str
+    year: int
+    title: str
+    journal: str
+    doi: str = ""
+    url: str = ""  # if there is no DOI
+
+    @property
+    def link(self) -> str:
+        return f"https://doi.org/{self.doi}" if self.doi else self.url
+
+    @property
+    def text(self) -> str:
+        return f"{self.authors} ({self.year}). {self.title}. {self.journal}. {self.link}"
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -82,12 +107,24 @@ class Release(msgspec.Struct, frozen=True):
     sources: list[WeightsSource]
     published: Published | None = msgspec.field(name="self_test", default=None)
     license: License | None = None
+    citation: Citation | None = None
     measured: Measured | None = None
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            unpinned = [name for name, file in source.files.items() if not file.is_pinned]
+            if unpinned and not (source.repository and source.commit):
+                raise ValueError(f"{unpinned[0]} needs a digest, or a repository and its commit")
+
+    @property
+    def files(self) -> dict[str, FileFact]:
+        """The files of the preferred source."""
+        return self.sources[0].files
 
     @property
     def size(self) -> int | None:
-        """The bytes of the preferred source's files; None if no public page states them."""
-        sizes = [file.size for file in self.sources[0].files.values()]
+        """The bytes of the preferred source's files without its small config.json; None if no public page says so."""
+        sizes = [file.size for name, file in self.files.items() if name != CONFIG]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
@@ -108,10 +145,12 @@ def release_of(name: str, path: Path = RELEASED) -> Release:
 
 
 def why_not_as_published(path: Path, fact: FileFact) -> str:
-    """Read a file and return how it differs from the published one; empty if it does not."""
+    """Read a file and return how it differs from the published one; empty if it does not, as far as that is known."""
     size = path.stat().st_size
     if fact.size is not None and size != fact.size:
         return f"it has {size:,} bytes, not {fact.size:,}"
+    if not fact.is_pinned:
+        return ""
     algorithm = "sha256" if fact.sha256 else "md5" if fact.md5 else "git_sha1"
     digest, published = hashlib.new(algorithm.removeprefix("git_"), usedforsecurity=False), getattr(fact, algorithm)
     if algorithm == "git_sha1":

@@ -17,7 +17,7 @@ import numpy as np
 from seqmill.base.digests import sha256_but_for
 from seqmill.base.hdf5 import map_dataset, open_hdf5
 from seqmill.errors import SeqmillError
-from seqmill.spec.families import DNABERT_S, FAMILIES, Family
+from seqmill.spec.families import Family, family_of_tokenizer
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.store.embeddings import EmbeddingsFile
@@ -47,7 +47,7 @@ class Source:
     @property
     def family(self) -> Family:
         """The family of models that reads the sequences."""
-        return FAMILIES.get(str(self.attributes.get("tokenizer")), DNABERT_S)
+        return family_of_tokenizer(str(self.attributes.get("tokenizer")))
 
     @property
     def note(self) -> dict[str, Any]:

@@ -202,6 +202,11 @@ def test_wrong_input_is_named(small: seqmill.Embedder, given: object, options: d
         ({"model": "esm3"}, "^model 'esm3' is not known"),
         ({"device": "cuda:1"}, "^device must be one of auto, cpu, cuda, not cuda:1; CUDA_VISIBLE_DEVICES chooses"),
         ({"precision": "fp16"}, "^precision must be one of auto, float32, bfloat16, float16, float8, not fp16"),
+        ({"model": "prott5_xl_u50", "precision": "float16"}, "^precision float16 is not for ProtT5: T5's feed-forward"),
+        (
+            {"model": "esmc_300m", "precision": "float8"},
+            "^precision float8 is not for ESM C: it has no kernels in float8",
+        ),
         ({"long_sequences": "drop"}, "^long_sequences must be one of"),
         ({"window": 0, "long_sequences": "window"}, "^window must be 1 to"),
         (

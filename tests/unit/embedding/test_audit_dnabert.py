@@ -1,11 +1,7 @@
 """The audit of nucleotides: a separate reference, segments and pooling written out, planted defects caught."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,81 +9,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from audit_cases import Case, Tensors, make_case
 from dnabert_reference import GOLDEN, GOLDEN_LENGTHS, SMALL, random_tokens, reference_hidden, save_folder, seeded_state
 from families import random_contigs
-from pipeline import SCRIPTS
-from seqmill.embedding import audit_references
-from seqmill.embedding.audit import MOST_SEQUENCES, StoredVectors, audit_embeddings, judge
-from seqmill.embedding.audit_references import make_reference, memory
-from seqmill.embedding.pooling import BY_NAME, combine_means
-from seqmill.index.build import build_index
+from seqmill.embedding.audit import MOST_SEQUENCES, judge
+from seqmill.embedding.pooling import mean_over_tokens
+from seqmill.embedding.references import reference as written_out
+from seqmill.embedding.references.families import make_reference
 from seqmill.model.alibi import attend
-from seqmill.model.dnabert_s import LAYER_NORM_EPS, DnabertS
+from seqmill.model.dnabert_s import LAYER_NORM_EPS
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.pack import Pack
-from seqmill.model.weights import load_weights
 from seqmill.spec.families import DNABERT_S
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DnabertArchitecture, ModelSource, find_model
-from seqmill.spec.outputs import Outputs
-from seqmill.store.index import Index, open_index
-from seqmill.store.status import AuditFacts
+from seqmill.spec.models import DnabertArchitecture
 
 ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two series
 BASES = [1300, 1000, 700, 300, 300, 250, 60, 17, 2]
-AMPLE = 600.0  # seconds: more than a slow machine needs
-WHOLE = LengthPolicy("full", 0)
 WINDOWS = LengthPolicy("window", 400, 300, 280, "both")
 POOLINGS = ("mean", "mean_tokens", "cls")
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Contigs, and the weights of a model."""
-
-    index: Index
-    source: ModelSource
-    architecture: DnabertArchitecture
-    tensors: Tensors
-
-    def model(self, dtype: torch.dtype = torch.float32, tensors: Tensors | None = None) -> DnabertS:
-        return DnabertS(self.architecture, tensors or self.tensors, dtype, self.index.max_tokens, "sdpa")
-
-    def packs(self) -> list[Pack]:
-        index = self.index
-        return [Pack.from_tokens(index.pack_tokens(n), index.pack_lengths(n)) for n in range(index.num_packs)]
-
-    def embeddings(self, hidden: list[torch.Tensor], pooling: str = "mean") -> np.ndarray:
-        """Return the embeddings of all sequences from the hidden states of the packs, as a worker computes them."""
-        found = []
-        for number, (pack, states) in enumerate(zip(self.packs(), hidden, strict=True)):
-            vectors = BY_NAME[DNABERT_S][pooling].of_segment(states, pack).numpy()
-            segments = self.index.pack_segments(number)
-            found.append(vectors if segments is None else combine_means(vectors, *segments))
-        return np.concatenate(found)
-
-    def compute(self, model: DnabertS, pooling: str = "mean") -> np.ndarray:
-        return self.embeddings([model(pack) for pack in self.packs()], pooling)
-
-    def audit(self, embeddings: np.ndarray, pooling: str = "mean") -> AuditFacts:
-        outputs = Outputs((self.architecture.num_layers,), (pooling,))
-        stored = StoredVectors(self.index, outputs, embeddings.__getitem__)
-        audit = audit_embeddings(stored, self.source, np.arange(self.index.num_sequences), AMPLE)
-        print(audit)
-        return audit
-
-
-def make_case(folder: Path, model: str, bases: list[int], policy: LengthPolicy) -> Case:
-    folder.mkdir()
-    fasta = folder / "contigs.fna"
-    fasta.write_text("".join(f">s{n}\n{contig}\n" for n, contig in enumerate(random_contigs(bases))))
-    build_index(fasta, folder / "index.h5", model, policy)
-    source = find_model(model)
-    weights = load_weights(source)
-    assert isinstance(weights.architecture, DnabertArchitecture)
-    return Case(open_index(folder / "index.h5"), source, weights.architecture, weights.tensors)
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Case:
-    return make_case(folder.parent / "whole", str(folder), BASES, WHOLE)
+    return make_case(folder.parent / "whole", str(folder), random_contigs(BASES))
 
 
 @pytest.fixture(scope="module")
 def windows(folder: Path) -> Case:
-    return make_case(folder.parent / "windows", str(folder), BASES, WINDOWS)
+    return make_case(folder.parent / "windows", str(folder), random_contigs(BASES), WINDOWS)
 
 
 @pytest.fixture(params=["whole", "windows"])
@@ -129,8 +69,8 @@ def test_the_reference_agrees_with_numbers_from_the_published_code() -> None:
 def test_any_number_of_heads_and_of_queries_per_block(num_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = DnabertArchitecture(2, 12 * num_heads, num_heads)
     state = seeded_state(architecture)
-    monkeypatch.setattr(audit_references, "SCORES", 12 * 100 * 7)
-    monkeypatch.setattr(audit_references, "FFN_TOKENS", 30)
+    monkeypatch.setattr(written_out, "SCORES", 12 * 100 * 7)
+    monkeypatch.setattr(written_out, "FFN_TOKENS", 30)
     reference = make_reference(architecture, parts_of(state), 100)
     for tokens in random_tokens([100, 31, 3]):
         (expected,) = reference_hidden(state, architecture, [tokens], torch.float64)
@@ -173,7 +113,7 @@ def test_16_bits_pass(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.full
 def test_bfloat16_passes_in_the_published_shape(tmp_path: Path) -> None:
     """Short sequences have the largest errors."""
-    case = make_case(tmp_path / "untrained", "untrained:dnabert_s", [300, 64, 8, 2, 1, 1], WHOLE)
+    case = make_case(tmp_path / "untrained", "untrained:dnabert_s", random_contigs([300, 64, 8, 2, 1, 1]))
     audit = case.audit(case.compute(case.model(torch.bfloat16)))
     assert audit.sequences == case.index.num_sequences
     assert judge(audit, "bfloat16", DNABERT_S)[0] == "ok"
@@ -271,7 +211,7 @@ def test_swapped_rows_are_caught(case: Case) -> None:
 def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> None:
     """A contig's last window is shorter than the others, and half of its segments are from the other strand."""
     model, index = windows.model(), windows.index
-    vectors = torch.cat([BY_NAME[DNABERT_S]["mean"].of_segment(model(pack), pack) for pack in windows.packs()]).numpy()
+    vectors = np.concatenate([mean_over_tokens(model(pack), pack).numpy() for pack in windows.packs()])
     embeddings = []
     for first, last in itertools.pairwise(index.sequence_segments):
         weights = index.segment_lengths[first:last].astype(np.float64)
@@ -288,44 +228,9 @@ def test_wrong_means_over_segments_are_caught(windows: Case, defect: str) -> Non
 
 def test_a_contig_that_would_take_hours_is_left_out(folder: Path) -> None:
     """Its attention scores alone would take 800 GB if they were not computed in blocks."""
-    case = make_case(folder.parent / "long", str(folder), [600_000], WHOLE)
+    case = make_case(folder.parent / "long", str(folder), random_contigs([600_000]))
     audit = case.audit(np.zeros((1, ARCHITECTURE.hidden_dim), np.float32))
     assert audit.sequences == 0
     verdict, message = judge(audit, "float32", DNABERT_S)
     assert verdict == "none"
     assert "may take longer than 600 s" in message
-
-
-MEMORY = """
-import sys
-import torch
-from seqmill.embedding.audit_references import make_reference, memory
-from seqmill.spec.models import DnabertArchitecture
-from seqmill.model.weights import untrained_tensors
-
-def kilobytes(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
-
-architecture, num_tokens = DnabertArchitecture(num_layers=1), int(sys.argv[1])
-parts = {name: [tensor] for name, tensor in untrained_tensors(architecture).items()}
-with torch.inference_mode():
-    reference = make_reference(architecture, parts, num_tokens)
-    reference.embed(torch.arange(10), (1,))
-    before = kilobytes("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")  # forgets the peak
-    reference.embed(torch.arange(num_tokens) % 4096, (1,))
-print(1024 * (kilobytes("VmHWM") - before), memory(architecture, num_tokens))
-"""
-
-
-@pytest.mark.full
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_long_contigs_take_no_more_memory_than_estimated() -> None:
-    num_tokens = 4000
-    program = [sys.executable, "-c", MEMORY, str(num_tokens)]
-    done = subprocess.run(program, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    used, reckoned = map(int, done.stdout.split())
-    print(f"{used / 1e6:.0f} MB used, {reckoned / 1e6:.0f} MB reckoned with")
-    assert used < reckoned < 4 * SMALL.num_heads * num_tokens**2  # one copy of all scores
-    assert memory(SMALL, 20_000) < 1e9

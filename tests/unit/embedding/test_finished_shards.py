@@ -34,7 +34,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Many short sequences in one shard, merged."""
     family: Family = request.param
     folder = tmp_path_factory.mktemp("done")
-    fasta = write_fasta(folder / "short.fa", family.random([12] * 1200 if family is PROTEINS else [60] * 1200))
+    fasta = write_fasta(folder / "short.fa", family.random([12] * 1200 if family.is_protein else [60] * 1200))
     return Run(folder, 1).build(fasta, family.model, family.policy).embed().merge()
 
 

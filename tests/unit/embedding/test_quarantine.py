@@ -13,7 +13,18 @@ import pytest
 import torch
 
 from dnabert_reference import save_folder, seeded_state
-from families import CYSTEINE, ONE_EACH, PROTEINS, SMALL, UNKNOWN, Family, broken_model
+from families import (
+    CYSTEINE,
+    ESMC,
+    ONE_EACH,
+    PROTEINS,
+    SMALL,
+    UNKNOWN,
+    WINDOWS,
+    Family,
+    broken_model,
+    changed_model,
+)
 from pipeline import Run
 from reference import fair_esm_model, save_checkpoint
 from seqmill import open_embeddings
@@ -38,6 +49,8 @@ def overflowing_model(family: Family, folder: Path) -> str:
             model.embed_tokens.weight[CYSTEINE, 0] = 1e4  # the norm makes it about sqrt(320)
             model.layers[0].final_layer_norm.weight[0] = 5e3
         return str(save_checkpoint(model, folder / "weights.pt"))
+    if family is ESMC:
+        return changed_model(family, folder, overflow_gate_of_esmc)
     # One hidden unit of the first layer is about (8 x 300) ** 2 at N, and its output weights are 0: this changes
     # nothing in float32, but in float16 it is infinite, and infinity times 0 is NaN. Attention adds 0 to its channel.
     state = seeded_state(SMALL)
@@ -53,6 +66,17 @@ def overflowing_model(family: Family, folder: Path) -> str:
     return str(save_folder(state, SMALL, folder / "weights"))
 
 
+def overflow_gate_of_esmc(state: dict[str, torch.Tensor]) -> None:
+    """As below for DNABERT-S."""
+    state["embed_tokens.weight"][:, CHANNEL] = 0
+    state["embed_tokens.weight"][CYSTEINE, CHANNEL] = 100
+    state["layers.0.self_attn.o_proj.weight"][CHANNEL] = 0
+    for name in ("gate_proj", "up_proj"):
+        state[f"layers.0.mlp.{name}.weight"][UNIT] = 0
+        state[f"layers.0.mlp.{name}.weight"][UNIT, CHANNEL] = 300
+    state["layers.0.mlp.down_proj.weight"][:, UNIT] = 0
+
+
 def write(path: Path, sequences: list[str]) -> Path:
     path.write_text("".join(f">record{number}\n{sequence}\n" for number, sequence in enumerate(sequences, 1)))
     return path
@@ -65,13 +89,13 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def is_bad(family: Family, sequence: str) -> bool:
     """Return whether the sequence has the letter at which the weights above are broken."""
-    return ("C" if family is PROTEINS else "N") in sequence
+    return ("C" if family.is_protein else "N") in sequence
 
 
 @pytest.fixture
 def sequences(family: Family) -> list[str]:
     """Nine: the third, the seventh (equal to the third), and the eighth are bad; the ninth equals the first."""
-    if family is PROTEINS:
+    if family.is_protein:
         plain = [s.replace("C", "A") for s in family.random([50, 30, 400, 50, 3])]
         bad, another = "MKCV", "CCC"
     else:  # the last is windowed, and one of its windows has an N
@@ -107,7 +131,7 @@ def test_skip_leaves_them_out_and_says_so_everywhere(
     assert found.ids == [f"record{number}" for number in (1, 2, 4, 5, 6, 9)]
     assert np.isfinite(found[:]).all()
     assert (found["record1"] == found["record9"]).all()
-    windowed = int(family is not PROTEINS)
+    windowed = int(not family.is_protein)
     fates = {"embedded": 5 - windowed, "windowed": windowed, "duplicate": 1, "quarantined": 3}
     fates |= {"truncated": 0, "rejected": 0, "reused": 0}
     assert json.loads(found.attrs["fate_counts"]) == run.manifest["counts"]["fates"] == fates
@@ -141,6 +165,7 @@ def test_good_sequences_have_the_same_values_with_and_without_bad_ones(
     np.testing.assert_allclose(values[0], values[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", [PROTEINS, WINDOWS, ESMC], ids=str)  # T5 has no float16
 def test_sequences_that_overflow_half_precision_are_computed_in_float32(
     tmp_path: Path, family: Family, sequences: list[str]
 ) -> None:
@@ -167,7 +192,7 @@ class NoMemory:
 def test_too_little_memory_for_float32_names_the_sequence(tmp_path: Path, family: Family, sequences: list[str]) -> None:
     run = Run(tmp_path, 1).build(write(tmp_path / "f.fa", sequences), family.model, family.policy)
     index = open_index(run.index)
-    readout = Readout(index.attributes["family"], Outputs((1,)))
+    readout = Readout(index.family, Outputs((1,)))
     for row in range(index.num_sequences):
         pack = int(np.searchsorted(index.pack_offsets, row, side="right")) - 1
         first, last = index.pack_offsets[pack : pack + 2]
@@ -182,7 +207,7 @@ def test_too_little_memory_for_float32_names_the_sequence(tmp_path: Path, family
 def test_weights_that_are_all_wrong_end_early(tmp_path: Path, family: Family) -> None:
     """The worker stops before it computes the whole FASTA twice."""
     weights = broken_model(family, tmp_path, math.inf)
-    first = "C" if family is PROTEINS else "N"
+    first = "C" if family.is_protein else "N"
     fasta = write(tmp_path / "f.fa", [first + s for s in family.random([40] * 1500)])
     run = Run(tmp_path, 1).build(fasta, weights, family.policy)
     with pytest.raises(SeqmillError, match=r"have no finite embedding.*after [0-9] of \d\d packs: check the weights"):
@@ -192,7 +217,7 @@ def test_weights_that_are_all_wrong_end_early(tmp_path: Path, family: Family) ->
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
 def test_a_result_without_any_embedding_is_a_failure(family: Family, tmp_path: Path) -> None:
     fasta = tmp_path / "all bad.fa"
-    fasta.write_text(">a\nMKCV\n>b\nCCC\n" if family is PROTEINS else ">a\nACNT\n>b\nNNACGTN\n")
+    fasta.write_text(">a\nMKCV\n>b\nCCC\n" if family.is_protein else ">a\nACNT\n>b\nNNACGTN\n")
     run = Run(tmp_path / "run", 1).build(fasta, broken_model(family, tmp_path, math.nan), family.policy)
     run.embed(on_error="skip")
     with pytest.raises(SeqmillError, match=r"none of its 2 records has a finite embedding, .*; check the weights"):

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, PROTEINS, Family
+from families import ONE_EACH, Family
 from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.embedding.resume import DonePacks, find_parts
@@ -29,7 +29,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def done(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The family's demo, computed in one shard without interruption."""
-    fasta = DEMO if family is PROTEINS else CONTIGS_DEMO
+    fasta = DEMO if family.is_protein else CONTIGS_DEMO
     return Run(tmp_path_factory.mktemp("done"), 1).build(fasta, family.model, family.policy).embed().merge()
 
 

@@ -22,8 +22,11 @@ from dnabert_reference import save_folder
 from families import (
     CONTIGS,
     EACH,
+    ESMC,
     ONE_EACH,
+    PROSTT5,
     PROTEINS,
+    PROTT5,
     SMALL,
     WINDOWS,
     Family,
@@ -101,7 +104,6 @@ def test_the_status_of_a_complete_shard(family: Family, tmp_path: Path) -> None:
 def test_every_shard_with_work_is_audited(family: Family, precision: str, tmp_path: Path) -> None:
     run = Run(tmp_path, 3).build(family.write_odd(tmp_path), family.model, family.policy)
     run.embed(precision, audit_seconds=3600).merge()
-    reference = "fair-esm" if family is PROTEINS else "DNABERT-S written out"
     for status in (json.loads(path.read_text()) for path in run.statuses):
         audit = status["audit"]
         if not status["num_sequences"]:
@@ -110,9 +112,9 @@ def test_every_shard_with_work_is_audited(family: Family, precision: str, tmp_pa
         assert audit["verdict"] == "ok", audit
         assert audit["worst_cosine"] > (0.999999 if precision == "float32" else 0.999)
         assert audit["sequences"] >= 1  # more as time allows
-        assert audit["reference"].startswith(reference)
+        assert audit["reference"].startswith(family.reference)
     found = open_embeddings(run.embeddings).attrs
-    assert found["audit_reference"].startswith(reference)
+    assert found["audit_reference"].startswith(family.reference)
     assert found["audit_sequences"] == sum(a["audit"]["sequences"] for a in run.manifest["shards"])
 
 
@@ -136,6 +138,9 @@ def longest_by_one_strand(run: Run, results: list[PackResult]) -> list[PackResul
         pytest.param(PROTEINS, each_of_the_one_before, id="proteins"),
         pytest.param(CONTIGS, each_of_the_one_before, id="contigs"),
         pytest.param(WINDOWS, each_of_the_one_before, id="windows"),
+        pytest.param(ESMC, each_of_the_one_before, id="esmc"),
+        pytest.param(PROTT5, each_of_the_one_before, id="prott5"),
+        pytest.param(PROSTT5, each_of_the_one_before, id="prostt5"),
         pytest.param(WINDOWS, longest_by_one_strand, id="one strand of two"),
     ],
 )
@@ -205,11 +210,12 @@ def test_the_three_programs_without_a_workflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ONE_EACH, ids=str)
 def test_an_index_of_another_family(family: Family, tmp_path: Path) -> None:
-    (other,) = (each for each in ONE_EACH if each is not family)
+    other = ONE_EACH[ONE_EACH.index(family) - 1]
     run = Run(tmp_path, 1).build(family.write_odd(tmp_path), family.model, family.policy)
-    with pytest.raises(SeqmillError, match=r"index\.h5: made for .*whose tokens are not those of") as error:
+    with pytest.raises(SeqmillError, match=r"index\.h5: made for .*, and .* is one of") as error:
         run.embed(model=other.model)
-    assert f"those of {other.model}; build the index again for this model" in str(error.value)
+    assert f"and {other.model} is one of " in str(error.value)
+    assert str(error.value).endswith("; build the index again for this model")
     assert json.loads(run.statuses[0].read_text())["error"]["message"] == str(error.value)
 
 

@@ -38,7 +38,14 @@ from seqmill.fetch.weights import URL_VARIABLE, fetch_weights
 from seqmill.model.dnabert_s import parameter_shapes
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import DNABERT_MODELS, MODELS, NAMES, RELEASED_FILES, UNTRAINED_TOKENIZER, ModelSource
+from seqmill.spec.models import (
+    DNABERT_MODELS,
+    ESM2_MODELS,
+    MODELS,
+    NAMES,
+    UNTRAINED_TOKENIZER,
+    ModelSource,
+)
 from seqmill.spec.released import read_releases
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "fetch_weights.py"
@@ -191,7 +198,7 @@ def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         state.update(dict.fromkeys(NAMING.names_of(name), storage[:1].expand(shape)))
     folder = save_folder(state, architecture, tmp_path_factory.mktemp("folder"))
     (folder / "tokenizer.json").write_bytes(UNTRAINED_TOKENIZER.read_bytes())
-    return {f"dnabert_s/{name}": (folder / name).read_bytes() for name in RELEASED_FILES}
+    return {f"dnabert_s/{name}": (folder / name).read_bytes() for name in read_releases()["dnabert_s"].files}
 
 
 @contextmanager
@@ -1007,7 +1014,13 @@ def test_the_facts_of_the_package() -> None:
             for found in source.files.values():
                 for digest, length in ((found.sha256, 64), (found.git_sha1, 40), (found.md5, 32)):
                     assert re.fullmatch(f"([0-9a-f]{{{length}}})?", digest)
-        assert set(release.sources[0].files) == ({f"{name}.pt"} if name in MODELS else set(RELEASED_FILES))
-    assert [name for name, release in releases.items() if release.published] == [NAME, "esm2_t36_3B_UR50D", "dnabert_s"]
+        files = list(release.files)
+        assert (files == [f"{name}.pt"]) == (name in ESM2_MODELS)
+        assert not any(file.endswith(".index.json") for file in files[:-1])  # it is renamed last
+        unpinned = [file for file, found in release.files.items() if not found.is_pinned]
+        expected = {"prott5_xl_u50": ["config.json"], "prostt5": ["config.json", "pytorch_model.bin"]}
+        assert unpinned == expected.get(name, [])
+    tested = [name for name, release in releases.items() if release.published]
+    assert tested == [NAME, "esm2_t36_3B_UR50D", "esmc_300m", "esmc_600m", "esmc_6b", "prott5_xl_u50", "dnabert_s"]
     (case,) = releases[NAME].published.cases
     assert len(case.tokens) == len(case.sequence) + 2

@@ -246,11 +246,13 @@ WRONG_FAMILY = {
     "RNA in lower case to ESM-2": Bad(DNA.lower().replace(b"t", b"u"), ("looks like nucleotides",)),
     "proteins to DNABERT-S": Bad(
         b">first one\nMKVLA\n",
-        ("record 1 ('first')", "'L' at base 4", "looks like a protein; use an ESM-2 model"),
+        ("record 1 ('first')", "'L' at base 4", "looks like a protein; use a protein model, e.g. esm2_t33_650M_UR50D"),
         NUCLEOTIDES,
     ),
     "proteins of IUPAC letters to DNABERT-S": Bad(
-        b">a\n" + b"MKVSDHRWTY" * 5 + b"\n", ("looks like proteins", "use an ESM-2 model"), NUCLEOTIDES
+        b">a\n" + b"MKVSDHRWTY" * 5 + b"\n",
+        ("looks like proteins", "use a protein model, e.g. esm2_t33_650M_UR50D"),
+        NUCLEOTIDES,
     ),
     "gaps in DNA": Bad(b">a\nACGT\n>b\nAC-GT\n", ("record 2 ('b')", "'-' at base 3", "alignment"), NUCLEOTIDES),
     "no base": Bad(b">a\nACGT\n>b\n", ("record 2 ('b')", "no sequence"), NUCLEOTIDES),

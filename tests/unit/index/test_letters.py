@@ -1,4 +1,4 @@
-"""Nucleotide letters are kept, changed, counted, or refused; input that looks like the other kind."""
+"""Letters are kept, changed, counted, or refused, by the model family; input that looks like the other kind."""
 
 import random
 import sys
@@ -8,13 +8,20 @@ import pytest
 
 from seqmill.errors import SeqmillError
 from seqmill.index.fasta import FastaFile
+from seqmill.index.invalid import InvalidRecords
 from seqmill.index.letters import (
+    ALPHABETS,
+    LetterCounts,
     NucleotideCounts,
     NucleotideLetters,
     ProteinLetters,
+    T5LetterCounts,
     looks_like_nucleotides,
     looks_like_protein,
 )
+from seqmill.index.tokens import ProteinTokenizer
+from seqmill.spec.families import ESM2, ESMC, PROSTT5, PROTT5, Family
+from seqmill.spec.lengths import LengthPolicy, choose_length_policy
 
 DATA = Path(__file__).parents[2] / "data"
 IUPAC = b"ACGTRYSWKMBDHVN"
@@ -81,8 +88,8 @@ def test_every_byte_is_kept_ignored_or_refused() -> None:
         (b"ACGT.", ["'.' at base 5", "looks like an alignment"]),
         (b"1 ACGT", ["'1' at base 1", "remove numbers"]),
         (b"ACGT*", ["'*' at base 5"]),
-        (b"acgtMKVl", ["'l' at base 8", "looks like a protein", "ESM-2"]),
-        (b"ACXGT", ["'X' at base 3", "write N", "ESM-2"]),
+        (b"acgtMKVl", ["'l' at base 8", "looks like a protein", "use a protein model"]),
+        (b"ACXGT", ["'X' at base 3", "write N", "use a protein model"]),
         (b"AC\xc3\xa9", ["byte 0xc3 at base 3"]),
         (b"AC\0", ["byte 0x00 at base 3"]),
     ],
@@ -95,13 +102,95 @@ def test_refusals_name_letter_position_and_remedy(body: bytes, told: list[str]) 
 
 def test_only_protein_letters_get_the_hint_about_proteins() -> None:
     hinted = {chr(byte) for byte in range(128) if byte not in b" \t\r\n\v\f" + IUPAC + IUPAC.lower() + b"Uu"}
-    hinted = {letter for letter in hinted if "ESM-2" in refusal(letter.encode())}
+    hinted = {letter for letter in hinted if "use a protein model" in refusal(letter.encode())}
     assert hinted == set("EFILPQJOXZ" + "efilpqjoxz")
 
 
 def test_refusals_of_proteins_count_residues() -> None:
     with pytest.raises(SeqmillError, match=r"^'-' at residue 3 is not an amino-acid letter: this looks like an align"):
         ProteinLetters().tokens(b"MK-V")
+
+
+PROTEIN_FAMILIES = [ESM2, ESMC, PROTT5, PROSTT5]
+# From the published vocabularies: fair-esm's ESM-1b alphabet, and ProtT5's SentencePiece model.
+IDS = {ESM2: "LAGVSERTIDPKQNFYMHWCXBUZO", PROTT5: "ALGVSREDTIPKFQNYMHWCX"}
+FIRST = {ESM2: 4, PROTT5: 3}
+SPECIAL = {ESM2: ([0], [2]), ESMC: ([0], [2]), PROTT5: ([], [1]), PROSTT5: ([149], [1])}
+
+
+@pytest.mark.parametrize("family", PROTEIN_FAMILIES)
+def test_the_tokens_of_every_byte_by_family(family: Family) -> None:
+    like = ESM2 if family in (ESM2, ESMC) else PROTT5
+    ids = {letter: token for token, letter in enumerate(IDS[like], start=FIRST[like])}
+    unknown = "J*" if like == ESM2 else "J*UZOB"  # the authors of ProtT5 replace U, Z, O, and B
+    for byte in range(256):
+        letter, body = chr(byte).upper() if byte < 128 else "", b"M" + bytes([byte]) + b"K"
+        letters = ProteinLetters(ALPHABETS[family])
+        if letter in ids or (letter and letter in unknown):
+            assert list(letters.tokens(body)) == [ids["M"], ids.get(letter, ids["X"]), ids["K"]], letter
+        elif byte in b" \t\r\n\v\f":
+            assert list(letters.tokens(body)) == [ids["M"], ids["K"]]
+        else:
+            with pytest.raises(SeqmillError, match="at residue 2 is not an amino-acid letter"):
+                letters.tokens(body)
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"),
+    [
+        (ESM2, LetterCounts(lower_case=3, trailing_stop=1, inner_stop_to_x=1, j_to_x=2)),
+        (ESMC, LetterCounts(lower_case=3, trailing_stop=1, inner_stop_to_x=1, j_to_x=2)),
+        (PROTT5, T5LetterCounts(lower_case=3, trailing_stop=1, inner_stop_to_x=1, j_to_x=2, uzob_to_x=5)),
+        (PROSTT5, T5LetterCounts(lower_case=3, trailing_stop=1, inner_stop_to_x=1, j_to_x=2, uzob_to_x=5)),
+    ],
+)
+def test_changes_of_residues_are_counted_over_all_records(family: Family, counts: LetterCounts) -> None:
+    letters = ProteinLetters(ALPHABETS[family])
+    for body in (b"MKV", b"mUZ*K\nj*", b"JOBu"):
+        letters.tokens(body)
+    assert letters.counts == counts
+
+
+def tokenized(sequence: bytes, family: Family, policy: LengthPolicy | None = None) -> tuple[list[int], list[int]]:
+    """Return a sequence's tokens and the weights of its segments."""
+    tokenizer = ProteinTokenizer(family, policy or choose_length_policy(family))
+    found = tokenizer.tokens([ProteinLetters(ALPHABETS[family]).tokens(sequence)])
+    return list(found.tokens), found.segment_lengths.tolist()
+
+
+@pytest.mark.parametrize("family", PROTEIN_FAMILIES)
+def test_special_tokens_frame_every_segment(family: Family) -> None:
+    """ProtT5 has only an end, which does not count; ProstT5 has a prefix for amino acids."""
+    before, after = SPECIAL[family]
+    assert (family.before, family.after) == (len(before), len(after))
+    residues = list(ProteinLetters(ALPHABETS[family]).tokens(b"MKVLA"))
+    assert tokenized(b"MKVLA", family) == ([*before, *residues, *after], [5])
+    assert tokenized(b"M", family) == ([*before, residues[0], *after], [1])
+    cut = LengthPolicy("truncate", 2)
+    assert tokenized(b"MKVLA", family, cut) == ([*before, *residues[:2], *after], [2])
+    windows = LengthPolicy("window", 3, 3, 2)
+    framed = [*before, *residues[:3], *after, *before, *residues[2:], *after]
+    assert tokenized(b"MKVLA", family, windows) == (framed, [3, 3])
+
+
+@pytest.mark.parametrize("family", PROTEIN_FAMILIES)
+def test_nucleotides_are_refused_for_every_protein_family(family: Family) -> None:
+    tokenizer = ProteinTokenizer(family, choose_length_policy(family))
+    records = [record for block in FastaFile(DATA / "NC_005816.contigs.fna").blocks() for record in block]
+    with pytest.raises(SeqmillError, match=r"^contigs.fna: .* this looks like nucleotides, and the model is for prot"):
+        tokenizer.clean(records[:5], "contigs.fna", InvalidRecords())
+
+
+def test_letter_policies_keep_their_words() -> None:
+    """They go into the digest of an index."""
+    esm2 = "upper-case; strip one trailing *; J and inner * to X; refuse gaps and all else"
+    t5 = "upper-case; strip one trailing *; J, U, Z, O, B, and inner * to X; refuse gaps and all else"
+    assert {family.name: alphabet.policy for family, alphabet in ALPHABETS.items()} == {
+        "esm2": esm2,
+        "esmc": esm2,
+        "prott5": t5,
+        "prostt5": t5,
+    }
 
 
 def test_genomes_look_like_nucleotides_and_proteins_do_not() -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -126,6 +127,19 @@ def records_of(run: Run) -> list[dict[str, str]]:
 
 def decoded(text: str, dtype: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), dtype)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "unit"), [("esm2", "residues"), ("esmc", "residues"), ("prostt5", "residues"), ("bpe 1f", "bases")]
+)
+def test_lengths_are_in_the_unit_of_the_family(tokenizer: str, unit: str, tmp_path: Path) -> None:
+    path = write_embeddings(tmp_path / "e.h5", np.eye(4, 3))
+    with h5py.File(path, "r+") as file:
+        file.attrs["tokenizer"] = tokenizer
+        file.attrs["letter_counts"] = json.dumps({"uzob_to_x": 3})
+    page = page_of(Sources(path), tmp_path)
+    assert page.data["unit"] == unit
+    assert "<tr><td>U, Z, O, and B to X</td>" in (tmp_path / "report.html").read_text()
 
 
 def test_numbers_are_those_of_the_manifest_and_the_records(merged: Run, tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from seqmill.cli.doctor import describe
 from seqmill.run.doctor import examine
-from seqmill.spec.models import RELEASED_FILES
+from seqmill.spec.released import read_releases
 from seqmill.store.status import RUNNING, ShardStatus
 
 ESM2, DNABERT = "esm2_t6_8M_UR50D", "dnabert_s"
@@ -66,7 +66,7 @@ def test_it_is_told_without_any_run(root: Path, monkeypatch: pytest.MonkeyPatch)
         assert "snakemake --cores all" in lines[-1]
     write(root / f"logs/fetch_weights/{ESM2}.log", "10:00:00 INFO fetching again\n")
     monkeypatch.setenv("SEQMILL_MODELS", str(root / "models"))
-    for name in RELEASED_FILES:
+    for name in read_releases()[DNABERT].files:
         assert said()[0] == f"weights of {DNABERT}: failed"
         write(root / "models" / DNABERT / name)
     assert examine(Path("results")) == []

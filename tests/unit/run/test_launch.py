@@ -176,3 +176,23 @@ def test_datasets_by_name_in_the_configuration() -> None:
     Path("config/config.yaml").write_text(f"datasets: {named}\n")
     found = {dataset.name: dataset.model.name for dataset in Launch({}, HERE).datasets()}
     assert found == {"a": "esm2_t33_650M_UR50D", "b": "untrained:esm2_t6_8M_UR50D"}
+
+
+def test_what_a_model_does_not_have_is_refused_before_its_weights_are_fetched() -> None:
+    def refused(model: str, **settings: str) -> str:
+        launch = Launch({"fasta": "p.faa", "model": model, **settings}, HERE)
+        with pytest.raises(SeqmillError) as refusal:
+            launch.require_possible(launch.datasets())
+        return str(refusal.value)
+
+    said = refused("prott5_xl_u50", precision="float16")
+    assert said.startswith("dataset p, model prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward")
+    assert "precision float8 is not for ESM C" in refused("esmc_300m", precision="float8")
+    assert "pooling cls: ProstT5 has no cls token" in refused("prostt5", pooling="[mean,cls]")
+    Path("config").mkdir()
+    Path("config/config.yaml").write_text("precision: float16\npooling: [max, cls]\n")
+    assert "precision float16 is not for ProtT5" in refused("prott5_xl_u50")
+    assert "pooling cls: ProtT5 has no cls token" in refused("prott5_xl_u50", precision="auto")
+    for model, settings in (("prott5_xl_u50", {"precision": "auto", "pooling": "std"}), ("esmc_6b", {})):
+        launch = Launch({"fasta": "p.faa", "model": model, **settings}, HERE)
+        launch.require_possible(launch.datasets())

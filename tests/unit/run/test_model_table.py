@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import run_script
 from seqmill.run.model_table import HEADER, model_table
-from seqmill.spec.models import DNABERT_MODELS, MODELS, NAMES
+from seqmill.spec.models import DNABERT_MODELS, ESM2_MODELS, NAMES
 from seqmill.spec.released import read_releases
 
 REPOSITORY = Path(__file__).parents[3]
@@ -27,7 +27,7 @@ def rows() -> dict[str, list[str]]:
 def benchmark(name: str, origin: str) -> tuple[int, dict[str, Any]]:
     """Return the residues or bases of a benchmark, and its runs; a protein has two special tokens."""
     found = json.loads((REPOSITORY / origin).read_text())
-    if name in MODELS:
+    if name in ESM2_MODELS:
         found = found["models"][name]
         return found["tokens"] - 2 * found["sequences"], found["runs"]
     return found["bases"], found["runs"]
@@ -35,12 +35,12 @@ def benchmark(name: str, origin: str) -> tuple[int, dict[str, Any]]:
 
 def test_the_speeds_and_the_memory_are_those_of_the_benchmarks() -> None:
     measured = {name: release.measured for name, release in read_releases().items() if release.measured}
-    assert measured.keys() == {*list(MODELS)[:4], "dnabert_s"}
+    assert measured.keys() == {*list(ESM2_MODELS)[:4], "dnabert_s"}
     for name, figures in measured.items():
         letters, runs = benchmark(name, figures.origin)
         assert figures.date == json.loads((REPOSITORY / figures.origin).read_text())["date"]
         assert re.fullmatch(r"AMD EPYC \(Zen [45]\), 2 cores", figures.machine)
-        assert figures.unit == ("residues" if name in MODELS else "bases")
+        assert figures.unit == ("residues" if name in ESM2_MODELS else "bases")
         for precision, speed in figures.per_second.items():
             timed = runs[f"seqmill {precision}"]
             assert speed == round(letters / statistics.median(run["seconds"] for run in timed))
@@ -54,18 +54,34 @@ def test_a_row_for_each_model() -> None:
         *("protein", "33", "1280", "649 M", "MIT", "2.6 GB", "6.2 GB", "239 / 130")
     ]
     assert table["dnabert_s"][1:6] == ["nucleotide", "12", "768", "116 M", "Apache-2.0"]
-    for name in ("esm2_t36_3B_UR50D", "esm2_t48_15B_UR50D", "dnabert_2"):
+    for name in ("esm2_t36_3B_UR50D", "esm2_t48_15B_UR50D", "esmc_300m", "prostt5", "dnabert_2"):
         assert table[name][8] == "not measured"
         assert table[name][7].startswith("~")
     assert table["esm2_t48_15B_UR50D"][6] == "unknown"
-    assert all(row[5] in ("MIT", "Apache-2.0") for row in table.values())
+    assert table["esmc_6b"][1:7] == ["protein", "80", "2560", "6.3 B", "MIT", "25 GB"]
+    assert table["prott5_xl_u50"][1:7] == ["protein", "24", "1024", "1.2 B", "AFL-3.0", "2.4 GB"]
+    assert all(row[5] in ("MIT", "AFL-3.0", "Apache-2.0") for row in table.values())
     assert {name for name, row in table.items() if row[1] == "nucleotide"} == DNABERT_MODELS.keys()
+
+
+def test_the_license_and_the_publication_of_each_model() -> None:
+    notes = model_table()[1 + len(NAMES) :]
+    credits = {line: notes[number + 1] for number, line in enumerate(notes) if ": license " in line}
+    for release in read_releases().values():
+        (line,) = (line for line, cited in credits.items() if cited == f"  cite {release.citation.text}")
+        assert f": license {release.license.name}, https://" in line
+    assert [line.partition(":")[0] for line in credits] == [
+        "esm2_t6_8M_UR50D ... esm2_t48_15B_UR50D", "esmc_300m ... esmc_6b", *NAMES[-4:]
+    ]  # fmt: skip
+    assert credits["prostt5: license MIT, https://github.com/mheinzinger/ProstT5"].endswith(
+        "NAR Genomics and Bioinformatics 6, lqae150. https://doi.org/10.1093/nargab/lqae150"
+    )
 
 
 def test_where_the_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQMILL_MODELS", str(tmp_path / "user"))
     monkeypatch.chdir(tmp_path)
-    name, other = list(MODELS)[:2]
+    name, other = list(ESM2_MODELS)[:2]
     assert rows()[name][9].endswith(f"fetch {name}")
     assert rows()[name][9].startswith("no: ")
     for path in (tmp_path / f"user/{name}.pt", tmp_path / f"resources/models/{other}.pt"):

@@ -292,6 +292,19 @@ REFUSED = {
     "no FASTA": ({"fasta": "none.faa"}, "none.faa: no such FASTA file"),
     "no table": ({"fasta": "", "datasets": "none.tsv"}, "none.tsv: no such table of datasets"),
     "one folder twice": ({"fasta": "", "datasets": "linked.tsv"}, "are the same folder, through a link"),
+    "float16 for T5": (
+        {"model": "untrained:prott5_xl_u50", "precision": "float16"},
+        "dataset p, model untrained:prott5_xl_u50: precision float16 is not for ProtT5: T5's feed-forward overflows in "
+        "float16; use auto, bfloat16, or float32",
+    ),
+    "float8 for ESM C": (
+        {"model": "untrained:esmc_300m", "precision": "float8"},
+        "precision float8 is not for ESM C: it has no kernels in float8; use auto, bfloat16, float16, or float32",
+    ),
+    "cls of T5": (
+        {"model": "untrained:prostt5", "pooling": ["mean", "cls"]},
+        "dataset p, model untrained:prostt5: pooling cls: ProstT5 has no cls token; use mean, max, or std",
+    ),
     "nothing to reuse": ({"reuse": "none.h5"}, "none.h5: no such file; take it out of reuse: finished results"),
     "braces in reuse": ({"reuse": "a{b}.faa"}, "a{b}.faa: Snakemake takes braces for wildcards"),
     "no result": ({"reuse": "p.faa"}, "p.faa: not a readable HDF5 embeddings file"),
@@ -330,6 +343,8 @@ def test_vectors_are_reused_from_files_of_the_same_model(old: Path) -> None:
         SeqmillError, match=f"{old}: can't be reused: its model is {MODEL}, and no dataset has a model of"
     ):
         open_project(**CONTIGS, reuse=str(old))
+    with pytest.raises(SeqmillError, match=f"its model is {MODEL}, and no dataset has a model of that family"):
+        open_project(model="untrained:esmc_300m", reuse=str(old))
     with pytest.raises(SeqmillError, match="it has pooling=mean, this computation pooling=max"):
         open_project(reuse=str(old), pooling="max")
 

@@ -115,11 +115,11 @@ def test_it_never_fails(tmp_path: Path) -> None:
 
 def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "dnabert_s")
+    models = ("esm2_t6_8M_UR50D", "untrained:esm2_t6_8M_UR50D", "untrained:dnabert_s", "untrained:prostt5", "dnabert_s")
     datasets = [run_of(f"d{n}", Path("a b.fa"), model) for n, model in enumerate(models)]
     (tmp_path / "Snakefile").touch()
     assert results_message(datasets, False) == ""
-    for dataset, number in zip(datasets[:3], (3, 0, None), strict=True):
+    for dataset, number in zip(datasets[:4], (3, 0, None, 0), strict=True):
         write(dataset.folder.embeddings, "", 5)
         content = (
             {"counts": {"fates": {"embedded": 5, "truncated": number, "quarantined": number}}}
@@ -130,22 +130,24 @@ def test_results_are_named_with_warnings_for_their_reader(tmp_path: Path, monkey
     said = results_message(datasets, False)
     first = "results/d0/esm2_t6_8M_UR50D"
     assert said.startswith(f"\nd0: {first}/embeddings.h5\n")
-    assert said.count("at a glance: ") == 3
+    assert said.count("at a glance: ") == 4
     told = [line.partition("records: ")[2].strip() for line in said.splitlines() if line.startswith("    records: ")]
     assert told == [
         "5 embedded, 3 truncated, 3 quarantined; the settings max_length and long_sequences change that",
         "5 embedded",
         "unknown",
+        "5 embedded",
     ]
     assert f"import seqmill; e = seqmill.open_embeddings('{first}/embeddings.h5')\n    e.ids" in said
-    assert "d3" not in said
+    assert "d4" not in said
     assert said.count("QUARANTINED") == 1
     assert "QUARANTINED: 3 records of d0 have no finite embedding" in said
-    assert said.count("UNTRAINED WEIGHTS") == 2
+    assert said.count("UNTRAINED WEIGHTS") == 3
     commands = [line.partition("e.g. ")[2] for line in said.splitlines() if "e.g. " in line]
     assert [shlex.split(line)[-2:] for line in commands] == [
         ["fasta=a b.fa", "model=esm2_t33_650M_UR50D"],
         ["fasta=a b.fa", "model=dnabert_s"],
+        ["fasta=a b.fa", "model=prostt5"],
     ]
 
     (tmp_path / "Snakefile").unlink()

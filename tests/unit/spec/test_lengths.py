@@ -3,7 +3,7 @@
 import pytest
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.families import DNABERT_S, ESM2
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
 from seqmill.spec.lengths import LengthPolicy, choose_length_policy
 
 
@@ -18,6 +18,13 @@ from seqmill.spec.lengths import LengthPolicy, choose_length_policy
         (ESM2, {"long_sequences": "window"}, LengthPolicy("window", 1022, 1022, 511)),
         (ESM2, {"long_sequences": "window", "window": 101}, LengthPolicy("window", 101, 101, 51)),
         (ESM2, {"long_sequences": "full"}, LengthPolicy("full", 0)),
+        (ESMC, {}, LengthPolicy("truncate", 2046)),  # 2,048 tokens
+        (ESMC, {"strand": "both"}, LengthPolicy("truncate", 2046)),
+        (ESMC, {"long_sequences": "window"}, LengthPolicy("window", 2046, 2046, 1023)),
+        (PROTT5, {}, LengthPolicy("truncate", 12_000)),
+        (PROSTT5, {}, LengthPolicy("truncate", 12_000)),
+        (PROTT5, {"window": 500}, LengthPolicy("window", 500, 500, 250)),
+        (PROSTT5, {"long_sequences": "full", "strand": "both"}, LengthPolicy("full", 0)),
         (DNABERT_S, {}, LengthPolicy("window", 10_000, 10_000, 10_000)),
         (DNABERT_S, {"strand": "both"}, LengthPolicy("window", 10_000, 10_000, 10_000, "both")),
         (DNABERT_S, {"window": 400}, LengthPolicy("window", 400, 400, 400)),
@@ -27,7 +34,7 @@ from seqmill.spec.lengths import LengthPolicy, choose_length_policy
         (DNABERT_S, {"long_sequences": "truncate"}, LengthPolicy("truncate", 10_000)),
     ],
 )
-def test_auto_suits_the_model(family: str, settings: dict, expected: LengthPolicy) -> None:
+def test_auto_suits_the_model(family: Family, settings: dict, expected: LengthPolicy) -> None:
     assert choose_length_policy(family, **settings) == expected
 
 
@@ -66,7 +73,7 @@ def test_auto_suits_the_model(family: str, settings: dict, expected: LengthPolic
         ),
     ],
 )
-def test_senseless_settings_are_refused(family: str, settings: dict, words: str) -> None:
+def test_senseless_settings_are_refused(family: Family, settings: dict, words: str) -> None:
     with pytest.raises(SeqmillError, match=r"^[a-z_]+ ") as refusal:
         choose_length_policy(family, **settings)
     assert words in str(refusal.value)

@@ -10,32 +10,50 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from seqmill.errors import SeqmillError
-from seqmill.spec.families import DNABERT_S, ESM2
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
 from seqmill.spec.models import (
     DNABERT_MODELS,
+    ESM2_MODELS,
     MODELS,
     NAMES,
+    T5_MODELS,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
     Esm2Architecture,
     find_model,
     is_hub_id,
+    model_flop,
     user_weights_folder,
 )
 
 NAME = "esm2_t6_8M_UR50D"
 
-# Layers, width and heads, as published with fair-esm 2.0.0.
+# Layers, width, heads, width of a head and of the feed-forward, as published with fair-esm 2.0.0 and esm 3.4.1, and in
+# ProtTrans.
 PUBLISHED = {
-    "esm2_t6_8M_UR50D": (6, 320, 20),
-    "esm2_t12_35M_UR50D": (12, 480, 20),
-    "esm2_t30_150M_UR50D": (30, 640, 20),
-    "esm2_t33_650M_UR50D": (33, 1280, 20),
-    "esm2_t36_3B_UR50D": (36, 2560, 40),
-    "esm2_t48_15B_UR50D": (48, 5120, 40),
+    "esm2_t6_8M_UR50D": (6, 320, 20, 16, 1280),
+    "esm2_t12_35M_UR50D": (12, 480, 20, 24, 1920),
+    "esm2_t30_150M_UR50D": (30, 640, 20, 32, 2560),
+    "esm2_t33_650M_UR50D": (33, 1280, 20, 64, 5120),
+    "esm2_t36_3B_UR50D": (36, 2560, 40, 64, 10240),
+    "esm2_t48_15B_UR50D": (48, 5120, 40, 128, 20480),
+    "esmc_300m": (30, 960, 15, 64, 2560),
+    "esmc_600m": (36, 1152, 18, 64, 3072),
+    "esmc_6b": (80, 2560, 40, 64, 6912),
+    "prott5_xl_u50": (24, 1024, 32, 128, 16384),
+    "prostt5": (24, 1024, 32, 128, 16384),
+    "dnabert_s": (12, 768, 12, 64, 3072),
+    "dnabert_2": (12, 768, 12, 64, 3072),
+}
+# Bytes of published weights, and of a parameter in them; ESM C's have a head (esm 3.4.1, `_esmc_lm_head`).
+PUBLISHED_BYTES = {
+    "esmc_300m": (1_332_036_392, 4),
+    "esmc_600m": (2_300_205_696, 4),
+    "prott5_xl_u50": (2_416_373_051, 2),
 }
 
 
@@ -67,22 +85,49 @@ def write_checkpoint(path: Path) -> Path:
 
 
 def test_the_published_shapes() -> None:
-    assert {name: (a.num_layers, a.hidden_dim, a.num_heads) for name, a in MODELS.items()} == PUBLISHED
-    for architecture in MODELS.values():
+    shapes = {name: (a.num_layers, a.hidden_dim, a.num_heads, a.head_dim, a.ffn_dim) for name, a in MODELS.items()}
+    assert shapes == PUBLISHED
+    for architecture in ESM2_MODELS.values():
         assert architecture.vocabulary == 33
         assert architecture.token_dropout
-        assert architecture.head_dim * architecture.num_heads == architecture.hidden_dim
-        assert architecture.ffn_dim == 4 * architecture.hidden_dim
+    for name, architecture in MODELS.items():
+        assert architecture.inner_dim == (4096 if name in T5_MODELS else architecture.hidden_dim)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_BYTES)
+def test_the_number_of_parameters_is_that_of_published_weights(name: str) -> None:
+    architecture, (size, width) = MODELS[name], PUBLISHED_BYTES[name]
+    d, vocabulary = architecture.hidden_dim, architecture.vocabulary
+    head = d * d + 3 * d + (d + 1) * vocabulary if architecture.family == ESMC else 0
+    rest = size - width * (architecture.num_parameters + head)
+    print(name, rest)
+    assert 0 < rest < 200_000  # names and places of the tensors
+
+
+def test_the_floating_point_operations_of_each_family() -> None:
+    """2 for each parameter of the layers' matrices and token, and 4 n n for each channel of the queries."""
+    lengths = np.array([10, 3])
+    for name, per_token, attention in (
+        ("esm2_t6_8M_UR50D", 6 * 24 * 320**2, 6 * 4 * 320),
+        ("esmc_300m", 30 * 2 * 960 * (4 * 960 + 3 * 2560), 30 * 4 * 960),
+        ("prott5_xl_u50", 24 * 2 * 1024 * (4 * 4096 + 2 * 16384), 24 * 4 * 4096),
+        ("dnabert_s", 12 * 32 * 768**2, 12 * 4 * 768),
+    ):
+        assert model_flop(MODELS[name], lengths) == 13 * per_token + 109 * attention, name
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_released_model(name: str) -> None:
     source = find_model(name)
     assert (source.name, source.kind, source.slug) == (name, "released", name)
-    assert source.path == WEIGHTS_FOLDER / f"{name}.pt"
+    assert source.path == WEIGHTS_FOLDER / (f"{name}.pt" if name in ESM2_MODELS else name)
     assert source.architecture == MODELS[name]
-    assert source.files == [source.path]
-    assert source.tokenizer is None
+    assert source.family == MODELS[name].family
+    assert (source.tokenizer is None) == source.family.is_protein
+    if name in ESM2_MODELS:
+        assert source.files == [source.path]
+    else:
+        assert source.is_folder
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,13 +135,14 @@ def test_an_untrained_model(name: str) -> None:
     source = find_model(f"untrained:{name}")
     assert (source.kind, source.slug, source.path) == ("untrained", f"untrained-{name}", None)
     assert source.architecture == MODELS[name]
+    assert source.family == MODELS[name].family
     assert source.files == []
-    assert source.tokenizer is None
+    assert (source.tokenizer is None) == source.family.is_protein
 
 
 def write_released(name: str, folder: Path) -> Path:
     """Write empty files where those of a released model would be in a folder of weights."""
-    return write_checkpoint(folder / f"{name}.pt") if name in MODELS else write_dnabert(folder / name)
+    return write_checkpoint(folder / f"{name}.pt") if name in ESM2_MODELS else write_dnabert(folder / name)
 
 
 @pytest.fixture
@@ -155,6 +201,12 @@ def test_without_a_home_folder_weights_are_looked_for_here(user_folder: Path, mo
         ("Facebook/ESM2_t33_650m_UR50D", "esm2_t33_650M_UR50D"),
         ("zhihan1996/DNABERT-S", "dnabert_s"),
         ("zhihan1996/dnabert-2-117m", "dnabert_2"),
+        ("biohub/ESMC-300M", "esmc_300m"),
+        ("Biohub/ESMC-6B", "esmc_6b"),
+        ("EvolutionaryScale/esmc-600m-2024-12", "esmc_600m"),
+        ("Rostlab/prot_t5_xl_half_uniref50-enc", "prott5_xl_u50"),
+        ("Rostlab/ProstT5", "prostt5"),
+        ("Rostlab/ProstT5_fp16", "prostt5"),
     ],
 )
 def test_a_released_model_by_its_name_on_the_hub(user_folder: Path, hub_name: str, name: str) -> None:
@@ -227,6 +279,50 @@ def test_a_checkpoint_and_a_folder(tmp_path: Path) -> None:
     assert (source.kind, source.path, source.slug) == ("folder", folder, "esm2-fine-tuned-")
     assert (source.architecture, source.family, source.tokenizer) == (None, ESM2, None)
     assert source.files == [folder / name for name in ("config.json", "model.safetensors")]
+
+
+def test_a_pth_file_is_of_esm_c(tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path / "esmc_300m_2024_12_v0.pth")
+    source = find_model(str(file))
+    assert (source.kind, source.family, source.path, source.slug) == ("checkpoint", ESMC, file, file.stem)
+    assert source.files == [file]
+    assert find_model(str(write_checkpoint(tmp_path / "esm2.pt"))).family == ESM2
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"model_type": "esmc"}, ESMC),
+        ({"model_type": "t5", "vocab_size": 128}, PROTT5),
+        ({"model_type": "t5", "vocab_size": 150}, PROSTT5),
+    ],
+)
+def test_the_family_of_a_protein_model_folder(tmp_path: Path, config: dict[str, Any], family: Family) -> None:
+    folder = write_folder(tmp_path / "mine")
+    (folder / "config.json").write_text(json.dumps(config))
+    source = find_model(str(folder))
+    assert (source.kind, source.family, source.architecture, source.tokenizer) == ("folder", family, None, None)
+    assert source.files == [folder / "config.json", folder / "model.safetensors"]
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    if family == ESMC:
+        assert "seqmill does not read pickled weights of ESM C" in refusal(str(folder))
+    else:
+        assert find_model(str(folder)).files == [folder / "config.json", folder / "pytorch_model.bin"]
+    (folder / "pytorch_model.bin").unlink()
+    message = refusal(str(folder))
+    assert message.startswith(f"model {folder}: the folder has ")
+    assert "model.safetensors" in message or "a .safetensors file" in message
+
+
+@pytest.mark.parametrize("vocabulary", [32128, 32100, 144, 0, -1, "128", 128.5, None, [128]])
+def test_other_models_of_t5_are_refused(tmp_path: Path, vocabulary: Any) -> None:
+    """Those of t5-base (32,128 tokens) and Ankh (144) among them."""
+    folder = write_folder(tmp_path / "mine")
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": vocabulary}))
+    message = refusal(str(folder))
+    assert message == (
+        f"{folder / 'config.json'}: vocab_size is {vocabulary!r}; seqmill reads T5 with 128 (ProtT5) or 150 (ProstT5)"
+    )
 
 
 def write_index(folder: Path, *shards: str) -> Path:
@@ -320,6 +416,25 @@ def test_a_shape_that_no_model_can_have(shape: dict[str, Any], expected: str) ->
             replace(DNABERT_MODELS["dnabert_s"], **shape)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("esmc_300m", {"num_heads": 7}, "num_heads is 7, which does not divide hidden_dim 960"),
+        ("esmc_300m", {"num_heads": 960}, "heads are 1 wide, not an even number"),
+        ("esmc_300m", {"vocabulary": 0}, "vocabulary is 0"),
+        ("prostt5", {"key_dim": 0}, "key_dim is 0"),
+        ("prostt5", {"feed_forward_dim": 10**9}, "feed_forward_dim is 1000000000"),
+        ("prostt5", {"buckets": -32}, "buckets is -32"),
+        ("prostt5", {"max_distance": 12.5}, "max_distance is 12.5"),
+        ("prostt5", {"buckets": 2}, "buckets is 2, not an even number from 4 on"),
+        ("prostt5", {"max_distance": 8}, "max_distance is 8, which 32 buckets reach one by one"),
+    ],
+)
+def test_a_shape_that_no_model_of_these_families_can_have(name: str, shape: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        replace(MODELS[name], **shape)
+
+
 @pytest.mark.parametrize("below", ["", "x", "x/y"])
 def test_the_slug_of_a_folder_given_as_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
     folder = write_folder(tmp_path / "mine")
@@ -350,6 +465,11 @@ def test_a_folder_named_like_a_model_is_not_that_model(tmp_path: Path, monkeypat
         ("DNABERT_S", "dnabert_s"),
         ("zhihan1996/DNABERT_S", "dnabert_s"),
         ("untrained:dnabert-s", "untrained:dnabert_s"),
+        ("esmc-300m", "esmc_300m"),
+        ("ESMC_600M", "esmc_600m"),
+        ("prott5", "prott5_xl_u50"),
+        ("Rostlab/ProstT5_fp32", "prostt5"),
+        ("untrained:ProstT5", "untrained:prostt5"),
     ],
 )
 def test_a_typo_gets_a_hint(typo: str, meant: str) -> None:
@@ -376,7 +496,8 @@ def test_a_missing_path(name: str) -> None:
 def test_a_file_that_is_not_pt(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    assert f"model {file}: no such fair-esm .pt file or Hugging Face folder" in refusal(str(file))
+    message = refusal(str(file))
+    assert f"model {file}: no such fair-esm .pt file, ESM C .pth file, or Hugging Face folder" in message
 
 
 def test_a_folder_that_is_not_esm(tmp_path: Path) -> None:
