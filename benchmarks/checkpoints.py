@@ -6,19 +6,29 @@ import torch
 from safetensors.torch import save_file
 from transformers import EsmConfig, EsmForMaskedLM
 
-from dnabert_reference import save_folder, seeded_state
+import dnabert_reference
+import esmc_reference
+import t5_reference
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.esm2 import parameter_shapes
 from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
-from seqmill.spec.models import DNABERT_MODELS, MODELS, Esm2Architecture
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC
+from seqmill.spec.models import Architecture, Esm2Architecture
 
 
-def save_weights(model: str, folder: Path) -> None:
-    """Save the same weights as MODEL.pt, hugging_face/, and esm_cpp.safetensors; those of DNABERT-S as dnabert/."""
-    if model in DNABERT_MODELS:
-        save_folder(seeded_state(DNABERT_MODELS[model]), DNABERT_MODELS[model], folder / "dnabert")
+def save_weights(model: str, architecture: Architecture, folder: Path) -> None:
+    """Save the same weights as MODEL.pt, hugging_face/, and esm_cpp.safetensors.
+
+    Those of DNABERT-S as dnabert/, those of ESM C and T5 as hugging_face/ only.
+    """
+    if architecture.family == DNABERT_S:
+        state = dnabert_reference.seeded_state(architecture)
+        dnabert_reference.save_folder(state, architecture, folder / "dnabert")
         return
-    architecture = MODELS[model]
+    if architecture.family != ESM2:
+        reference = esmc_reference if architecture.family == ESMC else t5_reference
+        reference.save_folder(folder / "hugging_face", architecture)
+        return
     reference = fair_esm_model(architecture)
     save_checkpoint(reference, folder / f"{model}.pt")
     source = reference.state_dict()

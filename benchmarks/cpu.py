@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from checkpoints import save_weights
 from machine_limits import instruction_rates, product_rates
 
 from seqmill import open_embeddings
-from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
+from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROTT5
+from seqmill.spec.models import MODELS, Architecture, model_flop
 from seqmill.store.index import open_index
 
 # Fewer sequences for larger models, so that a round takes minutes.
@@ -45,24 +46,38 @@ COUNTS = {
     "esm2_t12_35M_UR50D": 120,
     "esm2_t30_150M_UR50D": 40,
     "esm2_t33_650M_UR50D": 24,
+    "esmc_300m": 24,
+    "prott5_xl_u50": 24,
     "dnabert_s": 40,
 }
+T5_LAYERS = 4  # of ProtT5's 24 equal ones: transformers needs 4.8 GB for all in float32, before any activation
 PRECISIONS = ("float32", "bfloat16", "int8")
 COMPARED = 8  # proteins of which esm.cpp's embeddings are compared: it computes them one by one
 SEQMILL = ("seqmill bfloat16", "seqmill float32")
-EXACT = {"esm2": "fair-esm", "dnabert_s": "published code"}  # in float32: the others' errors are differences from it
-CONTENDERS = (
-    *SEQMILL,
-    *("fair-esm", "transformers float32", "transformers bfloat16", "esm.cpp float32", "esm.cpp int8"),
-    "published code",
-)
+# transformers' name in the table, dtype, and way to make batches; see peer_transformers_families.py.
+WAYS = {
+    "transformers float32": ("float32", "sorted"),
+    "transformers bfloat16": ("bfloat16", "sorted"),
+    "transformers float32, not sorted": ("float32", "order"),
+    "transformers float32, one by one": ("float32", "single"),
+    "transformers bfloat16, one by one": ("bfloat16", "single"),
+}
+# In float32: the others' errors are differences from it.
+EXACT = {
+    ESM2: "fair-esm",
+    ESMC: "transformers float32, one by one",
+    PROTT5: "transformers float32, one by one",
+    DNABERT_S: "published code",
+}
+CONTENDERS = (*SEQMILL, "fair-esm", *WAYS, "esm.cpp float32", "esm.cpp int8", "published code")
 # In a small process, because Linux counts the memory of the process that starts another as the other's.
 LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
 child = subprocess.Popen(["bash", "-c", sys.argv[1]])
 _, status, usage = os.wait4(child.pid, 0)
-print(json.dumps({"seconds": round(time.perf_counter() - start, 2), "peak_bytes": usage.ru_maxrss * 1024}))
+seconds, used = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+print(json.dumps({"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "peak_bytes": usage.ru_maxrss * 1024}))
 sys.exit(status != 0)
 """
 
@@ -120,7 +135,13 @@ def contenders(model: str, published: Path | None) -> list[Contender]:
             f"{python} {scripts}/merge_shards.py --index index.h5 --shards s.h5 --output {precision}.h5",
         ]
         found.append(Contender(name, " && ".join(steps), f"{precision}.h5"))
-    if model in DNABERT_MODELS:
+    family = MODELS[model].family
+    if family in (ESMC, PROTT5):
+        peer = f"{python} {peers}/peer_transformers_families.py input.fa {weights} {family.max_length}"
+        for number, (name, (dtype, way)) in enumerate(WAYS.items()):
+            found.append(Contender(name, f"{peer} {dtype} {way} peer{number}.npy", f"peer{number}.npy"))
+        return found
+    if family == DNABERT_S:
         if published:
             command = f"{python} {peers}/peer_dnabert.py {published.resolve()} input.fa {weights} exact.npy"
             found.append(Contender("published code", command, "exact.npy"))
@@ -142,7 +163,13 @@ def contenders(model: str, published: Path | None) -> list[Contender]:
 
 def weights_of(model: str) -> str:
     """Return the name of the weights that `save_weights` saves for seqmill."""
-    return "dnabert" if model in DNABERT_MODELS else f"{model}.pt"
+    return {DNABERT_S: "dnabert", ESM2: f"{model}.pt"}.get(MODELS[model].family, "hugging_face")
+
+
+def architecture_of(model: str) -> Architecture:
+    """Return a model's sizes, with `T5_LAYERS` layers for a T5."""
+    architecture = MODELS[model]
+    return replace(architecture, num_layers=T5_LAYERS) if architecture.family == PROTT5 else architecture
 
 
 def index_command(model: str) -> str:
@@ -152,12 +179,12 @@ def index_command(model: str) -> str:
 
 def measure(model: str, found: list[Contender], rounds: int) -> dict:
     """Return tokens, FLOP, limits, errors, and seconds and peak memory of every run."""
-    is_dna = model in DNABERT_MODELS
-    architecture = DNABERT_MODELS[model] if is_dna else MODELS[model]
+    architecture = architecture_of(model)
+    make = random_proteins if architecture.family.is_protein else random_contigs
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_fasta(folder / "input.fa", random_contigs(COUNTS[model]) if is_dna else random_proteins(COUNTS[model]))
-        save_weights(model, folder)
+        write_fasta(folder / "input.fa", make(COUNTS[model]))
+        save_weights(model, architecture, folder)
         timed(index_command(model), folder)
         index = open_index(folder / "index.h5")
         lengths = np.concatenate([index.pack_lengths(pack) for pack in range(index.num_packs)])
@@ -177,10 +204,11 @@ def measure(model: str, found: list[Contender], rounds: int) -> dict:
                 timed(one.compare, folder)
         return {
             "sequences": COUNTS[model],
+            "layers": architecture.num_layers,
             "tokens": int(lengths.sum()),
             "flop": model_flop(architecture, lengths),
             "limits": {name: statistics.median(rates) for name, rates in limits.items()},
-            "errors": errors(found, EXACT["dnabert_s" if is_dna else "esm2"], folder),
+            "errors": errors(found, EXACT[architecture.family], folder),
             "runs": runs,
         }
 
@@ -207,7 +235,7 @@ def embeddings(path: Path) -> np.ndarray:
 
 
 def timed(command: str, folder: Path) -> dict[str, float]:
-    """Run a command in bash; return wall seconds and the peak memory of its largest process, in bytes."""
+    """Run a command in bash; return wall and processor seconds, and its largest process's peak memory in bytes."""
     launcher = [sys.executable, "-c", LAUNCHER, command]
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run(
@@ -223,22 +251,27 @@ def table(results: dict) -> str:
     lines = [
         f"{results['processor']}, {results['cores']} cores, torch {results['torch']}, {results['date']}.",
         "Whole processes, FASTA to file; real tokens; medians of the rounds, which took turns. The error is the worst",
-        "relative L2 error of an embedding against fair-esm in float32 (DNABERT-S: its published code). The peak is",
-        "that of the bfloat16 matrix product below. The error of esm.cpp is that of its first 8 proteins.",
+        "relative L2 error of an embedding against fair-esm in float32; for DNABERT-S, against its published code; for",
+        "ESM C and ProtT5, against transformers in float32, one by one. The peak is that of the bfloat16 matrix product",
+        f"below. The error of esm.cpp is that of its first {COMPARED} proteins. ProtT5 has {T5_LAYERS} of its layers.",
+        "Processor time is that of all threads; other work on the machine changes it less than the seconds.",
         "",
-        "| model | contender | seconds | tokens/s | seqmill bfloat16 is | peak memory | worst error | of peak |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | contender | seconds | tokens/s | seqmill bfloat16 is | in processor time "
+        "| peak memory | worst error | of peak |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model, measured in results["models"].items():
         medians = {name: statistics.median(run["seconds"] for run in runs) for name, runs in measured["runs"].items()}
+        used = {name: statistics.median(run["cpu_seconds"] for run in runs) for name, runs in measured["runs"].items()}
         for name, seconds in medians.items():
             peak = max(run["peak_bytes"] for run in measured["runs"][name])
             share = measured["flop"] / seconds / measured["limits"]["bfloat16"]
             ratio = f"{seconds / medians[SEQMILL[0]]:.1f}x" if SEQMILL[0] in medians else ""
+            cpu_ratio = f"{used[name] / used[SEQMILL[0]]:.1f}x" if SEQMILL[0] in used else ""
             error = f"{measured['errors'][name]:.1e}" if name in measured["errors"] else ""
             lines.append(
                 f"| {model} | {name} | {seconds:.1f} | {measured['tokens'] / seconds:,.0f} | {ratio} "
-                f"| {peak / 1e9:.2f} GB | {error} | {share:.0%} |"
+                f"| {cpu_ratio} | {peak / 1e9:.2f} GB | {error} | {share:.0%} |"
             )
     lines += ["", "GFLOP/s of the largest matrix product, on all cores:", "", "| model | float32 | bfloat16 | int8 |"]
     lines.append("|---|---|---|---|")

@@ -28,6 +28,7 @@ from proteins import random_proteins, write_fasta
 import seqmill
 from seqmill.base.files import read_json
 from seqmill.model.pack import Pack
+from seqmill.spec.models import MODELS
 from sequences import relative_error
 
 COUNT = 1000
@@ -42,7 +43,7 @@ def main() -> None:
     print(f"{arguments.model} on {processor_kind()[0]}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_weights(arguments.model, folder)
+        save_weights(arguments.model, MODELS[arguments.model], folder)
         checkpoint, fasta = folder / f"{arguments.model}.pt", folder / "proteins.faa"
         write_fasta(fasta, random_proteins(COUNT))
         print(f"float32, worst relative error against fair-esm: {error(checkpoint, fasta, folder):.1e}")

@@ -120,7 +120,7 @@ class Layer(torch.nn.Module):
         attended = attend(attention, qkv, biases, pack)
         del qkv  # the largest tensor of a long sequence
         x, rounded = self.attention_norm.post(x, self.out(attended))
-        pieces = rounded.split(feed_forward_tokens(x.device, self.widest))
+        pieces = rounded.split(feed_forward_tokens(len(x), x.device, self.widest))
         delta = self._feed_forward(rounded) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
         return self.ffn_norm.post(x, delta)
 

@@ -139,7 +139,7 @@ class Layer(torch.nn.Module):
         norms: QKNorms = (self.q_norm, self.k_norm, LAYER_NORM_EPS)
         attended = attend(attention, qkv, cos, sin, pack, self.elementwise == TRITON, norms)
         del qkv  # the largest tensor of a long sequence
-        pieces = self.ffn_norm.pre(x, self.out(attended)).split(feed_forward_tokens(x.device, self.widest))
+        pieces = self.ffn_norm.pre(x, self.out(attended)).split(feed_forward_tokens(len(x), x.device, self.widest))
         return self._feed_forward(pieces[0]) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:

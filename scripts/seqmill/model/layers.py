@@ -11,7 +11,7 @@ from seqmill.model.kernels import gemm_triton
 
 Activation = Literal["gelu", "relu"] | None
 TORCH = "torch"  # whose matrix products are used; TRITON's have not been measured on a GPU
-FFN_TOKENS, FFN_BYTES = 4096, 768 << 20
+FFN_CPU_BYTES, FFN_BYTES = 16 << 20, 768 << 20
 PACKED_FOR_TOKENS = 2048  # a hint for oneDNN: the tokens of most calls, `embed.runner.CPU_PIECE_TOKENS`
 
 
@@ -108,11 +108,15 @@ def parameter(tensor: torch.Tensor, dtype: torch.dtype) -> torch.nn.Parameter:
     return torch.nn.Parameter(tensor.to(dtype), requires_grad=False)
 
 
-def feed_forward_tokens(device: torch.device, token_bytes: int) -> int:
-    """Return how many tokens a feed-forward call gets at most, if its widest activation takes `token_bytes` for each.
+def feed_forward_tokens(num_tokens: int, device: torch.device, token_bytes: int) -> int:
+    """Return how many of the tokens a feed-forward call gets, if its widest activation takes `token_bytes` for each.
 
     Gated and T5's feed-forwards are up to sixteen times as wide as the residual stream, and a sequence may have
-    50,000 tokens. A GPU gets a whole pack if that fits FFN_BYTES: each call is 3 launches, and products of more rows
-    are faster.
+    50,000 tokens. On a CPU, activations of up to FFN_CPU_BYTES stay in the cache, and the allocator keeps their memory;
+    calls are about equal, since a product of one token has other bits. A GPU gets a whole pack if that fits FFN_BYTES:
+    each call is 3 launches, and products of more rows are faster.
     """
-    return max(FFN_BYTES // token_bytes, 1) if device.type == "cuda" else FFN_TOKENS
+    if device.type == "cuda":
+        return max(FFN_BYTES // token_bytes, 1)
+    calls = -(-num_tokens * token_bytes // FFN_CPU_BYTES)
+    return -(-num_tokens // calls)

@@ -117,7 +117,7 @@ class Layer(torch.nn.Module):
         qkv = self.qkv(self.attention_norm.pre(x, delta)).view(-1, 3, self.num_heads, self.head_dim)
         attended = attend(attention, qkv, biases, pack)
         del qkv  # four times as wide as the residual stream, each third
-        pieces = self.ffn_norm.pre(x, self.out(attended)).split(feed_forward_tokens(x.device, self.widest))
+        pieces = self.ffn_norm.pre(x, self.out(attended)).split(feed_forward_tokens(len(x), x.device, self.widest))
         return self._feed_forward(pieces[0]) if len(pieces) == 1 else torch.cat([*map(self._feed_forward, pieces)])
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:

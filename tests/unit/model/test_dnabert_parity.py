@@ -20,6 +20,7 @@ from seqmill.embedding.pooling import mean_over_tokens
 from seqmill.model import layers
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.encoder import make_encoder
+from seqmill.model.layers import feed_forward_tokens
 from seqmill.model.weights import Weights, load_weights
 from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
 from seqmill.spec.packing import MAX_PACK_TOKENS
@@ -134,30 +135,22 @@ def test_other_numbers_of_heads(num_heads: int, tmp_path: Path) -> None:
 def test_a_long_feed_forward_is_computed_in_blocks(small: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = random_tokens([150, 40, 1])
     whole, _ = hidden_states(small, sequences, torch.float64)
-    monkeypatch.setattr(layers, "FFN_TOKENS", 64)
+    monkeypatch.setattr(layers, "FFN_CPU_BYTES", 64 * 2 * SMALL.ffn_dim * torch.float64.itemsize)  # 64 tokens
     in_blocks, _ = hidden_states(small, sequences, torch.float64)
     assert worst_error(in_blocks, whole) < 1e-13
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
+    ("dtype", "expected"),
     [
-        ("cpu", torch.bfloat16, 4096),
-        ("cpu", torch.float32, 4096),
-        (
-            "cuda",
-            torch.bfloat16,
-            2 * MAX_PACK_TOKENS,
-        ),  # a pack, and a contig of up to twice as many tokens, in one call
-        ("cuda", torch.float16, 2 * MAX_PACK_TOKENS),
-        ("cuda", torch.float32, MAX_PACK_TOKENS),
+        (torch.bfloat16, 2 * MAX_PACK_TOKENS),  # a pack, and a contig of up to twice as many tokens, in one call
+        (torch.float16, 2 * MAX_PACK_TOKENS),
+        (torch.float32, MAX_PACK_TOKENS),
     ],
 )
-def test_a_gpu_gets_a_whole_pack_per_feed_forward_call_with_bounded_memory(
-    device: str, dtype: torch.dtype, expected: int
-) -> None:
+def test_a_gpu_gets_a_whole_pack_per_feed_forward_call_with_bounded_memory(dtype: torch.dtype, expected: int) -> None:
     token_bytes = 2 * DnabertArchitecture().ffn_dim * dtype.itemsize
-    found = layers.feed_forward_tokens(torch.device(device), token_bytes)
+    found = feed_forward_tokens(10 * MAX_PACK_TOKENS, torch.device("cuda"), token_bytes)
     assert found == expected
     assert found * token_bytes < 1e9
 

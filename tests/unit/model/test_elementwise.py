@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from seqmill.model.elementwise import EAGER, choose_elementwise, gate, post_norm, pre_norm
 from seqmill.model.kernels import compiled
-from seqmill.model.layers import Linear
+from seqmill.model.layers import FFN_CPU_BYTES, Activation, Linear, feed_forward_tokens
 
 CPU = torch.device("cpu")
 DIMS = [16, 48, 320, 480, 640, 768, 1280, 5120]
@@ -16,6 +16,7 @@ KERNELS = [
     for reason in [compiled.why_not(name)]
 ]
 # Half a step of the dtype, or float32's own error.
+WIDE = [(960, 5120, None), (1152, 6144, None), (1024, 12_288, None), (1024, 16_384, "relu"), (16_384, 1024, None)]
 STEPS = {torch.float32: 2**-22, torch.bfloat16: 2**-8}
 
 
@@ -95,21 +96,54 @@ def test_the_product_with_gelu_is_as_accurate_as_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("activation", ["gelu", None])
 @pytest.mark.parametrize(
     ("dim", "result"), [(320, 1280), (1280, 320), (480, 1440), (2560, 640), (1280, 1280), (5120, 1280)]
 )
 def test_a_product_has_the_same_bits_for_any_number_of_tokens(
-    dim: int, result: int, gelu: bool, dtype: torch.dtype
+    dim: int, result: int, activation: Activation, dtype: torch.dtype
 ) -> None:
-    """From 2 tokens on; a segment has at least 2 special tokens. `F.linear` fails for 2 and 3 tokens in float32."""
-    x = normal(2048, dim).to(dtype)
-    linear = Linear({"weight": normal(result, dim, seed=2), "bias": normal(result, seed=3)}, "", dtype, gelu)
+    """From 2 tokens on; a segment has at least 2 tokens. `F.linear` fails for 2 and 3 tokens in float32."""
+    bias = {"bias": normal(result, seed=3)}
+    check_a_product_has_the_same_bits(dim, result, bias, activation, dtype, 2048)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "result", "activation"),
+    [
+        *[(960, 960, None), (2560, 960, None)],  # ESM C 300M
+        *[(1152, 1152, None), (3072, 1152, None), (6912, 640, None)],  # 600M, and the widest of 6B
+        *[(1024, 1024, "relu"), (4096, 1024, None), (16_384, 256, None)],  # ProtT5
+        *[pytest.param(*shape, marks=pytest.mark.full) for shape in WIDE],
+    ],
+)
+def test_a_product_without_bias_has_the_same_bits_for_any_number_of_tokens(
+    dim: int, result: int, activation: Activation, dtype: torch.dtype
+) -> None:
+    check_a_product_has_the_same_bits(dim, result, {}, activation, dtype, 260)
+
+
+def check_a_product_has_the_same_bits(
+    dim: int, result: int, bias: dict[str, torch.Tensor], activation: Activation, dtype: torch.dtype, most: int
+) -> None:
+    x = normal(most, dim).to(dtype)
+    linear = Linear({"weight": normal(result, dim, seed=2), **bias}, "", dtype, activation)
     whole = linear(x)
     linear.pack()
     assert torch.equal(linear(x), whole)
-    for count in (2, 3, 4, 5, 17, 33, 65, 500, 1025):
-        assert torch.equal(linear(x[-count:].contiguous()), whole[-count:]), count
+    for count in (2, 3, 4, 5, 17, 33, 65, 257, 500, 1025):
+        if count < most:
+            assert torch.equal(linear(x[-count:].contiguous()), whole[-count:]), count
+
+
+def test_feed_forward_calls_are_about_equal() -> None:
+    """One token alone would have other bits."""
+    for num_tokens in (1, 2, 511, 512, 513, 1025, 8193):
+        most = feed_forward_tokens(num_tokens, CPU, FFN_CPU_BYTES // 512)
+        sizes = [len(call) for call in torch.empty(num_tokens, 1).split(most)]
+        assert max(sizes) <= 512
+        assert len(sizes) == 1 or min(sizes) > 200
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
