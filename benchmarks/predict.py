@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from seqmill.spec.models import DNABERT_MODELS, MODELS
+from seqmill.spec.models import MODELS
 
 LENGTH = 352  # tokens of a sequence, the mean in UniProt
 BANDWIDTHS = {"H100": 3.35e12, "H200": 4.8e12}
@@ -42,12 +42,12 @@ def product_seconds(tokens: int, columns: int, depth: int, flops: float) -> floa
 def pack_seconds(way: str, counted: dict[str, Any], tokens: int, gpu: str) -> tuple[float, float]:
     """Return the seconds that the host and the device need for a pack of so many tokens."""
     name, precision, *_ = way.split()
-    architecture = DNABERT_MODELS.get(name) or MODELS[name]
-    dim, layers, ffn = architecture.hidden_dim, architecture.num_layers, architecture.ffn_dim
-    wide = 2 * ffn if name in DNABERT_MODELS else ffn  # gate and value
-    products = ((3 * dim, dim), (dim, dim), (wide, dim), (dim, ffn))
+    architecture = MODELS[name]
+    dim, inner, ffn = architecture.hidden_dim, architecture.inner_dim, architecture.ffn_dim
+    layers, wide = architecture.num_layers, (architecture.ffn_matrices - 1) * ffn  # gate and value
+    products = ((3 * inner, dim), (dim, inner), (wide, dim), (dim, ffn))
     layer = sum(product_seconds(tokens, columns, depth, PRODUCT_FLOPS[gpu][precision]) for columns, depth in products)
-    layer += 4 * tokens * LENGTH * dim / ATTENTION_FLOPS
+    layer += 4 * tokens * LENGTH * inner / ATTENTION_FLOPS
     rates = [sum(counted[part]["bytes_per_token"].values()) for part in ("layer", "pack")]
     layer_steps, pack_steps = (rate * tokens / (BANDWIDTH_SHARE * BANDWIDTHS[gpu]) for rate in rates)
     host = (layers * counted["layer"]["total"] + counted["pack"]["total"]) * LAUNCH_SECONDS

@@ -60,6 +60,6 @@ for model, release in read_releases().items():
             params:
                 program=program("fetch_weights.py"),
                 model=model,
-                folder=f"resources/models/{model}",
+                folder=lambda wildcards, output: Path(output[0]).parent,
             shell:
                 "{params.program} {params.model} --output {params.folder:q} 2> {log:q}"

@@ -14,7 +14,7 @@ from pipeline import Run
 from seqmill.spec.packing import packs_of_rank
 from seqmill.store.index import open_index
 
-CASES, CASES_OF_WINDOWS = 20, 6
+CASES, CASES_OF_WINDOWS = 18, 5
 CHAINS = 2
 
 

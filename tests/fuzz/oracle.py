@@ -10,7 +10,8 @@ import zstandard
 from seqmill.spec.lengths import LengthPolicy
 
 WHITE = b" \t\r\n\v\f"
-LETTERS = b"LAGVSERTIDPKQNFYMHWCXBUZO"  # fair-esm's order; the first has token 4
+LETTERS = b"LAGVSERTIDPKQNFYMHWCXBUZO"
+T5_LETTERS = b"ALGVSREDTIPKFQNYMHWCX"  # the others become X
 BASES, IUPAC = b"ACGTU", b"RYSWKMBDHVN"
 NEITHER = b"NX-.*0123456789"  # they tell nothing about the kind of a sequence
 
@@ -32,8 +33,27 @@ def refuses(said: list[Said] | None, policy: LengthPolicy, on_invalid: str) -> b
     return all(one.is_rejected(policy) for one in said)
 
 
-def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
-    """Return the records, or None if the text must be refused."""
+@dataclass(frozen=True)
+class Tokens:
+    """A protein model's tokens, as its authors number them."""
+
+    letters: bytes
+    first: int  # token of the first letter; the others follow
+    before: list[int]
+    after: list[int]
+
+
+OF_ESM = Tokens(LETTERS, 4, [0], [2])
+PROTEIN_MODELS = {
+    "untrained:esm2_t6_8M_UR50D": OF_ESM,
+    "untrained:esmc_300m": OF_ESM,
+    "untrained:prott5_xl_u50": Tokens(T5_LETTERS, 3, [], [1]),
+    "untrained:prostt5": Tokens(T5_LETTERS, 3, [149], [1]),
+}
+
+
+def read(text: bytes, nucleotides: bool = False, known: bytes = LETTERS) -> list[Said] | None:
+    """Return the records, or None if the text must be refused; legal letters that a model does not know become X."""
     text = text.removeprefix(b"\xef\xbb\xbf").lstrip(WHITE)
     records: list[tuple[bytes, list[bytes]]] = []
     for line in text.split(b"\n"):
@@ -46,7 +66,7 @@ def read(text: bytes, nucleotides: bool = False) -> list[Said] | None:
     bodies = [bytes(byte for byte in b"".join(lines) if byte not in WHITE).upper() for _, lines in records]
     if _is_of_the_other_kind(b"".join(bodies), nucleotides):
         return None
-    said = [_one(header, body, nucleotides) for (header, _), body in zip(records, bodies, strict=True)]
+    said = [_one(header, body, nucleotides, known) for (header, _), body in zip(records, bodies, strict=True)]
     return None if None in said else said  # type: ignore[return-value]
 
 
@@ -59,7 +79,7 @@ def _is_of_the_other_kind(letters: bytes, nucleotides: bool) -> bool:
     return len(letters) >= 200 and 50 * others <= len(letters)
 
 
-def _one(header: bytes, letters: bytes, nucleotides: bool) -> Said | None:
+def _one(header: bytes, letters: bytes, nucleotides: bool, known: bytes) -> Said | None:
     if nucleotides:
         letters, legal = letters.replace(b"U", b"T"), BASES + IUPAC
     else:
@@ -69,6 +89,8 @@ def _one(header: bytes, letters: bytes, nucleotides: bool) -> Said | None:
         return None
     if not set(letters) <= set(legal):
         letters = b""
+    if not nucleotides:
+        letters = bytes(byte if byte in known else ord("X") for byte in letters)
     id_, description = header, b""
     for place, byte in enumerate(header.lstrip(WHITE)):
         if byte in WHITE:

@@ -77,18 +77,19 @@ def check(
     on_invalid: str = "fail",
     *,
     text: bytes | bool | None = True,
+    model: str = MODEL,
 ) -> bool:
     """Build an index from the stored bytes and check the outcome; return whether an index was built.
 
     `text` is the decompressed text, or None if the bytes must be refused; with True the oracle decides.
     """
     text = oracle.decompressed(stored) if text is True else text
-    said = None if text is None else oracle.read(text)
+    said = None if text is None else oracle.read(text, known=oracle.PROTEIN_MODELS[model].letters)
     with work_folder(parent) as folder, time_limit():
         fasta, output = folder / "input.fa", folder / "index.h5"
         fasta.write_bytes(stored)
         try:
-            build_index(fasta, output, MODEL, policy, on_invalid=on_invalid)
+            build_index(fasta, output, model, policy, on_invalid=on_invalid)
         except SeqmillError as error:
             check_message(str(error), fasta, said, on_invalid)
             assert names_in(folder) == ["input.fa"]
@@ -101,7 +102,7 @@ def check(
         assert said is not None
         assert not oracle.refuses(said, policy, on_invalid), "an index was built, though the oracle refuses the file"
         index = open_index(output)
-        compare(index, said, policy)
+        compare(index, said, policy, oracle.PROTEIN_MODELS[model])
         write_records(folder / "records.tsv.gz", index)
         compare_table(folder / "records.tsv.gz", index, said, policy)
         return True
@@ -124,7 +125,7 @@ def check_message(message: str, fasta: Path, said: list[oracle.Said] | None, on_
         assert lines[20:] == ([f"and {len(invalid) - 20} more"] if len(invalid) > 20 else [])
 
 
-def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None:
+def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy, of_model: oracle.Tokens) -> None:
     assert index.num_records == len(said)
     numbers = range(len(said))
     assert [index.record_id(number) for number in numbers] == [one.id for one in said]
@@ -141,8 +142,8 @@ def compare(index: Index, said: list[oracle.Said], policy: LengthPolicy) -> None
         assert rows.setdefault(one.letters, row) == row
         start, end = index.token_offsets[row : row + 2]
         tokens = index.tokens[start:end].tolist()
-        assert (tokens[0], tokens[-1]) == (0, 2)
-        assert bytes(oracle.LETTERS[token - 4] for token in tokens[1:-1]) == one.letters[: policy.max_length]
+        letters = [of_model.first + of_model.letters.index(letter) for letter in one.letters[: policy.max_length]]
+        assert tokens == [*of_model.before, *letters, *of_model.after]
     assert len(set(rows.values())) == len(rows) == index.num_sequences
     firsts = [said[record].letters for record in index.sequence_records.tolist()]
     assert firsts == sorted(rows, key=rows.__getitem__)
@@ -176,6 +177,7 @@ def compare_table(table: Path, index: Index, said: list[oracle.Said], policy: Le
 POLICIES = st.builds(LengthPolicy, st.sampled_from(["truncate", "reject"]), st.sampled_from([1, 3, 50, 1022, 1 << 19]))
 
 ON_INVALID = st.sampled_from(["fail", "skip"])
+MODELS = st.sampled_from(list(oracle.PROTEIN_MODELS))
 
 HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 
@@ -184,21 +186,25 @@ def cases(number: int) -> settings:
     return settings(max_examples=number, deadline=None, derandomize=True, database=None, suppress_health_check=HEALTH)
 
 
-@given(FILES, POLICIES, ON_INVALID)
-@example(b"", LengthPolicy(), "skip")
-@example(b">", LengthPolicy(), "skip")
-@example(b"\xef\xbb\xbf", LengthPolicy(), "fail")
-@example(b">" + b"x" * 100_000 + b"\n1", LengthPolicy(), "fail")
-@example((b">" + b"x" * 100_000 + b"\n1\n") * 30, LengthPolicy(), "fail")
-@cases(4000)
-def test_structured_files(memory_folder: Path, stored: bytes, policy: LengthPolicy, on_invalid: str) -> None:
-    check(memory_folder, stored, policy, on_invalid)
+@given(FILES, POLICIES, ON_INVALID, MODELS)
+@example(b"", LengthPolicy(), "skip", MODEL)
+@example(b">", LengthPolicy(), "skip", MODEL)
+@example(b"\xef\xbb\xbf", LengthPolicy(), "fail", MODEL)
+@example(b">" + b"x" * 100_000 + b"\n1", LengthPolicy(), "fail", MODEL)
+@example((b">" + b"x" * 100_000 + b"\n1\n") * 30, LengthPolicy(), "fail", MODEL)
+@cases(3500)
+def test_structured_files(
+    memory_folder: Path, stored: bytes, policy: LengthPolicy, on_invalid: str, model: str
+) -> None:
+    check(memory_folder, stored, policy, on_invalid, model=model)
 
 
-@given(GOOD_FILES, st.lists(CHANGES, min_size=1, max_size=4), POLICIES, ON_INVALID)
-@cases(3000)
-def test_mutated_files(memory_folder: Path, good: bytes, changes: list, policy: LengthPolicy, on_invalid: str) -> None:
-    check(memory_folder, changed(good, changes), policy, on_invalid)
+@given(GOOD_FILES, st.lists(CHANGES, min_size=1, max_size=4), POLICIES, ON_INVALID, MODELS)
+@cases(2500)
+def test_mutated_files(
+    memory_folder: Path, good: bytes, changes: list, policy: LengthPolicy, on_invalid: str, model: str
+) -> None:
+    check(memory_folder, changed(good, changes), policy, on_invalid, model=model)
 
 
 @given(GOOD_FILES, GOOD_FILES, st.floats(0, 1), st.floats(0, 1))

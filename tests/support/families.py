@@ -324,6 +324,8 @@ PROTT5 = ProtT5("prott5", LengthPolicy("window", 600, 500, 300), RESIDUES, SMALL
 PROSTT5 = ProstT5("prostt5", LengthPolicy("truncate", 1022), RESIDUES, SMALL_PROSTT5.hidden_dim)
 EACH = (PROTEINS, CONTIGS, WINDOWS, ESMC, PROTT5, PROSTT5)
 ONE_EACH = (PROTEINS, WINDOWS, ESMC, PROTT5)
+# For long suites of what is saved, in which ESM-2 and ESM C differ in nothing.
+EACH_KIND = (WINDOWS, ESMC, PROTT5)
 
 
 def changed_model(family: Proteins, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> str:

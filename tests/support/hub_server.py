@@ -22,6 +22,9 @@ class HubServer(ThreadingHTTPServer):
         refusals: models that are refused, with their status and error code. A gated model's files are listed, but not
             sent, as by the Hub.
         troubles: HTTP statuses for the next requests about models.
+        cuts: the number of files whose sending ends in the middle.
+        stated: digests that are stated instead of a file's own, by its name.
+        ranges: the Range header of each request for a file's bytes, empty if it has none.
         asked: the method and path of every request.
         url: for HF_ENDPOINT.
     """
@@ -33,6 +36,9 @@ class HubServer(ThreadingHTTPServer):
         self.models = {name: dict(files) for name, files in models.items()}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.troubles: list[int] = []
+        self.cuts = 0
+        self.stated: dict[str, str] = {}
+        self.ranges: list[str] = []
         self.asked: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -65,9 +71,7 @@ class _Answer(BaseHTTPRequestHandler):
         if status == 404 or (code and not is_listing):
             self.reply(status, b"", {"X-Error-Code": code})
         elif not is_listing:
-            content = files["/".join(rest[2:])]
-            digest = hashlib.sha256(content).hexdigest()
-            self.reply(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
+            self.send_file("/".join(rest[2:]), files)
         elif "tree" in rest:
             listed = [
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -78,6 +82,30 @@ class _Answer(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file} for file in files]
             information = {"_id": "1", "id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}
             self.reply(200, json.dumps(information).encode(), {"Content-Type": "application/json"})
+
+    def send_file(self, name: str, files: Mapping[str, bytes]) -> None:
+        if name not in files:
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        content = files[name]
+        digest = self.server.stated.get(name, hashlib.sha256(content).hexdigest())
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}
+        hub, wanted, total = self.server, self.headers.get("Range", ""), len(content)
+        if self.command == "HEAD":
+            self.reply(200, content, headers)
+            return
+        hub.ranges.append(wanted)
+        if first := int(wanted.removeprefix("bytes=").removesuffix("-") or 0):
+            headers["Content-Range"] = f"bytes {first}-{total - 1}/{total}"
+        if hub.cuts:
+            hub.cuts -= 1
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(total - first))
+            self.end_headers()
+            self.wfile.write(content[first : (first + total) // 2])
+            self.close_connection = True
+            return
+        self.reply(206 if first else 200, content[first:], headers)
 
     def reply(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)

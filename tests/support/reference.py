@@ -121,13 +121,15 @@ def packed_hidden_and_means(checkpoint: Path, sequences: list[str], dtype: torch
 
 
 def worst_errors(
-    reference: esm.ESM2, checkpoint: Path, sequences: list[str], dtype: torch.dtype, attention: str = "sdpa"
+    reference: list[np.ndarray], checkpoint: Path, sequences: list[str], dtype: torch.dtype, attention: str = "sdpa"
 ):
-    """Return the worst relative error per token matrix and per mean, and the worst cosine of the means."""
+    """Return the worst relative error per token matrix and per mean, and the worst cosine of the means.
+
+    `reference` are the hidden states of each sequence, see `fair_esm_hidden`.
+    """
     hidden, means = packed_hidden_and_means(checkpoint, sequences, dtype, attention)
     hidden_errors, mean_errors, cosines = [], [], []
-    for sequence, found, mean in zip(sequences, hidden, means, strict=True):
-        expected = fair_esm_hidden(reference, sequence)
+    for expected, found, mean in zip(reference, hidden, means, strict=True):
         expected_mean = expected[1:-1].mean(axis=0)
         hidden_errors.append(relative_error(found, expected))
         mean_errors.append(relative_error(mean, expected_mean))

@@ -21,6 +21,7 @@ from seqmill import open_embeddings
 from seqmill.run.slurm_jobs import claim_folder
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS
+from seqmill.spec.released import release_of
 
 BIN = Path(sys.executable).parent
 SLUG = "untrained-esm2_t6_8M_UR50D"
@@ -422,3 +423,18 @@ def test_weights_put_in_place_by_hand_are_kept(tmp_path: Path) -> None:
     assert "config.json: not that of dnabert_s as published: it has 2 bytes, not 1,025" in done.stdout
     assert (folder / "config.json").read_text() == "{}"
     assert (folder / "pytorch_model.bin").read_bytes() == b"weights"
+
+
+def test_each_released_model_s_files_are_fetched_by_its_rule(tmp_path: Path) -> None:
+    (tmp_path / "p.faa").write_text(">a\nMKV\n")
+    (tmp_path / "c.fna").write_text(">a\nACGT\n")
+    models = ["esm2_t6_8M_UR50D", "esmc_6b", "prostt5", "dnabert_s"]
+    rows = [f"{model}\t{'c.fna' if model == 'dnabert_s' else 'p.faa'}\t{model}" for model in models]
+    (tmp_path / "d.tsv").write_text("\n".join(["dataset\tfasta\tmodel", *rows]) + "\n")
+    nowhere = str(tmp_path / "none")
+    done = snakemake(tmp_path, "fetch_models", "--dry-run", config={"datasets": "d.tsv"}, SEQMILL_MODELS=nowhere)
+    assert done.returncode == 0, done.stdout
+    rules = ["fetch_dnabert_s", "fetch_esmc_6b", "fetch_models", "fetch_prostt5", "fetch_weights"]
+    assert rules_run(done.stdout) == rules
+    for file in release_of("esmc_6b").files:
+        assert f"resources/models/esmc_6b/{file}" in done.stdout

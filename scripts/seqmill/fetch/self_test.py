@@ -70,7 +70,7 @@ def _deviation(source: ModelSource, model: Encoder, tokens: np.ndarray, case: Ca
     """Return the largest difference from a case's published numbers; NaN if there is one."""
     pack = Pack.from_tokens(tokens, np.array([len(tokens)], np.int64))
     hidden = model(pack)
-    pairs = list(zip(hidden[case.first :], case.hidden or [], strict=False))
+    pairs = list(zip(hidden[case.first_token :], case.hidden or [], strict=False))
     if case.mean is not None:
         pool = poolings_of(source.family)["mean"].of_segment
         pairs.append((pool(hidden, pack)[0], case.mean))

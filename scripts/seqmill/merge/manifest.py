@@ -16,6 +16,7 @@ from seqmill.version import __version__
 
 COUNTS = ("num_records", "num_sequences", "num_reused", "num_tokens", "num_packs")
 PACKAGES = ("torch", "numpy", "h5py", "snakemake", "safetensors")
+TERMS = ("license", "citation")
 STATUS_FIELDS = ("num_sequences", "attempt", "started", "ended", "resumed_packs", "audit", "run", "seconds")
 
 
@@ -28,7 +29,7 @@ def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
         "warning": verified.warning,
         "fasta": asdict(InputFile.fasta_of(attributes)),
         "weights": verified.statuses[0].weights,
-        "model": _credits_of(verified.fingerprint.model),
+        **license_and_citation(verified.fingerprint.model),
         "fingerprint": verified.fingerprint.attributes(),
         "counts": {
             **{name: attributes[name] for name in COUNTS},
@@ -51,13 +52,10 @@ def manifest_of(verified: VerifiedSet) -> dict[str, Any]:
     }
 
 
-def _credits_of(model: str) -> dict[str, Any]:
-    """Return a model's name, and for a released one its license and the publication to cite."""
+def license_and_citation(model: str) -> dict[str, Any]:
+    """Return both for a released model, by its name; nothing for other weights, whose origin is unknown."""
     release = read_releases().get(model)
-    if release is None:
-        return {"name": model}
-    citation = release.citation.text if release.citation else None
-    return {"name": model, "license": msgspec.to_builtins(release.license), "citation": citation}
+    return {name: msgspec.to_builtins(getattr(release, name)) for name in TERMS} if release else {}
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ from seqmill.base.commands import command
 from seqmill.base.files import cache_folder, read_json
 from seqmill.errors import SeqmillError
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, FAMILIES, PROSTT5, PROTT5, Family
+from seqmill.spec.released import release_of
 from seqmill.spec.weight_files import PICKLED_WEIGHTS, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
 if TYPE_CHECKING:
@@ -215,25 +216,18 @@ DNABERT_MODELS = {"dnabert_s": DnabertArchitecture(), "dnabert_2": DnabertArchit
 MODELS: dict[str, Architecture] = {**ESM2_MODELS, **ESMC_MODELS, **T5_MODELS, **DNABERT_MODELS}
 NAMES = list(MODELS)
 DEFAULT_MODEL = "esm2_t33_650M_UR50D"  # the usual choice
+ESMC_OWNERS = ("evolutionaryscale", "biohub")  # of the first releases
 # Their names on the Hugging Face Hub, in lower case: the Hub ignores case as well.
 HUB_NAMES = {
     **{f"facebook/{name}".lower(): name for name in ESM2_MODELS},
     **{f"biohub/{name.replace('_', '-')}": name for name in ESMC_MODELS},
-    "evolutionaryscale/esmc-300m-2024-12": "esmc_300m",
-    "evolutionaryscale/esmc-600m-2024-12": "esmc_600m",
+    **{f"{owner}/esmc-{size}-2024-12": f"esmc_{size}" for owner in ESMC_OWNERS for size in ("300m", "600m")},
     "rostlab/prot_t5_xl_half_uniref50-enc": "prott5_xl_u50",
     "rostlab/prot_t5_xl_uniref50": "prott5_xl_u50",
     "rostlab/prostt5": "prostt5",
     "rostlab/prostt5_fp16": "prostt5",
     "zhihan1996/dnabert-s": "dnabert_s",
     "zhihan1996/dnabert-2-117m": "dnabert_2",
-}
-# Files of weights in the published folders that have no `PICKLED_WEIGHTS`.
-SHARDS_OF_6B = [f"model-{number:05}-of-00006.safetensors" for number in range(1, 7)]
-PUBLISHED_WEIGHTS = {
-    "esmc_300m": [SAFETENSORS],
-    "esmc_600m": [SAFETENSORS],
-    "esmc_6b": [SAFETENSORS_INDEX, *SHARDS_OF_6B],
 }
 CHECKPOINTS = {".pt": ESM2, ".pth": ESMC}
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
@@ -269,15 +263,21 @@ class ModelSource:
     def files(self) -> list[Path]:
         """All files of the model; none for untrained weights. A released model's files may be missing.
 
-        Raise a SeqmillError if a folder's weight index can't be read, or names a missing file.
+        Raise a SeqmillError if the weight index of a user's folder can't be read, or names a missing file.
         """
         if self.path is None:
             return []
-        if self.is_folder:
-            published = PUBLISHED_WEIGHTS.get(self.name, [PICKLED_WEIGHTS])
-            weights = weight_files(self.path) or [self.path / file for file in published]
-            return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
-        return [self.path]
+        if not self.is_folder:
+            return [self.path]
+        weights: list[Path] = []
+        try:
+            weights = weight_files(self.path)
+        except SeqmillError:
+            if self.kind != "released":
+                raise
+        if self.kind == "released" and not weights:  # not on this disk, or not all of them
+            return [self.path / file for file in release_of(self.name).files]
+        return [self.path / CONFIG, *([self.tokenizer] if self.tokenizer else []), *weights]
 
     @property
     def is_on_disk(self) -> bool:

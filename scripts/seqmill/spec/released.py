@@ -10,7 +10,6 @@ import msgspec
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import CONFIG, NAMES
 
 RELEASED = Path(__file__).with_name("released.json")
 
@@ -25,7 +24,7 @@ class FileFact(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.sha256, self.md5, self.git_sha1))) > 1:
-            raise ValueError("a file has one digest")
+            raise ValueError("a file has more than one digest")
 
     @property
     def is_pinned(self) -> bool:
@@ -52,7 +51,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: str
     tokens: list[int] | None = None  # its token ids, special ones included
     hidden: list[list[float]] | None = None  # the first dimensions of the last hidden states of some tokens
-    first: int = 0  # the first of these tokens
+    first_token: int = 0  # the first of these
     mean: list[float] | None = None  # its first dimensions; over residues, or all tokens of nucleotides
 
 
@@ -78,12 +77,11 @@ class Citation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     year: int
     title: str
     journal: str
-    doi: str = ""
-    url: str = ""  # if there is no DOI
+    doi: str
 
     @property
     def link(self) -> str:
-        return f"https://doi.org/{self.doi}" if self.doi else self.url
+        return f"https://doi.org/{self.doi}"
 
     @property
     def text(self) -> str:
@@ -114,7 +112,7 @@ class Release(msgspec.Struct, frozen=True):
         for source in self.sources:
             unpinned = [name for name, file in source.files.items() if not file.is_pinned]
             if unpinned and not (source.repository and source.commit):
-                raise ValueError(f"{unpinned[0]} needs a digest, or a repository and its commit")
+                raise ValueError(f"{unpinned[0]} has no digest, and no commit pins it")
 
     @property
     def files(self) -> dict[str, FileFact]:
@@ -123,8 +121,8 @@ class Release(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int | None:
-        """The bytes of the preferred source's files without its small config.json; None if no public page says so."""
-        sizes = [file.size for name, file in self.files.items() if name != CONFIG]
+        """The bytes of the preferred source's files, but small JSON; None if no public page states them."""
+        sizes = [file.size for name, file in self.files.items() if not name.endswith(".json")]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
@@ -139,8 +137,8 @@ def read_releases(path: Path = RELEASED) -> dict[str, Release]:
 def release_of(name: str, path: Path = RELEASED) -> Release:
     """Return the facts about a model; raise a SeqmillError for a name that can't be fetched."""
     releases = read_releases(path)
-    if name not in NAMES or name not in releases:
-        raise SeqmillError(f"model {name!r} can't be fetched; use one of {', '.join(NAMES)}")
+    if name not in releases:
+        raise SeqmillError(f"model {name!r} can't be fetched; use one of {', '.join(releases)}")
     return releases[name]
 
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, PROTEINS, Family, broken_model, write_fasta
+from families import EACH_KIND, ONE_EACH, PROTEINS, Family, broken_model, write_fasta
 from pipeline import Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.base.hdf5 import write_attributes
@@ -29,7 +29,7 @@ from seqmill.store.parts import PartStore
 from seqmill.store.shards import open_shard
 
 
-@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+@pytest.fixture(scope="module", params=EACH_KIND, ids=str)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Many short sequences in one shard, merged."""
     family: Family = request.param

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from families import ONE_EACH, Family
+from families import EACH_KIND, Family
 from pipeline import CONTIGS_DEMO, DEMO, Run, results_of, save_parts
 from seqmill import open_embeddings
 from seqmill.embedding.resume import DonePacks, find_parts
@@ -21,7 +21,7 @@ from seqmill.store.part_file import PackResult, open_part
 from seqmill.store.parts import PartStore
 
 
-@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+@pytest.fixture(scope="module", params=EACH_KIND, ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 

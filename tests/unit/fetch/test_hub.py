@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+import esmc_reference
+import t5_reference
 from hub_server import FORBIDDEN, GATED, HubServer, served_models
 from hugging_face import hugging_face_model
 from pipeline import IMPATIENT, SCRIPTS
@@ -73,6 +76,19 @@ def test_the_folder_that_it_prints_is_the_model(hub: HubServer, tuned: dict[str,
     expected, found = load_weights(find_model(str(checkpoint))), load_weights(find_model(str(folder)))
     assert found.architecture == SMALL
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+@pytest.mark.parametrize("reference", [esmc_reference, t5_reference], ids=["ESM C", "T5"])
+def test_a_model_of_another_family(tmp_path: Path, reference: ModuleType) -> None:
+    """In several files, as transformers saves it; a T5's pickle with its decoder is not fetched."""
+    saved = reference.save_folder(tmp_path / "saved", shard="100KB")
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with served_models({NAME: {**files, PICKLE: b"a pickle", "spiece.model": b"a tokenizer"}}) as hub:
+        folder = folder_in(fetch(hub, tmp_path))
+        assert hub.sent == sorted(files.keys() - {"generation_config.json"})
+    found = find_model(str(folder))
+    assert found.family == reference.SMALL.family
+    assert load_weights(found).digest == load_weights(find_model(str(saved))).digest
 
 
 def test_what_was_fetched_serves_offline_and_is_not_fetched_again(hub: HubServer, tmp_path: Path) -> None:

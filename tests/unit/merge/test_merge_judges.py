@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from families import ONE_EACH, PROTEINS, Family, write_fasta
+from families import EACH_KIND, PROTEINS, Family, write_fasta
 from pipeline import Run, run_script
 from seqmill.base.files import sha256_of_file
 from seqmill.errors import SeqmillError
@@ -42,7 +42,7 @@ class Embedded(Run):
         return Run(self.folder / "other", world_size).build(self.fasta, self.family.model, policy or self.family.policy)
 
 
-@pytest.fixture(scope="module", params=ONE_EACH, ids=str)
+@pytest.fixture(scope="module", params=EACH_KIND, ids=str)
 def embedded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
     family: Family = request.param
     run = Embedded(tmp_path_factory.mktemp("embedded"), WORLD_SIZE, family)
@@ -154,7 +154,7 @@ DAMAGE: dict[str, tuple[Callable[[Embedded], object], str]] = {
     "shard copied over another": (copy_of_rank_0, "rank 0 is also in"),
     "of another index": (of_other_index, "another index"),
     "of another precision": (of_other_precision, "precision is bfloat16, not float32"),
-    "of another pooling": (of_other_pooling, "pooling is cls, not mean"),
+    "of another pooling": (of_other_pooling, "pooling is max, not mean"),
     "of another world size": (of_other_world_size, "one of 2 shards"),
     "NaN": (lambda run: edit_shard(run, 1, set_value("embeddings", (0, 3), float("nan"))), "is not finite"),
     "infinity": (lambda run: edit_shard(run, 1, set_value("embeddings", (1, 0), float("inf"))), "is not finite"),

@@ -375,7 +375,7 @@ def test_a_model_that_was_not_fetched(tmp_path: Path) -> None:
         load_weights(ModelSource(NAME, "released", MODELS[NAME], path))
     message = str(caught.value)
     assert str(path) in message
-    assert re.search(f"no such weights; run `.*fetch.* {NAME}`, or put the model's fair-esm .pt file there", message)
+    assert re.search(f"no such weights; run `.*fetch.* {NAME}`, or put the model's checkpoint file there", message)
 
 
 def test_weights_whose_architecture_does_not_fit_the_name(small: Path) -> None:
@@ -396,7 +396,7 @@ def test_weights_whose_architecture_does_not_fit_the_name(small: Path) -> None:
         ("layer_norm_eps", 1e-12, "1e-12"),
         ("model_type", "bert", "'bert'"),
         ("model_type", None, "model_type is None"),
-        ("intermediate_size", 1024, "4 x hidden_size"),
+        ("intermediate_size", 1024, "ESM-2 has 1280 for hidden_size 320"),
         ("num_hidden_layers", None, "not the shape"),
         ("num_hidden_layers", "six", "'six'"),
         ("num_hidden_layers", 2, "missing encoder.layer.1"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from seqmill.spec.models import (
     model_flop,
     user_weights_folder,
 )
+from seqmill.spec.released import read_releases
 
 NAME = "esm2_t6_8M_UR50D"
 
@@ -141,8 +143,14 @@ def test_an_untrained_model(name: str) -> None:
 
 
 def write_released(name: str, folder: Path) -> Path:
-    """Write empty files where those of a released model would be in a folder of weights."""
-    return write_checkpoint(folder / f"{name}.pt") if name in ESM2_MODELS else write_dnabert(folder / name)
+    """Write files without content where those of a released model would be in a folder of weights."""
+    if name in ESM2_MODELS:
+        return write_checkpoint(folder / f"{name}.pt")
+    for file in read_releases()[name].files:
+        write_checkpoint(folder / name / file)
+    if name == "esmc_6b":
+        write_index(folder / name, *(file for file in read_releases()[name].files if file.startswith("model-")))
+    return folder / name
 
 
 @pytest.fixture
@@ -154,7 +162,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "user"
 
 
-@pytest.mark.parametrize("name", [NAME, "dnabert_s"])
+@pytest.mark.parametrize("name", [NAME, "esmc_300m", "esmc_6b", "prott5_xl_u50", "dnabert_s"])
 def test_where_released_weights_are_looked_for(user_folder: Path, name: str) -> None:
     nowhere = find_model(name)
     assert nowhere.path.parent == WEIGHTS_FOLDER
@@ -170,6 +178,40 @@ def test_a_partial_folder_here_yields_to_a_whole_one_of_the_user(user_folder: Pa
     assert find_model("dnabert_s").path == WEIGHTS_FOLDER / "dnabert_s"
     whole = write_released("dnabert_s", user_folder)
     assert find_model("dnabert_s").path == whole
+
+
+def write_shards(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "esmc"}))
+    weight_map = {f"layers.{number}.weight": name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def test_a_half_copied_folder_of_shards_is_not_on_this_disk(user_folder: Path) -> None:
+    published = [file for file in read_releases()["esmc_6b"].files if file.startswith("model-")]
+    assert len(published) == 6
+    for names in (published, ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]):  # or of another layout
+        here = write_shards(WEIGHTS_FOLDER / "esmc_6b", names)
+        assert find_model("esmc_6b").is_on_disk
+        (here / names[1]).unlink()
+        assert not find_model("esmc_6b").is_on_disk
+        whole = write_shards(user_folder / "esmc_6b", names)
+        assert find_model("esmc_6b").path == whole
+        for folder in (here, whole):
+            shutil.rmtree(folder)
+
+
+def test_a_released_folder_may_have_the_other_format(user_folder: Path) -> None:
+    folder = WEIGHTS_FOLDER / "prott5_xl_u50"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    source = find_model("prott5_xl_u50")
+    assert source.is_on_disk
+    assert source.files == [folder / "config.json", folder / "model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +276,14 @@ def test_another_name_on_the_hub_asks_for_a_fetch(user_folder: Path) -> None:
         f"lab/{'x' * 300}",
     ):
         assert not is_hub_id(other)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ESM2_MODELS])
+def test_the_files_of_a_released_folder_are_those_of_its_source(name: str) -> None:
+    """The workflow waits for these files before they exist."""
+    files = find_model(name).files
+    assert {path.name for path in files} == set(read_releases()[name].files)
+    assert {path.parent for path in files} == {WEIGHTS_FOLDER / name}
 
 
 @pytest.mark.parametrize("name", DNABERT_MODELS)

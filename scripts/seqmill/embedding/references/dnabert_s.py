@@ -57,10 +57,8 @@ def _embed(architecture: DnabertArchitecture, tensors: Tensors) -> Embed:
     def feed_forward(x: torch.Tensor, layer: str) -> torch.Tensor:
         wide = x @ weights[f"{layer}gated.weight"].T
         gate, value = wide[:, : 4 * d], wide[:, 4 * d :]
-        return linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
-
-    def finish(x: torch.Tensor, layer: str) -> torch.Tensor:
-        return norm(feed_forward(x, layer) + x, f"{layer}ffn_norm")
+        delta = linear(0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value, f"{layer}down")
+        return norm(delta + x, f"{layer}ffn_norm")
 
     def embed(tokens: torch.Tensor, layers: tuple[int, ...]) -> dict[int, torch.Tensor]:
         x = norm(weights["embed.weight"][tokens] + weights["token_type.weight"][0], "embed_norm")
@@ -70,7 +68,7 @@ def _embed(architecture: DnabertArchitecture, tensors: Tensors) -> Embed:
             q, k, v = linear(x, f"{layer}qkv").view(len(x), 3, heads, d // heads).permute(1, 2, 0, 3)
             attended = attention(q, k, v, (d // heads) ** -0.5, add_biases)
             x = norm(linear(attended, f"{layer}out") + x, f"{layer}attention_norm")
-            x = by_pieces(partial(finish, layer=layer), x)
+            x = by_pieces(partial(feed_forward, layer=layer), x)
             if number + 1 in layers:
                 found[number + 1] = x
         return found

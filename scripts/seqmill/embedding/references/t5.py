@@ -19,7 +19,7 @@ from seqmill.spec.models import T5Architecture
 
 # Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
 # docs/explanation/accuracy.md.
-SCORE_OPERATIONS = 500
+SCORE_OPERATIONS = 300
 
 
 def make(architecture: T5Architecture, tensors: Tensors, max_tokens: int) -> Reference:
