@@ -252,8 +252,8 @@ def table(results: dict) -> str:
         f"{results['processor']}, {results['cores']} cores, torch {results['torch']}, {results['date']}.",
         "Whole processes, FASTA to file; real tokens; medians of the rounds, which took turns. The error is the worst",
         "relative L2 error of an embedding against fair-esm in float32; for DNABERT-S, against its published code; for",
-        "ESM C and ProtT5, against transformers in float32, one by one. The peak is that of the bfloat16 matrix product",
-        f"below. The error of esm.cpp is that of its first {COMPARED} proteins. ProtT5 has {T5_LAYERS} of its layers.",
+        "ESM C and ProtT5, against transformers in float32, one by one. The peak is that of the bfloat16 matrix",
+        f"product below. The error of esm.cpp is that of its first {COMPARED} proteins. ProtT5 has {T5_LAYERS} layers.",
         "Processor time is that of all threads; other work on the machine changes it less than the seconds.",
         "",
         "| model | contender | seconds | tokens/s | seqmill bfloat16 is | in processor time "
