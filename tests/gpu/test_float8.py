@@ -22,7 +22,8 @@ from seqmill.model.float8 import FLOAT8, Scaled, make_linear, make_norm, product
 from seqmill.model.kernels import float8_triton
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import MODELS, Architecture
+from seqmill.spec.architectures import Architecture
+from seqmill.spec.models import MODELS
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="no CUDA device with float8"

@@ -16,7 +16,8 @@ from seqmill.model.tensor_files import (
     read_architecture,
     require_tensors,
 )
-from seqmill.spec.models import CONFIG, DnabertArchitecture
+from seqmill.spec.architectures import DnabertArchitecture
+from seqmill.spec.models import CONFIG
 from seqmill.spec.weight_files import PICKLED_WEIGHTS, weight_files
 
 NAMING = Naming(

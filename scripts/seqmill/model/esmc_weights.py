@@ -21,7 +21,8 @@ from seqmill.model.tensor_files import (
     read_architecture,
     require_tensors,
 )
-from seqmill.spec.models import CONFIG, EsmcArchitecture
+from seqmill.spec.architectures import EsmcArchitecture
+from seqmill.spec.models import CONFIG
 from seqmill.spec.weight_files import weight_files
 
 HEAD_DIM = 64  # of every released model

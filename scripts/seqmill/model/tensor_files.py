@@ -13,7 +13,7 @@ import torch
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import Architecture
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.weight_files import SAFETENSORS_INDEX
 
 SHOWN_KEYS = 8

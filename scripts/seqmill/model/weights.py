@@ -20,7 +20,8 @@ from seqmill.errors import SeqmillError
 from seqmill.model.families import IMPLEMENTATIONS
 from seqmill.model.tensor_files import Tensors
 from seqmill.model.weights_record import require_recorded
-from seqmill.spec.models import Architecture, ModelSource, T5Architecture
+from seqmill.spec.architectures import Architecture, T5Architecture
+from seqmill.spec.models import ModelSource
 
 UNTRAINED_SEED = 20230316
 

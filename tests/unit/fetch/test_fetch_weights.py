@@ -38,14 +38,7 @@ from seqmill.fetch.weights import URL_VARIABLE, fetch_weights
 from seqmill.model.dnabert_s import parameter_shapes
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import (
-    DNABERT_MODELS,
-    ESM2_MODELS,
-    MODELS,
-    NAMES,
-    UNTRAINED_TOKENIZER,
-    ModelSource,
-)
+from seqmill.spec.models import DNABERT_MODELS, ESM2_MODELS, MODELS, NAMES, UNTRAINED_TOKENIZER, ModelSource
 from seqmill.spec.released import read_releases
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "fetch_weights.py"

@@ -17,8 +17,9 @@ from pack_parity import make_model, one_pack
 from seqmill.errors import SeqmillError
 from seqmill.model.esmc import parameter_shapes
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
+from seqmill.spec.architectures import EsmcArchitecture
 from seqmill.spec.families import ESMC
-from seqmill.spec.models import ESMC_MODELS, EsmcArchitecture, find_model
+from seqmill.spec.models import ESMC_MODELS, find_model
 
 TINY = EsmcArchitecture(num_layers=2, hidden_dim=64, num_heads=1)
 UNTRAINED_DIGEST = "b138110da06cd7ad5c8248aefe8691416172cb4119473613dd0d3d81bb5df334"

@@ -16,8 +16,9 @@ from seqmill.errors import SeqmillError
 from seqmill.model.relative import make_biases
 from seqmill.model.t5 import T5Encoder, parameter_shapes
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
+from seqmill.spec.architectures import T5Architecture
 from seqmill.spec.families import PROSTT5, PROTT5
-from seqmill.spec.models import T5_MODELS, T5Architecture, find_model
+from seqmill.spec.models import T5_MODELS, find_model
 from t5_reference import State, random_tokens, save_folder, save_pickle, seeded_state
 
 TINY = T5Architecture(num_layers=2, hidden_dim=32, num_heads=2, key_dim=32, feed_forward_dim=64)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from seqmill.errors import SeqmillError
+from seqmill.spec.architectures import Esm2Architecture, model_flop
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
 from seqmill.spec.models import (
     DNABERT_MODELS,
@@ -24,10 +25,8 @@ from seqmill.spec.models import (
     T5_MODELS,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
-    Esm2Architecture,
     find_model,
     is_hub_id,
-    model_flop,
     user_weights_folder,
 )
 from seqmill.spec.released import read_releases
