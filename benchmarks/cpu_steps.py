@@ -179,7 +179,7 @@ def threads_within_operations(model: ESM2, index: Index, packs: range) -> None:
 
 
 def embedder(model: ESM2) -> PackEmbedder:
-    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+    return PackEmbedder(model, Readout(model.architecture.family, Outputs((len(model.layers),))), lambda: model)
 
 
 def one_thread_per_piece(model: ESM2, index: Index, packs: range) -> None:
