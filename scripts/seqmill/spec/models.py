@@ -218,12 +218,13 @@ def family_of_config(path: Path) -> Family:
                 return family
         sizes = " or ".join(f"{size} ({family.title})" for family, size in T5_VOCABULARIES.items())
         raise SeqmillError(f"{config_path}: vocab_size is {config.get('vocab_size')!r}; seqmill reads T5 with {sizes}")
-    if model_type not in (known := {"esm": ESM2, "esmc": ESMC}):
-        raise SeqmillError(
-            f"{config_path}: model_type is {model_type!r}; seqmill reads 'esm' (ESM-2), 'esmc' (ESM C), "
-            "'t5' (ProtT5, ProstT5), and 'bert' with ALiBi (DNABERT-S)"
-        )
-    return known[model_type]
+    for family, name in ((ESM2, "esm"), (ESMC, "esmc")):
+        if model_type == name:
+            return family
+    raise SeqmillError(
+        f"{config_path}: model_type is {model_type!r}; seqmill reads 'esm' (ESM-2), 'esmc' (ESM C), "
+        "'t5' (ProtT5, ProstT5), and 'bert' with ALiBi (DNABERT-S)"
+    )
 
 
 def _family_of_folder(path: Path) -> Family:

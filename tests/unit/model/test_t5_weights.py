@@ -248,6 +248,18 @@ def test_the_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert f"but {name} is" in refusal(lambda: load_weights(find_model(name)))  # the folder has another size
 
 
+@pytest.mark.parametrize("name", ["prott5_xl_u50", "prostt5", "esmc_300m", "dnabert_s"])
+def test_a_released_folder_without_its_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an interrupted copy."""
+    monkeypatch.chdir(tmp_path)
+    source = find_model(name)
+    assert source.path
+    source.path.mkdir(parents=True)
+    (source.path / "config.json").write_text(json.dumps({}))
+    message = refusal(lambda: load_weights(source))
+    assert message.startswith(f"{source.path}: no such weights; run `seqmill fetch {name}`")
+
+
 def test_untrained_weights_are_the_same_every_time() -> None:
     tensors = untrained_tensors(TINY)
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == parameter_shapes(TINY)

@@ -559,6 +559,12 @@ def test_a_folder_that_is_not_esm(tmp_path: Path) -> None:
         assert expected in message
 
 
+@pytest.mark.parametrize("model_type", [None, 7, ["esm"], {"esm": 2}])
+def test_a_folder_whose_model_type_is_no_text(tmp_path: Path, model_type: Any) -> None:
+    folder = write_folder(tmp_path / "model", model_type)
+    assert f"model_type is {model_type!r}; " in refusal(str(folder))
+
+
 def test_an_architecture_is_compared_by_value() -> None:
     assert Esm2Architecture(6, 320, 20) == MODELS[NAME]
     assert Esm2Architecture(6, 320, 20, token_dropout=False) != MODELS[NAME]
