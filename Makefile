@@ -59,7 +59,7 @@ test-workflow: $(READY)
 	$(PYTEST) tests/workflow
 
 sanitize: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest tests/sanitizers
+	$(PYTEST) tests/sanitizers
 
 # The kernels are also compiled by a later Triton than the installed one, where it can be downloaded.
 rehearse: $(READY)

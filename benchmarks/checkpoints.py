@@ -12,8 +12,8 @@ import t5_reference
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.esm2 import parameter_shapes
 from seqmill.model.esm2_weights import FAIR_ESM, HUGGING_FACE
+from seqmill.spec.architectures import Architecture, Esm2Architecture
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC
-from seqmill.spec.models import Architecture, Esm2Architecture
 
 
 def save_weights(model: str, architecture: Architecture, folder: Path) -> None:

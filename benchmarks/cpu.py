@@ -36,8 +36,9 @@ from checkpoints import save_weights
 from machine_limits import instruction_rates, product_rates
 
 from seqmill import open_embeddings
+from seqmill.spec.architectures import Architecture, model_flop
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROTT5
-from seqmill.spec.models import MODELS, Architecture, model_flop
+from seqmill.spec.models import MODELS
 from seqmill.store.index import open_index
 
 # Fewer sequences for larger models, so that a round takes minutes.

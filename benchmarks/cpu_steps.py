@@ -39,8 +39,9 @@ from seqmill.model.kernels import compiled
 from seqmill.model.layers import Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
+from seqmill.spec.architectures import Esm2Architecture
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import MODELS, Esm2Architecture
+from seqmill.spec.models import MODELS
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 
@@ -178,7 +179,7 @@ def threads_within_operations(model: ESM2, index: Index, packs: range) -> None:
 
 
 def embedder(model: ESM2) -> PackEmbedder:
-    return PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+    return PackEmbedder(model, Readout(model.architecture.family, Outputs((len(model.layers),))), lambda: model)
 
 
 def one_thread_per_piece(model: ESM2, index: Index, packs: range) -> None:

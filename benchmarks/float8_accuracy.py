@@ -28,7 +28,8 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture, DnabertArchitecture, Esm2Architecture
+from seqmill.spec.architectures import Architecture, DnabertArchitecture, Esm2Architecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS
 from sequences import random_sequences
 
 # Layers of each model; of the large ones a few, with fewer sequences.

@@ -26,7 +26,7 @@ from seqmill.model.layers import TORCH
 from seqmill.model.pack import Pack
 from seqmill.model.weights import parameter_shapes
 from seqmill.spec import models
-from seqmill.spec.models import Architecture, DnabertArchitecture, model_flop
+from seqmill.spec.architectures import Architecture, DnabertArchitecture, model_flop
 from seqmill.spec.outputs import Outputs
 
 try:

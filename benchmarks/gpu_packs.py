@@ -4,7 +4,7 @@ import numpy as np
 from gpu_sizes import SIZES
 from proteins import LOG_SPREAD, MEDIAN_LENGTH
 
-from seqmill.spec.models import Architecture, DnabertArchitecture
+from seqmill.spec.architectures import Architecture, DnabertArchitecture
 from seqmill.spec.packing import plan_packs
 
 CLS, EOS, FIRST, LAST = 0, 2, 4, 24  # ESM-2's tokens: the 20 amino acids from FIRST on

@@ -3,7 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from seqmill.spec.models import DNABERT_MODELS, MODELS, Architecture, DnabertArchitecture, Esm2Architecture
+from seqmill.spec.architectures import Architecture, DnabertArchitecture, Esm2Architecture
+from seqmill.spec.models import DNABERT_MODELS, MODELS
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 SMALL, FLAGSHIP, LARGE, DNABERT = "esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D", "esm2_t36_3B_UR50D", "dnabert_s"

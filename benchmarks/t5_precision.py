@@ -21,7 +21,8 @@ from seqmill.model.kernels import compiled
 from seqmill.model.layers import Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights
-from seqmill.spec.models import ModelSource, T5Architecture
+from seqmill.spec.architectures import T5Architecture
+from seqmill.spec.models import ModelSource
 from t5_reference import random_tokens, save_folder, seeded_state
 
 LENGTHS = [350, 128, 128, 64, 64, 64, 30, 30, 30, 10, 3, 1]

@@ -11,8 +11,8 @@ import esmc_reference
 import t5_reference
 from families import dnabert_folder, random_contigs, write_fasta
 from pipeline import MODEL, Run
+from seqmill.spec.architectures import DnabertArchitecture, EsmcArchitecture, T5Architecture
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DnabertArchitecture, EsmcArchitecture, T5Architecture
 from sequences import random_sequences
 
 WORLD_SIZE = 2

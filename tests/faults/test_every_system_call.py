@@ -20,7 +20,7 @@ from system_calls import CALLS, DISTURBANCES, Ended, Fault, compile_library, com
 from pipeline import SCRIPTS
 from reference import fair_esm_model, save_checkpoint
 from seqmill.export.formats import FORMATS
-from seqmill.spec.models import Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
 from sequences import random_sequences
 
 SAMPLE = 18  # faults per test

@@ -37,7 +37,7 @@ architecture = MODELS["esm2_t6_8M_UR50D"]
 model = ESM2(architecture, untrained_tensors(architecture), torch.float32, length + 2, "sdpa")
 tokens = np.random.default_rng(1).integers(4, 24, number * (length + 2)).astype(np.uint8)
 pack = Pack.from_tokens(tokens, np.full(number, length + 2, np.int64))
-readout = Readout("esm2", Outputs((6,)))
+readout = Readout(model.architecture.family, Outputs((6,)))
 unlimited = PackEmbedder(model, readout, lambda: model)(pack).rows
 tried, limits = [], []
 def note(module, inputs):

@@ -47,7 +47,7 @@ def embed_alone(checkpoint: Path, index: Index, precision: torch.dtype, packs: r
     """Return the embeddings of all sequences in the order of the index, computed in one precision."""
     weights = load_weights(find_model(str(checkpoint)))
     model = ESM2(weights.architecture, weights.tensors, precision, index.max_tokens, "sdpa")
-    embedder = PackEmbedder(model, Readout("esm2", Outputs((len(model.layers),))), lambda: model)
+    embedder = PackEmbedder(model, Readout(model.architecture.family, Outputs((len(model.layers),))), lambda: model)
     return np.concatenate([rows for _, rows, _ in embed_packs(embedder, index, packs, torch.device("cpu"), 1)])
 
 

@@ -12,7 +12,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.kernels import compiled
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
 from seqmill.spec.outputs import Outputs
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

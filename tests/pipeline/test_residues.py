@@ -24,6 +24,7 @@ from seqmill.embedding import embedder, runner
 from seqmill.embedding.audit import StoredVectors, audit_embeddings, judge
 from seqmill.errors import SeqmillError
 from seqmill.export.export import export_embeddings
+from seqmill.spec.families import ESM2
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.models import find_model
 from seqmill.spec.outputs import Outputs
@@ -253,10 +254,10 @@ def test_the_audit_compares_residues(case: Case, tmp_path: Path) -> None:
     source, rows = find_model(case.checkpoint), shard.index_rows
     stored = StoredVectors(index, outputs.of(6), shard.embeddings.__getitem__, residues)
     found = audit_embeddings(stored, source, rows, 3600)
-    assert judge(found, "bfloat16", "esm2")[0] == "ok"
+    assert judge(found, "bfloat16", ESM2)[0] == "ok"
     assert found.sequences >= 2
     found = audit_embeddings(replace(stored, residues_of=lambda row: residues(row)[::-1]), source, rows, 3600)
-    assert judge(found, "bfloat16", "esm2")[0] == "fail"
+    assert judge(found, "bfloat16", ESM2)[0] == "fail"
 
 
 def test_the_program_saves_residues(tmp_path: Path) -> None:

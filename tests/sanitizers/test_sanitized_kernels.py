@@ -38,6 +38,8 @@ pytestmark = [
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a Python process that compiles its kernels with the sanitizers."""
     folder = tmp_path_factory.mktemp("sanitized")
+    # The processes of pytest-xdist compile each kernel once together.
+    cache = folder.parent.parent / "cache" if "PYTEST_XDIST_WORKER" in os.environ else folder / "cache"
     compiler = folder / "cc"
     compiler.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec gcc "$@" {FLAGS}\n')
     compiler.chmod(0o755)
@@ -48,7 +50,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         **os.environ,
         "CC": str(compiler),
-        "XDG_CACHE_HOME": str(folder / "cache"),
+        "XDG_CACHE_HOME": str(cache),
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and PyTorch free little at exit
         "PYTHONPATH": f"{SCRIPTS}:{SUPPORT}",

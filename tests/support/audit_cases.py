@@ -14,9 +14,10 @@ from seqmill.model.encoder import Encoder
 from seqmill.model.families import IMPLEMENTATIONS
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.families import Family
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import Architecture, ModelSource, find_model
+from seqmill.spec.models import ModelSource, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index, open_index
 from seqmill.store.status import AuditFacts

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from seqmill.model.pack import Pack
-from seqmill.spec.models import UNTRAINED_TOKENIZER, DnabertArchitecture
+from seqmill.spec.architectures import DnabertArchitecture
+from seqmill.spec.models import UNTRAINED_TOKENIZER
 
 SMALL = DnabertArchitecture(num_layers=3)
 GOLDEN_LENGTHS = [521, 64, 64, 3, 1]

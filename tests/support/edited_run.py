@@ -18,8 +18,9 @@ from seqmill.embedding.worker import embed_shard
 from seqmill.index.build import build_index
 from seqmill.merge.merge import merge_shards
 from seqmill.run.stale import Request, find_fasta_edit, stale_results, started_world_size, status_path_of
+from seqmill.spec.architectures import Esm2Architecture
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import Esm2Architecture, find_model
+from seqmill.spec.models import find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.task import ComputeSettings, ShardTask
 

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import EsmcConfig, EsmcModel
 
-from seqmill.spec.models import EsmcArchitecture
+from seqmill.spec.architectures import EsmcArchitecture
 
 SMALL = EsmcArchitecture(num_layers=3, hidden_dim=128, num_heads=2)
 CLS, EOS, LETTERS = 0, 2, dict(zip("LAGVSERTIDPKQNFYMHWCXBUZO", range(4, 29), strict=True))  # as in ESM-2

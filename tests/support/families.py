@@ -22,14 +22,9 @@ from dnabert_reference import reference_hidden, save_folder, seeded_state
 from outputs_by_hand import blend_by_hand, spans_by_hand
 from reference import fair_esm_hidden, fair_esm_model, save_checkpoint
 from seqmill.index.bpe import BpeTokenizer
+from seqmill.spec.architectures import DnabertArchitecture, Esm2Architecture, EsmcArchitecture, T5Architecture
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import (
-    UNTRAINED_TOKENIZER,
-    DnabertArchitecture,
-    Esm2Architecture,
-    EsmcArchitecture,
-    T5Architecture,
-)
+from seqmill.spec.models import UNTRAINED_TOKENIZER
 from sequences import random_sequences
 
 ODD_IDS = [

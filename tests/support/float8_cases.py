@@ -11,7 +11,7 @@ from seqmill.model.elementwise import EAGER
 from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import Scaled
 from seqmill.model.pack import Pack
-from seqmill.spec.models import Architecture
+from seqmill.spec.architectures import Architecture
 from sequences import random_sequences
 
 LENGTHS = [130, 64, 33, 30, 7, 1]

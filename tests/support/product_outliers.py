@@ -2,7 +2,7 @@
 
 import torch
 
-from seqmill.spec.models import Architecture, DnabertArchitecture
+from seqmill.spec.architectures import Architecture, DnabertArchitecture
 
 CHANNELS = [3, 17, 30, 41]
 

@@ -14,7 +14,8 @@ from seqmill.model.encoder import pack_weights
 from seqmill.model.esm2 import ESM2
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import Esm2Architecture, find_model
+from seqmill.spec.architectures import Esm2Architecture
+from seqmill.spec.models import find_model
 from sequences import random_sequences, relative_error
 
 ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")

@@ -9,7 +9,7 @@ import torch
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from seqmill.spec.models import T5Architecture
+from seqmill.spec.architectures import T5Architecture
 
 SMALL = T5Architecture(num_layers=3, hidden_dim=64, num_heads=4, key_dim=32, feed_forward_dim=192)  # a ProtT5
 SMALL_PROSTT5 = T5Architecture(3, 64, 4, vocabulary=150, key_dim=32, feed_forward_dim=192)

@@ -18,8 +18,9 @@ from seqmill.embedding.references.families import make_reference, memory, operat
 from seqmill.embedding.references.pooling import blend, pool
 from seqmill.embedding.references.reference import Reference
 from seqmill.model.weights import open_weights, parameter_shapes, untrained_tensors
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
-from seqmill.spec.models import Architecture, ModelSource
+from seqmill.spec.models import ModelSource
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.status import AuditFacts

@@ -16,7 +16,7 @@ from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
 from seqmill.embedding.part_writer import PartWriter
 from seqmill.embedding.runner import embed_packs, warm_up
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import Architecture, model_flop
+from seqmill.spec.architectures import Architecture, model_flop
 from seqmill.store.index import Index
 from seqmill.store.status import Quarantined, ShardStatus, Throughput, stage, write_status
 

@@ -13,8 +13,8 @@ from seqmill.errors import SeqmillError
 from seqmill.model.encoder import Encoder
 from seqmill.model.out_of_memory import unless_out_of_memory
 from seqmill.model.pack import Pack, boundaries
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.families import Family
-from seqmill.spec.models import Architecture
 
 # Tokens in a piece of a pack when all hidden states are kept.
 CPU_KEPT_TOKENS, CUDA_KEPT_TOKENS = 2048, 32768

@@ -82,7 +82,7 @@ def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, 
 def _convert(folder: ModelSource, part: Path) -> None:
     from seqmill.model.esm2_weights import save_checkpoint
     from seqmill.model.weights import open_weights
-    from seqmill.spec.models import Esm2Architecture
+    from seqmill.spec.architectures import Esm2Architecture
 
     architecture, parts = open_weights(folder)
     assert isinstance(architecture, Esm2Architecture)

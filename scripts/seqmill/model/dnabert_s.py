@@ -18,7 +18,7 @@ from seqmill.model.elementwise import EAGER, gate
 from seqmill.model.float8 import FLOAT8, Activations, activations_dtype, make_linear, make_norm
 from seqmill.model.layers import feed_forward_tokens, parameter
 from seqmill.model.pack import Pack
-from seqmill.spec.models import DnabertArchitecture
+from seqmill.spec.architectures import DnabertArchitecture
 
 LAYER_NORM_EPS = 1e-12
 

@@ -6,18 +6,10 @@ biases are not stored.
 
 from pathlib import Path
 
-from seqmill.errors import SeqmillError
 from seqmill.model.dnabert_s import LAYER_NORM_EPS, parameter_shapes
-from seqmill.model.tensor_files import (
-    Naming,
-    Tensors,
-    load_pickled,
-    load_safetensors,
-    read_architecture,
-    require_tensors,
-)
-from seqmill.spec.models import CONFIG, DnabertArchitecture
-from seqmill.spec.weight_files import PICKLED_WEIGHTS, weight_files
+from seqmill.model.tensor_files import Naming, Tensors, load_folder, read_architecture
+from seqmill.spec.architectures import DnabertArchitecture
+from seqmill.spec.models import CONFIG
 
 NAMING = Naming(
     prefix=r"^bert\.",  # present if the file has a head on top of the encoder
@@ -48,13 +40,5 @@ def open_folder(path: Path) -> tuple[DnabertArchitecture, Tensors]:
         {"layer_norm_eps": LAYER_NORM_EPS},
         "DNABERT-S",
     )
-    files = weight_files(path)
-    if not files:
-        raise SeqmillError(f"{path}: the folder has neither a .safetensors file nor {PICKLED_WEIGHTS}")
-    if files[0].name == PICKLED_WEIGHTS:
-        file = files[0]
-        state = load_pickled(file, "weights of DNABERT-S")
-        require_tensors(state, file, "weights of DNABERT-S")
-    else:
-        state, file = load_safetensors(files), path
+    state, file = load_folder(path, "weights of DNABERT-S")
     return architecture, NAMING.match(state, parameter_shapes(architecture), file, "DNABERT-S")

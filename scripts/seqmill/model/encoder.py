@@ -10,7 +10,7 @@ from seqmill.model.float8 import FLOAT8, MULTIPLE, activations_dtype
 from seqmill.model.kernels import compiled
 from seqmill.model.layers import Linear
 from seqmill.model.weights import Weights
-from seqmill.spec.models import Architecture
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.task import AUTO
 
 

@@ -17,7 +17,7 @@ from seqmill.model.float8 import make_linear, make_norm
 from seqmill.model.kernels import gemm_triton
 from seqmill.model.layers import TORCH, Norm, parameter
 from seqmill.model.pack import Pack
-from seqmill.spec.models import Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
 
 LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10000.0

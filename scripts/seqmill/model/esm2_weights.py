@@ -16,7 +16,8 @@ from seqmill.model.tensor_files import (
     read_architecture,
     require_tensors,
 )
-from seqmill.spec.models import CONFIG, Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
+from seqmill.spec.models import CONFIG
 from seqmill.spec.weight_files import weight_files
 
 FAIR_ESM = Naming(

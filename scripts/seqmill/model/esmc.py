@@ -20,7 +20,7 @@ from seqmill.model.elementwise import EAGER, TRITON, gate
 from seqmill.model.esm2 import LAYER_NORM_EPS, rope_tables
 from seqmill.model.layers import Linear, Norm, feed_forward_tokens, parameter
 from seqmill.model.pack import Pack
-from seqmill.spec.models import EsmcArchitecture
+from seqmill.spec.architectures import EsmcArchitecture
 
 UNSCALED_LAYERS = 36
 

@@ -21,7 +21,8 @@ from seqmill.model.tensor_files import (
     read_architecture,
     require_tensors,
 )
-from seqmill.spec.models import CONFIG, EsmcArchitecture
+from seqmill.spec.architectures import EsmcArchitecture
+from seqmill.spec.models import CONFIG
 from seqmill.spec.weight_files import weight_files
 
 HEAD_DIM = 64  # of every released model
@@ -109,7 +110,12 @@ def open_checkpoint(path: Path) -> tuple[EsmcArchitecture, Tensors]:
     layers = {name.split(".blocks.")[1].split(".")[0] for name in state if ".blocks." in name}
     try:
         vocabulary, dim = next(tensor for name, tensor in state.items() if name.endswith("embed.weight")).shape
-        architecture = EsmcArchitecture(len(layers), dim, dim // HEAD_DIM, vocabulary)
     except (StopIteration, ValueError) as error:
-        raise SeqmillError(f"{path}: not {what}: it has no table of tokens, or no layers") from error
+        raise SeqmillError(f"{path}: not {what}: it has no table of tokens") from error
+    if not dim or dim % HEAD_DIM:
+        raise SeqmillError(f"{path}: not {what}: hidden_dim is {dim}, not a multiple of {HEAD_DIM}")
+    try:
+        architecture = EsmcArchitecture(len(layers), dim, dim // HEAD_DIM, vocabulary)
+    except ValueError as error:
+        raise SeqmillError(f"{path}: not {what}: {error}") from error
     return architecture, FIRST_RELEASES.match(state, parameter_shapes(architecture), path, "ESM C")

@@ -20,8 +20,8 @@ from seqmill.model import (
     t5_weights,
 )
 from seqmill.model.tensor_files import Tensors
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
-from seqmill.spec.models import Architecture
 
 Encoder = esm2.ESM2 | dnabert_s.DnabertS | esmc.ESMC | t5.T5Encoder
 Opened = tuple[Architecture, Tensors]

@@ -12,7 +12,7 @@ from seqmill.model.kernels import gemm_triton
 Activation = Literal["gelu", "relu"] | None
 TORCH = "torch"  # whose matrix products are used; TRITON's have not been measured on a GPU
 FFN_CPU_BYTES, FFN_BYTES = 16 << 20, 768 << 20
-PACKED_FOR_TOKENS = 2048  # a hint for oneDNN: the tokens of most calls, `embed.runner.CPU_PIECE_TOKENS`
+PACKED_FOR_TOKENS = 2048  # a hint for oneDNN: the tokens of most calls, `embedding.runner.CPU_PIECE_TOKENS`
 
 
 class Linear(torch.nn.Module):

@@ -15,7 +15,7 @@ from seqmill.model.elementwise import EAGER
 from seqmill.model.layers import Linear, Norm, feed_forward_tokens, parameter
 from seqmill.model.pack import Pack
 from seqmill.model.relative import attend, make_biases
-from seqmill.spec.models import T5Architecture
+from seqmill.spec.architectures import T5Architecture
 
 RMS_NORM_EPS = 1e-6
 

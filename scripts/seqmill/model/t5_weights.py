@@ -4,16 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from seqmill.model.t5 import RMS_NORM_EPS, parameter_shapes
-from seqmill.model.tensor_files import (
-    Naming,
-    Tensors,
-    load_pickled,
-    load_safetensors,
-    read_architecture,
-    require_tensors,
-)
-from seqmill.spec.models import CONFIG, T5Architecture
-from seqmill.spec.weight_files import PICKLED_WEIGHTS, weight_files
+from seqmill.model.tensor_files import Naming, Tensors, load_folder, read_architecture
+from seqmill.spec.architectures import T5Architecture
+from seqmill.spec.models import CONFIG
 
 NAMING = Naming(
     prefix=r"^transformer\.",
@@ -40,13 +33,7 @@ SETTINGS = {"feed_forward_proj": "relu", "is_gated_act": False, "layer_norm_epsi
 def open_folder(path: Path) -> tuple[T5Architecture, Tensors]:
     """Open a Hugging Face folder; returns and raises as `seqmill.model.weights.open_weights`."""
     architecture = read_architecture(path / CONFIG, T5Architecture, _own_fields, SETTINGS, "T5", SIZES)
-    file, what = path, "weights of T5"
-    if (files := weight_files(path))[0].name == PICKLED_WEIGHTS:
-        file = files[0]
-        state = load_pickled(file, what)
-        require_tensors(state, file, what)
-    else:
-        state = load_safetensors(files)
+    state, file = load_folder(path, "weights of T5")
     tied = "encoder.embed_tokens.weight"  # to the decoder's; a file may have either name
     if "shared.weight" not in state and tied in state:
         state["shared.weight"] = state[tied]

@@ -13,8 +13,8 @@ import torch
 
 from seqmill.base.files import read_json
 from seqmill.errors import SeqmillError
-from seqmill.spec.models import Architecture
-from seqmill.spec.weight_files import SAFETENSORS_INDEX
+from seqmill.spec.architectures import Architecture
+from seqmill.spec.weight_files import PICKLED_WEIGHTS, SAFETENSORS_INDEX, weight_files
 
 SHOWN_KEYS = 8
 Tensors = dict[str, list[torch.Tensor]]  # by canonical name; those of a list are to be joined by rows
@@ -65,6 +65,19 @@ def load_safetensors(files: Sequence[Path]) -> dict[str, torch.Tensor]:
         key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
         for key, tensor in state.items()
     }
+
+
+def load_folder(path: Path, what: str) -> tuple[dict[str, torch.Tensor], Path]:
+    """Load the tensors of a folder that has weights, safetensors or a pickle; raises as those.
+
+    The path that comes with them is the one to name in messages: the folder, or the pickle.
+    """
+    files = weight_files(path)
+    if files[0].name != PICKLED_WEIGHTS:
+        return load_safetensors(files), path
+    state = load_pickled(files[0], what)
+    require_tensors(state, files[0], what)
+    return state, files[0]
 
 
 def require_tensors(state: Any, path: Path, what: str) -> None:  # noqa: ANN401 - a file may hold anything

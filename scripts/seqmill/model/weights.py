@@ -20,7 +20,9 @@ from seqmill.errors import SeqmillError
 from seqmill.model.families import IMPLEMENTATIONS
 from seqmill.model.tensor_files import Tensors
 from seqmill.model.weights_record import require_recorded
-from seqmill.spec.models import Architecture, ModelSource, T5Architecture
+from seqmill.spec.architectures import Architecture, T5Architecture
+from seqmill.spec.models import ModelSource
+from seqmill.spec.weight_files import weight_files
 
 UNTRAINED_SEED = 20230316
 
@@ -64,7 +66,7 @@ def open_weights(source: ModelSource) -> tuple[Architecture, Tensors]:
     """
     path = source.path
     assert path is not None
-    if not (path.is_dir() if source.is_folder else path.is_file()):
+    if not (weight_files(path) if source.is_folder else path.is_file()):
         what = "the model's Hugging Face folder" if source.is_folder else "the model's checkpoint file"
         fetch = f"run `{command('fetch', source.name)}`, or " if source.kind == "released" else ""
         raise SeqmillError(f"{path}: no such weights; {fetch}put {what} there")

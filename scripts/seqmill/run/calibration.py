@@ -22,7 +22,8 @@ from seqmill.model.out_of_memory import is_out_of_memory
 from seqmill.model.pack import Pack
 from seqmill.model.weights import load_weights
 from seqmill.run.forecast import Shares, line
-from seqmill.spec.models import UNTRAINED_PREFIX, ModelSource, find_model, model_flop
+from seqmill.spec.architectures import model_flop
+from seqmill.spec.models import UNTRAINED_PREFIX, ModelSource, find_model
 from seqmill.spec.task import AUTO, ComputeSettings
 from seqmill.store.index import Index
 

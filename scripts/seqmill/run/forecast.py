@@ -10,7 +10,7 @@ import numpy as np
 
 from seqmill.base.words import size_in_words
 from seqmill.merge.records import write_records
-from seqmill.spec.models import Architecture, model_flop
+from seqmill.spec.architectures import Architecture, model_flop
 from seqmill.spec.outputs import Outputs
 from seqmill.store.index import Index
 from seqmill.store.index_format import Fate

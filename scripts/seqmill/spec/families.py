@@ -64,5 +64,12 @@ FAMILIES = {family.name: family for family in (ESM2, DNABERT_S, ESMC, PROTT5, PR
 
 
 def family_of_tokenizer(name: str) -> Family:
-    """Return the family whose tokenizer a result names: proteins' have their family's name, byte pairs a digest."""
-    return FAMILIES.get(name, DNABERT_S)
+    """Return the family whose tokenizer a result names: proteins' have their family's name, byte pairs a digest.
+
+    Raise a SeqmillError if no family has it.
+    """
+    if name.startswith("bpe"):
+        return DNABERT_S
+    if name not in FAMILIES:
+        raise SeqmillError(f"tokenizer {name!r}: no family has it; the results are damaged, or of a newer version")
+    return FAMILIES[name]

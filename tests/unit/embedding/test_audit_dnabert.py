@@ -20,9 +20,9 @@ from seqmill.model.alibi import attend
 from seqmill.model.dnabert_s import LAYER_NORM_EPS
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.pack import Pack
+from seqmill.spec.architectures import DnabertArchitecture
 from seqmill.spec.families import DNABERT_S
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DnabertArchitecture
 
 ARCHITECTURE = DnabertArchitecture(num_layers=3, hidden_dim=192)  # twelve heads, whose slopes have two series
 BASES = [1300, 1000, 700, 300, 300, 250, 60, 17, 2]

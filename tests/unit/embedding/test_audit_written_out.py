@@ -17,7 +17,7 @@ from seqmill.embedding.references import reference as written_out
 from seqmill.embedding.references.families import make_reference
 from seqmill.embedding.references.t5 import bucket
 from seqmill.model.weights import open_weights
-from seqmill.spec.models import EsmcArchitecture, T5Architecture
+from seqmill.spec.architectures import EsmcArchitecture, T5Architecture
 from sequences import random_sequences, relative_error
 
 LENGTHS = [500, 300, 300, 128, 64, 64, 33, 17, 2, 1]

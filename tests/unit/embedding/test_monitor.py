@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seqmill.embedding import monitor as monitor_module
 from seqmill.embedding.monitor import gemm_peak, gpu_use, monitor
 from seqmill.model.weights import parameter_shapes
-from seqmill.spec.models import DNABERT_MODELS, MODELS, model_flop
+from seqmill.spec.architectures import model_flop
+from seqmill.spec.models import DNABERT_MODELS, MODELS
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 UUID = "4c2f0f6e-0000-1111-2222-333344445555"

@@ -38,14 +38,7 @@ from seqmill.fetch.weights import URL_VARIABLE, fetch_weights
 from seqmill.model.dnabert_s import parameter_shapes
 from seqmill.model.dnabert_weights import NAMING
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import (
-    DNABERT_MODELS,
-    ESM2_MODELS,
-    MODELS,
-    NAMES,
-    UNTRAINED_TOKENIZER,
-    ModelSource,
-)
+from seqmill.spec.models import DNABERT_MODELS, ESM2_MODELS, MODELS, NAMES, UNTRAINED_TOKENIZER, ModelSource
 from seqmill.spec.released import read_releases
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "fetch_weights.py"
@@ -537,12 +530,13 @@ def test_a_server_that_says_how_long_to_wait(mirror: Mirror, output: Path, monke
         ("-3", 0, 0),
         ("soon", 0, 0),
         ("", 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 3000, 3600),
+        ("in an hour", 3000, 3600),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
-    ids=["seconds", "negative", "a word", "empty", "in an hour", "past"],  # the same in every process of pytest-xdist
 )
 def test_retry_after(text: str, least: float, most: float) -> None:
+    if text == "in an hour":  # when the test runs, which may be long after pytest has collected it
+        text = format_datetime(datetime.now(UTC) + timedelta(hours=1))
     assert least <= retry.seconds_asked({"Retry-After": text}) <= most
     assert retry.seconds_asked({}) == 0
 

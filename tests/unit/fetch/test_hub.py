@@ -18,7 +18,8 @@ from hugging_face import hugging_face_model
 from pipeline import IMPATIENT, SCRIPTS
 from reference import fair_esm_model, save_checkpoint
 from seqmill.model.weights import load_weights
-from seqmill.spec.models import Esm2Architecture, find_model
+from seqmill.spec.architectures import Esm2Architecture
+from seqmill.spec.models import find_model
 
 NAME = "our-lab/esm2-tuned"
 SMALL = Esm2Architecture(2, 64, 4)

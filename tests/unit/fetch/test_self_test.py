@@ -15,7 +15,8 @@ from seqmill.errors import SeqmillError
 from seqmill.fetch.self_test import self_test
 from seqmill.index.bpe import BpeTokenizer
 from seqmill.model.weights import Weights, load_weights
-from seqmill.spec.models import MODELS, UNTRAINED_TOKENIZER, DnabertArchitecture, ModelSource, find_model
+from seqmill.spec.architectures import DnabertArchitecture
+from seqmill.spec.models import MODELS, UNTRAINED_TOKENIZER, ModelSource, find_model
 from seqmill.spec.released import Case, Published, read_releases
 
 NAME = "esm2_t6_8M_UR50D"

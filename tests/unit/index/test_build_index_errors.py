@@ -22,8 +22,8 @@ import zstandard
 from dnabert_reference import save_folder, seeded_state
 from seqmill.errors import SeqmillError
 from seqmill.index import build
+from seqmill.spec.architectures import DnabertArchitecture
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import DnabertArchitecture
 from seqmill.store.index import open_index
 
 PROGRAM = Path(__file__).parents[3] / "scripts" / "build_index.py"

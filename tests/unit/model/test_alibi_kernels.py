@@ -20,7 +20,7 @@ from seqmill.model.kernels import biased_triton, cpu
 from seqmill.model.kernels.compiled import KERNELS, why_not
 from seqmill.model.pack import Pack
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import DnabertArchitecture
+from seqmill.spec.architectures import DnabertArchitecture
 from triton_checks import compiled, run_in_the_interpreter, widen_bfloat16_products
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -248,7 +248,7 @@ def test_a_requested_kernel_is_used(capability: Callable[[int, int], None]) -> N
         ("flash_attn_2", CPU, torch.bfloat16, 64, "the device is cpu"),
         ("avx2", CUDA, torch.float32, 64, "it runs on a CPU, and the device is cuda"),
         ("neon" if X86 else "avx2", CPU, torch.float32, 64, "the processor has no (asimd|avx2, fma)"),
-        ("triton", CUDA, torch.bfloat16, 64, "triton can't be used: it is DNABERT-S's"),
+        ("triton", CUDA, torch.bfloat16, 64, "triton can't be used: it adds biases to the scores"),
         ("avx512_bf16", CPU, torch.float16, 64, "it computes in bfloat16, and the precision is float16"),
         ("avx512_bf16", CPU, torch.bfloat16, 48, "it has head dimensions 16, 24, 32, 64, 128, and the model's is 48"),
         ("varlen", CUDA, torch.float32, 64, "it computes in bfloat16 or float16, and the precision is float32"),

@@ -22,7 +22,8 @@ from seqmill.model.dnabert_s import DnabertS
 from seqmill.model.encoder import make_encoder
 from seqmill.model.layers import feed_forward_tokens
 from seqmill.model.weights import Weights, load_weights
-from seqmill.spec.models import DNABERT_MODELS, DnabertArchitecture, find_model
+from seqmill.spec.architectures import DnabertArchitecture
+from seqmill.spec.models import DNABERT_MODELS, find_model
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # Packs need not be sorted by length; sequences of 1 and 2 tokens have only special tokens.

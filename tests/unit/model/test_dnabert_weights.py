@@ -14,8 +14,9 @@ from dnabert_reference import State, save_folder, seeded_state
 from seqmill.errors import SeqmillError
 from seqmill.model.dnabert_s import parameter_shapes
 from seqmill.model.weights import Weights, load_weights
+from seqmill.spec.architectures import DnabertArchitecture
 from seqmill.spec.families import DNABERT_S
-from seqmill.spec.models import DNABERT_MODELS, WEIGHTS_FOLDER, DnabertArchitecture, find_model
+from seqmill.spec.models import DNABERT_MODELS, WEIGHTS_FOLDER, find_model
 
 TINY = DnabertArchitecture(num_layers=2, hidden_dim=48, num_heads=3)
 UNTRAINED_DIGEST = "16f770cbeba09c806bfa4caddfb340ace5cbc7d09be93de4a8faf9b52d71c063"

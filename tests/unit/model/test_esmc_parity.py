@@ -19,7 +19,8 @@ from esmc_reference import (
 )
 from pack_parity import all_layers, kernels_of, make_model, one_pack, worst_errors
 from seqmill.model.weights import Weights, load_weights
-from seqmill.spec.models import ESMC_MODELS, EsmcArchitecture, find_model
+from seqmill.spec.architectures import EsmcArchitecture
+from seqmill.spec.models import ESMC_MODELS, find_model
 
 # Residues, so up to 2,048 tokens; packs need not be sorted by length.
 LENGTHS = [2046, 350, 64, 64, 1, 700, 17, 3, 2, 1]

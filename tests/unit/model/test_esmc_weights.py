@@ -17,8 +17,9 @@ from pack_parity import make_model, one_pack
 from seqmill.errors import SeqmillError
 from seqmill.model.esmc import parameter_shapes
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
+from seqmill.spec.architectures import EsmcArchitecture
 from seqmill.spec.families import ESMC
-from seqmill.spec.models import ESMC_MODELS, EsmcArchitecture, find_model
+from seqmill.spec.models import ESMC_MODELS, find_model
 
 TINY = EsmcArchitecture(num_layers=2, hidden_dim=64, num_heads=1)
 UNTRAINED_DIGEST = "b138110da06cd7ad5c8248aefe8691416172cb4119473613dd0d3d81bb5df334"
@@ -272,10 +273,15 @@ def test_a_pickle_of_something_else(tmp_path: Path, content: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda state: state.clear(), "it has no table of tokens, or no layers"),
-        (lambda state: state.pop("embed.weight"), "it has no table of tokens, or no layers"),
-        (lambda state: state.update({"embed.weight": torch.zeros(64)}), "it has no table of tokens, or no layers"),
-        (lambda state: state.update({"embed.weight": torch.zeros(64, 7)}), "it has no table of tokens, or no layers"),
+        (lambda state: state.clear(), "it has no table of tokens"),
+        (lambda state: state.pop("embed.weight"), "it has no table of tokens"),
+        (lambda state: state.update({"embed.weight": torch.zeros(64)}), "it has no table of tokens"),
+        (lambda state: state.update({"embed.weight": torch.zeros(64, 7)}), "hidden_dim is 7, not a multiple of 64"),
+        (lambda state: state.update({"embed.weight": torch.zeros(64, 100)}), "hidden_dim is 100, not a multiple of 64"),
+        (
+            lambda state: state.update({f"x.blocks.{number}.": torch.ones(1) for number in range(1001)}),
+            "num_layers is 1001",
+        ),
         (lambda state: state.pop("transformer.blocks.1.attn.q_ln.weight"), "missing transformer.blocks.1.attn.q_ln"),
         (
             lambda state: state.update({"transformer.blocks.0.ffn.1.weight": torch.zeros(128, 64)}),
@@ -283,7 +289,7 @@ def test_a_pickle_of_something_else(tmp_path: Path, content: Any) -> None:
         ),
         (
             lambda state: [state.pop(name) for name in list(state) if ".blocks." in name],
-            "it has no table of tokens, or no layers",
+            "num_layers is 0",
         ),
         (lambda state: state.update({"transformer.blocks.x.ffn.1.weight": torch.zeros(2)}), "missing transformer.bl"),
     ],

@@ -20,7 +20,7 @@ from seqmill.model.esm2 import LAYER_NORM_EPS
 from seqmill.model.float8 import Scaled, make_linear, make_norm, round_rows
 from seqmill.model.kernels import float8_triton
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import Architecture
+from seqmill.spec.architectures import Architecture
 from triton_checks import compiled, run_in_the_interpreter
 
 NORM = {"x": "*fp32", "delta": "*bf16", "weight": "*fp32", "bias": "*fp32", "values": "*fp8e4nv", "scales": "*fp32"}

@@ -20,7 +20,7 @@ from seqmill.model.esm2 import ESM2
 from seqmill.model.float8 import FLOAT8, LARGEST, gate, make_linear, make_norm, product, round_rows
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, untrained_tensors
-from seqmill.spec.models import Architecture
+from seqmill.spec.architectures import Architecture
 
 CPU = torch.device("cpu")
 STEP = 2**-4  # half a step of e4m3's mantissa, relative

@@ -24,7 +24,7 @@ from seqmill.model.kernels import fused
 from seqmill.model.pack import Pack
 from seqmill.model.t5 import RMS_NORM_EPS, T5Encoder
 from seqmill.model.weights import untrained_tensors
-from seqmill.spec.models import DnabertArchitecture, Esm2Architecture, EsmcArchitecture, T5Architecture
+from seqmill.spec.architectures import DnabertArchitecture, Esm2Architecture, EsmcArchitecture, T5Architecture
 from triton_checks import compiled, run_in_the_interpreter
 
 # The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.

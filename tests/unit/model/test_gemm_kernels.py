@@ -17,7 +17,7 @@ from seqmill.model.kernels import gemm_triton
 from seqmill.model.layers import TORCH, Linear
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, untrained_tensors
-from seqmill.spec.models import Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
 from triton_checks import run_in_the_interpreter, widen_bfloat16_products
 
 # The interpreter truncates float32 to bfloat16 and a GPU rounds, so errors reach one step, not half a step.

@@ -16,8 +16,9 @@ from seqmill.errors import SeqmillError
 from seqmill.model.relative import make_biases
 from seqmill.model.t5 import T5Encoder, parameter_shapes
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
+from seqmill.spec.architectures import T5Architecture
 from seqmill.spec.families import PROSTT5, PROTT5
-from seqmill.spec.models import T5_MODELS, T5Architecture, find_model
+from seqmill.spec.models import T5_MODELS, find_model
 from t5_reference import State, random_tokens, save_folder, save_pickle, seeded_state
 
 TINY = T5Architecture(num_layers=2, hidden_dim=32, num_heads=2, key_dim=32, feed_forward_dim=64)
@@ -245,6 +246,18 @@ def test_the_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (source.family, source.architecture) == (T5_MODELS[name].family, T5_MODELS[name])
     save_folder(find_model(name).path, TINY)
     assert f"but {name} is" in refusal(lambda: load_weights(find_model(name)))  # the folder has another size
+
+
+@pytest.mark.parametrize("name", ["prott5_xl_u50", "prostt5", "esmc_300m", "dnabert_s"])
+def test_a_released_folder_without_its_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an interrupted copy."""
+    monkeypatch.chdir(tmp_path)
+    source = find_model(name)
+    assert source.path
+    source.path.mkdir(parents=True)
+    (source.path / "config.json").write_text(json.dumps({}))
+    message = refusal(lambda: load_weights(source))
+    assert message.startswith(f"{source.path}: no such weights; run `seqmill fetch {name}`")
 
 
 def test_untrained_weights_are_the_same_every_time() -> None:

@@ -25,7 +25,8 @@ from seqmill.index.letters import ESM2_ALPHABET, ProteinLetters
 from seqmill.model.esm2 import ESM2, parameter_shapes
 from seqmill.model.pack import Pack
 from seqmill.model.weights import Weights, load_weights, untrained_tensors
-from seqmill.spec.models import MODELS, Esm2Architecture, ModelSource, find_model
+from seqmill.spec.architectures import Esm2Architecture
+from seqmill.spec.models import MODELS, ModelSource, find_model
 from sequences import random_sequences, relative_error
 
 NAME = "esm2_t6_8M_UR50D"

@@ -31,9 +31,10 @@ from seqmill.model.pack import Pack
 from seqmill.model.weights import open_weights
 from seqmill.run.calibration import Calibration, calibrate, sample_order, sample_packs
 from seqmill.run.forecast import Shares, describe_shares, disk_needed, share_work
+from seqmill.spec.architectures import model_flop
 from seqmill.spec.fingerprint import Fingerprint
 from seqmill.spec.lengths import LengthPolicy
-from seqmill.spec.models import MODELS, find_model, model_flop
+from seqmill.spec.models import MODELS, find_model
 from seqmill.spec.outputs import Outputs
 from seqmill.spec.task import ComputeSettings
 from seqmill.store.index import Index, open_index, residue_counts

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from seqmill.errors import SeqmillError
+from seqmill.spec.architectures import Esm2Architecture, model_flop
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
 from seqmill.spec.models import (
     DNABERT_MODELS,
@@ -24,10 +25,8 @@ from seqmill.spec.models import (
     T5_MODELS,
     UNTRAINED_TOKENIZER,
     WEIGHTS_FOLDER,
-    Esm2Architecture,
     find_model,
     is_hub_id,
-    model_flop,
     user_weights_folder,
 )
 from seqmill.spec.released import read_releases
@@ -558,6 +557,12 @@ def test_a_folder_that_is_not_esm(tmp_path: Path) -> None:
         message = refusal(str(folder))
         assert str(folder) in message
         assert expected in message
+
+
+@pytest.mark.parametrize("model_type", [None, 7, ["esm"], {"esm": 2}])
+def test_a_folder_whose_model_type_is_no_text(tmp_path: Path, model_type: Any) -> None:
+    folder = write_folder(tmp_path / "model", model_type)
+    assert f"model_type is {model_type!r}; " in refusal(str(folder))
 
 
 def test_an_architecture_is_compared_by_value() -> None:

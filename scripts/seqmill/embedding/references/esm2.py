@@ -15,7 +15,7 @@ from seqmill.embedding.references.reference import Embed, Reference, Tensors
 from seqmill.model.esm2 import ESM2, ROPE_BASE
 from seqmill.model.esm2_weights import FAIR_ESM
 from seqmill.model.pack import Pack
-from seqmill.spec.models import Esm2Architecture
+from seqmill.spec.architectures import Esm2Architecture
 
 # fair-esm keeps the scores and the probabilities of all heads, and averages them.
 ATTENTION_BYTES = 12  # per head and pair of tokens

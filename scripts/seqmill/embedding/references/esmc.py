@@ -16,7 +16,7 @@ from seqmill.embedding.references.reference import (
     score_bytes,
     written_out,
 )
-from seqmill.spec.models import EsmcArchitecture
+from seqmill.spec.architectures import EsmcArchitecture
 
 # Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
 # docs/explanation/accuracy.md.

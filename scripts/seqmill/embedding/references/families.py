@@ -6,8 +6,8 @@ from typing import Any
 
 from seqmill.embedding.references import dnabert_s, esm2, esmc, t5
 from seqmill.embedding.references.reference import Reference, Tensors
+from seqmill.spec.architectures import Architecture
 from seqmill.spec.families import DNABERT_S, ESM2, ESMC, PROSTT5, PROTT5, Family
-from seqmill.spec.models import Architecture
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from seqmill.embedding.references.reference import (
     score_bytes,
     written_out,
 )
-from seqmill.spec.models import T5Architecture
+from seqmill.spec.architectures import T5Architecture
 
 # Cost of the passes over the scores per head and pair of tokens, in operations of the matrix products; fitted, see
 # docs/explanation/accuracy.md.

@@ -116,6 +116,24 @@ def _jit(kernel: Callable[..., None]) -> Any:  # noqa: ANN401
 
 
 @_jit
+def _sequence_of(
+    program: tl.tensor, cu_seqlens_start: tl.tensor, num_sequences: int, queries: tl.constexpr
+) -> tl.tensor:
+    """Return the sequence of a program.
+
+    Sequence s has the programs from cu_seqlens[s] // queries + s on, enough for its blocks; bisection finds s.
+    """
+    sequence, after = 0, num_sequences
+    while after - sequence > 1:
+        middle = (sequence + after) // 2
+        if tl.load(cu_seqlens_start + middle) // queries + middle <= program:
+            sequence = middle
+        else:
+            after = middle
+    return sequence
+
+
+@_jit
 def _attention(
     qkv_start: tl.tensor,
     biases_start: tl.tensor,
@@ -131,14 +149,7 @@ def _attention(
     span: tl.constexpr,
 ) -> None:
     program, head = tl.program_id(0), tl.program_id(1)
-    # Sequence s has the programs from cu_seqlens[s] // queries + s on, enough for its blocks; bisection finds s.
-    sequence, after = 0, num_sequences
-    while after - sequence > 1:
-        middle = (sequence + after) // 2
-        if tl.load(cu_seqlens_start + middle) // queries + middle <= program:
-            sequence = middle
-        else:
-            after = middle
+    sequence = _sequence_of(program, cu_seqlens_start, num_sequences, queries)
     begin = tl.load(cu_seqlens_start + sequence)
     length = tl.load(cu_seqlens_start + sequence + 1) - begin
     first = (program - begin // queries - sequence) * queries
