@@ -109,7 +109,7 @@ def main() -> None:
     results = {
         "date": date.today().isoformat(),
         "processor": kind,
-        "cores": os.cpu_count(),
+        "cores": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "instructions": rates,

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -30,15 +31,15 @@ from seqmill.embedding.pooling import mean_over_residues
 from seqmill.embedding.readout import Readout
 from seqmill.embedding.runner import CPU_PIECE_TOKENS, embed_packs
 from seqmill.index.build import build_index
-from seqmill.model import attention, esm2
+from seqmill.model import attention
 from seqmill.model.attention import choose_kernel
 from seqmill.model.elementwise import EAGER, choose_elementwise, pre_norm
-from seqmill.model.encoder import pack_weights
+from seqmill.model.encoder import Encoder, make_encoder, pack_weights
 from seqmill.model.esm2 import ESM2, rope_tables
 from seqmill.model.kernels import compiled
 from seqmill.model.layers import Linear
 from seqmill.model.pack import Pack
-from seqmill.model.weights import untrained_tensors
+from seqmill.model.weights import Weights, untrained_tensors
 from seqmill.spec.architectures import Esm2Architecture
 from seqmill.spec.lengths import LengthPolicy
 from seqmill.spec.models import MODELS
@@ -48,6 +49,7 @@ from seqmill.store.index import Index, open_index
 CPU = torch.device("cpu")
 THREADS = os.cpu_count() or 1
 EVERY = {"esm2_t6_8M_UR50D": 8, "esm2_t12_35M_UR50D": 16, "esm2_t30_150M_UR50D": 64}  # every n-th pack is timed
+STEPS = {**{name: MODELS[name].num_layers for name in EVERY}, "esmc_300m": 30, "prott5_xl_u50": 2}  # layers
 ROUNDS = 3
 
 
@@ -112,47 +114,49 @@ def kernels(architecture: Esm2Architecture, dtype: torch.dtype) -> tuple[str, st
 
 
 def step_table() -> list[str]:
-    """Return a table of the time of each step, in microseconds per token, on one thread at length 350."""
+    """Return a table of each step's processor time, in microseconds per token, on one thread at length 350."""
     lines = ["| model | precision | products | attention | norms and the rest | all |", "|---|---|---|---|---|---|"]
     torch.set_num_threads(1)
     pack = Pack.from_tokens(np.full(5 * 350, 5, np.uint8), np.full(5, 350))
-    for name in EVERY:
-        architecture = MODELS[name]
-        tensors = untrained_tensors(architecture)
+    for name, layers in STEPS.items():
+        architecture = replace(MODELS[name], num_layers=layers)
+        weights = Weights(architecture, untrained_tensors(architecture), "", trained=False)
         for dtype in (torch.bfloat16, torch.float32):
-            attention, elementwise = kernels(architecture, dtype)
-            model = ESM2(architecture, tensors, dtype, 350, attention, elementwise)
-            pack_weights(model)
+            model = make_encoder(weights, dtype, 350, CPU)
+            model(pack)
             products = attended = total = float("inf")
             for _ in range(ROUNDS):
                 spent = {"products": 0.0, "attention": 0.0}
                 with timed_steps(model, spent):
-                    start = time.perf_counter()
+                    start = time.thread_time()
                     model(pack)
-                    took = time.perf_counter() - start
+                    took = time.thread_time() - start
                 if took < total:
                     products, attended, total = spent["products"], spent["attention"], took
             each = [seconds / len(pack.tokens) * 1e6 for seconds in (products, attended, total - products - attended)]
             cells = " | ".join(f"{value:,.1f}" for value in (*each, sum(each)))
-            lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {cells} |")
+            shown = name if layers == MODELS[name].num_layers else f"{name}, {layers} layers"
+            lines.append(f"| {shown} | {str(dtype).removeprefix('torch.')} | {cells} |")
     return lines
 
 
 @contextmanager
-def timed_steps(model: ESM2, spent: dict[str, float]) -> Iterator[None]:
-    """Add the time of a model's products (with bias and GELU) and of its attention to `spent`, in seconds."""
+def timed_steps(model: Encoder, spent: dict[str, float]) -> Iterator[None]:
+    """Add the processor time of a model's products (with activation) and of its attention to `spent`, in seconds."""
     started = [0.0]
+    family = sys.modules[type(model).__module__]
+    plain = family.attend
 
     def begin(*_: object) -> None:
-        started[0] = time.perf_counter()
+        started[0] = time.thread_time()
 
     def end(*_: object) -> None:
-        spent["products"] += time.perf_counter() - started[0]
+        spent["products"] += time.thread_time() - started[0]
 
     def attend(*arguments: object) -> torch.Tensor:
-        start = time.perf_counter()
-        result = attention.attend(*arguments)
-        spent["attention"] += time.perf_counter() - start
+        start = time.thread_time()
+        result = plain(*arguments)
+        spent["attention"] += time.thread_time() - start
         return result
 
     hooks = [
@@ -161,11 +165,11 @@ def timed_steps(model: ESM2, spent: dict[str, float]) -> Iterator[None]:
         if isinstance(module, Linear)
         for register, hook in ((module.register_forward_pre_hook, begin), (module.register_forward_hook, end))
     ]
-    esm2.attend = attend
+    family.attend = attend
     try:
         yield
     finally:
-        esm2.attend = attention.attend
+        family.attend = plain
         for hook in hooks:
             hook.remove()
 
