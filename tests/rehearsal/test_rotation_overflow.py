@@ -36,11 +36,18 @@ def test_the_check_costs_no_memory_access_but_where_there_is_an_overflow(
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows, columns, warps = fused.rotation_blocks(20, 64)
-    constants = {"num_heads": 20, "half": 32, "rows": rows, "columns": columns}
+    constants = {"num_heads": 20, "half": 32, "rows": rows, "columns": columns, "has_norms": False}
     loads, stores = {}, {}
     for kind in ("*bf16", "*fp16"):
         pointers = {"qkv": kind, "cos": "*fp32", "sin": "*fp32", "positions": "*i64"}
-        ptx = compiled(fused._rotate, pointers, {}, constants, 90, {"num_warps": warps})
+        ptx = compiled(
+            fused._rotate,
+            pointers | {"q_weight": "*fp32", "k_weight": "*fp32"},
+            {"eps": "fp32"},
+            constants,
+            90,
+            {"num_warps": warps},
+        )
         loads[kind], stores[kind] = ptx.count("ld.global"), ptx.count("st.global")
     assert loads["*fp16"] == loads["*bf16"]
     assert stores["*fp16"] > stores["*bf16"]
@@ -61,7 +68,7 @@ def tables(head_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def eager(qkv: torch.Tensor) -> Marked:
     cos, sin, positions = tables(qkv.shape[-1])
-    q, k = rotate(qkv[:, :2], cos[positions], sin[positions]).unbind(1)
+    q, k = rotate(qkv[:, :2], cos[positions], sin[positions]).to(qkv.dtype).unbind(1)
     return q, k, show_overflow(q, k, qkv[:, 2])
 
 
