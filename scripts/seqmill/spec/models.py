@@ -6,7 +6,6 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from seqmill.base.commands import command
 from seqmill.base.files import cache_folder, read_json
@@ -23,15 +22,11 @@ from seqmill.spec.families import DNABERT_S, ESM2, ESMC, FAMILIES, PROSTT5, PROT
 from seqmill.spec.released import release_of
 from seqmill.spec.weight_files import PICKLED_WEIGHTS, SAFETENSORS, SAFETENSORS_INDEX, weight_files
 
-if TYPE_CHECKING:
-    pass
-
 UNTRAINED_PREFIX = "untrained:"
 WEIGHTS_FOLDER = Path("resources/models")  # the workflow's; see `weights_folders`
 WEIGHTS_VARIABLE = "SEQMILL_MODELS"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 UNTRAINED_TOKENIZER = Path(__file__).with_name("untrained_dnabert_s") / TOKENIZER
-
 
 ESM2_MODELS = {
     "esm2_t6_8M_UR50D": Esm2Architecture(6, 320, 20),
@@ -87,7 +82,7 @@ class ModelSource:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer.json of a nucleotide model; ESM-2 needs none."""
+        """The tokenizer.json of a nucleotide model; protein models need none."""
         if self.family != DNABERT_S:
             return None
         return self.path / TOKENIZER if self.path else UNTRAINED_TOKENIZER

@@ -168,8 +168,7 @@ def _attention(
         slope = tl.load(biases_start + head) * log2_e
     else:
         own = biases_start + head * (2 * span + 1) + span  # the bias of the query's own position
-    largest = tl.full([queries], float("-inf"), tl.float32)
-    total = tl.zeros([queries], tl.float32)
+    largest, total = tl.full([queries], float("-inf"), tl.float32), tl.zeros([queries], tl.float32)
     sums = tl.zeros([queries, columns], tl.float32)
     for place in range(0, length, keys):
         inside = place + key < length
