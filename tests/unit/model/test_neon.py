@@ -17,6 +17,7 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 LENGTHS = np.array([150, 65, 64, 33, 32, 31, 17, 16, 3, 2, 1])
 NATIVE = compiled.of_dtype(torch.float32) or ""
 pytestmark = [
+    pytest.mark.full,  # each process compiles the kernel for Arm
     pytest.mark.skipif(not NATIVE, reason="no float32 kernel for this processor, or no C compiler"),
     *(
         pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")

@@ -11,7 +11,7 @@ from seqmill.model.kernels import compiled
 from seqmill.spec.models import MODELS
 from sequences import random_sequences
 
-LENGTHS = [1022, 700, 350, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
+LENGTHS = [1022, 350, 350, 128, 64, 64, 17, 3, 2, 1, 1]
 SHORT_LENGTHS = [1022, 90, 90, 5, 1]
 
 # All layers if memory and time allow; a few of the identical layers for the large models.
