@@ -58,7 +58,7 @@ TINY = Sizes(
     file_tokens=1500,
     file_seconds=1.0,
     hard_model=SMALL,
-    hard_tokens=2500,
+    hard_tokens=10_000,
     hard_ranks=2,
     hard_workers=2,
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 UUID = "00000000-1111-2222-3333-444444444444"
 MEMORY = 8 << 30
-TOKENS = 600  # for which the memory suffices when it is limited, or held by another process
+TOKENS = 700  # for which the memory suffices when it is limited, or held by another process
 HELD = Path(tempfile.gettempdir(), "stand-in-memory-is-held")
 
 
