@@ -150,6 +150,7 @@ def check_it_is_chosen() -> None:
     assert not compiled.why_not("amx")
 
 
+@pytest.mark.full
 def test_the_kernel_with_emulated_tiles(tmp_path: Path) -> None:
     plugins = ("-p", "amx_processor", "-p", "no:cacheprovider", "-p", "no:faulthandler")  # it would take SIGILL
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "-o", "python_functions=check_*", __file__]

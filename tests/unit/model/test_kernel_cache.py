@@ -82,6 +82,7 @@ for damaged in map(Path, sys.argv[3:]):
 """
 
 
+@pytest.mark.full
 def test_damaged_libraries_are_built_again(library: Path, tmp_path: Path) -> None:
     sound = library.read_bytes()
     for name, damage in DAMAGE.items():
