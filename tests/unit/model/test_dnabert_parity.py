@@ -27,7 +27,7 @@ from seqmill.spec.models import DNABERT_MODELS, find_model
 from seqmill.spec.packing import MAX_PACK_TOKENS
 
 # Packs need not be sorted by length; sequences of 1 and 2 tokens have only special tokens.
-LENGTHS = [300, 37, 170, 128, 128, 17, 2, 1, 1, 9]
+LENGTHS = [200, 37, 128, 128, 17, 2, 1]
 FEW_LENGTHS = [200, 41, 41, 2, 1]
 CASES = {"small": (SMALL, LENGTHS), "dnabert_s": (DNABERT_MODELS["dnabert_s"], FEW_LENGTHS)}
 

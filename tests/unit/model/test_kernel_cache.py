@@ -34,13 +34,13 @@ __attribute__((constructor)) static void run(void) { open("MARK", O_CREAT | O_WR
 
 @pytest.fixture(scope="session")
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that compiles once and then copies its first result."""
+    """A compiler that compiles once, without optimizing, and then copies its first result."""
     folder = tmp_path_factory.mktemp("compiler")
     script = folder / "cc"
     script.write_text(
         "#!/bin/sh\n"
         'for word; do [ "$previous" = -o ] && output=$word; previous=$word; done\n'
-        f'[ -e {folder}/made ] || {COMPILER} "$@" -o {folder}/made || exit 1\n'
+        f'[ -e {folder}/made ] || {COMPILER} "$@" -O0 -o {folder}/made || exit 1\n'
         f'cp {folder}/made "$output"\n'
     )
     script.chmod(0o755)

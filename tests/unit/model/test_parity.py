@@ -16,7 +16,7 @@ SHORT_LENGTHS = [1022, 90, 90, 5, 1]
 
 # All layers if memory and time allow; a few of the identical layers for the large models.
 CASES = {
-    "esm2_t6_8M_UR50D": (6, LENGTHS),
+    "esm2_t6_8M_UR50D": (6, SHORT_LENGTHS),
     "esm2_t12_35M_UR50D": (12, LENGTHS),
     "esm2_t30_150M_UR50D": (30, SHORT_LENGTHS),
     "esm2_t33_650M_UR50D": (4, SHORT_LENGTHS),
