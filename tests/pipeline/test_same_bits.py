@@ -49,11 +49,12 @@ def test_shards_without_work_are_complete_and_have_the_right_shape(tmp_path: Pat
         assert shard["sequence_ids"].shape == (0,)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("family", "fasta", "policy"),
     [
-        pytest.param(PROTEINS, DEMO, PROTEINS.policy, marks=pytest.mark.full),
+        (PROTEINS, DEMO, PROTEINS.policy),
         (WINDOWS, CONTIGS_DEMO, LengthPolicy("window", 1000, 1000, 700, "both")),
         (CONTIGS, CONTIGS_DEMO, LengthPolicy("full", 0)),
     ],

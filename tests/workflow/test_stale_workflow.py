@@ -242,7 +242,7 @@ def test_a_dataset_of_the_demo_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_run_gives_what_is_asked_for_whatever_was_edited(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -414,9 +414,9 @@ def test_signals_are_named_in_the_status(tmp_path: Path, numbers: list[signal.Si
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("family", ONE_EACH, ids=str)
+@pytest.mark.parametrize("family", [PROTEINS, WINDOWS], ids=str)
 def test_a_killed_worker_is_resumed_with_another_world_size(family: Family, tmp_path: Path) -> None:
-    """SIGKILL with two parts saved and a third half-written; tests/faults covers every other moment."""
+    """SIGKILL with two parts saved and a third half-written; tests/faults covers other moments and families."""
     run = Run(tmp_path / "killed", 1).build(family.write_odd(tmp_path), family.model, family.policy)
     shutil.copytree(run.folder, tmp_path / "alone")
     arguments = ("--index", run.index, "--rank", 0, "--world-size", 1, "--output", run.shards[0], "--save-seconds", 0)
