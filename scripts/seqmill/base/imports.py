@@ -5,10 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from seqmill.base.signals import held_back_signals
+
 
 @contextmanager
 def importing_much() -> Iterator[None]:
-    """Import in the block without looking for garbage, then or later.
+    """Import in the block without looking for garbage, then or later, and delay the handlers of signals until its end.
+
+    C++ calls Python in the import of torch; an exception there, as a handler raises it, would abort the process.
 
     The hundreds of thousands of objects that torch creates live to the end. Looking for garbage among them takes a
     sixth of its import, and half a second when the process ends (docs/explanation/performance.md).
@@ -18,7 +22,8 @@ def importing_much() -> Iterator[None]:
         return
     gc.disable()
     try:
-        yield
+        with held_back_signals():
+            yield
     finally:
         gc.freeze()
         gc.enable()

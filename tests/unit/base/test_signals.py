@@ -79,6 +79,27 @@ def test_a_signal_while_hdf5_writes_does_not_crash_the_process(tmp_path: Path) -
         assert writer.wait(timeout=60) == 128 + signal.SIGTERM
 
 
+IMPORTS = """
+import sys
+from pathlib import Path
+from seqmill.base.imports import importing_much
+from seqmill.base.signals import Signals
+Path(sys.argv[1], "large.py").write_text("import os; os.kill(os.getpid(), 15); print('imported', flush=True)")
+sys.path.append(sys.argv[1])
+Signals().catch()
+with importing_much():
+    import large
+print("went on", flush=True)
+"""
+
+
+def test_a_signal_waits_for_the_end_of_a_large_import(tmp_path: Path) -> None:
+    """In the import of torch, C++ calls Python; an exception there used to abort the process."""
+    stopped = python(IMPORTS, tmp_path)
+    assert stopped.communicate(timeout=60)[0] == "imported\n"
+    assert stopped.returncode == 128 + signal.SIGTERM
+
+
 SLOW_DISK = """
 import os, signal, sys, threading, time
 from contextlib import contextmanager
