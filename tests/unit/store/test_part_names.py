@@ -109,6 +109,7 @@ def test_temporary_files_of_another_worker_are_not_removed(name: str, tmp_path: 
     assert [path.exists() for path in (*own, *others)] == [False, False, True, True]
 
 
+@pytest.mark.full
 def test_two_workers_with_the_same_packs_and_other_shards(done: Run, results: list[PackResult], tmp_path: Path) -> None:
     """The first dies with two parts saved and a third half-written; it runs again while the second finishes."""
     run = Run(tmp_path, 1)
