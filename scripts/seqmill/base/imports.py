@@ -12,7 +12,7 @@ from seqmill.base.signals import held_back_signals
 def importing_much() -> Iterator[None]:
     """Import in the block without looking for garbage, then or later, and delay the handlers of signals until its end.
 
-    C++ calls Python in the import of torch; an exception there, as a handler raises it, would abort the process.
+    While torch is imported, its C++ code calls Python; an exception from a handler would abort the process there.
 
     The hundreds of thousands of objects that torch creates live to the end. Looking for garbage among them takes a
     sixth of its import, and half a second when the process ends (docs/explanation/performance.md).

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from seqmill.base.commands import command, is_on_path
+from seqmill.base.imports import importing_much
 from seqmill.cli import program
 from seqmill.run.doctor import Report, examine
 from seqmill.run.doctor_gpus import describe_gpus
@@ -46,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_weights() -> int:
     """Print what is found on the released models; return the exit code."""
-    from seqmill.fetch.self_test import check_weights  # imports torch, which readers of results may lack
+    with importing_much():
+        from seqmill.fetch.self_test import check_weights  # imports torch, which readers of results may lack
 
     found = list(check_weights())
     for text, _ in found:

@@ -10,6 +10,7 @@ from typing import Any
 
 from seqmill.base.files import name_errors, whole_folder_or_absent, whole_or_absent
 from seqmill.base.hdf5 import new_hdf5
+from seqmill.base.imports import importing_much
 from seqmill.errors import SeqmillError
 from seqmill.export.names import NAMES, file_name, hdf5_name, unique_names, whole_export
 from seqmill.store.embeddings import EmbeddingsFile, read_blocks, read_ids
@@ -58,7 +59,8 @@ def write_pt(embeddings: EmbeddingsFile, output: Path, records: Path | None = No
     (hidden_dim,). If the embeddings file has vectors of residues, it also holds `representations`, to a tensor
     (residues, hidden_dim).
     """
-    import torch
+    with importing_much():
+        import torch
 
     pooling, layer = embeddings.pooling, embeddings.layer
     key = f"{REPRESENTATIONS.get(pooling, pooling)}_representations"

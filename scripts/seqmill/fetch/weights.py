@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from seqmill.base.commands import command
 from seqmill.base.files import fsync, sha256_of_file, write_json
+from seqmill.base.imports import importing_much
 from seqmill.errors import SeqmillError
 from seqmill.fetch.download import Pace, Unreachable, download, stated_on_hub
 from seqmill.model.weights_record import record_path
@@ -80,8 +81,9 @@ def _fetch_file(name: str, release: Release, source: WeightsSource, part: Path, 
 
 
 def _convert(folder: ModelSource, part: Path) -> None:
-    from seqmill.model.esm2_weights import save_checkpoint
-    from seqmill.model.weights import open_weights
+    with importing_much():
+        from seqmill.model.esm2_weights import save_checkpoint
+        from seqmill.model.weights import open_weights
     from seqmill.spec.architectures import Esm2Architecture
 
     architecture, parts = open_weights(folder)
@@ -157,9 +159,10 @@ def _receive(name: str, source: WeightsSource, file: str, fact: FileFact, part: 
 
 def _test_and_record(model: ModelSource, release: Release, source: WeightsSource, files: dict[str, Path]) -> None:
     """Test a fetched model and record its files by their final names; remove it if it is not the released one."""
-    from seqmill.fetch.self_test import self_test
-    from seqmill.index.bpe import BpeTokenizer
-    from seqmill.model.weights import load_weights
+    with importing_much():
+        from seqmill.fetch.self_test import self_test
+        from seqmill.index.bpe import BpeTokenizer
+        from seqmill.model.weights import load_weights
 
     assert model.path is not None
     try:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from seqmill.base.imports import importing_much
 from seqmill.base.signals import Signals
 from seqmill.base.words import time_in_words
 from seqmill.embedding.lease import leased_gpu
@@ -41,7 +42,8 @@ def plan_index(path: Path, model: str, options: PlanOptions) -> list[str]:
     Raise a SeqmillError if the run would be refused, as far as is known before it starts.
     """
     index = open_index(path)
-    from seqmill.embedding.job import model_of  # imports torch
+    with importing_much():
+        from seqmill.embedding.job import model_of  # imports torch
 
     source = model_of(index, model)
     policy = LengthPolicy(**{name: index.attributes[name] for name in LengthPolicy.__dataclass_fields__})

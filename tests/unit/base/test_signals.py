@@ -94,7 +94,7 @@ print("went on", flush=True)
 
 
 def test_a_signal_waits_for_the_end_of_a_large_import(tmp_path: Path) -> None:
-    """In the import of torch, C++ calls Python; an exception there used to abort the process."""
+    """While torch is imported, its C++ code calls Python; an exception there used to abort the process."""
     stopped = python(IMPORTS, tmp_path)
     assert stopped.communicate(timeout=60)[0] == "imported\n"
     assert stopped.returncode == 128 + signal.SIGTERM

@@ -31,7 +31,7 @@ CASES = {
     "small": (SMALL, LENGTHS),
     "esmc_300m": (ESMC_MODELS["esmc_300m"], FEW_LENGTHS),
     "esmc_600m": (replace(ESMC_MODELS["esmc_600m"], num_layers=4), FEW_LENGTHS),
-    "esmc_6b": (replace(ESMC_MODELS["esmc_6b"], num_layers=2), QUICK_LENGTHS),
+    "esmc_6b": (replace(ESMC_MODELS["esmc_6b"], num_layers=2), FEW_LENGTHS),
 }
 
 

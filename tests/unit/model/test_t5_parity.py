@@ -30,7 +30,7 @@ CASES = {
     "small": (SMALL, LENGTHS),
     "small, 24 layers": (replace(SMALL, num_layers=24), LENGTHS),
     "prott5_xl_u50": (replace(T5_MODELS["prott5_xl_u50"], num_layers=2), FEW_LENGTHS),
-    "prostt5": (replace(T5_MODELS["prostt5"], num_layers=2), QUICK_LENGTHS),
+    "prostt5": (replace(T5_MODELS["prostt5"], num_layers=2), FEW_LENGTHS),
 }
 
 
@@ -66,7 +66,7 @@ def test_every_layer_agrees_with_transformers(name: str, tmp_path: Path) -> None
     compare(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["quick", pytest.param("prostt5", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["quick", pytest.param("prott5_xl_u50", marks=pytest.mark.full)])
 def test_large_scores(name: str, tmp_path: Path) -> None:
     """T5 does not scale its scores; these have a spread of 8, so a few keys decide, and errors grow."""
     compare(name, tmp_path, score_spread=8, exact=True, lowest_cosine=0.999)
